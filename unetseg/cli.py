@@ -1,0 +1,161 @@
+"""What every door shares: Hydra composes the options, config.py validates them, then the door's work runs.
+
+Exit status: 0 done, 2 the user's input is wrong (a message, no traceback), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from unetseg.config import UserError, trainer_arguments
+from unetseg.validation import Schema, describe, unknown_option, validate
+
+Result = TypeVar("Result")
+
+_PACKAGE = Path(__file__).resolve().parent
+CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
+"""Inside the package in a wheel, at the root of a checkout."""
+
+# The run folder is ours: Hydra neither makes one nor changes the working directory. Of a sweep it keeps a record.
+QUIET = (
+    "hydra.run.dir=.",
+    "hydra.sweep.dir=runs/.multirun/${now:%Y-%m-%d_%H-%M-%S}",
+    "hydra.sweep.subdir=.",
+    "hydra.output_subdir=null",
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+)
+
+
+def run(
+    door: str,
+    schema: type[Schema],
+    work: Callable[[Schema], Result],
+    *,
+    preflight: Callable[[Schema], None] = lambda options: None,
+    inherit: Callable[[list[str]], list[str]] = lambda overrides: [],
+) -> list[Result]:
+    """Compose and validate the options on the command line, then do the work once for each Hydra job.
+
+    Every job's options are validated before the first one starts, so that a sweep doesn't fail in its last cell.
+
+    Args:
+        door: name of the config in conf/ and of the module, e.g. `train`.
+        schema: the section of config.py that describes the options.
+        work: called with the validated options of each job.
+        preflight: cheap checks of the world (files, network) before anything heavy is imported.
+        inherit: maps the overrides to further ones that hold where the user says nothing else.
+
+    Returns:
+        What `work` returned, a job each. Leaves the process with status 2 on a UserError.
+    """
+    results: list[Result] = []
+
+    def job(options: DictConfig) -> None:
+        try:
+            results.append(work(validate(schema, _plain(options))))
+        except UserError as error:  # here, because Hydra would say more of it
+            _leave(door, error)
+
+    try:
+        flags = [argument for argument in sys.argv[1:] if argument.startswith("-")]
+        overrides = [_lenient(argument) for argument in sys.argv[1:] if not argument.startswith("-")]
+        overrides = inherit(overrides) + overrides
+        if {"-h", "--help"} & set(flags):
+            print(_help(door, schema, _plain(_composed(door, overrides, schema))))
+            return results
+        for cell in cells(overrides) if {"-m", "--multirun"} & set(flags) else [overrides]:
+            preflight(compose(door, schema, cell))
+        sys.argv[1:] = [*flags, *overrides, *(setting for setting in QUIET if setting not in overrides)]
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=door)(job)()
+    except UserError as error:
+        _leave(door, error)
+    return results
+
+
+def _leave(door: str, error: UserError) -> NoReturn:
+    """Print what is wrong and end the process with status 2."""
+    # a loader's process wraps its traceback into the message; what the user has to know is the last part
+    print(f"unetseg.{door}: {str(error).rpartition('UserError: ')[2].strip()}", file=sys.stderr)
+    sys.exit(2)
+
+
+def compose(door: str, schema: type[Schema], overrides: list[str]) -> Schema:
+    """Return the validated options that conf/<door>.yaml and the overrides make, or raise a UserError."""
+    return validate(schema, _plain(_composed(door, overrides, schema)))
+
+
+def cells(overrides: list[str]) -> list[list[str]]:
+    """Return the overrides of every cell of a sweep written in Hydra's comma syntax."""
+    axes = []
+    for override in _parse(overrides):
+        values = override.sweep_string_iterator() if override.is_sweep_override() else [None]
+        key = override.get_key_element()
+        axes.append([override.input_line if value is None else f"{key}={value}" for value in values])
+    return [list(cell) for cell in itertools.product(*axes)]
+
+
+def _lenient(override: str) -> str:
+    """Let a Trainer argument that conf/ doesn't name be given without Hydra's `+`."""
+    key = override.partition("=")[0]
+    known = key.startswith("trainer.") and key.split(".")[1] in trainer_arguments()
+    return f"++{override}" if known else override
+
+
+def _parse(overrides: list[str]) -> list[Any]:
+    try:
+        return OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise UserError(f"{error}\n  accepted: KEY=VALUE\n  try: --help") from None
+
+
+def _composed(door: str, overrides: list[str], schema: type[Schema]) -> DictConfig:
+    """Return the composed options; Hydra's errors become UserErrors."""
+    overrides = [_lenient(override) for override in overrides]
+    _parse(overrides)
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra.compose(door, overrides=overrides)
+    except MissingConfigException as error:
+        group, _, given = str(error.missing_cfg_file).rpartition("/")
+        accepted = ", ".join(error.options or [])
+        raise UserError(f"{group or 'config'}={given} is not accepted\n  accepted: {accepted}\n  try: --help") from None
+    except HydraException as error:
+        match = re.search(r"Could not override '([^']+)'", str(error))
+        if match is None:
+            raise UserError(f"{error}\n  try: --help") from None
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            defaults: Any = OmegaConf.to_container(hydra.compose(door))
+        raise UserError(unknown_option(schema, defaults, match[1])) from None
+
+
+def _plain(options: DictConfig) -> dict[str, Any]:
+    """Return resolved options as plain dicts, lists, strings and numbers."""
+    try:
+        return OmegaConf.to_container(options, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        key = error.full_key or "an option"
+        raise UserError(f"{key} is not given\n  try: {key}=...") from None
+
+
+def _help(door: str, schema: type[Schema], options: dict[str, Any]) -> str:
+    """Return the help text: every option with its value as composed and its description."""
+    lines = [f"usage: python -m unetseg.{door} [OPTION=VALUE ...] [--multirun]", ""]
+    for key, text in describe(schema, options).items():
+        value: Any = options
+        for part in key.split("."):
+            value = value.get(part, ...) if isinstance(value, dict) else ...
+        if value is not ...:
+            lines.append(f"  {f'{key}={OmegaConf.create([value])[0] if value is not None else None}':44} {text}")
+    return "\n".join(lines)

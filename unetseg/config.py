@@ -1,0 +1,278 @@
+"""The typed schema of every option: what each means and what it accepts.
+
+Imports neither torch nor Lightning, so that a wrong option fails within a second. Defaults live in conf/ only; a
+field's description is what `--help` prints. validation.py turns what is wrong into messages.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+DENSENETS = ("densenet121", "densenet161", "densenet169", "densenet201")
+ENCODERS = RESNETS + DENSENETS
+SKIPS = ("concat", "add", "none")
+LEVELS = 4
+"""Long skips of a U-Net with five encoder stages; level 1 is the finest (stride 2)."""
+IGNORE = 255
+"""The mask value that neither the loss nor a metric counts."""
+PETS_ROOT = Path("data/oxford-iiit-pet")
+"""Where `data=pets` looks, and downloads to, when `data.root` is null."""
+
+
+class UserError(Exception):
+    """The user's input is wrong: the text says what was given, what is accepted and what to try (exit status 2)."""
+
+
+def rejected(accepted: str, advice: str = "") -> PydanticCustomError:
+    """Return the error that a validator raises: what would be accepted, and what to try."""
+    return PydanticCustomError("rejected", "{accepted}", {"accepted": accepted, "advice": advice})
+
+
+def one_of(value: object, names: Sequence[str], more: str = "") -> str:
+    """Return `value` if it is among `names`; otherwise raise, with the nearest names first."""
+    if value in names:
+        return str(value)
+    ordered = nearest_first(str(value), names)
+    raise rejected(f"{', '.join(ordered)}{more}", ordered[0])
+
+
+def nearest_first(given: str, names: Sequence[str]) -> list[str]:
+    """Return the names by their likeness to what was given; of two alike, the one that agrees in more places."""
+
+    def likeness(name: str) -> tuple[float, int]:
+        return difflib.SequenceMatcher(None, given, name).ratio(), sum(
+            a == b for a, b in zip(given, name, strict=False)
+        )
+
+    return sorted(names, key=likeness, reverse=True)
+
+
+def one_or_per_level(value: object, names: Sequence[str], key: str) -> str | list[str]:
+    """Return a name or a list of LEVELS names, finest level first."""
+    example = [names[-1], *[names[0]] * (LEVELS - 1)]
+    more = f"; or one per level, {LEVELS} in all, finest first: {key}=[{','.join(example)}]"
+    if not isinstance(value, list | tuple):
+        return one_of(value, names, more)
+    if len(value) != LEVELS:
+        raise rejected(f"{', '.join(names)}{more}", f"[{','.join(example)}]")
+    return [one_of(entry, names, more) for entry in value]
+
+
+class Section(BaseModel):
+    """A group of options; unknown keys are errors and values don't change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class Model(Section):
+    """The U-Net."""
+
+    encoder: str = Field(description="ResNet or DenseNet of smp: resnet18 ... 152, densenet121 ... 201")
+    weights: str | None = Field(description="imagenet (downloaded by smp) | null | PATH of a .pth or .safetensors")
+    skip: str | list[str] = Field(description="long skips: concat | add | none, or one per level, finest first")
+
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _encoder(cls, value: object) -> str:
+        return one_of(value, ENCODERS)
+
+    @field_validator("skip", mode="before")
+    @classmethod
+    def _skip(cls, value: object) -> str | list[str]:
+        return one_or_per_level(value, SKIPS, "model.skip")
+
+    @field_validator("weights")
+    @classmethod
+    def _weights(cls, value: str | None) -> str | None:
+        if value in (None, "imagenet"):
+            return value
+        accepted = "imagenet, null, or the path of an encoder's state dict that exists and ends in .pth or .safetensors"
+        if Path(value).suffix not in (".pth", ".safetensors") or not Path(value).is_file():
+            raise rejected(accepted, "null")
+        return value
+
+
+class Data(Section):
+    """What every data set has."""
+
+    size: int = Field(ge=32, description="side in pixels of the square that pictures are resized to")
+    batch_size: int = Field(ge=1, description="pictures per step and device")
+    workers: int = Field(ge=0, description="loader processes; 0 loads in the training process")
+    augment: bool = Field(description="random flip, scale, rotation and colour while training")
+
+    @field_validator("root", mode="before", check_fields=False)
+    @classmethod
+    def _root(cls, value: object) -> str | None:
+        if cls is not Synthetic and value is not None and not Path(str(value)).is_dir():
+            raise rejected("a folder that exists", "data=synthetic, which needs no data, or another data.root=FOLDER")
+        return None if value is None else str(value)
+
+
+class Trimaps(Data):
+    """What the sets in the Oxford-IIIT Pet layout have."""
+
+    target: Literal["pet", "trimap"] = Field(description="classes: pet (two) | trimap (three)")
+    border: Literal["pet", "background", "ignore"] = Field(
+        description="target=pet: what trimap value 3 (boundary) counts as: pet | background | ignore"
+    )
+    validation: Literal["every_10th"] | float = Field(
+        description="every_10th line of trainval, or a share of it (0..0.5) stratified by breed and drawn with `seed`"
+    )
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _validation(cls, value: object) -> object:
+        if value == "every_10th" or (isinstance(value, float) and 0 < value <= 0.5):
+            return value
+        raise rejected("every_10th, or a share above 0 and up to 0.5", "every_10th")
+
+
+class Pets(Trimaps):
+    """Oxford-IIIT Pet."""
+
+    name: Literal["pets"] = Field(description="pets | folder | synthetic")
+    root: str | None = Field(description=f"folder with images/ and annotations/; null: {PETS_ROOT}, downloaded")
+
+
+class Synthetic(Trimaps):
+    """Generated animals in the layout of Oxford-IIIT Pet."""
+
+    name: Literal["synthetic"] = Field(description="pets | folder | synthetic")
+    root: str = Field(description="folder under which generated sets are kept")
+    train_images: int = Field(ge=10, description="pictures generated for training and validation")
+    test_images: int = Field(ge=1, description="pictures generated for the test")
+    similarity: float = Field(ge=0, le=1, description="0..1 moves the animals' texture to the background's")
+    generator_seed: int = Field(ge=0, description="seed of the generator; `seed` does not change the pictures")
+
+
+class Folder(Data):
+    """A user's own pictures and masks."""
+
+    name: Literal["folder"] = Field(description="pets | folder | synthetic")
+    root: str = Field(description="folder with images/ and masks/, and train.txt, val.txt, test.txt if wanted")
+    classes: list[str] = Field(min_length=2, max_length=254, description="names of the mask values 0, 1, ...")
+    ignore_index: int | None = Field(ge=0, le=255, description="mask value that is left out of loss and metrics")
+    ratios: list[float] = Field(description="shares of train, validation and test where there are no split files")
+    split_seed: int = Field(ge=0, description="seed of that split; `seed` does not change it")
+
+    @field_validator("ratios")
+    @classmethod
+    def _ratios(cls, value: list[float]) -> list[float]:
+        if len(value) != 3 or min(value) <= 0 or abs(sum(value) - 1) > 1e-6:
+            raise rejected("three positive shares that sum to 1", "[0.7,0.15,0.15]")
+        return value
+
+
+DATA: dict[str | None, type[Data]] = {"pets": Pets, "folder": Folder, "synthetic": Synthetic}
+
+
+class Optimizer(Section):
+    """AdamW with a cosine schedule from `lr` to 0."""
+
+    lr: float = Field(gt=0, description="learning rate at the start")
+    weight_decay: float = Field(ge=0, description="decoupled weight decay")
+
+
+class Wandb(Section):
+    """Weights & Biases, read when logger=wandb."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        description="auto (online only with a key) | online | offline | disabled"
+    )
+    project: str = Field(min_length=1, description="W&B project")
+    entity: str | None = Field(description="W&B user or team; null: the key's own")
+
+
+class Train(Section):
+    """The options of python -m unetseg.train."""
+
+    model: Model
+    data: Annotated[Pets | Folder | Synthetic, Field(discriminator="name")]
+    loss: Literal["dice", "bce", "bce_dice", "cross_entropy"] = Field(
+        description="dice | bce | bce_dice | cross_entropy"
+    )
+    optimizer: Optimizer
+    trainer: dict[str, Any] = Field(description="arguments of Lightning's Trainer, unchanged")
+    logger: Literal["wandb", "csv", "none"] = Field(
+        description="wandb | csv | none; metrics.csv is written whatever is chosen"
+    )
+    wandb: Wandb
+    channels_last: bool = Field(description="memory layout with channels innermost: faster on CPUs and GPUs")
+    seed: int = Field(ge=0, description="seed of weights, order and augmentation")
+    name: str | None = Field(description="name of the run folder; null: made of the options and the time")
+    output: str = Field(description="folder that holds the run folders")
+
+    @field_validator("trainer")
+    @classmethod
+    def _trainer(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            one_of(name, trainer_arguments())
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str | None) -> str | None:
+        if value is not None and (not value or "/" in value or value in (".", "..")):
+            raise rejected("a plain folder name without '/'; the folder above it is `output`", "null")
+        return value
+
+    @model_validator(mode="after")
+    def _loss_fits_classes(self) -> Train:
+        classes = class_names(self.data)
+        if self.loss in ("bce", "bce_dice") and len(classes) > 2:
+            raise rejected(f"loss={self.loss} with two classes; dice or cross_entropy with {len(classes)}", "loss=dice")
+        return self
+
+
+class Evaluate(Section):
+    """The options of python -m unetseg.evaluate."""
+
+    checkpoint: str = Field(description="a checkpoint of unetseg.train, or its run folder")
+    data: Annotated[Pets | Folder | Synthetic, Field(discriminator="name")]
+    split: Literal["train", "val", "test"] = Field(description="part of the data: train | val | test")
+    accelerator: str = Field(description="auto | cpu | gpu ..., as Lightning's Trainer takes it")
+    output: str | None = Field(description="folder for the results; null: evaluation/... in the run folder")
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _checkpoint(cls, value: str) -> str:
+        if not Path(value).exists():
+            raise rejected(
+                "a checkpoint file or a run folder that exists", "checkpoint=runs/NAME/checkpoints/best.ckpt"
+            )
+        return value
+
+
+def class_names(data: Pets | Folder | Synthetic) -> tuple[str, ...]:
+    """Return the names of the classes 0, 1, ... of this data."""
+    if isinstance(data, Folder):
+        return tuple(data.classes)
+    return ("background", "pet") if data.target == "pet" else ("background", "pet", "boundary")
+
+
+@functools.cache
+def trainer_arguments() -> tuple[str, ...]:
+    """Return the names that Lightning's Trainer accepts, read from its source: importing it takes twelve seconds."""
+    root = importlib.util.find_spec("lightning").submodule_search_locations[0]  # type: ignore[union-attr,index]
+    tree = ast.parse((Path(root) / "pytorch/trainer/trainer.py").read_text())
+    init = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    ours = {
+        "self",
+        "logger",
+        "callbacks",
+        "default_root_dir",
+        "enable_checkpointing",
+        "plugins",
+        "inference_mode",
+    }
+    return tuple(a.arg for a in init.args.args + init.args.kwonlyargs if a.arg not in ours)

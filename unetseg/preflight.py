@@ -1,0 +1,73 @@
+"""Cheap looks at the world before anything heavy is imported: what must be downloaded, and is there a network?"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from unetseg.config import PETS_ROOT, Pets, Train, UserError
+
+HUB = "https://huggingface.co"
+PETS_HOST = "https://www.robots.ox.ac.uk"
+TIMEOUT = 3.0
+"""Seconds that a host has to answer."""
+
+
+def train(options: Train) -> None:
+    """Raise a UserError if the run will need a download that can't work, or a key that isn't there."""
+    if options.model.weights == "imagenet" and not _cached(options.model.encoder):
+        endpoint = os.environ.get("HF_ENDPOINT", HUB)
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        if offline or not _answers(endpoint):
+            raise UserError(no_weights(options.model.encoder, "HF_HUB_OFFLINE is set" if offline else "no network"))
+    if options.logger == "wandb" and options.wandb.mode == "online":
+        import wandb
+
+        if not wandb.login(prompt=False):
+            raise UserError(
+                "wandb.mode=online needs a key\n"
+                "  accepted: WANDB_API_KEY in the environment, or `wandb login` once\n"
+                "  try: wandb.mode=offline"
+            )
+    if isinstance(options.data, Pets) and options.data.root is None:
+        absent = not (PETS_ROOT / "images").is_dir() or not (PETS_ROOT / "annotations").is_dir()
+        if absent and not _answers(PETS_HOST):
+            raise UserError(f"Oxford-IIIT Pet is not at {PETS_ROOT} and can't be downloaded: no network\n{ways_on()}")
+
+
+def no_weights(encoder: str, reason: str) -> str:
+    """Return the message for ImageNet weights that can't be fetched."""
+    return (
+        f"model.weights=imagenet: {encoder}'s weights are not cached and can't be downloaded ({reason})\n"
+        "  try one of: model.weights=PATH of a .pth or .safetensors state dict of the encoder\n"
+        "              model.weights=null, which starts from random weights"
+    )
+
+
+def ways_on() -> str:
+    """Return what a user without the pets and without a network can do."""
+    return (
+        f"  try one of: copy the set's images/ and annotations/ into {PETS_ROOT}/\n"
+        "              data.root=FOLDER that holds images/ and annotations/\n"
+        "              the same command with data=synthetic, which needs no download"
+    )
+
+
+def _cached(encoder: str) -> bool:
+    """Return whether smp's weights of the encoder lie in the hub's cache."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    return any(cache.glob(f"models--smp-hub--{encoder}.imagenet/snapshots/*/model.safetensors"))
+
+
+def _answers(address: str) -> bool:
+    """Return whether a host answers, through the environment's proxies if there are any."""
+    try:
+        urlopen(Request(address, method="HEAD"), timeout=TIMEOUT).close()
+    except HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
