@@ -1,0 +1,105 @@
+"""SkipUnet: with concat it is smp.Unet to the last bit; every other setting builds only what it uses."""
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+
+from unetseg.config import ENCODERS
+from unetseg.model import SkipUnet
+
+SIZES = [(128, 128), (125, 187)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet34", "resnet50", "densenet121"])
+def test_concat_equals_smp_unet_bit_for_bit(encoder, training, size):
+    torch.manual_seed(0)
+    theirs = smp.Unet(encoder, encoder_weights=None, classes=2)
+    ours = SkipUnet(encoder, weights=None, classes=2)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    images = torch.randn(2, 3, *size)
+    for net in (ours, theirs):
+        net.train(training)
+        net(images).square().mean().backward()
+    assert torch.equal(ours(images), theirs(images))
+    for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad), name
+    assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), theirs.buffers(), strict=True))
+
+
+def test_the_same_seed_gives_the_weights_of_smp_unet():
+    torch.manual_seed(3)
+    ours = SkipUnet("resnet18", weights=None)
+    torch.manual_seed(3)
+    theirs = smp.Unet("resnet18", encoder_weights=None)
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+
+
+def test_the_same_seed_gives_the_same_encoder_for_every_skip():
+    states = []
+    for skip in ("concat", "add", "none"):
+        torch.manual_seed(1)
+        states.append(SkipUnet("resnet18", skip=skip, weights=None).encoder.state_dict())
+    assert all(torch.equal(states[0][key], state[key]) for state in states for key in states[0])
+
+
+@pytest.mark.parametrize("skip", ["concat", "add", "none", ["none", "concat", "add", "concat"]], ids=str)
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet50", "densenet121"])
+def test_no_setting_leaves_a_parameter_without_a_gradient(encoder, skip):
+    net = SkipUnet(encoder, skip=skip, weights=None, classes=3)
+    net(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("skip", ["add", "none", ["none", "concat", "add", "none"]], ids=str)
+def test_any_size_gives_logits_of_that_size(skip):
+    net = SkipUnet("resnet18", skip=skip, weights=None, classes=3).eval()
+    assert net(torch.randn(1, 3, 61, 95)).shape == (1, 3, 61, 95)
+
+
+def test_none_has_no_layer_for_the_skip_and_narrower_first_convolutions():
+    concat, none = (SkipUnet("resnet18", skip=skip, weights=None) for skip in ("concat", "none"))
+    widths = [block.conv1[0].in_channels for block in none.decoder.blocks]
+    assert widths == [512, 256, 128, 64, 32]
+    assert [block.conv1[0].in_channels for block in concat.decoder.blocks] == [768, 384, 192, 128, 32]
+    assert list(none.state_dict()) == list(concat.state_dict())
+
+
+def test_add_projects_without_bias_where_widths_differ_and_not_where_they_agree():
+    net = SkipUnet("resnet18", skip="add", weights=None)
+    projections = {name: p.shape for name, p in net.named_parameters() if "fusion" in name}
+    # blocks from coarse to fine meet 512+256, 256+128, 128+64 and 64+64 channels: the finest agrees
+    assert projections == {
+        "decoder.blocks.0.fusion.projection.weight": (512, 256, 1, 1),
+        "decoder.blocks.1.fusion.projection.weight": (256, 128, 1, 1),
+        "decoder.blocks.2.fusion.projection.weight": (128, 64, 1, 1),
+    }
+
+
+def test_lists_are_finest_first():
+    net = SkipUnet("resnet18", skip=["none", "concat", "concat", "concat"], weights=None)
+    assert [block.conv1[0].in_channels for block in net.decoder.blocks] == [768, 384, 192, 64, 32]
+
+
+def test_a_cut_skip_carries_nothing():
+    """With none, the encoder's fine features change nothing but through the deep path."""
+    net = SkipUnet("resnet18", skip="none", weights=None).eval()
+    features = net.encoder(torch.randn(1, 3, 64, 64))
+    noisy = [features[0], *(torch.randn_like(f) for f in features[1:-1]), features[-1]]
+    assert torch.equal(net.decoder(features), net.decoder(noisy))
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_encoder_is_there(encoder):
+    with torch.device("meta"):
+        net = SkipUnet(encoder, skip="add", weights=None)
+        assert net(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)
+
+
+@pytest.mark.parametrize("skip", ["bogus", ["concat"] * 3, ["concat", "add", "none", "bogus"]], ids=str)
+def test_a_wrong_skip_is_a_value_error_that_lists_the_kinds(skip):
+    with pytest.raises(ValueError, match="concat"):
+        SkipUnet("resnet18", skip=skip, weights=None)

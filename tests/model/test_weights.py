@@ -1,0 +1,83 @@
+"""Encoder weights from a file: what matched is said, and nothing that fits nowhere passes for loaded."""
+
+import pytest
+import torch
+from conftest import SHARED
+from safetensors.torch import save_file
+
+from unetseg.config import UserError
+from unetseg.model import SkipUnet
+from unetseg.model.weights import load_encoder
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return SkipUnet("resnet18", weights=None).encoder
+
+
+def same(a, b):
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_state_dict_is_loaded_from_either_format(encoder, tmp_path, suffix):
+    state = {**encoder.state_dict(), "fc.weight": torch.zeros(3, 512), "fc.bias": torch.zeros(3)}
+    path = tmp_path / f"weights{suffix}"
+    torch.save(state, path) if suffix == ".pth" else save_file(state, path)
+    other = SkipUnet("resnet18", weights=None).encoder
+    report = load_encoder(other, path)
+    assert same(encoder.state_dict(), other.state_dict())
+    assert report.missing == []
+    assert report.unexpected == ["fc.bias", "fc.weight"]
+    assert str(report).startswith("120 matched, 0 missing, 2 unexpected\n")
+
+
+def test_names_of_another_shape_count_as_missing(encoder, tmp_path):
+    state = {**encoder.state_dict(), "conv1.weight": torch.zeros(64, 1, 7, 7)}
+    torch.save(state, tmp_path / "w.pth")
+    assert load_encoder(SkipUnet("resnet18", weights=None).encoder, tmp_path / "w.pth").missing == ["conv1.weight"]
+
+
+def test_old_names_of_densenet_are_understood(tmp_path):
+    encoder = SkipUnet("densenet121", weights=None).encoder
+    state = {
+        name.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): value
+        for name, value in encoder.state_dict().items()
+    }
+    assert any(".norm.1." in name for name in state)
+    torch.save(state, tmp_path / "w.pth")
+    assert load_encoder(SkipUnet("densenet121", weights=None).encoder, tmp_path / "w.pth").missing == []
+
+
+def test_zero_matches_is_an_error(encoder, tmp_path):
+    torch.save({"backbone.conv1": torch.zeros(1)}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="fits no parameter"):
+        load_encoder(encoder, tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a file of weights", b"PK\x03\x04broken"], ids=repr)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_damaged_file_is_named(encoder, tmp_path, suffix, content):
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"w{suffix} can't be read"):
+        load_encoder(encoder, path)
+
+
+def test_a_pickle_that_carries_code_is_refused_and_not_run(encoder, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"conv1.weight": Bomb()}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="can't be read"):
+        load_encoder(encoder, tmp_path / "w.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_real_weights_match_completely():
+    path = SHARED / "weights/resnet50_imagenet.safetensors"
+    if not path.exists():
+        pytest.skip("the real weights are not here")
+    report = load_encoder(SkipUnet("resnet50", weights=None).encoder, path)
+    assert (len(report.matched), report.missing, report.unexpected) == (318, [], ["fc.bias", "fc.weight"])

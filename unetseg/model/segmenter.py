@@ -1,0 +1,57 @@
+"""Segmenter: the model that training, inference and export share: images as they come in, logits out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unetseg.model.unet import SkipUnet
+
+# Every ResNet and DenseNet of smp was trained with these (RGB, of values in 0..1).
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+class Segmenter(nn.Module):
+    """A SkipUnet that normalises inside, so that no caller can forget it or do it differently.
+
+    The mean and the standard deviation are buffers here and not of the SkipUnet, whose keys are those of smp.Unet.
+    Two classes have one output channel (the logit of class 1), C > 2 classes have C.
+
+    Args:
+        classes: number of classes.
+        channels_last: run in the memory layout with channels innermost.
+        net: arguments of SkipUnet.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, *, classes: int, channels_last: bool = True, **net: Any):
+        super().__init__()
+        self.net = SkipUnet(classes=1 if classes == 2 else classes, **net)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self.memory_format)
+        self.register_buffer("mean", 255 * torch.tensor(MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(STD).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map Bx3xHxW RGB, uint8 or float in 0..255, to logits, BxKxHxW."""
+        images = (images.to(self.mean.dtype) - self.mean) / self.std
+        return self.net(images.contiguous(memory_format=self.memory_format))
+
+
+def class_map(logits: Tensor) -> Tensor:
+    """Map logits, BxKxHxW, to the likeliest classes, BxHxW uint8 (K = 1: class 1 where the logit is above 0)."""
+    likeliest = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(1)
+    return likeliest.to(torch.uint8)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Map logits, BxKxHxW, to probabilities of the C classes, BxCxHxW float32 (K = 1: C = 2)."""
+    if logits.shape[1] > 1:
+        return logits.float().softmax(1)
+    foreground = logits.float().sigmoid()
+    return torch.cat([1 - foreground, foreground], dim=1)
