@@ -1,0 +1,105 @@
+"""A user's own pictures and masks."""
+
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unetseg import cli
+from unetseg.config import IGNORE, Train, UserError
+from unetseg.data import folder
+from unetseg.data.examples import INVALID, check_headers, read_mask
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Twenty pictures in three formats, with masks of the values 0, 1, 2."""
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    for i in range(20):
+        suffix = ("jpg", "png", "TIF")[i % 3]
+        Image.fromarray(np.full((10, 12, 3), i, np.uint8)).save(tmp_path / f"images/p{i:02}.{suffix}")
+        Image.fromarray(np.arange(120, dtype=np.uint8).reshape(10, 12) % 3).save(tmp_path / f"masks/p{i:02}.png")
+    return tmp_path
+
+
+def options(root, *overrides: str):
+    three = "data.classes=[sky,tree,road]"
+    return cli.compose("train", Train, ["data=folder", f"data.root={root}", three, *overrides]).data
+
+
+def names(collection):
+    return {split: [e.name for e in examples] for split, examples in collection.splits.items()}
+
+
+def test_ratios_split_every_picture_once_the_same_for_the_same_seed(own):
+    first, again, other = (names(folder.load(options(own, f"data.split_seed={s}"))) for s in (0, 0, 1))
+    assert first == again
+    assert first != other
+    assert {split: len(part) for split, part in first.items()} == {"train": 14, "val": 3, "test": 3}
+    assert sorted(itertools.chain(*first.values())) == [f"p{i:02}" for i in range(20)]
+
+
+def test_split_files_decide_and_may_name_files(own):
+    for split, part in (("train", "p00\np01.png\n"), ("val", "p02\n"), ("test", "p03\n\n")):
+        (own / f"{split}.txt").write_text(part)
+    collection = folder.load(options(own))
+    assert names(collection) == {"train": ["p00", "p01"], "val": ["p02"], "test": ["p03"]}
+    check_headers([e for part in collection.splits.values() for e in part])
+
+
+def test_some_split_files_only_are_refused(own):
+    (own / "train.txt").write_text("p00\n")
+    with pytest.raises(UserError, match=r"has train\.txt only"):
+        folder.load(options(own))
+
+
+def test_a_picture_in_two_splits_is_refused(own):
+    for split in ("train", "val", "test"):
+        (own / f"{split}.txt").write_text("p00\n")
+    with pytest.raises(UserError, match=r"p00 stands in train\.txt and in val\.txt"):
+        folder.load(options(own))
+
+
+def test_a_listed_picture_or_a_mask_that_is_absent_is_named(own):
+    for split, name in (("train", "p00"), ("val", "p01"), ("test", "p99")):
+        (own / f"{split}.txt").write_text(f"{name}\n")
+    with pytest.raises(UserError, match="p99 does not exist"):
+        check_headers(folder.load(options(own)).splits["test"])
+    (own / "masks/p00.png").unlink()
+    with pytest.raises(UserError, match=r"p00.png does not exist"):
+        check_headers(folder.load(options(own)).splits["train"])
+
+
+def test_too_few_pictures_for_three_splits_are_refused(tmp_path):
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    with pytest.raises(UserError, match=r"leaves the (train|val|test) split empty \(0 pictures"):
+        folder.load(options(tmp_path))
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="lacks images, masks"):
+        folder.load(options(tmp_path))
+
+
+def test_mask_values_are_classes_and_the_ignored_one_is_not():
+    table = folder.value_table(3, 9)
+    assert table[:4].tolist() == [0, 1, 2, INVALID]
+    assert table[9] == IGNORE
+
+
+def test_masks_of_two_classes_may_be_written_as_0_and_255(tmp_path):
+    Image.fromarray(np.array([[0, 255, 1]], np.uint8)).save(tmp_path / "m.png")
+    assert read_mask(tmp_path / "m.png", folder.value_table(2, None)).tolist() == [[0, 1, 1]]
+    assert read_mask(tmp_path / "m.png", folder.value_table(2, 255)).tolist() == [[0, IGNORE, 1]]
+
+
+def test_palette_and_bilevel_masks_give_their_indices(tmp_path):
+    palette = Image.fromarray(np.array([[0, 1, 2]], np.uint8), mode="P")
+    palette.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0])
+    palette.save(tmp_path / "p.png")
+    assert read_mask(tmp_path / "p.png", folder.value_table(3, None)).tolist() == [[0, 1, 2]]
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "b.png")
+    assert read_mask(tmp_path / "b.png", folder.value_table(2, None)).tolist() == [[1, 0]]

@@ -1,0 +1,96 @@
+"""Oxford-IIIT Pet (Parkhi et al. 2012), and every set in its layout:
+
+images/NAME.jpg    annotations/trimaps/NAME.png (1 pet, 2 background, 3 boundary)
+annotations/trainval.txt, test.txt: NAME CLASS-ID SPECIES BREED-ID
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from unetseg.config import IGNORE, PETS_ROOT, Pets, Synthetic, UserError, class_names
+from unetseg.data.examples import INVALID, Collection, Example, missing_layout
+from unetseg.preflight import ways_on
+
+LAYOUT = ("images", "annotations/trimaps", "annotations/trainval.txt", "annotations/test.txt")
+
+
+def download() -> Path:
+    """Fetch the official archives by torchvision (checksums, progress bar) unless they are there; return the root."""
+    if missing_layout(PETS_ROOT, LAYOUT):
+        from torchvision.datasets import OxfordIIITPet  # seconds to import, and needed once
+
+        try:
+            OxfordIIITPet(str(PETS_ROOT.parent), target_types="segmentation", download=True)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"Oxford-IIIT Pet could not be downloaded: {error}\n{ways_on()}") from None
+    return PETS_ROOT
+
+
+def load(root: Path, options: Pets | Synthetic, seed: int) -> Collection:
+    """Return the examples of a set in the Pets layout.
+
+    Validation is every 10th line of trainval, as in smp's example, or a share of each breed drawn with `seed`.
+
+    Args:
+        root: folder that holds images/ and annotations/.
+        options: target, border and validation.
+        seed: of the drawn validation share.
+    """
+    missing = missing_layout(root, LAYOUT)
+    if missing:
+        raise UserError(f"data.root={root} lacks {', '.join(missing)}\n{ways_on()}")
+    trainval, test = (_examples(root, root / "annotations" / f"{split}.txt") for split in ("trainval", "test"))
+    if options.validation == "every_10th":
+        held_out = set(range(0, len(trainval), 10))
+    else:
+        held_out = _stratified(trainval, options.validation, seed)
+    return Collection(
+        classes=class_names(options),
+        values=value_table(options.target, options.border),
+        splits={
+            "train": [example for i, example in enumerate(trainval) if i not in held_out],
+            "val": [trainval[i] for i in sorted(held_out)],
+            "test": test,
+        },
+    )
+
+
+def value_table(target: str, border: str) -> np.ndarray:
+    """Return the class of each trimap value, 256 uint8."""
+    values = np.full(256, INVALID, dtype=np.uint8)
+    values[[1, 2]] = 1, 0
+    values[3] = 2 if target == "trimap" else {"pet": 1, "background": 0, "ignore": IGNORE}[border]
+    return values
+
+
+def _examples(root: Path, split: Path) -> list[Example]:
+    names = [line.split()[0] for line in split.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    if not names:
+        raise UserError(f"{split} lists no picture\n  accepted: lines of NAME CLASS-ID SPECIES BREED-ID")
+    return [
+        Example(
+            name=name,
+            image=root / "images" / f"{name}.jpg",
+            mask=root / "annotations/trimaps" / f"{name}.png",
+            group=name.rpartition("_")[0],
+        )
+        for name in names
+    ]
+
+
+def _stratified(examples: list[Example], share: float, seed: int) -> set[int]:
+    """Return indices of the given share of every group, the same for the same seed; at least one in all."""
+    rng = np.random.default_rng(seed)
+    groups: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        groups.setdefault(example.group, []).append(index)
+    # a small group gives its one picture by chance, so that the whole keeps the share
+    chosen = {
+        int(index)
+        for _, members in sorted(groups.items())
+        for index in rng.permutation(members)[: int(len(members) * share + rng.random())]
+    }
+    return chosen or {int(rng.integers(len(examples)))}
