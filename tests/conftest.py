@@ -1,0 +1,56 @@
+"""What the tests share: no network, a small data set, and the real pictures where they are."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_SILENT": "true"}
+for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+    os.environ.pop(name, None)
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+TINY = (
+    "data=synthetic",
+    "data.size=64",
+    "data.train_images=20",
+    "data.test_images=7",
+    "data.batch_size=4",
+    "data.workers=0",
+    "trainer.max_epochs=2",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+    "logger=csv",
+)
+"""Overrides of a run of a few seconds."""
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of generated sets that the tests share."""
+    return tmp_path_factory.mktemp("synthetic")
+
+
+@pytest.fixture(scope="session")
+def pets() -> Path:
+    """The real pictures."""
+    if not (SHARED / "pets").is_dir():
+        pytest.skip("the real pictures are not here")
+    return SHARED / "pets"
+
+
+@pytest.fixture
+def tiny(drawn: Path, tmp_path: Path):
+    """Return a function that trains for a few seconds and returns the run folder."""
+    from unetseg import cli
+    from unetseg.config import Train
+    from unetseg.runs import RunFolder
+    from unetseg.train import train
+
+    def run(*overrides: str) -> RunFolder:
+        own = (f"data.root={drawn}", f"output={tmp_path}")
+        return RunFolder(train(cli.compose("train", Train, [*TINY, *own, *overrides]))["folder"])
+
+    return run

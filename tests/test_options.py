@@ -1,0 +1,182 @@
+"""A wrong option is told in one message, at once, with exit status 2; what conf/ ships is right."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from unetseg import cli
+from unetseg.config import Evaluate, Train, UserError, nearest_first, trainer_arguments
+from unetseg.validation import describe
+
+SYNTHETIC = ["data=synthetic"]
+
+
+def message(*overrides: str) -> str:
+    """Return what the user is told about wrong overrides."""
+    with pytest.raises(UserError) as caught:
+        cli.compose("train", Train, [*SYNTHETIC, *overrides])
+    return str(caught.value)
+
+
+def timed(module: str, *arguments: str, folder: Path = ROOT) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run a module; return what it did and its seconds on the processor, which other programs' load doesn't change."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, cwd=folder)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+WRONG = [
+    ("model.skip=bogus", "model.skip=bogus is not accepted", "or one per level, 4 in all", "try: model.skip="),
+    ("model.skip=[none,concat]", "model.skip=[none,concat]", "4 in all, finest first", "[none,concat,concat,concat]"),
+    ("model.skip=[none,concat,ad,add]", "[none,concat,ad,add]", "add, ", "try:"),
+    ("model.encoder=resnet35", "model.encoder=resnet35", "accepted: resnet34, resnet50", "try: model.encoder=resnet34"),
+    ("model.encoder=vgg16", "model.encoder=vgg16", "densenet121", "try:"),
+    ("model.weights=absent.pth", "model.weights=absent.pth", "imagenet, null, or the path", "model.weights=null"),
+    ("data.batch_size=-1", "data.batch_size=-1", "greater than or equal to 1", "try:"),
+    ("data.size=abc", "data.size=abc", "integer", "try:"),
+    ("data.similarity=1.5", "data.similarity=1.5", "less than or equal to 1", "try:"),
+    ("data.validation=0.7", "data.validation=0.7", "every_10th, or a share", "try: data.validation=every_10th"),
+    ("model.skp=none", "model.skp is not an option", "model.skip", "try: model.skip"),
+    ("trainer.max_epoch=3", "trainer.max_epoch is not an option", "max_epochs", "try: trainer.max_epochs"),
+    ("loss=dise", "loss=dise", "dice, bce, bce_dice or cross_entropy", "try:"),
+    ("+nonsense=1", "nonsense is not an option", "accepted", "try:"),
+    ("name=a/b", "name=a/b", "plain folder name", "try: name=null"),
+    ("optimizer.lr=nan", "optimizer.lr=nan", "finite", "try:"),
+    ("model.skip", "model.skip", "KEY=VALUE", "try:"),
+    ("experiment=nope", "experiment=nope", "skip_ablation", "try:"),
+]
+
+
+@pytest.mark.parametrize(("override", "given", "accepted", "advice"), WRONG, ids=[case[0] for case in WRONG])
+def test_a_wrong_option_is_named_with_what_is_accepted_and_what_to_try(override, given, accepted, advice):
+    text = message(override)
+    assert given in text
+    assert accepted in text
+    assert advice in text
+
+
+def test_all_that_is_wrong_is_told_at_once():
+    text = message("model.skip=bogus", "data.batch_size=0")
+    assert "model.skip=bogus" in text
+    assert "data.batch_size=0" in text
+
+
+def test_a_loss_for_two_classes_is_refused_for_three():
+    assert "dice or cross_entropy with 3" in message("data.target=trimap", "loss=bce")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["model.skip=bogus"],
+        ["data.root=/does/not/exist"],
+        ["data=petz"],
+        ["-m", *SYNTHETIC, "model.skip=concat,none,bogus"],
+        ["data=folder"],
+    ],
+    ids=" ".join,
+)
+def test_the_command_fails_within_two_seconds_without_a_traceback(arguments, tmp_path):
+    done, seconds = timed("unetseg.train", *arguments, folder=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("unetseg.train: ")
+    assert "try" in done.stderr
+    assert not list(tmp_path.iterdir()), "a refused command leaves nothing behind"
+    assert seconds < 2, seconds
+
+
+def test_imagenet_weights_without_a_network_are_refused_with_the_two_ways_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    command = [sys.executable, "-m", "unetseg.train", *SYNTHETIC, "model.weights=imagenet"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "model.weights=PATH" in done.stderr
+    assert "model.weights=null" in done.stderr
+
+
+def test_absent_pets_without_a_network_are_refused_with_the_three_ways_on(tmp_path, monkeypatch):
+    from unetseg import preflight
+
+    monkeypatch.setattr(preflight, "_answers", lambda address: False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        preflight.train(cli.compose("train", Train, ["model.weights=null"]))
+    for way in ("data/oxford-iiit-pet", "data.root=FOLDER", "data=synthetic"):
+        assert way in str(caught.value)
+
+
+def test_an_unknown_key_inside_an_experiment_file_is_refused(tmp_path, monkeypatch):
+    import shutil
+
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    (tmp_path / "conf/experiment/mine.yaml").write_text("# @package _global_\nmodel:\n  skipp: none\n")
+    monkeypatch.setattr(cli, "CONF", tmp_path / "conf")
+    assert "model.skipp is not an option" in message("experiment=mine")
+
+
+def test_any_argument_of_the_trainer_can_be_given_without_a_plus():
+    assert (
+        cli.compose("train", Train, [*SYNTHETIC, "trainer.limit_train_batches=3"]).trainer["limit_train_batches"] == 3
+    )
+    assert {"max_epochs", "strategy", "precision"} <= set(trainer_arguments())
+    assert not {"self", "callbacks", "logger"} & set(trainer_arguments())
+
+
+def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults():
+    recipe = yaml.safe_load((ROOT / "conf/recipe/synthetic.yaml").read_text())
+    assert cli.compose("train", Train, SYNTHETIC).model.encoder == recipe["model"]["encoder"]
+    assert cli.compose("train", Train, [*SYNTHETIC, "model.encoder=resnet34"]).model.encoder == "resnet34"
+
+
+def test_the_cells_of_a_sweep_are_the_product_of_its_axes():
+    cells = cli.cells(["model.skip=concat,[none,add,add,add]", "seed=range(0,2)", "name=x"])
+    assert cells == [
+        ["model.skip=concat", "seed=0", "name=x"],
+        ["model.skip=concat", "seed=1", "name=x"],
+        ["model.skip=[none,add,add,add]", "seed=0", "name=x"],
+        ["model.skip=[none,add,add,add]", "seed=1", "name=x"],
+    ]
+
+
+EXPERIMENTS = sorted((ROOT / "conf/experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_composes_and_opens_with_purpose_command_duration_and_result(path, tmp_path, monkeypatch):
+    head = path.read_text().partition("\ndefaults" if "\ndefaults" in path.read_text() else "\nmodel")[0]
+    assert head.startswith("# @package _global_")
+    for word in ("Purpose:", "Command:", "Duration:", "Result:", f"experiment={path.stem}"):
+        assert word in head, word
+    assert cli.compose("train", Train, [f"experiment={path.stem}"])
+
+
+def test_there_are_experiments():
+    assert EXPERIMENTS
+
+
+@pytest.mark.parametrize("data", ["pets", "synthetic", "folder"])
+def test_help_describes_every_option(data, tmp_path):
+    options = {"data": {"name": data}}
+    for schema in (Train, Evaluate):
+        lines = describe(schema, options)
+        assert len(lines) > 10
+        assert all(lines.values()), [key for key, text in lines.items() if not text]
+
+
+def test_help_takes_under_two_seconds_and_shows_values():
+    done, seconds = timed("unetseg.train", "--help", *SYNTHETIC)
+    assert seconds < 2, seconds
+    assert done.returncode == 0
+    assert "model.encoder=resnet18" in done.stdout
+    assert "python -m unetseg.train" in done.stdout
+
+
+def test_names_alike_come_first():
+    assert nearest_first("densnet121", ("resnet18", "densenet201", "densenet121"))[:2] == ["densenet121", "densenet201"]

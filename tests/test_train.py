@@ -1,0 +1,242 @@
+"""Training from the options to a run folder, on drawn pictures."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import TINY
+
+from unetseg import cli
+from unetseg.config import Train, UserError
+
+
+@pytest.fixture(scope="module")
+def finished(drawn, tmp_path_factory):
+    """Return one finished run folder that the tests of its content share."""
+    from unetseg.runs import RunFolder
+    from unetseg.train import train
+
+    own = (f"data.root={drawn}", f"output={tmp_path_factory.mktemp('runs')}", "name=one")
+    return RunFolder(train(cli.compose("train", Train, [*TINY, *own]))["folder"])
+
+
+def test_a_run_folder_holds_what_is_promised(finished):
+    present = {str(path.relative_to(finished.path)) for path in finished.path.rglob("*") if path.is_file()}
+    assert present == {
+        "config.yaml",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "metrics.csv",
+        "summary.json",
+        "per_image.csv",
+        "figures/curves.png",
+        "figures/predictions.png",
+    }
+
+
+def test_the_summary_has_every_promised_entry(finished):
+    summary = json.loads(finished.summary.read_text())
+    promised = (
+        "test/iou test/iou_per_image test/dice test/boundary_iou parameters flops images_per_second peak_memory "
+        "seconds skip encoder seed versions git_commit"
+    )
+    assert set(promised.split()) <= summary.keys()
+    assert summary["parameters"] == 14328209  # smp.Unet("resnet18")
+    assert summary["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert 0 < summary["test/iou"] <= 1
+
+
+def test_metrics_are_in_long_format(finished):
+    table = pd.read_csv(finished.metrics)
+    assert list(table.columns) == ["step", "epoch", "name", "value"]
+    assert {"train/loss", "val/iou", "val/iou_per_image", "val/dice", "val/boundary_iou", "test/iou"} <= set(table.name)
+    assert list(table[table.name == "val/iou"].epoch) == [0, 1]
+
+
+def test_the_table_of_images_agrees_with_the_summary(finished):
+    table = pd.read_csv(finished.per_image)
+    summary = json.loads(finished.summary.read_text())
+    assert list(table.columns) == ["name", "group", "iou", "dice", "boundary_iou"]
+    assert len(table) == 7
+    assert table.name.is_unique
+    assert table.iou.mean() == pytest.approx(summary["test/iou_per_image"], abs=1e-12)
+    logged = pd.read_csv(finished.metrics).set_index("name").value
+    assert logged["test/iou"] == pytest.approx(summary["test/iou"], abs=1e-6)
+    assert logged["test/boundary_iou"] == pytest.approx(summary["test/boundary_iou"], abs=1e-6)
+
+
+def test_the_test_scores_are_those_of_the_best_checkpoint_counted_by_hand(finished):
+    from unetseg import build, checkpoint
+    from unetseg.model.segmenter import class_map
+
+    model, _ = checkpoint.load(finished.best)
+    options = cli.compose("train", Train, [*TINY, *saved_data(finished)])
+    data = build.make_data(options.data, 0)
+    data.setup()
+    intersection = union = 0
+    for batch in data.test_dataloader():
+        with (
+            torch.inference_mode(),
+            torch.autocast("cpu", torch.bfloat16, enabled=build.best_precision("cpu") != "32-true"),
+        ):
+            predicted = class_map(model(batch.images))
+        intersection += ((predicted == 1) & (batch.masks == 1)).sum().item()
+        union += ((predicted == 1) | (batch.masks == 1)).sum().item()
+    assert json.loads(finished.summary.read_text())["test/iou"] == pytest.approx(intersection / union, abs=1e-12)
+
+
+def saved_data(run):
+    return [f"data.root={yaml.safe_load(run.config.read_text())['data']['root']}"]
+
+
+def test_the_saved_config_is_complete_and_valid(finished):
+    saved = yaml.safe_load(finished.config.read_text())
+    assert Train.model_validate(saved).model_dump() == saved
+
+
+def test_checkpoints_load_with_weights_only_and_hold_plain_values(finished):
+    for path in (finished.best, finished.last):
+        content = torch.load(path, weights_only=True)
+        assert json.loads(json.dumps(content["hyper_parameters"])) == content["hyper_parameters"]
+        assert content["hyper_parameters"]["model"]["skip"] == "concat"
+
+
+def test_the_same_seed_gives_the_same_metrics_to_the_last_digit(finished, tiny):
+    again = tiny("name=again")
+    assert again.metrics.read_text() == finished.metrics.read_text()
+    assert again.per_image.read_text() == finished.per_image.read_text()
+
+
+def test_another_seed_gives_other_metrics(finished, tiny):
+    assert tiny("seed=1").metrics.read_text() != finished.metrics.read_text()
+
+
+def test_workers_change_nothing_about_the_metrics(finished, tiny):
+    assert tiny("data.workers=2").metrics.read_text() == finished.metrics.read_text()
+
+
+def test_a_taken_name_is_refused_and_nothing_is_lost(finished):
+    before = finished.metrics.read_text()
+    from unetseg.train import train
+
+    own = [*saved_data(finished), f"output={finished.path.parent}", "name=one"]
+    with pytest.raises(UserError, match="nothing is overwritten"):
+        train(cli.compose("train", Train, [*TINY, *own]))
+    assert finished.metrics.read_text() == before
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model.skip=add", "loss=bce_dice", "data.border=ignore"),
+        ("model.skip=[none,add,concat,none]", "data.target=trimap", "loss=cross_entropy"),
+        (
+            "model.encoder=densenet121",
+            "model.skip=none",
+            "loss=bce",
+            "trainer.precision=32-true",
+            "channels_last=false",
+        ),
+    ],
+    ids=" ".join,
+)
+def test_settings_train(tiny, overrides):
+    run = tiny("trainer.max_epochs=1", *overrides)
+    assert 0 <= json.loads(run.summary.read_text())["test/iou"] <= 1
+
+
+def test_own_pictures_of_three_classes_train(tiny, drawn, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    source = next(drawn.glob("20+7_64px*"))
+    for part in ("images", "masks"):
+        (tmp_path / "own" / part).mkdir(parents=True)
+    for path in source.glob("annotations/trimaps/*.png"):
+        mask = np.asarray(Image.open(path)) % 3
+        Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "own/masks" / path.name)
+        Image.open(source / f"images/{path.stem}.jpg").save(tmp_path / f"own/images/{path.stem}.png")
+    from unetseg.train import train
+
+    own = [override for override in TINY if "synthetic" not in override and "images=" not in override]
+    options = ["data=folder", f"data.root={tmp_path}/own", "data.classes=[edge,animal,scene]", f"output={tmp_path}"]
+    weights = ["model.encoder=resnet18", "model.weights=null", "trainer.max_epochs=1"]
+    summary = train(cli.compose("train", Train, [*own, *options, *weights]))
+    assert summary["test/images"] == 4
+
+
+def test_a_bad_picture_is_named_by_the_command_also_from_a_worker(drawn, tmp_path):
+    import shutil
+
+    shutil.copytree(next(drawn.glob("20+7_64px*")), tmp_path / "set")
+    broken = sorted((tmp_path / "set/images").glob("*.jpg"))[3]
+    broken.write_bytes(broken.read_bytes()[:700])
+    overrides = ["data=pets", f"data.root={tmp_path}/set", "data.size=64", "data.workers=2", "data.batch_size=4"]
+    quick = ["model.encoder=resnet18", "model.weights=null", "logger=csv", f"output={tmp_path}/runs"]
+    command = [sys.executable, "-m", "unetseg.train", *overrides, *quick, "trainer.enable_progress_bar=false"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("unetseg.train: ")
+    assert broken.name in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# The multirun runs as a command, because Hydra takes it from there, and its W&B runs are read back with W&B's own tool.
+
+
+@pytest.fixture(scope="module")
+def multirun(drawn, tmp_path_factory):
+    """Return the folder and the output of a sweep of two skips in one process, logged to W&B offline."""
+    folder = tmp_path_factory.mktemp("multirun")
+    tiny = [override for override in TINY if override != "logger=csv"]
+    command = [sys.executable, "-m", "unetseg.train", "-m", *tiny, f"data.root={drawn}", "model.skip=concat,none"]
+    done = subprocess.run([*command, "output=runs"], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def inspect(run: Path, *flags: str):
+    """Return what `wandb leet inspect --json` reads from an offline run."""
+    binary = Path(sys.executable).with_name("wandb")
+    done = subprocess.run([binary, "leet", "inspect", "--json", *flags, run], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_multirun_gives_separate_run_folders_and_one_table(multirun):
+    folder, output = multirun
+    summaries = [json.loads(path.read_text()) for path in sorted(folder.glob("runs/*/summary.json"))]
+    assert [summary["skip"] for summary in summaries] == ["concat", "none"]
+    assert output.count("resnet18") >= 2
+    assert {path.name for path in folder.iterdir()} == {"runs"}, "Hydra leaves no folder of its own"
+
+
+def test_a_multirun_gives_separate_wandb_runs_with_flat_config_curves_and_pictures(multirun):
+    folder, output = multirun
+    runs = sorted(folder.glob("runs/*/wandb/offline-run-*/*.wandb"))
+    assert len(runs) == 2
+    assert output.count("wandb sync") == 2
+    for run, skip in zip(runs, ("concat", "none"), strict=True):
+        text = inspect(run) + inspect(run, "--summary")
+        assert "val/iou" in text
+        assert "train/loss" in text
+        assert "val/predictions" in text
+        assert '"skip"' in text
+        assert skip in text
+        assert list(run.parent.glob("files/media/images/val/predictions*.png"))
+        assert list(run.parent.glob("files/media/images/mask/**/*.png"))
+
+
+def test_online_without_a_key_is_refused_with_what_to_do(tmp_path, drawn):
+    command = [sys.executable, "-m", "unetseg.train", *TINY, f"data.root={drawn}", "logger=wandb", "wandb.mode=online"]
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run([*command, f"output={tmp_path}"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2, done.stderr
+    assert "wandb.mode=offline" in done.stderr
+    assert not list(tmp_path.glob("*seed0*")), "a refused command leaves nothing behind"

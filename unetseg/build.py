@@ -1,0 +1,151 @@
+"""From validated options to objects: the one file that knows all parts."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from rich.progress import track
+
+from unetseg.callbacks import ProgressBar
+from unetseg.checkpoint import hyper_parameters, segmenter_arguments
+from unetseg.config import Folder, Pets, Synthetic, Train, class_names
+from unetseg.data import folder, pets, synthetic
+from unetseg.data.datamodule import SegmentationData
+from unetseg.data.examples import Collection
+from unetseg.loggers import LongCsv, wandb_logger
+from unetseg.losses import make_loss
+from unetseg.model import Segmenter
+from unetseg.model.weights import load_encoder
+from unetseg.module import SegmentationModule
+from unetseg.runs import RunFolder
+
+
+def make_data(options: Pets | Folder | Synthetic, seed: int, test_split: str = "test") -> SegmentationData:
+    """Return the loaders of a data set; `test_split` is the part that a test runs over."""
+
+    def prepare() -> None:
+        if isinstance(options, Synthetic):
+            generate(options)
+        elif isinstance(options, Pets) and options.root is None:
+            pets.download()
+
+    def find() -> Collection:
+        if isinstance(options, Folder):
+            return folder.load(options)
+        if isinstance(options, Synthetic):
+            return pets.load(generated_root(options), options, seed)
+        return pets.load(Path(options.root) if options.root else pets.PETS_ROOT, options, seed)
+
+    return SegmentationData(
+        find,
+        prepare=prepare,
+        size=options.size,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        augment=options.augment,
+        seed=seed,
+        test_split=test_split,
+    )
+
+
+def generated_root(options: Synthetic) -> Path:
+    """Return where a generated set lies: its name holds everything that decides its content."""
+    name = (
+        f"{options.train_images}+{options.test_images}_{options.size}px"
+        f"_similarity{options.similarity:g}_seed{options.generator_seed}"
+    )
+    return Path(options.root) / name
+
+
+def generate(options: Synthetic) -> Path:
+    """Generate the synthetic set unless it is there; return its root."""
+    return synthetic.write_set(
+        generated_root(options),
+        train=options.train_images,
+        test=options.test_images,
+        size=options.size,
+        similarity=options.similarity,
+        seed=options.generator_seed,
+        progress=lambda indices: track(indices, "generating pictures"),
+    )
+
+
+def make_module(options: Train) -> SegmentationModule:
+    """Return the untrained module; says which encoder weights matched where they come from a file."""
+    weights = options.model.weights
+    model = Segmenter(weights="imagenet" if weights == "imagenet" else None, **segmenter_arguments(options))
+    if weights not in (None, "imagenet"):
+        print(f"{weights}: {load_encoder(model.net.encoder, weights)}")
+    classes = len(class_names(options.data))
+    return SegmentationModule(
+        model,
+        make_loss(options.loss, classes),
+        classes=classes,
+        lr=options.optimizer.lr,
+        weight_decay=options.optimizer.weight_decay,
+        hyper_parameters=hyper_parameters(options),
+    )
+
+
+def make_loggers(options: Train, run: RunFolder) -> list[Logger]:
+    """Return metrics.csv's logger, and W&B's if asked for."""
+    return [LongCsv(run.metrics), *([wandb_logger(options, run)] if options.logger == "wandb" else [])]
+
+
+def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: list[Callback], root: Path) -> L.Trainer:
+    """Return Lightning's Trainer with our defaults for what the arguments leave open."""
+    ours: dict[str, Any] = {
+        "precision": best_precision(arguments.get("accelerator", "auto")),
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # EpochSampler shares the examples out itself, each exactly once
+    }
+    quieten()
+    given = {name: value for name, value in arguments.items() if value is not None}
+    progress = [ProgressBar()] if given.get("enable_progress_bar", True) else []
+    return L.Trainer(
+        **ours | given,
+        logger=loggers,
+        callbacks=[*callbacks, *progress],
+        default_root_dir=str(root),
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+    )
+
+
+def quieten() -> None:
+    """Silence what Lightning says of itself on every start; its warnings about the run stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
+    warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
+
+
+def make_checkpointing(run: RunFolder) -> ModelCheckpoint:
+    """Return what keeps the best checkpoint by val/iou, and the last."""
+    return ModelCheckpoint(
+        run.checkpoints,
+        filename="best",
+        monitor="val/iou",
+        mode="max",
+        save_last=True,
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+    )
+
+
+def best_precision(accelerator: str) -> str:
+    """Return bf16-mixed where the device computes in bfloat16, otherwise 32-true."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif accelerator in ("auto", "cpu") and not (accelerator == "auto" and torch.backends.mps.is_available()):
+        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
+    else:
+        fast = False
+    return "bf16-mixed" if fast else "32-true"

@@ -1,0 +1,90 @@
+"""Evaluate a checkpoint: the scores over a data set, of each breed and of each image, and a figure.
+
+python -m unetseg.evaluate checkpoint=runs/NAME                                 the test split of the run's own data
+python -m unetseg.evaluate checkpoint=runs/NAME data.border=ignore split=val    the same data, differently
+python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER    other data
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unetseg import cli
+from unetseg.config import Evaluate, UserError, class_names
+from unetseg.runs import RunFolder, run_folder_of, write_json
+
+
+def evaluate(options: Evaluate) -> dict[str, Any]:
+    """Score a checkpoint on a split; write summary.json, per_image.csv, per_group.csv and predictions.png."""
+    from unetseg import build, callbacks, checkpoint, summary
+    from unetseg.module import SegmentationModule
+
+    model, known = checkpoint.load(options.checkpoint)
+    classes = class_names(options.data)
+    if len(classes) != len(known["classes"]):
+        raise UserError(
+            f"the checkpoint knows {len(known['classes'])} classes ({', '.join(known['classes'])}), "
+            f"the data has {len(classes)} ({', '.join(classes)})\n  accepted: data with the same classes"
+        )
+    data = build.make_data(options.data, known["seed"], test_split=options.split)
+    folder = RunFolder(output_folder(options))
+    try:
+        folder.figures.mkdir(parents=True)
+    except FileExistsError:
+        raise UserError(f"{folder.path} exists\n  accepted: a new folder\n  try: another output=...") from None
+    module = SegmentationModule(model, build.make_loss(known["loss"], len(classes)), classes=len(classes))
+    record = callbacks.TestRecord(folder.per_image, folder.figures / "predictions.png")
+    trainer = build.make_trainer({"accelerator": options.accelerator, "devices": 1}, [], [record], folder.path)
+    trainer.test(module, data, verbose=False)
+    groups = record.by_group()
+    if len(groups) > 1:
+        groups.to_csv(folder.path / "per_group.csv", index=False)
+    content = {
+        **record.over_the_set(),
+        **summary.cost(module.model, options.data.size),
+        "checkpoint": options.checkpoint,
+        "split": options.split,
+        "data": options.data.model_dump(),
+        **{name: known["model"][name] for name in ("skip", "encoder")},
+        "precision": str(trainer.precision),
+        "folder": str(folder.path),
+        **summary.provenance(),
+    }
+    write_json(folder.summary, content)
+    summary.show_groups(groups, content)
+    return content
+
+
+def output_folder(options: Evaluate) -> Path:
+    """Return `output`, or the first free of evaluation/DATA_SPLIT, _2, _3, ... in the run folder."""
+    if options.output is not None:
+        return Path(options.output)
+    run = run_folder_of(options.checkpoint)
+    parent = (run.path if run else Path(options.checkpoint).parent) / "evaluation"
+    name = f"{options.data.name}_{options.split}"
+    names = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))
+    return next(parent / name for name in names if not (parent / name).exists())
+
+
+def data_of_the_run(overrides: list[str]) -> list[str]:
+    """Return the data options of the checkpoint's own run as overrides, unless the user names other data."""
+    given = dict(override.partition("=")[::2] for override in overrides)
+    run = run_folder_of(given.get("checkpoint", ""))
+    if run is None or "data" in given:
+        return []
+    data = yaml.safe_load(run.config.read_text())["data"]
+    return [f"data={data.pop('name')}", *(f"data.{key}={json.dumps(value)}" for key, value in data.items())]
+
+
+def main() -> None:
+    """Run from the command line."""
+    cli.run("evaluate", Evaluate, evaluate, inherit=data_of_the_run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Where scalars go: metrics.csv always, W&B if asked."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from unetseg.config import Train
+from unetseg.runs import RunFolder, skip_label
+
+
+class LongCsv(Logger):
+    """metrics.csv: one row for every logged scalar: step, epoch, name, value.
+
+    Values are written with all their digits, so that two equal runs write equal files.
+    """
+
+    COLUMNS = ("step", "epoch", "name", "value")
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """Return Lightning's name of the logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Return Lightning's version of the logger: there is one file a run."""
+        return ""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append the scalars of a step."""
+        fresh = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if fresh:
+                writer.writerow(self.COLUMNS)
+            epoch = int(metrics.get("epoch", 0))
+            writer.writerows((step, epoch, name, repr(float(v))) for name, v in metrics.items() if name != "epoch")
+
+    @rank_zero_only
+    def forget_after(self, step: int) -> None:
+        """Drop rows of later steps, which a resumed run will write again."""
+        if not self.path.exists():
+            return
+        with self.path.open(newline="") as file:
+            header, *rows = csv.reader(file)
+        with self.path.open("w", newline="") as file:
+            csv.writer(file).writerows([header, *(row for row in rows if int(row[0]) < step)])
+
+
+def flat_config(options: Train) -> dict[str, Any]:
+    """Return the options with flat keys, as W&B's filters and groupings want them: skip, encoder, data_size, ..."""
+    flat: dict[str, Any] = {}
+    for key, value in options.model_dump(exclude={"wandb"}).items():
+        if not isinstance(value, dict):
+            flat[key] = value
+            continue
+        prefix = "" if key == "model" else f"{key}_"
+        flat |= {f"{prefix}{name}": entry for name, entry in value.items()}
+    flat["skip"] = skip_label(options.model.skip)
+    return flat
+
+
+def wandb_mode(options: Train) -> Literal["online", "offline", "disabled"]:
+    """Return the mode; `auto` is online only where W&B finds a key."""
+    import wandb
+
+    mode = options.wandb.mode
+    if mode == "offline" or mode == "disabled":
+        return mode
+    return "online" if wandb.login(prompt=False) else "offline"
+
+
+def wandb_logger(options: Train, run: RunFolder) -> WandbLogger:
+    """Return the W&B logger of a run, started on the first process; its files lie in the run folder."""
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return WandbLogger()
+    os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours at the end says where the run is
+    import wandb
+
+    experiment = wandb.init(
+        project=options.wandb.project,
+        entity=options.wandb.entity,
+        name=run.path.name,
+        dir=run.path,
+        mode=wandb_mode(options),
+        config=flat_config(options),
+        settings=wandb.Settings(init_timeout=20),
+    )
+    return WandbLogger(experiment=experiment)
+
+
+@rank_zero_only
+def log_summary(loggers: list[Logger], summary: dict[str, Any]) -> None:
+    """Put a run's summary beside its curves in W&B."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update(summary)
+
+
+@rank_zero_only
+def finish(loggers: list[Logger]) -> None:
+    """Close W&B's run and say where it is; left open, the next run of this process would be merged into it."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            run = logger.experiment
+            place = (
+                f"W&B: {run.url}"
+                if run.url
+                else f"W&B was offline; to upload this run: wandb sync {Path(run.dir).parent}"
+            )
+            run.finish()
+            if not run.disabled:
+                print(place)

@@ -1,0 +1,105 @@
+"""The LightningModule: model, loss, metrics and optimizer, each handed in or built from numbers."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from unetseg.data.datamodule import Batch
+from unetseg.metrics import SegmentationScores, image_counts
+from unetseg.model.segmenter import class_map
+
+STAGES = ("train", "val", "test")
+
+
+class SegmentationModule(L.LightningModule):
+    """Trains and evaluates a Segmenter.
+
+    Args:
+        model: maps Bx3xHxW uint8 to logits BxKxHxW.
+        loss: maps float32 logits and BxHxW classes to a scalar.
+        classes: number of classes.
+        lr: AdamW's learning rate, lowered to 0 along a cosine over all steps.
+        weight_decay: AdamW's.
+        hyper_parameters: plain values that are kept in the checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        *,
+        classes: int,
+        lr: float = 0.0,
+        weight_decay: float = 0.0,
+        hyper_parameters: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.save_hyperparameters(hyper_parameters or {}, logger=False)
+        self.model, self.loss, self.classes = model, loss, classes
+        self.lr, self.weight_decay = lr, weight_decay
+        # ModuleDict refuses the key "train"
+        self.scores = nn.ModuleDict({f"{stage}_scores": SegmentationScores(classes) for stage in STAGES})
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch, and count its pixels."""
+        loss, *_ = self._step(batch, "train")
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the predicted class maps, BxHxW uint8, and the counts, BxCx6."""
+        return self._evaluation_step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the predicted class maps, BxHxW uint8, and the counts, BxCx6."""
+        return self._evaluation_step(batch, "test")
+
+    def on_train_epoch_end(self) -> None:
+        """Log the scores of the epoch's training batches, taken while the weights were changing."""
+        scores = self._compute("train")
+        self.log_dict({f"train/{name}": scores[name] for name in ("iou", "boundary_iou")})
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of the validation split."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores of the test split."""
+        self._log_scores("test")
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW and a cosine from lr to 0 over all steps of the run."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _evaluation_step(self, batch: Batch, stage: str) -> dict[str, Tensor]:
+        loss, predicted, counts = self._step(batch, stage)
+        self.log(f"{stage}/loss", loss, batch_size=len(batch.indices), sync_dist=True)
+        return {"predicted": predicted, "counts": counts}
+
+    def _step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor, Tensor]:
+        logits = self.model(batch.images).float()  # under autocast the logits are bfloat16, too coarse for a loss
+        predicted = class_map(logits.detach())
+        counts = image_counts(predicted, batch.masks, self.classes)
+        self._metric(stage).update(counts)
+        return self.loss(logits, batch.masks), predicted, counts
+
+    def _metric(self, stage: str) -> SegmentationScores:
+        return cast(SegmentationScores, self.scores[f"{stage}_scores"])
+
+    def _log_scores(self, stage: str) -> None:
+        scores = self._compute(stage)
+        self.log_dict({f"{stage}/{name}": value for name, value in scores.items() if name != "iou"})
+        self.log(f"{stage}/iou", scores["iou"], prog_bar=True)
+
+    def _compute(self, stage: str) -> dict[str, Tensor]:
+        metric = self._metric(stage)
+        scores = metric.compute()
+        metric.reset()
+        return {name: value.float() for name, value in scores.items()}

@@ -1,0 +1,82 @@
+"""A run folder: what lies where, how it is named, and that nothing in it is overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unetseg.config import Train, UserError
+
+FOLDER_FOR_RANKS = "UNETSEG_RUN_FOLDER"
+"""Environment variable that hands the folder to the processes that Lightning launches for further devices."""
+
+
+class RunFolder:
+    """Paths of one run."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.checkpoints = self.path / "checkpoints"
+        self.best = self.checkpoints / "best.ckpt"
+        self.last = self.checkpoints / "last.ckpt"
+        self.metrics = self.path / "metrics.csv"
+        self.summary = self.path / "summary.json"
+        self.per_image = self.path / "per_image.csv"
+        self.figures = self.path / "figures"
+
+    @classmethod
+    def create(cls, options: Train) -> RunFolder:
+        """Make the folder output/name and write config.yaml into it; refuse a name that is taken.
+
+        A process that Lightning launched for a further device gets the first one's folder.
+        """
+        if "LOCAL_RANK" in os.environ and FOLDER_FOR_RANKS in os.environ:
+            return cls(os.environ[FOLDER_FOR_RANKS])
+        parts = (
+            options.data.name,
+            options.model.encoder,
+            skip_label(options.model.skip),
+            f"seed{options.seed}",
+        )
+        name = options.name or f"{'_'.join(parts)}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        run = cls(Path(options.output) / name)
+        try:
+            run.path.mkdir(parents=True)
+        except FileExistsError:
+            raise UserError(
+                f"the run folder {run.path} exists\n  accepted: a new folder; nothing is overwritten\n"
+                f"  try: another name=... or output=..."
+            ) from None
+        run.figures.mkdir()
+        run.config.write_text(yaml.safe_dump(options.model_dump(), sort_keys=False))
+        os.environ[FOLDER_FOR_RANKS] = str(run.path.resolve())
+        return run
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json: whole or not at all."""
+        write_json(self.summary, summary)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file that other programs never see half-written."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(content, indent=2) + "\n")
+    draft.replace(path)
+
+
+def skip_label(skip: str | list[str]) -> str:
+    """Return the skip setting as one word: concat, or none-concat-add-concat (finest first)."""
+    return skip if isinstance(skip, str) else "-".join(skip)
+
+
+def run_folder_of(checkpoint: str | Path) -> RunFolder | None:
+    """Return the run folder that is meant: the path itself, or the folder whose checkpoints/ holds the file."""
+    path = Path(checkpoint)
+    candidate = RunFolder(path if path.is_dir() else path.absolute().parent.parent)
+    return candidate if candidate.config.exists() else None

@@ -1,0 +1,71 @@
+"""Train a U-Net with the long skips of your choice.
+
+python -m unetseg.train                                             Oxford-IIIT Pet, downloaded when absent
+python -m unetseg.train data=synthetic model.skip=none              pictures generated here, no download at all
+python -m unetseg.train -m model.skip=concat,add,none seed=0,1,2    a Hydra multirun: nine runs, one after the other
+python -m unetseg.train --help                                      every option
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unetseg import cli, preflight
+from unetseg.config import Train, class_names
+from unetseg.runs import RunFolder, skip_label
+
+
+def train(options: Train) -> dict[str, Any]:
+    """Train, test the best checkpoint, fill the run folder; return the summary."""
+    import lightning as L
+
+    from unetseg import build, callbacks, figures, loggers, summary
+
+    L.seed_everything(options.seed, workers=True, verbose=False)
+    data = build.make_data(options.data, options.seed)
+    module = build.make_module(options)
+    run = RunFolder.create(options)
+    sinks = build.make_loggers(options, run)
+    cost = callbacks.Cost()
+    record = callbacks.TestRecord(run.per_image, run.figures / "predictions.png")
+    best = build.make_checkpointing(run)
+    samples = callbacks.SamplePictures(class_names(options.data))
+    trainer = build.make_trainer(options.trainer, sinks, [samples, record, cost, best], run.path)
+    try:
+        trainer.fit(module, data)
+        trainer.test(module, data, ckpt_path=best.best_model_path or None, verbose=False)
+        content = {
+            **record.over_the_set(),
+            **summary.cost(module.model, options.data.size),
+            **cost.measured(),
+            "skip": skip_label(options.model.skip),
+            "encoder": options.model.encoder,
+            "data": options.data.name,
+            "size": options.data.size,
+            "epochs": trainer.current_epoch,
+            "val/iou": None if best.best_model_score is None else best.best_model_score.item(),
+            "precision": str(trainer.precision),
+            "seed": options.seed,
+            "folder": str(run.path),
+            **summary.provenance(),
+        }
+        if trainer.is_global_zero:
+            run.write_summary(content)
+            figures.curves(run.metrics, run.figures / "curves.png")
+        loggers.log_summary(sinks, content)
+    finally:
+        loggers.finish(sinks)
+    return content
+
+
+def main() -> None:
+    """Run from the command line."""
+    summaries = cli.run("train", Train, train, preflight=preflight.train)
+    if summaries:
+        from unetseg import summary
+
+        summary.show(summaries)
+
+
+if __name__ == "__main__":
+    main()
