@@ -8,9 +8,11 @@ import pytest
 from conftest import ROOT
 
 LAYERS = (
+    {"accepted"},
     {"config"},
     {"validation", "preflight", "runs"},
-    {"cli", "model", "data", "gradients", "losses", "metrics", "statistics", "figures"},
+    {"cli", "model", "data", "losses", "metrics", "statistics", "figures"},
+    {"gradients"},
     {"module", "callbacks", "loggers", "checkpoint", "summary"},
     {"build", "predictor"},
     {"train", "evaluate", "predict", "export", "ablate", "report"},

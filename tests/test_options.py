@@ -10,7 +10,8 @@ import yaml
 from conftest import ROOT
 
 from unetseg import cli
-from unetseg.config import Evaluate, Train, UserError, nearest_first, trainer_arguments
+from unetseg.accepted import nearest_first, trainer_arguments
+from unetseg.config import Evaluate, Train, UserError
 from unetseg.validation import describe
 
 SYNTHETIC = ["data=synthetic"]
@@ -46,6 +47,7 @@ WRONG = [
     ("trainer.max_epoch=3", "trainer.max_epoch is not an option", "max_epochs", "try: trainer.max_epochs"),
     ("loss=dise", "loss=dise", "dice, bce, bce_dice or cross_entropy", "try:"),
     ("+nonsense=1", "nonsense is not an option", "accepted", "try:"),
+    ("model.short_skips=false model.encoder=densenet121", "model", "resnet50", "try: model.encoder=resnet50"),
     ("name=a/b", "name=a/b", "plain folder name", "try: name=null"),
     ("optimizer.lr=nan", "optimizer.lr=nan", "finite", "try:"),
     ("model.skip", "model.skip", "KEY=VALUE", "try:"),
@@ -55,7 +57,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("override", "given", "accepted", "advice"), WRONG, ids=[case[0] for case in WRONG])
 def test_a_wrong_option_is_named_with_what_is_accepted_and_what_to_try(override, given, accepted, advice):
-    text = message(override)
+    text = message(*override.split())
     assert given in text
     assert accepted in text
     assert advice in text

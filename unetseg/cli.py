@@ -18,8 +18,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from unetseg.config import UserError, trainer_arguments
-from unetseg.validation import Schema, describe, unknown_option, validate
+from unetseg.accepted import trainer_arguments
+from unetseg.config import UserError
+from unetseg.validation import Schema, describe, unknown_option, validate, written
 
 Result = TypeVar("Result")
 
@@ -151,11 +152,20 @@ def _plain(options: DictConfig) -> dict[str, Any]:
 
 def _help(door: str, schema: type[Schema], options: dict[str, Any]) -> str:
     """Return the help text: every option with its value as composed and its description."""
-    lines = [f"usage: python -m unetseg.{door} [OPTION=VALUE ...] [--multirun]", ""]
+    groups = {
+        folder.name: sorted(path.stem for path in folder.iterdir()) for folder in CONF.iterdir() if folder.is_dir()
+    }
+    lines = [
+        f"usage: python -m unetseg.{door} [OPTION=VALUE ...] [--multirun]",
+        "",
+        f"  data={' | '.join(groups['data'])}",
+        f"  experiment={' | '.join(groups['experiment'])}" if door == "train" else "",
+        "",
+    ]
     for key, text in describe(schema, options).items():
         value: Any = options
         for part in key.split("."):
             value = value.get(part, ...) if isinstance(value, dict) else ...
         if value is not ...:
-            lines.append(f"  {f'{key}={OmegaConf.create([value])[0] if value is not None else None}':44} {text}")
+            lines.append(f"  {f'{key}={written(value)}':40} {text}")
     return "\n".join(lines)

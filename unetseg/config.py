@@ -6,23 +6,17 @@ field's description is what `--help` prints. validation.py turns what is wrong i
 
 from __future__ import annotations
 
-import ast
-import difflib
-import functools
-import importlib.util
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+
+from unetseg.accepted import one_of, one_or_per_level, rejected, trainer_arguments
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 DENSENETS = ("densenet121", "densenet161", "densenet169", "densenet201")
 ENCODERS = RESNETS + DENSENETS
 SKIPS = ("concat", "add", "none")
-LEVELS = 4
-"""Long skips of a U-Net with five encoder stages; level 1 is the finest (stride 2)."""
 IGNORE = 255
 """The mask value that neither the loss nor a metric counts."""
 PETS_ROOT = Path("data/oxford-iiit-pet")
@@ -31,41 +25,6 @@ PETS_ROOT = Path("data/oxford-iiit-pet")
 
 class UserError(Exception):
     """The user's input is wrong: the text says what was given, what is accepted and what to try (exit status 2)."""
-
-
-def rejected(accepted: str, advice: str = "") -> PydanticCustomError:
-    """Return the error that a validator raises: what would be accepted, and what to try."""
-    return PydanticCustomError("rejected", "{accepted}", {"accepted": accepted, "advice": advice})
-
-
-def one_of(value: object, names: Sequence[str], more: str = "") -> str:
-    """Return `value` if it is among `names`; otherwise raise, with the nearest names first."""
-    if value in names:
-        return str(value)
-    ordered = nearest_first(str(value), names)
-    raise rejected(f"{', '.join(ordered)}{more}", ordered[0])
-
-
-def nearest_first(given: str, names: Sequence[str]) -> list[str]:
-    """Return the names by their likeness to what was given; of two alike, the one that agrees in more places."""
-
-    def likeness(name: str) -> tuple[float, int]:
-        return difflib.SequenceMatcher(None, given, name).ratio(), sum(
-            a == b for a, b in zip(given, name, strict=False)
-        )
-
-    return sorted(names, key=likeness, reverse=True)
-
-
-def one_or_per_level(value: object, names: Sequence[str], key: str) -> str | list[str]:
-    """Return a name or a list of LEVELS names, finest level first."""
-    example = [names[-1], *[names[0]] * (LEVELS - 1)]
-    more = f"; or one per level, {LEVELS} in all, finest first: {key}=[{','.join(example)}]"
-    if not isinstance(value, list | tuple):
-        return one_of(value, names, more)
-    if len(value) != LEVELS:
-        raise rejected(f"{', '.join(names)}{more}", f"[{','.join(example)}]")
-    return [one_of(entry, names, more) for entry in value]
 
 
 class Section(BaseModel):
@@ -80,6 +39,10 @@ class Model(Section):
     encoder: str = Field(description="ResNet or DenseNet of smp: resnet18 ... 152, densenet121 ... 201")
     weights: str | None = Field(description="imagenet (downloaded by smp) | null | PATH of a .pth or .safetensors")
     skip: str | list[str] = Field(description="long skips: concat | add | none, or one per level, finest first")
+
+    short_skips: bool = Field(description="false: a ResNet without the additions inside it")
+    normalisation: Literal["batch", "none"] = Field(description="none: no batch normalisation, in a ResNet's U-Net")
+    initialisation: Literal["he", "glorot"] = Field(description="random weights: he | glorot (before He et al. 2015)")
 
     @field_validator("encoder", mode="before")
     @classmethod
@@ -100,6 +63,18 @@ class Model(Section):
         if Path(value).suffix not in (".pth", ".safetensors") or not Path(value).is_file():
             raise rejected(accepted, "null")
         return value
+
+    @model_validator(mode="after")
+    def _variants(self) -> Model:
+        whole = self.short_skips and self.normalisation == "batch"
+        if not whole and self.encoder not in RESNETS:
+            raise rejected(
+                f"with short_skips=false or normalisation=none: {', '.join(RESNETS)}", "model.encoder=resnet50"
+            )
+        if self.weights is not None and not (whole and self.initialisation == "he"):
+            raise rejected("model.weights=null with short_skips=false, normalisation=none or initialisation=glorot",
+                           "model.weights=null")  # fmt: skip
+        return self
 
 
 class Data(Section):
@@ -183,6 +158,12 @@ class Optimizer(Section):
     weight_decay: float = Field(ge=0, description="decoupled weight decay")
 
 
+class Gradients(Section):
+    """The gradient flow."""
+
+    every_n_steps: int = Field(ge=0, description="steps between two readings of the gradient flow; 0: none")
+
+
 class Wandb(Section):
     """Weights & Biases, read when logger=wandb."""
 
@@ -207,6 +188,7 @@ class Train(Section):
         description="wandb | csv | none; metrics.csv is written whatever is chosen"
     )
     wandb: Wandb
+    gradients: Gradients
     channels_last: bool = Field(description="memory layout with channels innermost: faster on CPUs and GPUs")
     seed: int = Field(ge=0, description="seed of weights, order and augmentation")
     name: str | None = Field(description="name of the run folder; null: made of the options and the time")
@@ -258,21 +240,3 @@ def class_names(data: Pets | Folder | Synthetic) -> tuple[str, ...]:
     if isinstance(data, Folder):
         return tuple(data.classes)
     return ("background", "pet") if data.target == "pet" else ("background", "pet", "boundary")
-
-
-@functools.cache
-def trainer_arguments() -> tuple[str, ...]:
-    """Return the names that Lightning's Trainer accepts, read from its source: importing it takes twelve seconds."""
-    root = importlib.util.find_spec("lightning").submodule_search_locations[0]  # type: ignore[union-attr,index]
-    tree = ast.parse((Path(root) / "pytorch/trainer/trainer.py").read_text())
-    init = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    ours = {
-        "self",
-        "logger",
-        "callbacks",
-        "default_root_dir",
-        "enable_checkpointing",
-        "plugins",
-        "inference_mode",
-    }
-    return tuple(a.arg for a in init.args.args + init.args.kwonlyargs if a.arg not in ours)

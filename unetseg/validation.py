@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from unetseg.config import DATA, Section, UserError, nearest_first, trainer_arguments
+from unetseg.accepted import nearest_first, trainer_arguments
+from unetseg.config import DATA, Section, UserError
 
 Schema = TypeVar("Schema", bound=Section)
 
@@ -56,7 +57,7 @@ def _explain(schema: type[Section], options: dict[str, Any], error: Any) -> str:
     if error["type"] in ("missing", "missing_argument"):
         return _message(f"{key} is not given", describe(schema, options).get(key, "a value"), f"{key}=...")
     advice = context.get("advice") or "--help"
-    given = f"{key}={_written(error['input'])} is not accepted" if key and not isinstance(error["input"], dict) else key
+    given = f"{key}={written(error['input'])} is not accepted" if key and not isinstance(error["input"], dict) else key
     return _message(given or "these options don't go together", accepted, _command(key, advice))
 
 
@@ -68,10 +69,10 @@ def _message(given: str, accepted: str, advice: str) -> str:
     return f"{given}\n  accepted: {accepted}\n  try: {advice}"
 
 
-def _written(value: object) -> str:
+def written(value: object) -> str:
     """Return a value as it is written on the command line."""
     if isinstance(value, list | tuple):
-        return f"[{','.join(_written(entry) for entry in value)}]"
+        return f"[{','.join(written(entry) for entry in value)}]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -145,3 +145,36 @@ def test_the_real_pictures_load(pets: object):
     check_headers(all_examples(collection))
     example = collection.splits["test"][0]
     assert read_image(example.image).shape[:2] == read_mask(example.mask, collection.values).shape
+
+
+def test_an_absent_set_is_downloaded_by_torchvision_to_the_place_where_it_is_looked_for(tmp_path, monkeypatch):
+    import torchvision.datasets
+
+    asked = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torchvision.datasets, "OxfordIIITPet", lambda *a, **k: asked.append((a, k)))
+    assert str(pets.download()) == "data/oxford-iiit-pet"
+    assert asked == [(("data",), {"target_types": "segmentation", "download": True})]
+
+
+def test_a_download_that_breaks_off_is_told_with_the_ways_on(tmp_path, monkeypatch):
+    import torchvision.datasets
+
+    def broken(*arguments, **named):
+        raise OSError("connection reset")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torchvision.datasets, "OxfordIIITPet", broken)
+    with pytest.raises(UserError, match=r"connection reset\n  try one of: copy"):
+        pets.download()
+
+
+def test_a_present_set_is_not_downloaded_again(layout, monkeypatch):
+    import torchvision.datasets
+
+    (layout / "data/oxford-iiit-pet").mkdir(parents=True)
+    for part in ("images", "annotations"):
+        shutil.move(layout / part, layout / "data/oxford-iiit-pet" / part)
+    monkeypatch.chdir(layout)
+    monkeypatch.setattr(torchvision.datasets, "OxfordIIITPet", lambda *a, **k: pytest.fail("downloaded again"))
+    pets.download()

@@ -1,0 +1,76 @@
+"""Encoders: smp's as they are, or the same network without its short skips or its normalisation."""
+
+from __future__ import annotations
+
+import copy
+
+from segmentation_models_pytorch.encoders import encoders, get_encoder
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from unetseg.accepted import LEVELS
+from unetseg.config import RESNETS
+
+DEPTH = LEVELS + 1
+"""Encoder stages; the deepest has no long skip, its features enter the decoder."""
+
+
+class PlainBasicBlock(BasicBlock):
+    """ResNet's block of two convolutions without the addition; a projection of the identity would have no use."""
+
+    def __init__(self, *arguments: object, **named: object):
+        super().__init__(*arguments, **named)  # type: ignore[arg-type]
+        self.downsample = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map BxCxHxW to BxOxhxw."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(x)))
+
+
+class PlainBottleneck(Bottleneck):
+    """ResNet's block of three convolutions without the addition."""
+
+    def __init__(self, *arguments: object, **named: object):
+        super().__init__(*arguments, **named)  # type: ignore[arg-type]
+        self.downsample = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map BxCxHxW to BxOxhxw."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.relu(self.bn3(self.conv3(x)))
+
+
+PLAIN = {BasicBlock: PlainBasicBlock, Bottleneck: PlainBottleneck}
+
+
+def make_encoder(
+    name: str, *, in_channels: int, weights: str | None, short_skips: bool = True, normalisation: str = "batch"
+) -> nn.Module:
+    """Return an encoder that maps BxCxHxW to the features [input, stride 2, ..., stride 32].
+
+    Args:
+        name: a ResNet or DenseNet of smp.
+        in_channels: C.
+        weights: "imagenet" or None.
+        short_skips: False leaves out ResNet's additions, and the projections that serve them.
+        normalisation: "batch", or "none" for identities in place of ResNet's batch normalisations.
+
+    Raises:
+        ValueError: a DenseNet is asked for without either; its layers are made of both.
+    """
+    if short_skips and normalisation == "batch":
+        return get_encoder(name, in_channels=in_channels, depth=DEPTH, weights=weights)
+    if name not in RESNETS:
+        raise ValueError(f"{name} can't be built without short skips or normalisation, only {', '.join(RESNETS)} can")
+    if weights is not None:
+        raise ValueError("downloaded weights are those of the whole encoder, with short skips and normalisation")
+    arguments = copy.deepcopy(encoders[name]["params"])  # smp's own table stays as it is
+    if not short_skips:
+        arguments["block"] = PLAIN[arguments["block"]]
+    if normalisation == "none":
+        arguments["norm_layer"] = nn.Identity
+    encoder = encoders[name]["encoder"](depth=DEPTH, **arguments)
+    encoder.set_in_channels(in_channels, pretrained=False)
+    return encoder
