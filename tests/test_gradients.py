@@ -1,0 +1,656 @@
+"""GradientFlow: exact splits, hand-computed on a toy and against float64; reading changes nothing."""
+
+import contextlib
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.optim import optimizer as optimizers
+
+from unetseg.accepted import LEVELS
+from unetseg.config import ENCODERS
+from unetseg.gradients import GradientFlow, blocks_of
+from unetseg.model import Segmenter, SkipUnet
+from unetseg.model.skips import Add, NoSkip
+
+MIXED = ["none", "concat", "add", "concat"]
+BLOCKS = ["stem", *(f"encoder{i}" for i in range(1, 5)), *(f"decoder{i}" for i in range(4, -1, -1)), "head"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Run on one thread: small nets on two busy ones wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def numbers(flow: GradientFlow) -> dict[tuple[str, str], float]:
+    """Return what was read by block and metric."""
+    return {(record.block, record.metric): record.value for record in flow.read()}
+
+
+def metric(flow: GradientFlow, name: str, kind: str) -> dict[str, float]:
+    """Return one metric by block."""
+    return {record.block: record.value for record in flow.read() if (record.metric, record.kind) == (name, kind)}
+
+
+def example(encoder: str = "resnet18", skip: str | list[str] = "concat", images: int = 2) -> tuple[SkipUnet, Tensor]:
+    """Return a net in evaluation mode (batch norm couples no images then) and Bx3x64x64 images."""
+    torch.manual_seed(0)
+    return SkipUnet(encoder, skip=skip, weights=None).eval(), torch.randn(images, 3, 64, 64)
+
+
+def loss_of(logits: Tensor, images: Tensor) -> Tensor:
+    """Return a loss with masks made of the images, Bx3xHxW."""
+    return binary_cross_entropy_with_logits(logits, (images[:, :1] > 0).to(logits.dtype))
+
+
+def step(net: nn.Module, images: Tensor, lr: float = 0.1) -> GradientFlow:
+    """Take one step of gradient descent in the block."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+    optimizer.zero_grad()
+    with GradientFlow(net) as flow:
+        loss_of(net(images), images).backward()
+        optimizer.step()
+    return flow
+
+
+def assert_close(found: dict, wanted: dict, tolerance: float) -> None:
+    """Compare all numbers, nan being equal to nan."""
+    assert found == pytest.approx(wanted, rel=tolerance, abs=1e-14, nan_ok=True)
+
+
+class Scale(nn.Module):
+    """Multiplies with one weight."""
+
+    def __init__(self, weight: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([weight], dtype=torch.float32))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features * self.weight
+
+
+class ToyEncoder(nn.Module):
+    """e1 = a x, e2 = b e1 + e1 (a short skip), e3 = c e2."""
+
+    def __init__(self, a: float, b: float, c: float):
+        super().__init__()
+        self.conv1, self.layer1, self.layer2 = Scale(a), Scale(b), Scale(c)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        first = self.conv1(images)
+        second = self.layer1(first) + first
+        return [images, first, second, self.layer2(second)]
+
+
+class ToyBlock(nn.Module):
+    """Fuses and multiplies with one weight."""
+
+    def __init__(self, fusion: nn.Module, weight: float):
+        super().__init__()
+        self.fusion, self.scale = fusion, Scale(weight)
+
+    def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
+        return self.scale(self.fusion(deep, skip))
+
+
+class ToyDecoder(nn.Module):
+    """d2 = p (e3 + e2), d1 = q (d2 + e1), d0 = r d1."""
+
+    def __init__(self, p: float, q: float, r: float):
+        super().__init__()
+        self.blocks = nn.ModuleList([ToyBlock(Add(1, 1), p), ToyBlock(Add(1, 1), q), ToyBlock(NoSkip(1, 0), r)])
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        deep = features[-1]
+        for block, skip in zip(self.blocks, reversed(features[:-1]), strict=True):
+            deep = block(deep, skip)
+        return deep
+
+
+class Toy(SkipUnet):
+    """A U-Net of two levels and seven weights: a, b, c in the encoder, p, q, r in the decoder, h in the head."""
+
+    def __init__(self, a: float = 0.5, b: float = 2, c: float = 3, p: float = 0.5, q: float = 2, r: float = 0.25):
+        nn.Module.__init__(self)
+        self.encoder, self.decoder, self.segmentation_head = ToyEncoder(a, b, c), ToyDecoder(p, q, r), Scale(4)
+
+
+X = torch.full((1, 1, 1, 1), 2.0)
+# x = 2:  e1 = 1, e2 = 2 + 1 = 3, e3 = 9, d2 = (9 + 3) / 2 = 6, d1 = 2 (6 + 1) = 14, d0 = 3.5, y = 14
+# dL/dy = 1:  dL/dd0 = h = 4, dL/dd1 = 4 r = 1, dL/dd2 = 1 q = 2 and the same by the skip to e1,
+# dL/de3 = 2 p = 1 and the same by the skip to e2, which gets 1 c = 3 by the deep path: 4 in all;
+# e1 gets 4 (b + 1) = 12 by the deep path and 2 by its skip.
+TOY_RMS = {"stem": 28, "encoder1": 4, "encoder2": 3, "decoder2": 24, "decoder1": 7, "decoder0": 56, "head": 3.5}
+TOY_WEIGHTS = {"stem": 0.5, "encoder1": 2, "encoder2": 3, "decoder2": 0.5, "decoder1": 2, "decoder0": 0.25, "head": 4}
+
+
+def toy_step(toy: Toy, lr: float) -> GradientFlow:
+    """Take one step down the gradient of the toy's output at x = 2."""
+    optimizer = torch.optim.SGD(toy.parameters(), lr=lr)
+    with GradientFlow(toy) as flow:
+        toy(X.to(toy.segmentation_head.weight.dtype)).sum().backward()
+        optimizer.step()
+    return flow
+
+
+# --- worked out by hand
+
+
+def test_every_number_of_the_toy_is_the_one_worked_out_by_hand():
+    flow = toy_step(Toy(), lr=1 / 16)
+    logs = [math.log10(value) for value in TOY_RMS.values()]
+    slope = sum((index - 3) * log for index, log in enumerate(logs)) / (2 * (9 + 4 + 1))
+    assert numbers(flow) == pytest.approx(
+        {("level1", "skip_share"): 1 / 7, ("level1", "deep_share"): 6 / 7}
+        | {("level1", "norm"): 14, ("level1", "skip_norm"): 2, ("level1", "deep_norm"): 12}
+        | {("level2", "skip_share"): 1 / 4, ("level2", "deep_share"): 3 / 4}
+        | {("level2", "norm"): 4, ("level2", "skip_norm"): 1, ("level2", "deep_norm"): 3}
+        | {(f"level{level}", "cosine"): 1 for level in (1, 2)}
+        | {(f"level{level}", name): 0 for level in (1, 2) for name in ("vanished", "frozen")}
+        | {(block, "rms"): value for block, value in TOY_RMS.items()}
+        | {(block, "update_ratio"): TOY_RMS[block] / 16 / weight for block, weight in TOY_WEIGHTS.items()}
+        | {(block, name): 0 for block in TOY_RMS for name in ("stalled", "nan", "inf", "frozen")}
+        | {("all", "vanishing_slope"): slope, ("all", "centre_dip"): math.log10(3 / math.sqrt(28 * 3.5))},
+        rel=1e-12,
+    )
+
+
+@pytest.mark.parametrize("derivative", [3.0, 0.5, -3.0])
+def test_an_addition_splits_as_in_a_resnet(derivative):
+    """With H = F(x) + x, dL/dx = dL/dH (dF/dx + 1): the skip's part is 1, the deep path's dF/dx."""
+    found = numbers(toy_step(Toy(c=derivative), lr=0))
+    assert found["level2", "skip_share"] == pytest.approx(1 / (derivative + 1))
+    assert found["level2", "deep_share"] == pytest.approx(derivative / (derivative + 1))
+    assert found["level2", "norm"] == pytest.approx(abs(derivative + 1))  # dL/dH = 1
+    assert found["level2", "cosine"] == math.copysign(1, derivative)
+    # The short skip of the encoder, e2 = 2 e1 + e1, is the same inside the deep path of level 1.
+    assert found["level1", "deep_norm"] == pytest.approx(abs(derivative + 1) * (2 + 1))
+
+
+def test_a_gradient_of_zero_has_no_split_and_is_said_to_have_vanished():
+    found = numbers(toy_step(Toy(c=-1), lr=0))
+    assert [found["level2", name] for name in ("norm", "skip_norm", "deep_norm")] == [0, 1, 1]
+    assert math.isnan(found["level2", "skip_share"])
+    assert math.isnan(found["level2", "deep_share"])
+    assert (found["level2", "vanished"], found["level2", "frozen"], found["level1", "vanished"]) == (1, 0, 0)
+
+
+def test_a_path_that_gives_nothing_has_no_angle():
+    found = numbers(toy_step(Toy(c=0), lr=0))
+    assert (found["level2", "skip_share"], found["level2", "deep_norm"]) == (1, 0)
+    assert math.isnan(found["level2", "cosine"])
+
+
+def test_stalled_weights_are_those_whose_update_is_below_the_number_format():
+    """bfloat16 has 8 significant bits: the number below 2^k is 2^(k - 8) away, half of that is the limit."""
+    flow = toy_step(Toy().bfloat16(), lr=2**-10)
+    # The updates, lr rms, against the limits at w, in units of 2^-10: stem 28 > 1, encoder1 4 = 4 (a tie, which goes
+    # to the even 2), encoder2 3 < 8, decoder2 24 > 1, decoder1 7 > 4, decoder0 56 > 0.5, head 3.5 < 8.
+    wanted = {block: float(block in ("encoder1", "encoder2", "head")) for block in TOY_RMS}
+    assert metric(flow, "stalled", "block") == wanted
+    ratios = metric(flow, "update_ratio", "block")
+    assert {block: float(ratio == 0) for block, ratio in ratios.items()} == wanted
+    assert set(metric(toy_step(Toy(), lr=2**-10), "stalled", "block").values()) == {0}  # float32 has 24
+
+
+def test_stalled_is_a_share_and_the_update_is_that_of_the_step_taken():
+    net, images = example()
+    head = net.segmentation_head[0]
+    before = math.sqrt(sum(float(w.detach().double().square().sum()) for w in head.parameters()))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+    with GradientFlow(net) as flow:
+        loss_of(net(images), images).backward()
+        head.bias.grad.zero_()
+        head.weight.grad.zero_()[0, :9, 0, 0] = 1
+        optimizer.step()
+    found = numbers(flow)
+    assert found["head", "stalled"] == pytest.approx(1 - 9 / (16 * 3 * 3 + 1))
+    assert found["head", "update_ratio"] == pytest.approx(0.5 * 3 / before, rel=1e-6)
+    assert found["head", "rms"] == pytest.approx(3 / math.sqrt(16 * 3 * 3 + 1))
+
+
+def test_slope_and_dip_are_those_of_the_logarithm():
+    toy = Toy()
+    with GradientFlow(toy) as flow:
+        toy(X).sum().backward()
+        for power, weights in zip((-6, -5, -9, 0, -3, -2, -1), blocks_of(toy).values(), strict=True):
+            weights[0].grad.fill_(math.nan if power == 0 else 0 if power == -9 else 10.0**power)
+        flow.gradients()
+    found = numbers(flow)
+    # the nan at depth 3 and the 0 at depth 2 leave the line through 10^(depth - 6 ... -1)
+    depths, logs = (0, 1, 4, 5, 6), (-6, -5, -3, -2, -1)
+    mean = sum(depths) / 5
+    slope = sum((d - mean) * y for d, y in zip(depths, logs, strict=True)) / sum((d - mean) ** 2 for d in depths)
+    assert found["all", "vanishing_slope"] == pytest.approx(slope, rel=1e-6)
+    assert found["all", "centre_dip"] == -math.inf
+    assert (found["decoder2", "nan"], found["encoder2", "rms"]) == (1, 0)
+
+
+# --- exact on real nets
+
+
+def reference(net: SkipUnet, images: Tensor) -> dict[tuple[str, str], float]:
+    """Split in float64 by two autograd.grad calls for each level: cut from the encoder, and cut from the skip."""
+    net, images = copy.deepcopy(net).double(), images.double()
+    features, found = net.encoder(images), {}
+    for level in range(1, LEVELS + 1):
+
+        def by(handed_on: Tensor, level: int = level) -> Tensor:
+            inputs = [*features[:level], handed_on, *features[level + 1 :]]
+            return loss_of(net.segmentation_head(net.decoder(inputs)), images)
+
+        leaf = features[level].detach().requires_grad_()
+        skip = torch.autograd.grad(by(leaf), leaf, retain_graph=True, materialize_grads=True)[0].flatten()
+        deep = torch.autograd.grad(by(leaf.detach()), features[level], retain_graph=True)[0].flatten()
+        both = skip + deep
+        values = {"skip_share": skip @ both / (both @ both), "deep_share": deep @ both / (both @ both)}
+        values |= {"norm": both.norm(), "skip_norm": skip.norm(), "deep_norm": deep.norm()}
+        values |= {"cosine": skip @ deep / (skip.norm() * deep.norm())}
+        found |= {(f"level{level}", name): float(value) for name, value in values.items()}
+    loss_of(net(images), images).backward()
+    for block, weights in blocks_of(net).items():
+        gradient = torch.cat([w.grad.flatten() for w in weights])
+        found[block, "rms"] = float(gradient.square().mean().sqrt())
+    return found
+
+
+def errors(net: SkipUnet, images: Tensor) -> dict[tuple[str, str], float]:
+    """Return relative errors (of the cosine absolute ones, it may be near zero) against the reference."""
+    wanted, found = reference(net, images), numbers(step(net, images))
+    assert {key for key in found if key[1] in ("skip_share", "norm", "rms")} <= wanted.keys()
+    exact = {key: value for key, value in wanted.items() if value == 0 or math.isnan(value)}
+    assert_close({key: found[key] for key in exact}, exact, 0)
+    size = {key: 1 if key[1] == "cosine" else abs(value) for key, value in wanted.items() if key not in exact}
+    return {key: abs(found[key] - wanted[key]) / size[key] for key in size}
+
+
+@pytest.mark.parametrize("skip", ["concat", "add", MIXED], ids=str)
+@pytest.mark.parametrize("encoder", ["resnet18", "densenet121"])
+def test_float32_is_within_1e_4_of_two_separate_gradients_in_float64(encoder, skip):
+    assert max(errors(*example(encoder, skip)).values()) < 1e-4
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "densenet121"])
+def test_with_batch_statistics_the_split_is_exact_as_well(encoder):
+    """In float64: a float32 net in training mode is itself 1e-3 away (ReLUs flip, 8 values make a statistic)."""
+    net, images = example(encoder, MIXED)
+    assert max(errors(net.train().double(), images.double()).values()) < 1e-9
+
+
+@pytest.mark.parametrize("skip", ["concat", "add", "none"])
+def test_shares_sum_to_1_and_none_has_share_0(skip):
+    net, images = example("resnet18", skip)
+    found = numbers(step(net.train(), images))
+    for level, kind in enumerate(net.skip, start=1):
+        assert found[f"level{level}", "skip_share"] + found[f"level{level}", "deep_share"] == pytest.approx(1, abs=1e-9)
+        assert (found[f"level{level}", "skip_share"] == found[f"level{level}", "skip_norm"] == 0) == (kind == "none")
+
+
+def test_the_memory_layout_makes_no_difference():
+    net, images = example("resnet18", MIXED)
+    net, images = net.double(), images.double()
+    wanted = numbers(step(net, images, lr=0))
+    net = net.to(memory_format=torch.channels_last)
+    assert_close(numbers(step(net, images.to(memory_format=torch.channels_last), lr=0)), wanted, 1e-9)
+
+
+def test_gradients_too_small_to_be_squared_in_float32_are_measured():
+    net, images = example()
+    wanted = numbers(step(net, images, lr=0))
+    net.zero_grad()
+    with GradientFlow(net) as flow:
+        (loss_of(net(images), images) * 2**-90).backward()
+    found = numbers(flow)
+    assert found["level1", "norm"] * 2**90 == pytest.approx(wanted["level1", "norm"], rel=1e-3)
+    assert found["level1", "skip_share"] == pytest.approx(wanted["level1", "skip_share"], rel=1e-3)
+    assert found["stem", "rms"] * 2**90 == pytest.approx(wanted["stem", "rms"], rel=1e-3)
+
+
+# --- reading changes nothing
+
+
+@pytest.mark.parametrize("skip", ["concat", "add"])
+@pytest.mark.parametrize("encoder", ["resnet18", "densenet121"])
+def test_the_trained_weights_are_bit_identical_with_and_without_reading(encoder, skip):
+    trained = []
+    for read in (False, True):
+        torch.manual_seed(0)
+        model = Segmenter(classes=2, encoder=encoder, skip=skip, weights=None)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        flow = GradientFlow(model)
+        for _ in range(3):
+            images = torch.rand(2, 3, 64, 64) * 255
+            if read:
+                flow.__enter__()
+            optimizer.zero_grad()
+            loss_of(model(images), images - 128).backward()
+            optimizer.step()
+            if read:
+                flow.__exit__(None)
+                assert all(math.isfinite(value) for (_, name), value in numbers(flow).items() if name != "cosine")
+        trained.append(model.state_dict())
+    assert all(torch.equal(without, trained[1][key]) for key, without in trained[0].items())
+
+
+def test_hooks_exist_only_inside_the_block_even_after_an_error():
+    net, images = example()
+    before = len(optimizers._global_optimizer_pre_hooks)
+
+    def hooks() -> int:
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules())
+
+    flow, inside = GradientFlow(net), 0
+    with contextlib.suppress(KeyError), flow:
+        loss_of(net(images), images).backward()
+        inside = hooks()
+        raise KeyError
+    assert inside == LEVELS + 1
+    assert (hooks(), len(optimizers._global_optimizer_pre_hooks)) == (0, before)
+    with pytest.raises(RuntimeError, match="no gradient was seen"):
+        flow.read()
+    assert step(net, images).read()  # and the net can be read again
+
+
+# --- one step, however it is computed
+
+
+def test_micro_batches_add_up_to_the_numbers_of_the_big_batch():
+    net, images = example(images=4)
+    net, images = net.double(), images.double()
+    wanted = numbers(step(copy.deepcopy(net), images))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with GradientFlow(net) as flow:
+        for part in images.split(2):
+            (loss_of(net(part), part) / 2).backward()
+        optimizer.step()
+    assert_close(numbers(flow), wanted, 1e-9)
+
+
+def test_two_processes_give_the_numbers_of_one_on_the_joined_batch(tmp_path):
+    net, images = example(skip=MIXED, images=4)
+    wanted = numbers(step(net.double(), images.double()))
+    with subprocess.Popen(
+        [sys.executable, __file__, str(tmp_path)], env=os.environ | {"OMP_NUM_THREADS": "1"}
+    ) as other:
+        found = numbers_of_half(0, tmp_path)
+    assert other.returncode == 0
+    assert_close(found, wanted, 1e-9)
+    theirs = json.loads((tmp_path / "1.json").read_text())
+    assert_close({(block, name): value for block, name, value in theirs}, wanted, 1e-9)
+
+
+def numbers_of_half(rank: int, folder: Path) -> dict[tuple[str, str], float]:
+    """Take the step of `step` on half of the batch, one of two processes."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(minutes=1)
+    )
+    try:
+        net, images = example(skip=MIXED, images=4)
+        parallel = nn.parallel.DistributedDataParallel(net.double())
+        return numbers(step(parallel, images.double().chunk(2)[rank]))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_gradients_are_read_before_clipping_where_the_caller_says_so():
+    wanted, found, late = {}, {}, {}
+    for result, clipped, explicit in ((wanted, False, False), (found, True, True), (late, True, False)):
+        net, images = example()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        with GradientFlow(net) as flow:
+            loss_of(net(images), images).backward()
+            if explicit:
+                flow.gradients()
+            if clipped:
+                nn.utils.clip_grad_norm_(net.parameters(), 1e-3)
+            optimizer.step()
+            optimizer.zero_grad()
+        result |= metric(flow, "rms", "block")
+    assert found == wanted
+    assert all(late[block] < wanted[block] for block in BLOCKS)
+
+
+def test_a_closure_of_the_optimizer_can_read_what_the_optimizers_step_began_without():
+    """Lightning accumulates so: the last micro-batch is computed after the optimizer's step has begun."""
+    net, images = example(images=4)
+    net, images = net.double(), images.double()
+    wanted = numbers(step(copy.deepcopy(net), images))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def backward(part: Tensor) -> None:
+        (loss_of(net(part), part) / 2).backward()
+
+    def closure() -> None:
+        backward(images[2:])
+        flow.gradients()
+
+    with GradientFlow(net) as flow:
+        backward(images[:2])
+        optimizer.step(torch.enable_grad()(closure))
+    assert_close(numbers(flow), wanted, 1e-9)
+
+
+def test_values_are_unscaled_under_a_gradient_scaler():
+    plain, images = example()
+    wanted = numbers(step(plain, images))
+    net, images = example()
+    optimizer, scaler = torch.optim.SGD(net.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=2.0**14)
+    with GradientFlow(net, scale=scaler.get_scale) as flow:
+        scaler.scale(loss_of(net(images), images)).backward()
+        scaler.step(optimizer)  # unscales first
+        scaler.update(new_scale=1.0)
+    assert_close(numbers(flow), wanted, 1e-4)
+
+
+def test_bfloat16_autocast_is_close_to_float32():
+    net, images = example()
+    wanted = numbers(step(net, images, lr=0))
+    net.zero_grad()
+    with GradientFlow(net) as flow:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = net(images)
+        loss_of(logits.float(), images).backward()
+    found = numbers(flow)
+    for level in range(1, LEVELS + 1):
+        assert found[f"level{level}", "skip_share"] == pytest.approx(wanted[f"level{level}", "skip_share"], abs=0.03)
+        assert found[f"level{level}", "norm"] == pytest.approx(wanted[f"level{level}", "norm"], rel=0.05)
+    assert found["stem", "rms"] == pytest.approx(wanted["stem", "rms"], rel=0.05)
+
+
+def test_evaluation_inside_the_block_is_ignored():
+    net, images = example()
+    wanted = numbers(step(copy.deepcopy(net), images))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with GradientFlow(net) as flow:
+        with torch.no_grad():
+            net(images)
+        loss_of(net(images), images).backward()
+        with torch.inference_mode():
+            net(images)
+        optimizer.step()
+    assert_close(numbers(flow), wanted, 0)
+
+
+def test_the_step_of_another_optimizer_is_not_taken_for_the_nets():
+    net, images = example()
+    other = nn.Parameter(torch.ones(1))
+    other.grad = torch.ones(1)
+    with GradientFlow(net) as flow:
+        loss_of(net(images), images).backward()
+        torch.optim.SGD([other]).step()
+        net.segmentation_head[0].bias.grad.fill_(7)
+    found = numbers(flow)
+    assert found["head", "rms"] > 7 / math.sqrt(16 * 3 * 3 + 1)  # read at the block's end
+    assert all(math.isnan(found[block, name]) for block in BLOCKS for name in ("stalled", "update_ratio"))
+
+
+# --- said, not hidden
+
+
+def test_a_frozen_encoder_is_said_to_be_frozen_and_not_to_have_vanished():
+    net, images = example()
+    net.encoder.requires_grad_(False)
+    flow = step(net, images)
+    found = numbers(flow)
+    assert metric(flow, "frozen", "block") == {b: float(b == "stem" or b.startswith("encoder")) for b in BLOCKS}
+    assert set(metric(flow, "frozen", "skip").values()) == {1}
+    assert set(metric(flow, "vanished", "skip").values()) == {0}
+    for name in ("skip_share", "deep_share", "norm", "skip_norm", "deep_norm", "cosine"):
+        assert all(math.isnan(value) for value in metric(flow, name, "skip").values())
+    for name in ("rms", "update_ratio", "stalled"):
+        assert all(math.isnan(found[block, name]) for block in BLOCKS[:5])
+        assert all(math.isfinite(found[block, name]) for block in BLOCKS[5:])
+    assert math.isfinite(found["all", "vanishing_slope"])
+    assert math.isnan(found["all", "centre_dip"])
+
+
+def test_of_a_partly_frozen_net_the_trainable_part_is_measured():
+    net, images = example("resnet18", "add")
+    whole, images = copy.deepcopy(net), images
+    net.encoder.conv1.requires_grad_(False)
+    net.encoder.bn1.requires_grad_(False)
+    net.encoder.layer1.requires_grad_(False)[1].bn2.requires_grad_(True)
+    found = numbers(step(net, images))
+    last = net.encoder.layer1[1].bn2
+    gradient = torch.cat([last.weight.grad, last.bias.grad])
+    assert found["encoder1", "rms"] == pytest.approx(float(gradient.square().mean().sqrt()), rel=1e-5)
+    assert [found[f"level{level}", "frozen"] for level in range(1, 5)] == [1, 0, 0, 0]
+    wanted = numbers(step(whole, images))
+    kept = {key: value for key, value in wanted.items() if key[0] in ("level2", "level3", "level4", "encoder2", "head")}
+    assert_close({key: found[key] for key in kept}, kept, 1e-6)
+
+
+def test_nan_and_inf_are_counted_and_shown():
+    net, images = example()
+    with GradientFlow(net) as flow:
+        loss_of(net(images), images).backward()
+        net.segmentation_head[0].weight.grad.flatten()[:5] = math.nan
+        net.decoder.blocks[0].conv1[0].weight.grad.flatten()[:3] = -math.inf
+        flow.gradients()
+    found = numbers(flow)
+    assert metric(flow, "nan", "block") == {block: 5.0 * (block == "head") for block in BLOCKS}
+    assert metric(flow, "inf", "block") == {block: 3.0 * (block == "decoder4") for block in BLOCKS}
+    assert math.isnan(found["head", "rms"])
+    assert found["decoder4", "rms"] == math.inf
+    assert math.isfinite(found["all", "vanishing_slope"])  # of the other blocks
+
+
+def test_a_level_whose_gradient_is_nan_is_nan_and_neither_frozen_nor_vanished():
+    net, images = example()
+    with GradientFlow(net) as flow:
+        (loss_of(net(images), images) * math.nan).backward()
+    for name in ("skip_share", "deep_share", "norm", "skip_norm", "deep_norm", "cosine"):
+        assert all(math.isnan(value) for value in metric(flow, name, "skip").values())
+    assert set(metric(flow, "frozen", "skip").values()) == set(metric(flow, "vanished", "skip").values()) == {0}
+
+
+def test_a_weight_without_a_gradient_counts_as_zero():
+    net, images = example()
+    with GradientFlow(net) as flow:
+        loss_of(net(images), images).backward()
+        net.segmentation_head[0].weight.grad = None
+        net.segmentation_head[0].bias.grad.fill_(29)
+    assert numbers(flow)["head", "rms"] == pytest.approx(29 / math.sqrt(16 * 3 * 3 + 1))
+
+
+# --- errors say what to do
+
+
+def test_reading_without_forward_or_backward_pass_says_what_to_do():
+    net, images = example()
+    with GradientFlow(net) as nothing:
+        pass
+    with torch.no_grad(), GradientFlow(net) as evaluated:
+        net(images)
+    with GradientFlow(net) as forward:
+        loss = loss_of(net(images), images)
+    outside = net(images)
+    with GradientFlow(net) as backward:
+        loss_of(outside, images).backward()
+    loss.backward()  # too late
+    with GradientFlow(net) as inside:
+        loss_of(net(images), images).backward()
+        with pytest.raises(RuntimeError, match=r"read\(\) after it"):
+            inside.read()
+    for flow in (GradientFlow(net), nothing, evaluated, forward, backward):
+        with pytest.raises(RuntimeError, match=r"call net\(images\).* and loss.backward\(\) inside"):
+            flow.read()
+    with pytest.raises(RuntimeError, match="belongs into"):
+        inside.gradients()
+
+
+def test_a_compiled_net_is_refused():
+    net, _ = example()
+    compiled = torch.compile(net)
+    called = copy.deepcopy(net)
+    called.compile()
+    inside = nn.Sequential(torch.compile(copy.deepcopy(net)))
+    for module in (compiled, called, inside):
+        with pytest.raises(RuntimeError, match=r"torch\.compile calls no hooks"):
+            GradientFlow(module).__enter__()
+    with GradientFlow(net):
+        pass
+
+
+def test_a_net_is_read_by_one_at_a_time():
+    net, images = example()
+    loss_of(net(images), images).backward()
+    with GradientFlow(net), pytest.raises(RuntimeError, match="already"), GradientFlow(net):
+        pass
+    with GradientFlow(net):
+        pass
+
+
+def test_the_net_is_found_inside_another_module():
+    model = Segmenter(classes=2, encoder="resnet18", weights=None)
+    assert GradientFlow(model).net is GradientFlow(nn.Sequential(model)).net is model.net
+    for module, count in ((nn.Linear(1, 1), 0), (nn.Sequential(model, example()[0]), 2)):
+        with pytest.raises(RuntimeError, match=f"holds {count} SkipUnets"):
+            GradientFlow(module)
+
+
+# --- blocks
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_parameter_is_in_exactly_one_block(encoder):
+    with torch.device("meta"):
+        net = SkipUnet(encoder, skip=MIXED, weights=None)
+    blocks = blocks_of(net)
+    assert list(blocks) == BLOCKS
+    block_of = {id(weight): block for block, weights in blocks.items() for weight in weights}
+    starts = {"stem": ("conv1.", "bn1.", "features.conv0.", "features.norm0."), "encoder4": ("features.norm5.",)}
+    for i in range(1, 5):
+        names = (f"layer{i}.", f"features.denseblock{i}.", f"features.transition{i}.")
+        starts[f"encoder{i}"] = (*starts.get(f"encoder{i}", ()), *names)
+    starts = {block: tuple(f"encoder.{name}" for name in names) for block, names in starts.items()}
+    starts |= {f"decoder{4 - i}": (f"decoder.blocks.{i}.",) for i in range(5)} | {"head": ("segmentation_head.",)}
+    for name, weight in net.named_parameters():
+        assert [block for block in BLOCKS if name.startswith(starts[block])] == [block_of[id(weight)]], name
+    assert sum(map(len, blocks.values())) == len(list(net.parameters()))
+
+
+def test_a_parameter_of_no_block_is_an_error():
+    net, _ = example()
+    net.temperature = nn.Parameter(torch.ones(1))
+    with pytest.raises(RuntimeError, match="in no block"):
+        GradientFlow(net).__enter__()
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    read = [(*key, value) for key, value in numbers_of_half(1, folder).items()]
+    (folder / "1.json").write_text(json.dumps(read))

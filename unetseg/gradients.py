@@ -1,0 +1,230 @@
+"""Gradient flow: what the long skips of a SkipUnet do to the gradient, measured exactly in any training loop.
+
+    with GradientFlow(net) as flow:
+        criterion(net(images), masks).backward()
+        optimizer.step()
+    for record in flow.read(): ...
+
+An encoder feature e feeds two branches: its long skip s and the deep path. With g = dL/de, g_skip = dL/ds and
+g_deep = g - g_skip, the skip share is <g_skip, g> / <g, g>. The fusion is handed s as a view of e, where tensor hooks
+see both gradients while every value, and so the training, stays what it is to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from unetseg.model.unet import SkipUnet
+
+CHUNK = 1 << 18  # entries that are summed at a time: their float64 copies stay in a processor's cache
+Table = dict[str, Tensor]
+_read_now: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One number of a reading; g is the gradient, w the trainable weights in question. 0 / 0 is nan.
+
+    kind "skip", block level1 ... level4, finest first:
+        skip_share, deep_share: <g_skip, g> / <g, g> and <g_deep, g> / <g, g>; they sum to 1.
+        norm, skip_norm, deep_norm: ||g||, ||g_skip||, ||g_deep||; cosine: the one between g_skip and g_deep.
+        vanished: 1 where g is zero in every entry.
+        frozen: 1 where nothing up to this level is trained: it has no gradient, the numbers above but vanished are nan.
+    kind "block", block stem, encoder1 ... encoder4, decoder4 ... decoder0, head:
+        rms: ||g|| / sqrt(entries of w).
+        nan, inf: how many entries of g are; they stay in rms, which they make nan or inf.
+        update_ratio: ||w after - w before|| / ||w before|| of the step taken; nan if none was.
+        stalled: the share of w that the step left as it was; nan if none was taken.
+        frozen: 1 where no weight is trained: the numbers above are nan, the counts 0.
+    kind "net", block all:
+        vanishing_slope: least-squares slope of log10 rms over the blocks' index, from those with finite rms > 0.
+        centre_dip: log10(rms_bottleneck / sqrt(rms_first * rms_last)) of encoder4, stem and head.
+    """
+
+    kind: str
+    block: str
+    metric: str
+    value: float
+
+
+class GradientFlow:
+    """Reads the gradient flow of the training step in its `with` block, from the forward pass to the optimizer's step.
+
+    Micro-batches in one block count together: the numbers are those of the step's whole gradient. Passes without
+    gradients (evaluation) are ignored. In a distributed run every rank has to `read`.
+
+    Args:
+        net: a SkipUnet, or a module with exactly one inside (Segmenter, DistributedDataParallel, ...).
+        scale: returns the factor on the loss, as `GradScaler.get_scale` does; asked once per block, when the first
+            backward pass begins. Gradients of encoder features are divided by it. Those of weights are not: they are
+            read when they should be unscaled, see `gradients`.
+    """
+
+    def __init__(self, net: nn.Module, scale: Callable[[], float] | None = None):
+        nets = [module for module in net.modules() if isinstance(module, SkipUnet)]
+        if len(nets) != 1:
+            raise RuntimeError(f"{type(net).__name__} holds {len(nets)} SkipUnets: give a module that holds exactly 1")
+        self.module, self.net, self.scale = net, nets[0], scale
+        self._before: list[list[Tensor]] = []  # empty but inside the block
+        self._gradients: Tensor | None = None
+
+    def __enter__(self) -> Self:
+        if self.net in _read_now:
+            raise RuntimeError("a GradientFlow reads this net already: leave its `with` block first")
+        for module in self.module.modules():
+            if "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None:
+                why = "is compiled, and torch.compile calls no hooks that are set later"
+                raise RuntimeError(f"{type(module).__name__} {why}: read the gradient flow of the net without it")
+        blocks = blocks_of(self.net)
+        self._weights = {block: [w for w in weights if w.requires_grad] for block, weights in blocks.items()}
+        self._before = [[w.detach().clone() for w in weights] for weights in self._weights.values()]
+        device = next(self.net.parameters()).device
+        precision = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        fusions: list[Any] = [block.fusion for block in self.net.decoder.blocks[:-1]][::-1]  # finest first
+        self._flows = torch.zeros(len(fusions), 4, dtype=precision, device=device)  # these are sums, see _metrics
+        self._updates = self._flows.new_full((len(blocks), 3), math.nan)
+        self._gradients, self._scaled = None, 1.0
+        self._frozen, self._backward, self._stepped = [False] * len(fusions), False, False
+        self._handles = [
+            *(fusion.register_forward_pre_hook(partial(self._on_fusion, i)) for i, fusion in enumerate(fusions)),
+            self.net.segmentation_head.register_forward_hook(self._on_logits),
+            register_optimizer_step_pre_hook(self._on_step),
+        ]
+        _read_now.add(self.net)
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        _read_now.discard(self.net)
+        if error is None and self._backward and self._gradients is None:
+            self.gradients()
+        if error is None and self._stepped:
+            for sums, before, after in zip(self._updates.zero_(), self._before, self._weights.values(), strict=True):
+                _add(sums, lambda w, v: ((d := v - w) @ d, w @ w, (v == w).sum()), before, after)
+        self._before = []
+
+    def gradients(self) -> None:
+        """Read the gradients of the weights as they are now; of several calls in the block the last one counts.
+
+        Call it after unscaling and the reduction over ranks and before clipping (with Lightning: in
+        `on_before_optimizer_step`). Otherwise they are read when an optimizer of these weights begins its step (before
+        it calls a closure) or at the block's end: as scaled, clipped or emptied as they are then.
+        """
+        if not self._before:
+            raise RuntimeError("gradients() belongs into the `with` block of the GradientFlow")
+        self._gradients = torch.zeros_like(self._updates)
+        for sums, weights in zip(self._gradients, self._weights.values(), strict=True):
+            found = [w.grad for w in weights if w.grad is not None]  # those without count as zeros
+            _add(sums, lambda g: (g @ g, g.isnan().sum(), g.isinf().sum()), found)
+
+    def read(self) -> list[Record]:
+        """Return the numbers of the last block, see `Record`. Only here is the device waited for."""
+        if self._before or self._gradients is None or not self._backward:
+            todo = "call net(images), uncompiled, and loss.backward() inside the `with` block, and read() after it"
+            raise RuntimeError(f"no gradient was seen yet: {todo}")
+        flows = self._flows / self._scaled**2
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(flows)
+            flows /= distributed.get_world_size() ** 2  # the joint loss is the mean of the ranks' losses
+        sums = [flows, self._gradients, self._updates]
+        fetched = torch.cat([table.flatten() for table in sums]).cpu().double().split([table.numel() for table in sums])
+        flows, gradients, updates = (part.view_as(table) for part, table in zip(fetched, sums, strict=True))
+        entries = flows.new_tensor([sum(w.numel() for w in weights) for weights in self._weights.values()])
+        metrics = _metrics(flows, flows.new_tensor(self._frozen) > 0, gradients, updates, entries)
+        names = {"skip": [f"level{i + 1}" for i in range(len(flows))], "block": list(self._weights), "net": ["all"]}
+        return [
+            Record(kind, block, metric, float(values[i]))
+            for kind in names
+            for i, block in enumerate(names[kind])
+            for metric, values in metrics[kind].items()
+        ]
+
+    def _on_fusion(self, index: int, fusion: nn.Module, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
+        """Hand a view of the encoder's features, BxSxHxW, to the fusion, and wait for the gradients of both."""
+        deep, encoded = inputs
+        if torch.is_grad_enabled() and not encoded.requires_grad:
+            self._frozen[index] = True
+        if not torch.is_grad_enabled() or not encoded.requires_grad:
+            return None
+        skip = encoded.view_as(encoded)
+        arrived: list[Tensor] = []  # g_skip, kept until g is known; stays empty without a long skip
+        skip.register_hook(arrived.append)
+        encoded.register_hook(partial(self._on_total, self._flows[index], arrived))
+        return deep, skip
+
+    def _on_total(self, sums: Tensor, arrived: list[Tensor], total: Tensor) -> None:
+        skip = arrived.pop() if arrived else torch.zeros_like(total)
+        _add(sums, lambda g, s: (s @ s, (d := g - s) @ d, s @ d, g @ g), [total], [skip])
+
+    def _on_logits(self, head: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> None:
+        if logits.requires_grad:
+            logits.register_hook(self._on_backward)
+
+    def _on_backward(self, gradient: Tensor) -> None:
+        if not self._backward and self.scale is not None:
+            self._scaled = self.scale()
+        self._backward = True
+
+    def _on_step(self, optimizer: Optimizer, *_: object) -> None:
+        ours = {id(w) for weights in self._weights.values() for w in weights}
+        if any(id(w) in ours for group in optimizer.param_groups for w in group["params"]):
+            self._stepped = True
+            if self._backward and self._gradients is None:
+                self.gradients()
+
+
+def blocks_of(net: SkipUnet) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters of every block, in forward order; each parameter is in exactly one.
+
+    encoder1 ends at level 2, encoder4 at the bottleneck; decoder4 fuses level 4, decoder0 works at full resolution.
+    """
+    blocks: dict[str, list[nn.Parameter]] = {}
+    stage = "stem"
+    for name, module in getattr(net.encoder, "features", net.encoder).named_children():  # DenseNet's are in `features`
+        stage = f"encoder{name[-1]}" if name.startswith(("layer", "denseblock")) else stage
+        blocks.setdefault(stage, []).extend(module.parameters())
+    for level, block in zip(reversed(range(len(net.decoder.blocks))), net.decoder.blocks, strict=True):
+        blocks[f"decoder{level}"] = list(block.parameters())
+    blocks["head"] = list(net.segmentation_head.parameters())
+    if sorted(id(w) for weights in blocks.values() for w in weights) != sorted(id(w) for w in net.parameters()):
+        raise RuntimeError("a parameter of the SkipUnet is in no block, or in two: gradients.blocks_of doesn't know it")
+    return blocks
+
+
+@torch.no_grad()
+def _add(sums: Tensor, measure: Callable[..., tuple[Tensor, ...]], *columns: Iterable[Tensor]) -> None:
+    """Add to `sums` what `measure` makes of all entries of the columns; the tensors of a row have the same shape."""
+    for row in zip(*columns, strict=True):
+        order = sorted(range(row[0].ndim), key=row[0].stride, reverse=True)  # as in memory: flatten copies nothing
+        vectors = [tensor.detach().permute(order).flatten().split(CHUNK) for tensor in row]
+        for pieces in zip(*vectors, strict=True):
+            sums += torch.stack(measure(*(piece.to(sums.dtype) for piece in pieces)))
+
+
+def _metrics(flows: Tensor, frozen: Tensor, gradients: Tensor, updates: Tensor, entries: Tensor) -> dict[str, Table]:
+    """Return each kind's metrics, see `Record`, from sums over L levels (Lx4, L) and N blocks (Nx3, Nx3, N)."""
+    skip, deep, product, total = flows.where(~frozen[:, None], math.nan).T  # squares of norms, and <g_skip, g_deep>
+    (square, nans, infs), (step, before, unmoved) = gradients.T, updates.T
+    rms, ratio, stalled = (square / entries).sqrt(), (step / before).sqrt(), unmoved / entries
+    shares = {"skip_share": (skip + product) / total, "deep_share": (deep + product) / total}
+    norms = {"norm": total.sqrt(), "skip_norm": skip.sqrt(), "deep_norm": deep.sqrt()}
+    cosine = product / (skip.sqrt() * deep.sqrt())
+    logs = rms.log10()
+    depth, height = logs.isfinite().nonzero().flatten().double(), logs[logs.isfinite()]
+    depth -= depth.mean()
+    slope, dip = depth @ height / (depth @ depth), logs[len(flows)] - (logs[0] + logs[-1]) / 2
+    return {
+        "skip": {**shares, **norms, "cosine": cosine, "vanished": total == 0, "frozen": frozen},
+        "block": dict(rms=rms, update_ratio=ratio, stalled=stalled, nan=nans, inf=infs, frozen=entries == 0),
+        "net": {"vanishing_slope": slope[None], "centre_dip": dip[None]},
+    }
