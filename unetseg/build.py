@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from rich.progress import track
 
-from unetseg.callbacks import ProgressBar
+from unetseg.callbacks import FlowReadings, ProgressBar, SamplePictures, TestRecord
 from unetseg.checkpoint import hyper_parameters, segmenter_arguments
 from unetseg.config import Folder, Pets, Synthetic, Train, class_names
 from unetseg.data import folder, pets, synthetic
@@ -97,6 +97,18 @@ def make_module(options: Train) -> SegmentationModule:
 def make_loggers(options: Train, run: RunFolder) -> list[Logger]:
     """Return metrics.csv's logger, and W&B's if asked for."""
     return [LongCsv(run.metrics), *([wandb_logger(options, run)] if options.logger == "wandb" else [])]
+
+
+def make_record(run: RunFolder) -> TestRecord:
+    """Return what records a test."""
+    return TestRecord(run.per_image, run.figures / "predictions.png")
+
+
+def make_watchers(options: Train, run: RunFolder) -> list[Callback]:
+    """Return what watches the training: sample pictures, and the gradient flow unless it is switched off."""
+    every = options.gradients.every_n_steps
+    flow = [FlowReadings(every, run.gradient_flow, run.figures / "gradient_flow.png")] if every else []
+    return [SamplePictures(class_names(options.data)), *flow]
 
 
 def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: list[Callback], root: Path) -> L.Trainer:

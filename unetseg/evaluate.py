@@ -21,7 +21,7 @@ from unetseg.runs import RunFolder, run_folder_of, write_json
 
 def evaluate(options: Evaluate) -> dict[str, Any]:
     """Score a checkpoint on a split; write summary.json, per_image.csv, per_group.csv and predictions.png."""
-    from unetseg import build, callbacks, checkpoint, summary
+    from unetseg import build, checkpoint, summary
     from unetseg.module import SegmentationModule
 
     model, known = checkpoint.load(options.checkpoint)
@@ -38,7 +38,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     except FileExistsError:
         raise UserError(f"{folder.path} exists\n  accepted: a new folder\n  try: another output=...") from None
     module = SegmentationModule(model, build.make_loss(known["loss"], len(classes)), classes=len(classes))
-    record = callbacks.TestRecord(folder.per_image, folder.figures / "predictions.png")
+    record = build.make_record(folder)
     trainer = build.make_trainer({"accelerator": options.accelerator, "devices": 1}, [], [record], folder.path)
     trainer.test(module, data, verbose=False)
     groups = record.by_group()

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from unetseg.config import IGNORE
 
@@ -19,6 +20,8 @@ PALETTE = np.array(
     [[0, 0, 0], [255, 96, 55], [64, 160, 255], [120, 220, 90], [250, 210, 60], [200, 120, 250]], np.uint8
 )
 """Colours of the classes 0, 1, ...; class 0 is not drawn."""
+RESOLUTION = 2.0**-25
+"""Half the relative spacing of float32 numbers: a smaller update leaves a weight as it was."""
 MISSED, INVENTED = (64, 130, 255), (255, 60, 60)
 """Colours of errors: a class overlooked, and one seen where there is none."""
 
@@ -95,4 +98,90 @@ def curves(metrics: Path, path: Path) -> None:
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(fontsize=7)
+    figure.savefig(path)
+
+
+def gradient_flow(table: Path, path: Path) -> None:
+    """Write the picture of a gradient_flow.csv.
+
+    Left, block by step: log10 rms of the gradient, as in Drozdzal et al. 2016, hatched where half of the block's
+    weights or more were left as they were. Right: the skip share of each level, and how far each block moved.
+    """
+    readings = pd.read_csv(table)
+    blocks = readings[readings.kind == "block"]
+    order = list(dict.fromkeys(blocks.block))
+    rms, stalled, ratio = (
+        blocks[blocks.metric == metric].pivot(index="block", columns="step", values="value").loc[order]
+        for metric in ("rms", "stalled", "update_ratio")
+    )
+    steps = rms.columns.to_numpy()
+    figure = Figure(figsize=(9, 4.2), dpi=110, layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))  # type: ignore[misc]
+    heat = left.subplots()
+    shades = np.log10(rms.where(rms > 0)).to_numpy()
+    image = heat.imshow(shades, aspect="auto", cmap="viridis", interpolation="nearest")
+    for row, column in np.argwhere(stalled.to_numpy() >= 0.5):
+        heat.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, hatch="////", edgecolor="white", lw=0))
+    heat.set_yticks(range(len(order)), order, fontsize=8)
+    ticks = np.arange(0, len(steps), -(-len(steps) // 8))
+    heat.set_xticks(ticks, steps[ticks], fontsize=8)
+    heat.set_xlabel("step", fontsize=8)
+    heat.set_title(
+        "gradient, log10 rms" + (" (hatched: half the weights stalled)" if (stalled >= 0.5).any(axis=None) else ""),
+        fontsize=9,
+    )
+    left.colorbar(image, ax=heat).ax.tick_params(labelsize=8)
+
+    shares, moves = right.subplots(2, 1, sharex=True)
+    levels = readings[(readings.kind == "skip") & (readings.metric == "skip_share")]
+    for number, (level, rows) in enumerate(levels.groupby("block")):
+        shares.plot(
+            rows.step, rows.value, color=matplotlib.colormaps["plasma"](number / 4.5), label=level, linewidth=1.4
+        )
+    shares.axhline(0, color="grey", linewidth=0.6)
+    shares.set_title("skip share of the encoder's gradient", fontsize=9)
+    shares.legend(fontsize=7, ncols=2)
+    for number, block in enumerate(order):
+        colour = matplotlib.colormaps["viridis"](number / len(order))
+        moves.plot(steps, ratio.loc[block].where(ratio.loc[block] > 0), color=colour, linewidth=1.1, label=block)
+    moves.set_yscale("log")
+    smallest = np.nanmin(ratio.where(ratio > 0).to_numpy(), initial=1.0)
+    if smallest < 2 * RESOLUTION:
+        moves.axhspan(smallest / 2, RESOLUTION, color="red", alpha=0.15)
+        moves.text(steps[0], RESOLUTION / 2, "stalled: below half a float32 step", fontsize=7, va="top")
+    moves.set_title("update ratio, first block dark, head bright", fontsize=9)
+    moves.set_xlabel("step", fontsize=8)
+    for axis in (shares, moves):
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.3)
+    figure.savefig(path)
+
+
+def compare_gradients(tables: dict[str, Path], path: Path) -> None:
+    """Write, for several runs by their labels, what each block gets of the gradient and how many weights stand still.
+
+    Lines are medians over the readings, bands reach from the least to the greatest.
+    """
+    figure = Figure(figsize=(9, 3.4), dpi=110, layout="constrained")
+    gradient, still = figure.subplots(1, 2)
+    for number, (label, table) in enumerate(tables.items()):
+        readings = pd.read_csv(table)
+        blocks = readings[readings.kind == "block"]
+        order = list(dict.fromkeys(blocks.block))
+        for axis, metric in ((gradient, "rms"), (still, "stalled")):
+            values = blocks[blocks.metric == metric].pivot(index="step", columns="block", values="value")[order]
+            if metric == "rms":
+                values = values.where(values > 0)  # a gradient of zero has no place on a logarithmic axis: a gap
+            low, middle, high = values.min(), values.median(), values.max()
+            axis.plot(order, middle, marker=".", color=f"C{number}", label=label)
+            axis.fill_between(order, low, high, color=f"C{number}", alpha=0.15, linewidth=0)
+    gradient.set_yscale("log")
+    gradient.set_title("gradient of each block: rms", fontsize=9)
+    still.set_title("share of weights that a step leaves bit-identical", fontsize=9)
+    still.set_ylim(-0.03, 1.03)
+    for axis in (gradient, still):
+        axis.tick_params(axis="x", rotation=60, labelsize=8)
+        axis.tick_params(axis="y", labelsize=8)
+        axis.grid(alpha=0.3)
+    gradient.legend(fontsize=8)
     figure.savefig(path)

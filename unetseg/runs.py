@@ -28,6 +28,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.csv"
         self.summary = self.path / "summary.json"
         self.per_image = self.path / "per_image.csv"
+        self.gradient_flow = self.path / "gradient_flow.csv"
         self.figures = self.path / "figures"
 
     @classmethod

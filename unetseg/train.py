@@ -8,10 +8,11 @@ python -m unetseg.train --help                                      every option
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from unetseg import cli, preflight
-from unetseg.config import Train, class_names
+from unetseg.config import Train
 from unetseg.runs import RunFolder, skip_label
 
 
@@ -26,11 +27,9 @@ def train(options: Train) -> dict[str, Any]:
     module = build.make_module(options)
     run = RunFolder.create(options)
     sinks = build.make_loggers(options, run)
-    cost = callbacks.Cost()
-    record = callbacks.TestRecord(run.per_image, run.figures / "predictions.png")
-    best = build.make_checkpointing(run)
-    samples = callbacks.SamplePictures(class_names(options.data))
-    trainer = build.make_trainer(options.trainer, sinks, [samples, record, cost, best], run.path)
+    record, cost, best = build.make_record(run), callbacks.Cost(), build.make_checkpointing(run)
+    watchers = build.make_watchers(options, run)
+    trainer = build.make_trainer(options.trainer, sinks, [*watchers, record, cost, best], run.path)
     try:
         trainer.fit(module, data)
         trainer.test(module, data, ckpt_path=best.best_model_path or None, verbose=False)
@@ -65,6 +64,21 @@ def main() -> None:
         from unetseg import summary
 
         summary.show(summaries)
+    if len(summaries) > 1:
+        compare(summaries)
+
+
+def compare(summaries: list[dict[str, Any]]) -> None:
+    """Draw the gradient flow of several runs into one figure beside their folders."""
+    from unetseg import figures
+
+    alone = len({s["skip"] for s in summaries}) == len(summaries)
+    runs = {s["skip"] if alone else Path(s["folder"]).name: RunFolder(s["folder"]) for s in summaries}
+    tables = {label: run.gradient_flow for label, run in runs.items() if run.gradient_flow.exists()}
+    if len(tables) > 1:
+        path = Path(summaries[-1]["folder"]).with_suffix(".gradients.png")
+        figures.compare_gradients(tables, path)
+        print(f"gradient flow side by side: {path}")
 
 
 if __name__ == "__main__":
