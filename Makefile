@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+UV := $(or $(shell command -v uv),$(VENV)/bin/uv)
 WORKERS ?= 2
 export NO_ALBUMENTATIONS_UPDATE = 1
 
@@ -11,8 +12,8 @@ setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/uv --version >/dev/null 2>&1 || $(RUN) -m pip install --quiet --disable-pip-version-check uv
-	$(VENV)/bin/uv pip install --quiet --python $(RUN) --constraint constraints.txt --editable '.[dev]'
+	test -x $(UV) || $(RUN) -m pip install --quiet --disable-pip-version-check uv
+	$(UV) pip install --quiet --python $(RUN) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 # Three U-Nets that differ only in their long skips, on pictures generated here. No network, no GPU, no W&B account.

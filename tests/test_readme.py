@@ -26,5 +26,5 @@ def test_every_option_of_train_stands_in_the_readme():
 
 def test_every_option_in_the_readme_exists():
     known = {key for data in ("pets", "folder", "synthetic") for key in describe(Train, {"data": {"name": data}})}
-    for key in re.findall(r"(?<![/\w])((?:model|data|optimizer|wandb|trainer)\.[a-z_]+)", TEXT):
+    for key in re.findall(r"(?<![/\w])((?:model|data|optimizer|wandb|trainer)\.[a-z_]+)(?=[=`])", TEXT):
         assert key in known, key

@@ -2,23 +2,26 @@
 
 import subprocess
 import sys
-import zipfile
+import sysconfig
 
 from conftest import ROOT
 
 
-def test_the_wheel_composes_its_config_from_the_root_folder(tmp_path):
+def test_an_installed_wheel_composes_its_config_from_the_root_folder(tmp_path):
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "scratch"], check=True)
+    python = tmp_path / "scratch/bin/python"
     wheel = next(tmp_path.glob("*.whl"))
-    zipfile.ZipFile(wheel).extractall(tmp_path / "site")  # an installation without dependencies, which are shared
-    assert (tmp_path / "site/unetseg/conf/train.yaml").exists()
+    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
+    subprocess.run(install, check=True, capture_output=True)
+    site = next((tmp_path / "scratch").glob("lib/python3*/site-packages"))
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # shared with this environment
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import unetseg; print(unetseg.__file__)\n"
-        "from unetseg import cli; from unetseg.config import Train\n"
-        "print(cli.CONF, cli.compose('train', Train, ['data=synthetic', 'model.skip=none']).model.skip)"
+        "import unetseg; from unetseg import cli; from unetseg.config import Train\n"
+        "options = cli.compose('train', Train, ['data=synthetic', 'model.skip=none'])\n"
+        "print(unetseg.__file__, cli.CONF, options.model.skip)"
     )
-    site = str(tmp_path / "site")
-    done = subprocess.run([sys.executable, "-P", "-c", code, site], cwd="/", capture_output=True, text=True)
+    done = subprocess.run([python, "-c", code], cwd="/", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [f"{site}/unetseg/__init__.py", f"{site}/unetseg/conf", "none"]

@@ -105,14 +105,14 @@ class TestRecord(L.Callback):
             distributed.all_gather_object(parts, self.counts)
             self.counts = {index: counts for part in parts for index, counts in part.items()}
         self.counts = dict(sorted(self.counts.items()))
+        dataset: Examples = trainer.test_dataloaders.dataset  # type: ignore[union-attr]
+        examples = [dataset.examples[index] for index in self.counts]
+        columns = {name: value.numpy() for name, value in scores(torch.stack([*self.counts.values()])).items()}
+        self.per_image = pd.DataFrame(
+            {"name": [e.name for e in examples], "group": [e.group for e in examples]}
+            | {name: columns[name] for name in ("iou", "dice", "boundary_iou")}
+        )
         if trainer.is_global_zero:
-            dataset: Examples = trainer.test_dataloaders.dataset  # type: ignore[union-attr]
-            examples = [dataset.examples[index] for index in self.counts]
-            columns = {name: value.numpy() for name, value in scores(torch.stack([*self.counts.values()])).items()}
-            self.per_image = pd.DataFrame(
-                {"name": [e.name for e in examples], "group": [e.group for e in examples]}
-                | {name: columns[name] for name in ("iou", "dice", "boundary_iou")}
-            )
             self.per_image.to_csv(self.table, index=False)
             self._draw(trainer, module, dataset)
 
@@ -221,6 +221,10 @@ class FlowReadings(L.Callback):
         if self.flow is not None:
             self.flow.__exit__(type(exception), exception, None)
             self.flow = None
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Draw what was read after the last validation."""
+        self.on_validation_end(trainer, module)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw the readings so far and send the figure to W&B."""

@@ -61,7 +61,7 @@ class SegmentationModule(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Log the scores of the epoch's training batches, taken while the weights were changing."""
         scores = self._compute("train")
-        self.log_dict({f"train/{name}": scores[name] for name in ("iou", "boundary_iou")})
+        self.log_dict({f"train/{name}": scores[name] for name in ("iou", "boundary_iou")}, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the validation split."""
@@ -95,8 +95,9 @@ class SegmentationModule(L.LightningModule):
 
     def _log_scores(self, stage: str) -> None:
         scores = self._compute(stage)
-        self.log_dict({f"{stage}/{name}": value for name, value in scores.items() if name != "iou"})
-        self.log(f"{stage}/iou", scores["iou"], prog_bar=True)
+        # the counts were summed over processes already; sync_dist averages equal values, and keeps Lightning quiet
+        self.log_dict({f"{stage}/{name}": v for name, v in scores.items() if name != "iou"}, sync_dist=True)
+        self.log(f"{stage}/iou", scores["iou"], prog_bar=True, sync_dist=True)
 
     def _compute(self, stage: str) -> dict[str, Tensor]:
         metric = self._metric(stage)

@@ -8,6 +8,7 @@ python -m unetseg.train --help                                      every option
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ def train(options: Train) -> dict[str, Any]:
     sinks = build.make_loggers(options, run)
     record, cost, best = build.make_record(run), callbacks.Cost(), build.make_checkpointing(run)
     watchers = build.make_watchers(options, run)
-    trainer = build.make_trainer(options.trainer, sinks, [*watchers, record, cost, best], run.path)
     try:
+        trainer = build.make_trainer(options.trainer, sinks, [*watchers, record, cost, best], run.path)
         trainer.fit(module, data)
         trainer.test(module, data, ckpt_path=best.best_model_path or None, verbose=False)
         content = {
@@ -60,11 +61,10 @@ def train(options: Train) -> dict[str, Any]:
 def main() -> None:
     """Run from the command line."""
     summaries = cli.run("train", Train, train, preflight=preflight.train)
-    if summaries:
+    if summaries and int(os.environ.get("LOCAL_RANK", 0)) == 0:  # one of the processes of a run speaks
         from unetseg import summary
 
         summary.show(summaries)
-    if len(summaries) > 1:
         compare(summaries)
 
 
