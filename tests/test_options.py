@@ -180,5 +180,16 @@ def test_help_takes_under_two_seconds_and_shows_values():
     assert "python -m unetseg.train" in done.stdout
 
 
+def test_an_option_without_a_default_is_asked_for_with_what_it_means():
+    with pytest.raises(UserError, match=r"data\.root is not given\n  accepted: folder with images/ and masks/"):
+        cli.compose("train", Train, ["data=folder"])
+
+
+def test_hydras_own_flags_work():
+    done, _ = timed("unetseg.train", *SYNTHETIC, "--cfg", "job", "model.skip=none")
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["model"]["skip"] == "none"
+
+
 def test_names_alike_come_first():
     assert nearest_first("densnet121", ("resnet18", "densenet201", "densenet121"))[:2] == ["densenet121", "densenet201"]

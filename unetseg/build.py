@@ -157,7 +157,7 @@ def best_precision(accelerator: str) -> str:
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     elif accelerator in ("auto", "cpu") and not (accelerator == "auto" and torch.backends.mps.is_available()):
-        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
+        fast = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
     else:
         fast = False
     return "bf16-mixed" if fast else "32-true"

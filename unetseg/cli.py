@@ -38,6 +38,10 @@ QUIET = (
     "hydra/hydra_logging=none",
 )
 
+HELP = {"-h", "--help"}
+OUR_FLAGS = HELP | {"-m", "--multirun"}
+"""Other flags, such as --cfg job, are Hydra's own business."""
+
 
 def run(
     door: str,
@@ -65,20 +69,25 @@ def run(
 
     def job(options: DictConfig) -> None:
         try:
-            results.append(work(validate(schema, _plain(options))))
+            results.append(work(validate(schema, _plain(options, schema))))
         except UserError as error:  # here, because Hydra would say more of it
             _leave(door, error)
 
     try:
-        flags = [argument for argument in sys.argv[1:] if argument.startswith("-")]
-        overrides = [_lenient(argument) for argument in sys.argv[1:] if not argument.startswith("-")]
+        arguments = [_lenient(argument) for argument in sys.argv[1:]]
+        flags = {argument for argument in arguments if argument.startswith("-")}
+        foreign = flags - OUR_FLAGS
+        overrides = [a for a in arguments if a not in flags and ("=" in a or not foreign)]
+        rest = [argument for argument in arguments if argument not in overrides]
         overrides = inherit(overrides) + overrides
-        if {"-h", "--help"} & set(flags):
-            print(_help(door, schema, _plain(_composed(door, overrides, schema))))
+        if flags & HELP:
+            print(_help(door, schema, _plain(_composed(door, overrides, schema), schema)))
             return results
-        for cell in cells(overrides) if {"-m", "--multirun"} & set(flags) else [overrides]:
-            preflight(compose(door, schema, cell))
-        sys.argv[1:] = [*flags, *overrides, *(setting for setting in QUIET if setting not in overrides)]
+        if not foreign:
+            for cell in cells(overrides) if flags else [overrides]:
+                preflight(compose(door, schema, cell))
+        # Hydra wants flags and their values last
+        sys.argv[1:] = [*overrides, *(setting for setting in QUIET if setting not in overrides), *rest]
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=door)(job)()
     except UserError as error:
         _leave(door, error)
@@ -94,7 +103,7 @@ def _leave(door: str, error: UserError) -> NoReturn:
 
 def compose(door: str, schema: type[Schema], overrides: list[str]) -> Schema:
     """Return the validated options that conf/<door>.yaml and the overrides make, or raise a UserError."""
-    return validate(schema, _plain(_composed(door, overrides, schema)))
+    return validate(schema, _plain(_composed(door, overrides, schema), schema))
 
 
 def cells(overrides: list[str]) -> list[list[str]]:
@@ -141,13 +150,15 @@ def _composed(door: str, overrides: list[str], schema: type[Schema]) -> DictConf
         raise UserError(unknown_option(schema, defaults, match[1])) from None
 
 
-def _plain(options: DictConfig) -> dict[str, Any]:
+def _plain(options: DictConfig, schema: type[Schema]) -> dict[str, Any]:
     """Return resolved options as plain dicts, lists, strings and numbers."""
     try:
         return OmegaConf.to_container(options, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         key = error.full_key or "an option"
-        raise UserError(f"{key} is not given\n  try: {key}=...") from None
+        known: Any = OmegaConf.to_container(options)
+        accepted = describe(schema, known).get(key, "a value")
+        raise UserError(f"{key} is not given\n  accepted: {accepted}\n  try: {key}=...") from None
 
 
 def _help(door: str, schema: type[Schema], options: dict[str, Any]) -> str:
