@@ -45,6 +45,7 @@ WRONG = [
     ("data.validation=0.7", "data.validation=0.7", "every_10th, or a share", "try: data.validation=every_10th"),
     ("model.skp=none", "model.skp is not an option", "model.skip", "try: model.skip"),
     ("trainer.max_epoch=3", "trainer.max_epoch is not an option", "max_epochs", "try: trainer.max_epochs"),
+    ("trainer.max_epochs=many", "trainer", "a whole number for trainer.max_epochs", "try: trainer.max_epochs=10"),
     ("loss=dise", "loss=dise", "dice, bce, bce_dice or cross_entropy", "try:"),
     ("+nonsense=1", "nonsense is not an option", "accepted", "try:"),
     ("model.short_skips=false model.encoder=densenet121", "model", "resnet50", "try: model.encoder=resnet50"),

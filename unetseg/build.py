@@ -11,11 +11,12 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.progress import track
 
 from unetseg.callbacks import FlowReadings, ProgressBar, SamplePictures, TestRecord
 from unetseg.checkpoint import hyper_parameters, segmenter_arguments
-from unetseg.config import Folder, Pets, Synthetic, Train, class_names
+from unetseg.config import Folder, Pets, Synthetic, Train, UserError, class_names
 from unetseg.data import folder, pets, synthetic
 from unetseg.data.datamodule import SegmentationData
 from unetseg.data.examples import Collection
@@ -122,13 +123,17 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
     quieten()
     given = {name: value for name, value in arguments.items() if value is not None}
     progress = [ProgressBar()] if given.get("enable_progress_bar", True) else []
-    return L.Trainer(
-        **ours | given,
-        logger=loggers,
-        callbacks=[*callbacks, *progress],
-        default_root_dir=str(root),
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-    )
+    try:
+        return L.Trainer(
+            **ours | given,
+            logger=loggers,
+            callbacks=[*callbacks, *progress],
+            default_root_dir=str(root),
+            enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        written = ", ".join(f"trainer.{name}={value}" for name, value in given.items())
+        raise UserError(f"Lightning's Trainer refuses {written}\n  accepted: {error}\n  try: --help") from None
 
 
 def quieten() -> None:

@@ -197,8 +197,11 @@ class Train(Section):
     @field_validator("trainer")
     @classmethod
     def _trainer(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in value:
+        for name, given in value.items():
             one_of(name, trainer_arguments())
+            # Lightning looks at the others itself
+            if name in ("max_epochs", "max_steps") and not isinstance(given, int | None):
+                raise rejected(f"a whole number for trainer.{name}, not {given}", f"trainer.{name}=10")
         return value
 
     @field_validator("name")
