@@ -255,6 +255,8 @@ def test_a_multirun_gives_separate_wandb_runs_with_flat_config_curves_and_pictur
         assert "val/iou" in text
         assert "train/loss" in text
         assert "val/predictions" in text
+        assert "gradient/skip_share/level1" in text
+        assert "gradient/flow" in text
         assert '"skip"' in text
         assert skip in text
         assert list(run.parent.glob("files/media/images/val/predictions*.png"))

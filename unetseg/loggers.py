@@ -50,16 +50,6 @@ class LongCsv(Logger):
             epoch = int(metrics.get("epoch", 0))
             writer.writerows((step, epoch, name, repr(float(v))) for name, v in metrics.items() if name != "epoch")
 
-    @rank_zero_only
-    def forget_after(self, step: int) -> None:
-        """Drop rows of later steps, which a resumed run will write again."""
-        if not self.path.exists():
-            return
-        with self.path.open(newline="") as file:
-            header, *rows = csv.reader(file)
-        with self.path.open("w", newline="") as file:
-            csv.writer(file).writerows([header, *(row for row in rows if int(row[0]) < step)])
-
 
 def flat_config(options: Train) -> dict[str, Any]:
     """Return the options with flat keys, as W&B's filters and groupings want them: skip, encoder, data_size, ..."""

@@ -76,7 +76,8 @@ def compare(summaries: list[dict[str, Any]]) -> None:
     runs = {s["skip"] if alone else Path(s["folder"]).name: RunFolder(s["folder"]) for s in summaries}
     tables = {label: run.gradient_flow for label, run in runs.items() if run.gradient_flow.exists()}
     if len(tables) > 1:
-        path = Path(summaries[-1]["folder"]).with_suffix(".gradients.png")
+        last = Path(summaries[-1]["folder"])
+        path = last.with_name(f"{last.name}.gradients.png")
         figures.compare_gradients(tables, path)
         print(f"gradient flow side by side: {path}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import Tensor, nn
@@ -15,31 +16,28 @@ DEPTH = LEVELS + 1
 """Encoder stages; the deepest has no long skip, its features enter the decoder."""
 
 
-class PlainBasicBlock(BasicBlock):
-    """ResNet's block of two convolutions without the addition; a projection of the identity would have no use."""
+class Plain(nn.Module):
+    """Mixed into a block of ResNet: its convolutions alone, without the addition and the projection that serves it."""
 
-    def __init__(self, *arguments: object, **named: object):
-        super().__init__(*arguments, **named)  # type: ignore[arg-type]
+    relu: nn.ReLU
+
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
         self.downsample = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map BxCxHxW to BxOxhxw."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(x)))
+        for number in (1, 2, 3) if hasattr(self, "conv3") else (1, 2):
+            x = self.relu(getattr(self, f"bn{number}")(getattr(self, f"conv{number}")(x)))
+        return x
 
 
-class PlainBottleneck(Bottleneck):
-    """ResNet's block of three convolutions without the addition."""
+class PlainBasicBlock(Plain, BasicBlock):
+    """The block of ResNet-18 and 34."""
 
-    def __init__(self, *arguments: object, **named: object):
-        super().__init__(*arguments, **named)  # type: ignore[arg-type]
-        self.downsample = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map BxCxHxW to BxOxhxw."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        return self.relu(self.bn3(self.conv3(x)))
+class PlainBottleneck(Plain, Bottleneck):
+    """The block of ResNet-50 and deeper."""
 
 
 PLAIN = {BasicBlock: PlainBasicBlock, Bottleneck: PlainBottleneck}

@@ -47,11 +47,3 @@ def class_map(logits: Tensor) -> Tensor:
     """Map logits, BxKxHxW, to the likeliest classes, BxHxW uint8 (K = 1: class 1 where the logit is above 0)."""
     likeliest = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(1)
     return likeliest.to(torch.uint8)
-
-
-def probabilities(logits: Tensor) -> Tensor:
-    """Map logits, BxKxHxW, to probabilities of the C classes, BxCxHxW float32 (K = 1: C = 2)."""
-    if logits.shape[1] > 1:
-        return logits.float().softmax(1)
-    foreground = logits.float().sigmoid()
-    return torch.cat([1 - foreground, foreground], dim=1)
