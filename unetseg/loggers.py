@@ -81,15 +81,19 @@ def wandb_logger(options: Train, run: RunFolder) -> WandbLogger:
     os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours at the end says where the run is
     import wandb
 
-    experiment = wandb.init(
-        project=options.wandb.project,
-        entity=options.wandb.entity,
-        name=run.path.name,
-        dir=run.path,
-        mode=wandb_mode(options),
-        config=flat_config(options),
-        settings=wandb.Settings(init_timeout=20),
-    )
+    arguments: dict[str, Any] = {
+        "project": options.wandb.project,
+        "entity": options.wandb.entity,
+        "name": run.path.name,
+        "dir": run.path,
+        "config": flat_config(options),
+        "settings": wandb.Settings(init_timeout=10),  # seconds; the default waits for minutes
+    }
+    try:
+        experiment = wandb.init(mode=wandb_mode(options), **arguments)
+    except wandb.errors.CommError as error:
+        print(f"W&B can't be reached, the run is logged offline: {error}")
+        experiment = wandb.init(mode="offline", **arguments)
     return WandbLogger(experiment=experiment)
 
 
