@@ -20,7 +20,7 @@ OPTIONS = ["data=synthetic", "model.skip=[none,concat,add,concat]"]
     ],
 )
 def test_auto_is_online_only_with_a_key(asked, key, mode, monkeypatch):
-    monkeypatch.setattr(wandb, "login", lambda prompt: key)
+    monkeypatch.setattr(wandb, "login", lambda **_: key)
     assert loggers.wandb_mode(cli.compose("train", Train, [*OPTIONS, f"wandb.mode={asked}"])) == mode
 
 
@@ -33,7 +33,7 @@ def test_without_a_network_an_online_run_goes_on_offline(tmp_path, monkeypatch, 
             raise wandb.errors.CommError("timed out")
         return begin(mode=mode, **arguments)
 
-    monkeypatch.setattr(wandb, "login", lambda prompt: True)
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
     monkeypatch.setattr(wandb, "init", unreachable)
     logger = loggers.wandb_logger(cli.compose("train", Train, OPTIONS), RunFolder(tmp_path))
     loggers.finish([logger])

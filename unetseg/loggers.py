@@ -71,7 +71,7 @@ def wandb_mode(options: Train) -> Literal["online", "offline", "disabled"]:
     mode = options.wandb.mode
     if mode == "offline" or mode == "disabled":
         return mode
-    return "online" if wandb.login(prompt=False) else "offline"
+    return "online" if wandb.login(prompt=False, verify=False) else "offline"
 
 
 def wandb_logger(options: Train, run: RunFolder) -> WandbLogger:

@@ -25,7 +25,7 @@ def train(options: Train) -> None:
     if options.logger == "wandb" and options.wandb.mode == "online":
         import wandb
 
-        if not wandb.login(prompt=False):
+        if not wandb.login(prompt=False, verify=False):
             raise UserError(
                 "wandb.mode=online needs a key\n"
                 "  accepted: WANDB_API_KEY in the environment, or `wandb login` once\n"
