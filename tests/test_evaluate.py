@@ -38,9 +38,10 @@ def test_the_scores_of_the_run_come_out_again_from_its_folder(run):
 def test_results_are_kept_side_by_side_and_never_overwritten(run, tmp_path):
     folders = [scored(f"checkpoint={run.best}", "split=val")["folder"] for _ in range(2)]
     assert [folder.rpartition("/")[2] for folder in folders] == ["synthetic_val", "synthetic_val_2"]
-    (tmp_path / "figures").mkdir()
+    (tmp_path / "per_image.csv").write_text("mine")
     with pytest.raises(UserError, match="exists"):
         scored(f"checkpoint={run.best}", f"output={tmp_path}")
+    assert (tmp_path / "per_image.csv").read_text() == "mine"
 
 
 def test_breeds_are_scored_apart_and_add_up(run, tmp_path):

@@ -104,6 +104,17 @@ def test_imagenet_weights_without_a_network_are_refused_with_the_two_ways_on(tmp
     assert "model.weights=null" in done.stderr
 
 
+def test_a_download_of_weights_that_breaks_off_is_told_with_the_two_ways_on(monkeypatch):
+    from unetseg import build
+
+    def broken(**_):
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(build, "Segmenter", broken)
+    with pytest.raises(UserError, match=r"reset by peer(.|\n)*model.weights=PATH(.|\n)*model.weights=null"):
+        build.make_module(cli.compose("train", Train, [*SYNTHETIC, "model.weights=imagenet"]))
+
+
 def test_absent_pets_without_a_network_are_refused_with_the_three_ways_on(tmp_path, monkeypatch):
     from unetseg import preflight
 

@@ -25,6 +25,7 @@ from unetseg.losses import make_loss
 from unetseg.model import Segmenter
 from unetseg.model.weights import load_encoder
 from unetseg.module import SegmentationModule
+from unetseg.preflight import no_weights
 from unetseg.runs import RunFolder
 
 
@@ -81,7 +82,12 @@ def generate(options: Synthetic) -> Path:
 def make_module(options: Train) -> SegmentationModule:
     """Return the untrained module; says which encoder weights matched where they come from a file."""
     weights = options.model.weights
-    model = Segmenter(weights="imagenet" if weights == "imagenet" else None, **segmenter_arguments(options))
+    try:
+        model = Segmenter(weights="imagenet" if weights == "imagenet" else None, **segmenter_arguments(options))
+    except Exception as error:  # a download that breaks off; the hub's client has many ways to say so
+        if weights != "imagenet":
+            raise
+        raise UserError(no_weights(options.model.encoder, str(error).partition("\n")[0])) from None
     if weights not in (None, "imagenet"):
         print(f"{weights}: {load_encoder(model.net.encoder, weights)}")
     classes = len(class_names(options.data))

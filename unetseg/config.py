@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from unetseg.accepted import one_of, one_or_per_level, rejected, trainer_arguments
 
@@ -39,7 +39,6 @@ class Model(Section):
     encoder: str = Field(description="ResNet or DenseNet of smp: resnet18 ... 152, densenet121 ... 201")
     weights: str | None = Field(description="imagenet (downloaded by smp) | null | PATH of a .pth or .safetensors")
     skip: str | list[str] = Field(description="long skips: concat | add | none, or one per level, finest first")
-
     short_skips: bool = Field(description="false: a ResNet without the additions inside it")
     normalisation: Literal["batch", "none"] = Field(description="none: no batch normalisation, in a ResNet's U-Net")
     initialisation: Literal["he", "glorot"] = Field(description="random weights: he | glorot (before He et al. 2015)")
@@ -77,6 +76,15 @@ class Model(Section):
         return self
 
 
+def _existing_folder(value: str) -> str:
+    if not Path(value).is_dir():
+        raise rejected("a folder that exists", "data=synthetic, which needs no data, or another data.root=FOLDER")
+    return value
+
+
+ExistingFolder = Annotated[str, AfterValidator(_existing_folder)]
+
+
 class Data(Section):
     """What every data set has."""
 
@@ -84,13 +92,6 @@ class Data(Section):
     batch_size: int = Field(ge=1, description="pictures per step and device")
     workers: int = Field(ge=0, description="loader processes; 0 loads in the training process")
     augment: bool = Field(description="random flip, scale, rotation and colour while training")
-
-    @field_validator("root", mode="before", check_fields=False)
-    @classmethod
-    def _root(cls, value: object) -> str | None:
-        if cls is not Synthetic and value is not None and not Path(str(value)).is_dir():
-            raise rejected("a folder that exists", "data=synthetic, which needs no data, or another data.root=FOLDER")
-        return None if value is None else str(value)
 
 
 class Trimaps(Data):
@@ -116,7 +117,9 @@ class Pets(Trimaps):
     """Oxford-IIIT Pet."""
 
     name: Literal["pets"] = Field(description="pets | folder | synthetic")
-    root: str | None = Field(description=f"folder with images/ and annotations/; null: {PETS_ROOT}, downloaded")
+    root: ExistingFolder | None = Field(
+        description=f"folder with images/ and annotations/; null: {PETS_ROOT}, downloaded"
+    )
 
 
 class Synthetic(Trimaps):
@@ -134,7 +137,9 @@ class Folder(Data):
     """A user's own pictures and masks."""
 
     name: Literal["folder"] = Field(description="pets | folder | synthetic")
-    root: str = Field(description="folder with images/ and masks/, and train.txt, val.txt, test.txt if wanted")
+    root: ExistingFolder = Field(
+        description="folder with images/ and masks/, and train.txt, val.txt, test.txt if wanted"
+    )
     classes: list[str] = Field(min_length=2, max_length=254, description="names of the mask values 0, 1, ...")
     ignore_index: int | None = Field(ge=0, le=255, description="mask value that is left out of loss and metrics")
     ratios: list[float] = Field(description="shares of train, validation and test where there are no split files")

@@ -34,9 +34,10 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     data = build.make_data(options.data, known["seed"], test_split=options.split)
     folder = RunFolder(output_folder(options))
     try:
-        folder.figures.mkdir(parents=True)
+        folder.path.mkdir(parents=True)
     except FileExistsError:
         raise UserError(f"{folder.path} exists\n  accepted: a new folder\n  try: another output=...") from None
+    folder.figures.mkdir()
     module = SegmentationModule(model, build.make_loss(known["loss"], len(classes)), classes=len(classes))
     record = build.make_record(folder)
     trainer = build.make_trainer({"accelerator": options.accelerator, "devices": 1}, [], [record], folder.path)

@@ -59,10 +59,6 @@ class RunFolder:
         os.environ[FOLDER_FOR_RANKS] = str(run.path.resolve())
         return run
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write summary.json: whole or not at all."""
-        write_json(self.summary, summary)
-
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file that other programs never see half-written."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from unetseg import cli, preflight
 from unetseg.config import Train
-from unetseg.runs import RunFolder, skip_label
+from unetseg.runs import RunFolder, skip_label, write_json
 
 
 def train(options: Train) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def train(options: Train) -> dict[str, Any]:
             **summary.provenance(),
         }
         if trainer.is_global_zero:
-            run.write_summary(content)
+            write_json(run.summary, content)
             figures.curves(run.metrics, run.figures / "curves.png")
         loggers.log_summary(sinks, content)
     finally:
