@@ -16,7 +16,8 @@ from unetseg.accepted import one_of, one_or_per_level, rejected, trainer_argumen
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 DENSENETS = ("densenet121", "densenet161", "densenet169", "densenet201")
 ENCODERS = RESNETS + DENSENETS
-SKIPS = ("concat", "add", "none")
+SKIPS = ("concat", "add", "attention", "placebo", "none")
+FLOWS = ("both", "forward", "backward")
 IGNORE = 255
 """The mask value that neither the loss nor a metric counts."""
 PETS_ROOT = Path("data/oxford-iiit-pet")
@@ -38,7 +39,13 @@ class Model(Section):
 
     encoder: str = Field(description="ResNet or DenseNet of smp: resnet18 ... 152, densenet121 ... 201")
     weights: str | None = Field(description="imagenet (downloaded by smp) | null | PATH of a .pth or .safetensors")
-    skip: str | list[str] = Field(description="long skips: concat | add | none, or one per level, finest first")
+    skip: str | list[str] = Field(
+        description="long skips: concat | add | attention | placebo | none, or one per level, finest first"
+    )
+    skip_flow: str | list[str] = Field(
+        description="both | forward (no gradient) | backward (no features), or one per level, finest first"
+    )
+    match_parameters: bool = Field(description="true: scale the decoder to the parameters of skip=concat, within 1 %")
     short_skips: bool = Field(description="false: a ResNet without the additions inside it")
     normalisation: Literal["batch", "none"] = Field(description="none: no batch normalisation, in a ResNet's U-Net")
     initialisation: Literal["he", "glorot"] = Field(description="random weights: he | glorot (before He et al. 2015)")
@@ -52,6 +59,11 @@ class Model(Section):
     @classmethod
     def _skip(cls, value: object) -> str | list[str]:
         return one_or_per_level(value, SKIPS, "model.skip")
+
+    @field_validator("skip_flow", mode="before")
+    @classmethod
+    def _skip_flow(cls, value: object) -> str | list[str]:
+        return one_or_per_level(value, FLOWS, "model.skip_flow")
 
     @field_validator("weights")
     @classmethod

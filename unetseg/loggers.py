@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from unetseg.config import Train
-from unetseg.runs import RunFolder, skip_label
+from unetseg.runs import RunFolder, one_word, variant
 
 
 class LongCsv(Logger):
@@ -60,8 +60,8 @@ def flat_config(options: Train) -> dict[str, Any]:
             continue
         prefix = "" if key == "model" else f"{key}_"
         flat |= {f"{prefix}{name}": entry for name, entry in value.items()}
-    flat["skip"] = skip_label(options.model.skip)
-    return flat
+    words = {name: one_word(flat[name]) for name in ("skip", "skip_flow")}
+    return flat | words | {"variant": variant(options.model)}
 
 
 def wandb_mode(options: Train) -> Literal["online", "offline", "disabled"]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from unetseg.config import Train, UserError
+from unetseg.config import Model, Train, UserError
 
 FOLDER_FOR_RANKS = "UNETSEG_RUN_FOLDER"
 """Environment variable that hands the folder to the processes that Lightning launches for further devices."""
@@ -42,7 +42,7 @@ class RunFolder:
         parts = (
             options.data.name,
             options.model.encoder,
-            skip_label(options.model.skip),
+            variant(options.model).replace(" ", "-"),
             f"seed{options.seed}",
         )
         name = options.name or f"{'_'.join(parts)}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
@@ -67,9 +67,18 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     draft.replace(path)
 
 
-def skip_label(skip: str | list[str]) -> str:
-    """Return the skip setting as one word: concat, or none-concat-add-concat (finest first)."""
-    return skip if isinstance(skip, str) else "-".join(skip)
+def one_word(per_level: str | list[str]) -> str:
+    """Return a setting as one word: concat, or none-concat-add-concat (finest first)."""
+    return per_level if isinstance(per_level, str) else "-".join(per_level)
+
+
+def variant(model: Model) -> str:
+    """Return what sets a model apart in an ablation of skips: "add", "concat backward", "none matched", "none plain"."""
+    words = [one_word(model.skip)]
+    if model.skip_flow != "both":
+        words.append(one_word(model.skip_flow))
+    words += ["matched"] * model.match_parameters + ["plain"] * (not model.short_skips)
+    return " ".join(words)
 
 
 def run_folder_of(checkpoint: str | Path) -> RunFolder | None:

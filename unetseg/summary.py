@@ -63,7 +63,7 @@ def show(summaries: Sequence[dict[str, Any]]) -> None:
     """Print the runs of a call, one row each."""
     rows = [
         {
-            "skip": s["skip"],
+            "skip": s["variant"],
             "encoder": s["encoder"],
             "seed": str(s["seed"]),
             **_scores({name.removeprefix("test/"): value for name, value in s.items()}),

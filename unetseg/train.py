@@ -14,7 +14,7 @@ from typing import Any
 
 from unetseg import cli, preflight
 from unetseg.config import Train
-from unetseg.runs import RunFolder, skip_label, write_json
+from unetseg.runs import RunFolder, one_word, variant, write_json
 
 
 def train(options: Train) -> dict[str, Any]:
@@ -38,8 +38,10 @@ def train(options: Train) -> dict[str, Any]:
             **record.over_the_set(),
             **summary.cost(module.model, options.data.size),
             **cost.measured(),
-            "skip": skip_label(options.model.skip),
-            "encoder": options.model.encoder,
+            "variant": variant(options.model),
+            "skip": one_word(options.model.skip),
+            "skip_flow": one_word(options.model.skip_flow),
+            **{name: getattr(options.model, name) for name in ("encoder", "short_skips", "match_parameters")},
             "data": options.data.name,
             "size": options.data.size,
             "epochs": trainer.current_epoch,
@@ -72,8 +74,8 @@ def compare(summaries: list[dict[str, Any]]) -> None:
     """Draw the gradient flow of several runs into one figure beside their folders."""
     from unetseg import figures
 
-    alone = len({s["skip"] for s in summaries}) == len(summaries)
-    runs = {s["skip"] if alone else Path(s["folder"]).name: RunFolder(s["folder"]) for s in summaries}
+    alone = len({s["variant"] for s in summaries}) == len(summaries)
+    runs = {s["variant"] if alone else Path(s["folder"]).name: RunFolder(s["folder"]) for s in summaries}
     tables = {label: run.gradient_flow for label, run in runs.items() if run.gradient_flow.exists()}
     if len(tables) > 1:
         last = Path(summaries[-1]["folder"])

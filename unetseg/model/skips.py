@@ -1,4 +1,4 @@
-"""The fusions: how a long skip is merged into the decoder.
+"""The fusions: how a long skip is merged into the decoder, and what of it flows.
 
 A fusion is built from the two widths that meet, tells its own width in `out_channels`, and maps the upsampled deep
 features and the encoder's features of the same resolution to the decoder block's input. A fusion holds only the
@@ -9,47 +9,142 @@ Legend: B batch, D channels of the deep path, S channels of the skip, H x W the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+FLOWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "both": lambda skip: skip,
+    "forward": lambda skip: skip.detach(),
+    "backward": lambda skip: skip - skip.detach(),
+}
+"""What a long skip lets through, applied to the encoder's features before any layer of the fusion sees them.
 
-class Concat(nn.Module):
-    """The U-Net's own fusion (Ronneberger et al. 2015): both, side by side."""
+forward: the features; no gradient comes back.
+backward: the fusion sees zeros, and the gradient with respect to these zeros goes on to the encoder. A weight that is
+multiplied with them (the skip's columns of a decoder convolution after concat, add's projection, all of attention's
+gate) has a gradient of exactly zero: it stays what it was at the start but for weight decay, and the encoder hears the
+loss through that fixed random matrix, as in feedback alignment (Lillicrap et al. 2016). With add between equal widths
+there is no such matrix.
+"""
 
-    def __init__(self, deep_channels: int, skip_channels: int):
+
+class Fusion(nn.Module):
+    """A fusion maps BxDxHxW and BxSxHxW to Bx(out_channels)xHxW.
+
+    Args:
+        deep_channels: D.
+        skip_channels: S.
+        flow: a key of FLOWS.
+
+    Attributes:
+        out_channels: width of the result.
+        carries_features: whether the encoder's features can change the result.
+    """
+
+    out_channels: int
+
+    def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both"):
         super().__init__()
-        self.out_channels = deep_channels + skip_channels
+        self.flow = flow
+        self.carries_features = flow != "backward"
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
-        """Map BxDxHxW and BxSxHxW to Bx(D+S)xHxW."""
+        """Map BxDxHxW and BxSxHxW to Bx(out_channels)xHxW."""
+        return self.fuse(deep, FLOWS[self.flow](skip))
+
+    def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
+        """Merge the deep features with what flows through the skip."""
+        raise NotImplementedError
+
+
+class Concat(Fusion):
+    """The U-Net's own fusion (Ronneberger et al. 2015): both, side by side."""
+
+    def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both"):
+        super().__init__(deep_channels, skip_channels, flow)
+        self.out_channels = deep_channels + skip_channels
+
+    def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
+        """Return Bx(D+S)xHxW."""
         return torch.cat([deep, skip], dim=1)
 
 
-class Add(nn.Module):
+class Add(Fusion):
     """The sum, as in LinkNet and FPN; a 1x1 projection without bias brings the skip to the deep path's width."""
 
-    def __init__(self, deep_channels: int, skip_channels: int):
-        super().__init__()
+    def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both"):
+        super().__init__(deep_channels, skip_channels, flow)
         self.out_channels = deep_channels
         self.projection: nn.Module = nn.Identity()
         if skip_channels != deep_channels:
             self.projection = nn.Conv2d(skip_channels, deep_channels, kernel_size=1, bias=False)
 
-    def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
-        """Map BxDxHxW and BxSxHxW to BxDxHxW."""
+    def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
+        """Return BxDxHxW."""
         return deep + self.projection(skip)
 
 
-class NoSkip(nn.Module):
+class Attention(Concat):
+    """The additive attention gate of Oktay et al. 2018 on the skip, then concat.
+
+    alpha = sigmoid(psi(relu(W_s s + W_x x))), one number in 0..1 for each position; the gated skip is alpha * s. W_s,
+    W_x (with bias) and psi (with bias) are 1x1 convolutions, S // 2 channels lie between them. The paper computes alpha
+    on the coarser grid of x and interpolates it; here x comes upsampled and alpha is computed at the skip's resolution.
+    """
+
+    def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both"):
+        super().__init__(deep_channels, skip_channels, flow)
+        between = skip_channels // 2
+        self.of_skip = nn.Conv2d(skip_channels, between, kernel_size=1, bias=False)
+        self.of_deep = nn.Conv2d(deep_channels, between, kernel_size=1)
+        self.psi = nn.Conv2d(between, 1, kernel_size=1)
+
+    def gate(self, deep: Tensor, skip: Tensor) -> Tensor:
+        """Return alpha, Bx1xHxW in 0..1."""
+        return torch.sigmoid(self.psi(torch.relu(self.of_skip(skip) + self.of_deep(deep))))
+
+    def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
+        """Return Bx(D+S)xHxW."""
+        return super().fuse(deep, self.gate(deep, skip) * skip)
+
+
+class Placebo(Concat):
+    """Concat's size without its information: the deep features stand in for the skip.
+
+    They are repeated, or cut, along the channels to the skip's width, so that the decoder has exactly the parameters
+    and FLOPs of concat and nothing from the encoder but what the deep path brings.
+    """
+
+    def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both"):
+        super().__init__(deep_channels, skip_channels, flow)
+        self.skip_channels = skip_channels
+        self.carries_features = False
+
+    def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
+        """Return Bx(D+S)xHxW."""
+        repeats = -(-self.skip_channels // deep.shape[1])
+        return super().fuse(deep, deep.repeat(1, repeats, 1, 1)[:, : self.skip_channels])
+
+
+class NoSkip(Fusion):
     """No long skip: the block sees the deep path alone."""
 
-    def __init__(self, deep_channels: int, skip_channels: int):
-        super().__init__()
+    def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both"):
+        super().__init__(deep_channels, skip_channels, flow)
         self.out_channels = deep_channels
+        self.carries_features = False
 
-    def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
+    def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Return the BxDxHxW features of the deep path."""
         return deep
 
 
-FUSIONS: dict[str, type[Concat] | type[Add] | type[NoSkip]] = {"concat": Concat, "add": Add, "none": NoSkip}
+FUSIONS: dict[str, type[Fusion]] = {
+    "concat": Concat,
+    "add": Add,
+    "attention": Attention,
+    "placebo": Placebo,
+    "none": NoSkip,
+}

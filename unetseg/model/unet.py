@@ -11,51 +11,12 @@ from typing import cast
 
 from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
-from segmentation_models_pytorch.base.modules import Conv2dReLU
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unetseg.accepted import LEVELS, one_or_per_level
-from unetseg.config import SKIPS
+from unetseg.config import FLOWS, SKIPS
+from unetseg.model.decoder import Decoder, matched_channels
 from unetseg.model.encoders import make_encoder
-from unetseg.model.skips import FUSIONS
-
-
-class DecoderBlock(nn.Module):
-    """Upsample to the resolution of the skip, fuse, convolve twice."""
-
-    def __init__(self, in_channels: int, skip_channels: int, out_channels: int, skip: str, normalisation: str):
-        super().__init__()
-        norm = {"batch": "batchnorm", "none": "identity"}[normalisation]
-        self.fusion = FUSIONS[skip](in_channels, skip_channels)
-        self.conv1 = Conv2dReLU(self.fusion.out_channels, out_channels, kernel_size=3, padding=1, use_norm=norm)
-        self.conv2 = Conv2dReLU(out_channels, out_channels, kernel_size=3, padding=1, use_norm=norm)
-
-    def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
-        """Map BxDxhxw deep features and the encoder's BxSxHxW to BxOxHxW."""
-        deep = F.interpolate(deep, size=skip.shape[-2:], mode="nearest")
-        return self.conv2(self.conv1(self.fusion(deep, skip)))
-
-
-class Decoder(nn.Module):
-    """Five blocks from the deepest features up to the input's resolution; the last one has no skip."""
-
-    def __init__(
-        self, encoder_channels: Sequence[int], channels: Sequence[int], skip: Sequence[str], normalisation: str
-    ):
-        super().__init__()
-        inputs = [encoder_channels[-1], *channels[:-1]]
-        skips = [*reversed(encoder_channels[1:-1]), 0]
-        kinds = [*reversed(skip), "none"]  # blocks run from coarse to fine
-        blocks = zip(inputs, skips, channels, kinds, strict=True)
-        self.blocks = nn.ModuleList(DecoderBlock(*sizes, normalisation) for sizes in blocks)
-
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Map the encoder's features, [input, stride 2, ..., stride 32], to BxOxHxW."""
-        deep = features[-1]
-        for block, skip in zip(self.blocks, reversed(features[:-1]), strict=True):
-            deep = block(deep, skip)
-        return deep
 
 
 class SkipUnet(nn.Module):
@@ -66,9 +27,12 @@ class SkipUnet(nn.Module):
 
     Args:
         encoder: a ResNet or DenseNet of smp.
-        skip: concat | add | none, or a list with one kind for each of the 4 levels, finest first.
+        skip: concat | add | attention | placebo | none, or a list with one kind for each of the 4 levels, finest first.
+        skip_flow: both | forward | backward, or a list, see `unetseg.model.skips.FLOWS`; of no meaning for placebo and
+            none, which let nothing through.
         weights: "imagenet" downloads the encoder's weights by smp; None starts from random ones. Files are read by
             `unetseg.model.weights.load_encoder`.
+        match_parameters: scale the decoder's widths until the network has the parameters of skip="concat", within 1 %.
         short_skips: False leaves out the additions inside a ResNet.
         normalisation: "batch", or "none" for a ResNet and a decoder without batch normalisation.
         initialisation: random weights by "he" (He et al. 2015: torchvision's and smp's own) or, of every convolution,
@@ -86,6 +50,8 @@ class SkipUnet(nn.Module):
         encoder: str = "resnet34",
         *,
         skip: str | Sequence[str] = "concat",
+        skip_flow: str | Sequence[str] = "both",
+        match_parameters: bool = False,
         weights: str | None = "imagenet",
         short_skips: bool = True,
         normalisation: str = "batch",
@@ -95,13 +61,15 @@ class SkipUnet(nn.Module):
         in_channels: int = 3,
     ):
         super().__init__()
-        kinds = one_or_per_level(skip, SKIPS, "skip")
-        self.skip = [kinds] * LEVELS if isinstance(kinds, str) else kinds
+        self.skip = _per_level(skip, SKIPS, "skip")
+        self.skip_flow = _per_level(skip_flow, FLOWS, "skip_flow")
         self.encoder = make_encoder(
             encoder, in_channels=in_channels, weights=weights, short_skips=short_skips, normalisation=normalisation
         )
+        if match_parameters:
+            decoder_channels = matched_channels(self.encoder, decoder_channels, self.skip, normalisation, classes)
         self.decoder = Decoder(
-            cast(Sequence[int], self.encoder.out_channels), decoder_channels, self.skip, normalisation
+            cast(Sequence[int], self.encoder.out_channels), decoder_channels, self.skip, self.skip_flow, normalisation
         )
         self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, kernel_size=3)
         initialize_decoder(self.decoder)
@@ -114,3 +82,9 @@ class SkipUnet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images, BxCxHxW float, to logits, BxKxHxW float."""
         return self.segmentation_head(self.decoder(self.encoder(images)))
+
+
+def _per_level(value: str | Sequence[str], names: Sequence[str], key: str) -> list[str]:
+    """Return one name a level, finest first."""
+    found = one_or_per_level(value, names, key)
+    return [found] * LEVELS if isinstance(found, str) else found
