@@ -34,6 +34,17 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def drawn_set(drawn: Path) -> Path:
+    """The root of the set that the runs of TINY use."""
+    from unetseg import build, cli
+    from unetseg.config import Synthetic, Train
+
+    options = cli.compose("train", Train, [*TINY, f"data.root={drawn}"]).data
+    assert isinstance(options, Synthetic)
+    return build.generate(options)
+
+
+@pytest.fixture(scope="session")
 def pets() -> Path:
     """The real pictures."""
     if not (SHARED / "pets").is_dir():

@@ -51,6 +51,9 @@ def test_breeds_are_scored_apart_and_add_up(run, tmp_path):
     for _, row in groups.iterrows():
         assert row.iou_per_image == pytest.approx(each[each.group == row.group].iou.mean())
     assert (tmp_path / "out/figures/predictions.png").stat().st_size > 10_000
+    edges = pd.read_csv(tmp_path / "out/edge_distance.csv")
+    assert edges.pixels.sum() == 7 * 64 * 64
+    assert (tmp_path / "out/figures/edge_distance.png").stat().st_size > 5_000
     assert json.loads((tmp_path / "out/summary.json").read_text())["split"] == "test"
 
 
@@ -61,16 +64,14 @@ def test_data_options_can_be_changed_one_by_one(run, tmp_path):
     assert content["test/iou"] != json.loads(run.summary.read_text())["test/iou"]
 
 
-def test_other_data_can_be_named(run, drawn, tmp_path):
-    root = next(drawn.glob("20+7_64px*"))
-    content = scored(f"checkpoint={run.best}", "data=pets", f"data.root={root}", "data.size=64", "data.workers=0")
+def test_other_data_can_be_named(run, drawn_set, tmp_path):
+    content = scored(f"checkpoint={run.best}", "data=pets", f"data.root={drawn_set}", "data.size=64", "data.workers=0")
     assert content["test/iou"] == json.loads(run.summary.read_text())["test/iou"]
 
 
-def test_a_moved_checkpoint_still_works_with_named_data(run, drawn, tmp_path):
+def test_a_moved_checkpoint_still_works_with_named_data(run, drawn_set, tmp_path):
     shutil.copy(run.best, tmp_path / "model.ckpt")
-    root = next(drawn.glob("20+7_64px*"))
-    own = ["data=pets", f"data.root={root}", "data.size=64", "data.workers=0"]
+    own = ["data=pets", f"data.root={drawn_set}", "data.size=64", "data.workers=0"]
     content = scored(f"checkpoint={tmp_path}/model.ckpt", *own)
     assert content["folder"] == f"{tmp_path}/evaluation/pets_test"
 

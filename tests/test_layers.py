@@ -13,7 +13,7 @@ LAYERS = (
     {"validation", "preflight", "runs"},
     {"cli", "model", "data", "losses", "metrics", "statistics", "figures"},
     {"gradients"},
-    {"module", "callbacks", "loggers", "checkpoint", "summary"},
+    {"module", "callbacks", "loggers", "checkpoint", "summary", "lesions"},
     {"build", "predictor"},
     {"train", "evaluate", "predict", "export", "ablate", "report"},
 )

@@ -8,15 +8,24 @@ from torchmetrics.classification import BinaryJaccardIndex, MulticlassJaccardInd
 from torchmetrics.functional.classification import binary_f1_score
 
 from unetseg.config import IGNORE
-from unetseg.metrics import SegmentationScores, erode, image_counts, scores
+from unetseg.metrics import (
+    EDGE_DISTANCES,
+    SegmentationScores,
+    edge_bands,
+    edge_table,
+    erode,
+    errors_by_band,
+    image_counts,
+    scores,
+)
 
 
-def blobs(seed: int, images: int = 6, size: int = 48, classes: int = 2) -> torch.Tensor:
+def blobs(seed: int, images: int = 6, size: int = 48, classes: int = 2, smooth: float = 4) -> torch.Tensor:
     """Return BxSxS class maps with smooth shapes, so that boundaries mean something."""
     noise = np.random.default_rng(seed).standard_normal((images, size, size)).astype(np.float32)
-    smooth = np.stack([cv2.GaussianBlur(n, (0, 0), 4) for n in noise])
-    edges = np.quantile(smooth, np.linspace(0, 1, classes + 1)[1:-1])
-    return torch.from_numpy(np.digitize(smooth, edges).astype(np.uint8))
+    smoothed = np.stack([cv2.GaussianBlur(n, (0, 0), smooth) for n in noise])
+    edges = np.quantile(smoothed, np.linspace(0, 1, classes + 1)[1:-1])
+    return torch.from_numpy(np.digitize(smoothed, edges).astype(np.uint8))
 
 
 def slow_boundary(mask: np.ndarray) -> np.ndarray:
@@ -140,3 +149,50 @@ def test_the_per_image_iou_is_smps():
     assert metric.compute()["iou"].item() == pytest.approx(iou_score(*stats, reduction="micro").item(), abs=1e-6)
     imagewise = iou_score(*stats, reduction="micro-imagewise").item()
     assert metric.compute()["iou_per_image"].item() == pytest.approx(imagewise, abs=1e-6)
+
+
+def test_the_distance_to_the_edge_by_hand():
+    """A row with one pixel of class 1: beside it 1, then 2, then two bands of 3-4 and 5-8; the pixel itself has 1."""
+    target = torch.zeros(1, 1, 10, dtype=torch.uint8)
+    target[0, 0, 2] = 1
+    target[0, 0, 4] = IGNORE
+    assert edge_bands(target, 2).tolist() == [[[1, 0, 0, 0, 7, 2, 2, 3, 3, 3]]]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_bands_are_those_of_scipys_chessboard_distance(classes):
+    from scipy.ndimage import distance_transform_cdt
+
+    target = blobs(1, images=4, size=240, classes=classes, smooth=40)
+    target[:, :3] = IGNORE
+    limits = np.array([*EDGE_DISTANCES, np.inf])
+    expected = np.full(target.shape, len(EDGE_DISTANCES) + 1)
+    for image, bands in zip(target.numpy(), expected, strict=True):
+        for own in range(classes):
+            distance = distance_transform_cdt((image == own) | (image == IGNORE), metric="chessboard")
+            bands[image == own] = np.searchsorted(limits, distance[image == own])
+    assert np.array_equal(edge_bands(target, classes).numpy(), expected)
+    assert set(np.unique(expected)) == set(range(8))
+
+
+def test_a_picture_of_one_class_has_no_edge():
+    bands = edge_bands(torch.ones(1, 80, 80, dtype=torch.uint8), 2)
+    assert bands.unique().tolist() == [len(EDGE_DISTANCES)]
+
+
+def test_errors_are_counted_in_their_band_and_ignored_pixels_in_none():
+    target, predicted = blobs(2, size=70), blobs(3, size=70)
+    target[:, :, :5] = IGNORE
+    bands = edge_bands(target, 2)
+    counts = errors_by_band(predicted, target, bands)
+    for image in range(len(target)):
+        for band in range(len(EDGE_DISTANCES) + 1):
+            inside = bands[image] == band
+            wrong = inside & (predicted[image] != target[image])
+            assert counts[image, band].tolist() == [inside.sum(), wrong.sum()]
+    assert counts[..., 0].sum() == (target != IGNORE).sum()
+    table = edge_table(counts.sum(0))
+    assert list(table.to_px) == [*EDGE_DISTANCES, np.inf]
+    assert list(table.from_px) == [1, 2, 3, 5, 9, 17, 33]
+    np.testing.assert_array_equal(table.error_rate, table.errors / table.pixels)
+    assert np.isnan(table.error_rate.iloc[-1])  # no pixel is that far here

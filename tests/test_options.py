@@ -12,6 +12,7 @@ from conftest import ROOT
 from unetseg import cli
 from unetseg.accepted import nearest_first, trainer_arguments
 from unetseg.config import Evaluate, Train, UserError
+from unetseg.runs import variant
 from unetseg.validation import describe
 
 SYNTHETIC = ["data=synthetic"]
@@ -36,6 +37,7 @@ WRONG = [
     ("model.skip=bogus", "model.skip=bogus is not accepted", "or one per level, 4 in all", "try: model.skip="),
     ("model.skip=[none,concat]", "model.skip=[none,concat]", "4 in all, finest first", "[none,concat,concat,concat]"),
     ("model.skip=[none,concat,ad,add]", "[none,concat,ad,add]", "add, ", "try:"),
+    ("model.skip_flow=up", "model.skip_flow=up", "both, forward, backward", "try: model.skip_flow="),
     ("model.encoder=resnet35", "model.encoder=resnet35", "accepted: resnet34, resnet50", "try: model.encoder=resnet34"),
     ("model.encoder=vgg16", "model.encoder=vgg16", "densenet121", "try:"),
     ("model.weights=absent.pth", "model.weights=absent.pth", "imagenet, null, or the path", "model.weights=null"),
@@ -144,7 +146,7 @@ def test_any_argument_of_the_trainer_can_be_given_without_a_plus():
 
 
 def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults():
-    recipe = yaml.safe_load((ROOT / "conf/recipe/synthetic.yaml").read_text())
+    recipe = yaml.safe_load((ROOT / "conf/recipe/from_scratch.yaml").read_text())
     assert cli.compose("train", Train, SYNTHETIC).model.encoder == recipe["model"]["encoder"]
     assert cli.compose("train", Train, [*SYNTHETIC, "model.encoder=resnet34"]).model.encoder == "resnet34"
 
@@ -159,16 +161,33 @@ def test_the_cells_of_a_sweep_are_the_product_of_its_axes():
     ]
 
 
+def test_an_experiment_brings_its_axes_and_the_user_sets_them_anew():
+    def axes(*overrides):
+        return cli.axes("train", Train, [*SYNTHETIC, "experiment=skip_ablation", *overrides])
+
+    assert axes() == ["model.skip=concat,add,none", "seed=0,1,2"]
+    assert axes("model.skip=concat,none") == ["seed=0,1,2"]
+    assert axes("seed=5", "model.skip=add") == []
+    assert cli.axes("train", Train, SYNTHETIC) == []
+
+
+def test_two_equal_runs_in_a_sweep_are_refused():
+    with pytest.raises(UserError, match=r"two runs of the sweep would be the same"):
+        cli.different("train", Train, cli.cells([*SYNTHETIC, "model={skip:concat},{skip:add}", "model.skip=none"]))
+
+
 EXPERIMENTS = sorted((ROOT / "conf/experiment").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_composes_and_opens_with_purpose_command_duration_and_result(path, tmp_path, monkeypatch):
-    head = path.read_text().partition("\ndefaults" if "\ndefaults" in path.read_text() else "\nmodel")[0]
+    head = path.read_text().partition("\ndefaults")[0]
     assert head.startswith("# @package _global_")
     for word in ("Purpose:", "Command:", "Duration:", "Result:", f"experiment={path.stem}"):
         assert word in head, word
-    assert cli.compose("train", Train, [f"experiment={path.stem}"])
+    axes = cli.axes("train", Train, [f"experiment={path.stem}"])
+    runs = cli.different("train", Train, cli.cells([*axes, f"experiment={path.stem}"]))
+    assert len({variant(run.model) for run in runs}) > 1
 
 
 def test_there_are_experiments():

@@ -35,9 +35,11 @@ def test_a_run_folder_holds_what_is_promised(finished):
         "metrics.csv",
         "summary.json",
         "per_image.csv",
+        "edge_distance.csv",
         "gradient_flow.csv",
         "figures/gradient_flow.png",
         "figures/curves.png",
+        "figures/edge_distance.png",
         "figures/predictions.png",
     }
 
@@ -171,19 +173,19 @@ def test_two_processes_share_one_run_folder_and_count_every_test_picture_once(dr
     alone = evaluate(cli.compose("evaluate", Evaluate, [*data_of_the_run(own), *own]))
     assert json.loads((folder / "summary.json").read_text())["test/iou"] == alone["test/iou"]
     pd.testing.assert_frame_equal(each, pd.read_csv(tmp_path / "again/per_image.csv"))
+    assert (folder / "edge_distance.csv").read_text() == (tmp_path / "again/edge_distance.csv").read_text()
 
 
-def test_own_pictures_of_three_classes_train(tiny, drawn, tmp_path):
+def test_own_pictures_of_three_classes_train(drawn_set, tmp_path):
     import numpy as np
     from PIL import Image
 
-    source = next(drawn.glob("20+7_64px*"))
     for part in ("images", "masks"):
         (tmp_path / "own" / part).mkdir(parents=True)
-    for path in source.glob("annotations/trimaps/*.png"):
+    for path in drawn_set.glob("annotations/trimaps/*.png"):
         mask = np.asarray(Image.open(path)) % 3
         Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "own/masks" / path.name)
-        Image.open(source / f"images/{path.stem}.jpg").save(tmp_path / f"own/images/{path.stem}.png")
+        Image.open(drawn_set / f"images/{path.stem}.jpg").save(tmp_path / f"own/images/{path.stem}.png")
     from unetseg.train import train
 
     own = [override for override in TINY if "synthetic" not in override and "images=" not in override]
@@ -199,10 +201,10 @@ def test_what_lightning_refuses_is_a_users_error(tiny, wrong):
         tiny(wrong)
 
 
-def test_a_bad_picture_is_named_by_the_command_also_from_a_worker(drawn, tmp_path):
+def test_a_bad_picture_is_named_by_the_command_also_from_a_worker(drawn_set, tmp_path):
     import shutil
 
-    shutil.copytree(next(drawn.glob("20+7_64px*")), tmp_path / "set")
+    shutil.copytree(drawn_set, tmp_path / "set")
     broken = sorted((tmp_path / "set/images").glob("*.jpg"))[3]
     broken.write_bytes(broken.read_bytes()[:700])
     overrides = ["data=pets", f"data.root={tmp_path}/set", "data.size=64", "data.workers=2", "data.batch_size=4"]

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.progress import track
 
-from unetseg.callbacks import FlowReadings, ProgressBar, SamplePictures, TestRecord
+from unetseg.callbacks import FlowReadings, ProgressBar, SamplePictures
 from unetseg.checkpoint import hyper_parameters, segmenter_arguments
 from unetseg.config import Folder, Pets, Synthetic, Train, UserError, class_names
 from unetseg.data import folder, pets, synthetic
@@ -104,11 +104,6 @@ def make_module(options: Train) -> SegmentationModule:
 def make_loggers(options: Train, run: RunFolder) -> list[Logger]:
     """Return metrics.csv's logger, and W&B's if asked for."""
     return [LongCsv(run.metrics), *([wandb_logger(options, run)] if options.logger == "wandb" else [])]
-
-
-def make_record(run: RunFolder) -> TestRecord:
-    """Return what records a test."""
-    return TestRecord(run.per_image, run.figures / "predictions.png")
 
 
 def make_watchers(options: Train, run: RunFolder) -> list[Callback]:

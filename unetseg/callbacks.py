@@ -21,8 +21,9 @@ from torch import Tensor, distributed
 from unetseg import figures
 from unetseg.data.datamodule import Batch, Examples, collate
 from unetseg.gradients import GradientFlow
-from unetseg.metrics import scores
+from unetseg.metrics import edge_bands, edge_table, errors_by_band, scores
 from unetseg.model.segmenter import class_map
+from unetseg.runs import RunFolder
 
 
 class ProgressBar(RichProgressBar):
@@ -69,21 +70,21 @@ class SamplePictures(L.Callback):
 
 
 class TestRecord(L.Callback):
-    """Writes per_image.csv and a figure of the best, median and worst images, and keeps the scores over the set.
+    """Writes per_image.csv, edge_distance.csv and figures of both, and keeps the scores over the set.
 
     Under several processes each has counted its own images; together they have every image once.
 
     Args:
-        table: path of per_image.csv.
-        figure: path of the figure.
+        run: the folder that is written to.
         each: how many images of the best, of the median and of the worst are drawn.
     """
 
     __test__ = False  # no test class, whatever pytest makes of the name
 
-    def __init__(self, table: Path, figure: Path, each: int = 2):
-        self.table, self.figure, self.each = table, figure, each
+    def __init__(self, run: RunFolder, each: int = 2):
+        self.run, self.each = run, each
         self.counts: dict[int, Tensor] = {}
+        self.edges: dict[int, Tensor] = {}
         self.per_image = pd.DataFrame()
 
     def on_test_batch_end(
@@ -96,14 +97,19 @@ class TestRecord(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the counts of the batch's images."""
-        self.counts.update(zip(batch.indices.tolist(), outputs["counts"].cpu(), strict=True))
+        indices, counts = batch.indices.tolist(), outputs["counts"]
+        errors = errors_by_band(outputs["predicted"], batch.masks, edge_bands(batch.masks, counts.shape[1]))
+        self.counts.update(zip(indices, counts.cpu(), strict=True))
+        self.edges.update(zip(indices, errors.cpu(), strict=True))
 
     def on_test_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Bring all images together and write what is known of each."""
         if distributed.is_available() and distributed.is_initialized():
             parts: list[Any] = [None] * trainer.world_size
-            distributed.all_gather_object(parts, self.counts)
-            self.counts = {index: counts for part in parts for index, counts in part.items()}
+            distributed.all_gather_object(parts, (self.counts, self.edges))
+            for counts, edges in parts:
+                self.counts |= counts
+                self.edges |= edges
         self.counts = dict(sorted(self.counts.items()))
         dataset: Examples = trainer.test_dataloaders.dataset  # type: ignore[union-attr]
         examples = [dataset.examples[index] for index in self.counts]
@@ -113,7 +119,10 @@ class TestRecord(L.Callback):
             | {name: columns[name] for name in ("iou", "dice", "boundary_iou")}
         )
         if trainer.is_global_zero:
-            self.per_image.to_csv(self.table, index=False)
+            self.per_image.to_csv(self.run.per_image, index=False)
+            errors = edge_table(torch.stack([*self.edges.values()]).sum(0))
+            errors.to_csv(self.run.edge_distance, index=False)
+            figures.edge_distance({"": errors}, self.run.figures / "edge_distance.png")
             self._draw(trainer, module, dataset)
 
     def over_the_set(self) -> dict[str, float]:
@@ -144,7 +153,7 @@ class TestRecord(L.Callback):
         indices = [list(self.counts)[row] for row, _ in rows]
         samples = predict_samples(trainer, module, dataset, indices)
         captions = [f"{rank}: IoU {self.per_image.iou[row]:.3f}" for row, rank in rows]
-        figures.predictions(samples, captions, self.figure)
+        figures.predictions(samples, captions, self.run.figures / "predictions.png")
 
 
 class FlowReadings(L.Callback):

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unetseg.accepted import trainer_arguments
-from unetseg.config import UserError
+from unetseg.config import Section, UserError
 from unetseg.validation import Schema, describe, unknown_option, validate, written
 
 Result = TypeVar("Result")
@@ -39,7 +39,8 @@ QUIET = (
 )
 
 HELP = {"-h", "--help"}
-OUR_FLAGS = HELP | {"-m", "--multirun"}
+MULTIRUN = {"-m", "--multirun"}
+OUR_FLAGS = HELP | MULTIRUN
 """Other flags, such as --cfg job, are Hydra's own business."""
 
 
@@ -83,9 +84,12 @@ def run(
         if flags & HELP:
             print(_help(door, schema, _plain(_composed(door, overrides, schema), schema)))
             return results
+        if flags & MULTIRUN:
+            overrides = axes(door, schema, overrides) + overrides
         if not foreign:
-            for cell in cells(overrides) if flags else [overrides]:
-                preflight(compose(door, schema, cell))
+            jobs = different(door, schema, cells(overrides) if flags else [overrides])
+            for options in jobs:
+                preflight(options)
         # Hydra wants flags and their values last
         sys.argv[1:] = [*overrides, *(setting for setting in QUIET if setting not in overrides), *rest]
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=door)(job)()
@@ -114,6 +118,28 @@ def cells(overrides: list[str]) -> list[list[str]]:
         key = override.get_key_element()
         axes.append([override.input_line if value is None else f"{key}={value}" for value in values])
     return [list(cell) for cell in itertools.product(*axes)]
+
+
+def axes(door: str, schema: type[Section], overrides: list[str]) -> list[str]:
+    """Return the experiment's own axes as overrides, but for those that the user sets."""
+    given = {override.get_key_element() for override in _parse(overrides)}
+    options = _plain(_composed(door, cells(overrides)[0], schema), schema)
+    return [f"{key}={values}" for key, values in options.get("sweep", {}).items() if key not in given]
+
+
+def different(door: str, schema: type[Schema], jobs: list[list[str]]) -> list[Schema]:
+    """Return the validated options of each job, or raise a UserError where two would be the same run."""
+    found: list[Schema] = []
+    for overrides in jobs:
+        options = compose(door, schema, overrides)
+        if options in found:
+            twin = " ".join(jobs[found.index(options)])
+            raise UserError(
+                f"two runs of the sweep would be the same: {' '.join(overrides)}, and {twin}\n"
+                "  accepted: a sweep whose runs differ; what comes last holds\n  try: leave one of the axes out"
+            )
+        found.append(options)
+    return found
 
 
 def _lenient(override: str) -> str:

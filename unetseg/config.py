@@ -210,6 +210,7 @@ class Train(Section):
     seed: int = Field(ge=0, description="seed of weights, order and augmentation")
     name: str | None = Field(description="name of the run folder; null: made of the options and the time")
     output: str = Field(description="folder that holds the run folders")
+    sweep: dict[str, str] = Field(description="an experiment's axes in Hydra's comma syntax, run by --multirun")
 
     @field_validator("trainer")
     @classmethod
@@ -243,6 +244,7 @@ class Evaluate(Section):
     data: Annotated[Pets | Folder | Synthetic, Field(discriminator="name")]
     split: Literal["train", "val", "test"] = Field(description="part of the data: train | val | test")
     accelerator: str = Field(description="auto | cpu | gpu ..., as Lightning's Trainer takes it")
+    lesion: bool = Field(description="true: cut every subset of the long skips, by zeros, means and other images")
     output: str | None = Field(description="folder for the results; null: evaluation/... in the run folder")
 
     @field_validator("checkpoint")

@@ -3,6 +3,7 @@
 python -m unetseg.evaluate checkpoint=runs/NAME                                 the test split of the run's own data
 python -m unetseg.evaluate checkpoint=runs/NAME data.border=ignore split=val    the same data, differently
 python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER    other data
+python -m unetseg.evaluate checkpoint=runs/NAME lesion=true                     what each long skip contributes
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -18,10 +19,15 @@ from unetseg import cli
 from unetseg.config import Evaluate, UserError, class_names
 from unetseg.runs import RunFolder, run_folder_of, write_json
 
+if TYPE_CHECKING:
+    import lightning as L
+
+    from unetseg.model import Segmenter
+
 
 def evaluate(options: Evaluate) -> dict[str, Any]:
-    """Score a checkpoint on a split; write summary.json, per_image.csv, per_group.csv and predictions.png."""
-    from unetseg import build, checkpoint, summary
+    """Score a checkpoint on a split; write the tables and figures of what was found, and return the summary."""
+    from unetseg import build, callbacks, checkpoint, lesions, summary
     from unetseg.module import SegmentationModule
 
     model, known = checkpoint.load(options.checkpoint)
@@ -31,6 +37,11 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
             f"the checkpoint knows {len(known['classes'])} classes ({', '.join(known['classes'])}), "
             f"the data has {len(classes)} ({', '.join(classes)})\n  accepted: data with the same classes"
         )
+    if options.lesion and not lesions.levels_to_cut(model):
+        raise UserError(
+            f"lesion=true: with skip={known['model']['skip']} no long skip of {options.checkpoint} carries features\n"
+            "  accepted: a checkpoint with concat, add or attention at some level"
+        )
     data = build.make_data(options.data, known["seed"], test_split=options.split)
     folder = RunFolder(output_folder(options))
     try:
@@ -39,7 +50,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
         raise UserError(f"{folder.path} exists\n  accepted: a new folder\n  try: another output=...") from None
     folder.figures.mkdir()
     module = SegmentationModule(model, build.make_loss(known["loss"], len(classes)), classes=len(classes))
-    record = build.make_record(folder)
+    record = callbacks.TestRecord(folder)
     trainer = build.make_trainer({"accelerator": options.accelerator, "devices": 1}, [], [record], folder.path)
     trainer.test(module, data, verbose=False)
     groups = record.by_group()
@@ -58,7 +69,25 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     }
     write_json(folder.summary, content)
     summary.show_groups(groups, content)
+    if options.lesion:
+        measure_lesions(model, len(classes), data.loader(options.split, shuffle=True), trainer, folder)
     return content
+
+
+def measure_lesions(model: Segmenter, classes: int, batches: Any, trainer: L.Trainer, folder: RunFolder) -> None:
+    """Cut the long skips; write and show what was lost."""
+    from rich.progress import track
+
+    from unetseg import figures, lesions, summary
+
+    device = trainer.strategy.root_device
+    with trainer.precision_plugin.forward_context():
+        found = lesions.measure(model.to(device).eval(), batches, classes, device=device, track=track)
+    tables = lesions.tables(found)
+    for name, table in tables.items():
+        table.to_csv(folder.path / f"{name}.csv", index=False)
+    figures.lesions(tables, folder.figures / "lesion.png")
+    summary.show_lesions(tables)
 
 
 def output_folder(options: Evaluate) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -185,3 +186,53 @@ def compare_gradients(tables: dict[str, Path], path: Path) -> None:
         axis.grid(alpha=0.3)
     gradient.legend(fontsize=8)
     figure.savefig(path)
+
+
+def edge_distance(tables: dict[str, pd.DataFrame], path: Path) -> None:
+    """Write the error rate by distance to the mask's edge, a line for each table by its label."""
+    figure = Figure(figsize=(5, 3.2), dpi=110, layout="constrained")
+    _error_rates(figure.subplots(), tables)
+    figure.savefig(path)
+
+
+def lesions(tables: dict[str, pd.DataFrame], path: Path) -> None:
+    """Write the picture of evaluate's lesions: the Shapley values of each level, and where the errors of a cut lie."""
+    figure = Figure(figsize=(11, 3.4), dpi=110, layout="constrained")
+    iou, boundary, where = figure.subplots(1, 3)
+    worth, rates = tables["shapley"], tables["lesion_edge_distance"]
+    cuts = list(worth.cut.unique())
+    for axis, name, title in ((iou, "iou", "IoU"), (boundary, "boundary_iou", "Boundary IoU")):
+        for number, cut in enumerate(cuts):
+            rows = worth[worth.cut == cut]
+            errors = np.abs(rows[[f"{name}_low", f"{name}_high"]].to_numpy().T - rows[name].to_numpy())
+            places = np.arange(len(rows)) + 0.27 * (number - 1)
+            axis.bar(places, rows[name], width=0.25, yerr=errors, capsize=2, label=cut, color=f"C{number}")
+        axis.set_xticks(np.arange(len(rows)), [f"level {level}" for level in rows.level], fontsize=8)
+        axis.axhline(0, color="grey", linewidth=0.6)
+        axis.set_title(f"Shapley value of each long skip, {title}", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.grid(axis="y", alpha=0.3)
+    iou.legend(title="cut by", fontsize=7, title_fontsize=7)
+    levels = [str(level) for level in rows.level]
+    shown = {"intact": rates[rates.cut == "intact"]}
+    for gone in [*levels, "+".join(levels)]:
+        label = "all cut" if gone not in levels else f"level {gone} cut"
+        shown[label] = rates[(rates.cut == "mean") & (rates.levels == gone)]
+    _error_rates(where, shown)
+    where.set_title("errors, cut by the mean", fontsize=9)
+    figure.savefig(path)
+
+
+def _error_rates(axis: Axes, tables: dict[str, pd.DataFrame]) -> None:
+    for label, table in tables.items():
+        axis.plot(range(len(table)), table.error_rate, marker=".", linewidth=1.2, label=label)
+    spans = [(f"{row.from_px:.0f}", f"{row.to_px:.0f}") for row in table.itertuples()]
+    names = [f"≥ {low}" if high == "inf" else low if low == high else f"{low}-{high}" for low, high in spans]
+    axis.set_xticks(range(len(names)), names, fontsize=8)
+    axis.set_xlabel("pixels to the mask's edge", fontsize=8)
+    axis.set_ylabel("share of wrong pixels", fontsize=8)
+    axis.set_ylim(bottom=0)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.3)
+    if len(tables) > 1:
+        axis.legend(fontsize=7)

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, distributed, nn
@@ -89,7 +89,7 @@ class GradientFlow:
         self._before = [[w.detach().clone() for w in weights] for weights in self._weights.values()]
         device = next(self.net.parameters()).device
         precision = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-        fusions: list[Any] = [block.fusion for block in self.net.decoder.blocks[:-1]][::-1]  # finest first
+        fusions = self.net.fusions
         self._flows = torch.zeros(len(fusions), 4, dtype=precision, device=device)  # these are sums, see _metrics
         self._updates = self._flows.new_full((len(blocks), 3), math.nan)
         self._gradients, self._scaled = None, 1.0

@@ -8,6 +8,10 @@ Legend: B images, C classes, H x W pixels. Pixels whose target is IGNORE are nev
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,6 +24,9 @@ COUNTS = ("intersection", "predicted", "true", "boundary_intersection", "boundar
 
 BOUNDARY_RATIO = 0.02
 """Width of the boundary band as a share of the image's diagonal (Cheng et al. 2021, Boundary IoU)."""
+
+EDGE_DISTANCES = (1, 2, 4, 8, 16, 32)
+"""Upper limits, in pixels, of the bands in which errors are counted; what is farther is one more band."""
 
 
 def image_counts(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
@@ -43,15 +50,59 @@ def image_counts(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
     return torch.stack([area.sum((-2, -1)) for pair in pairs for area in pair], dim=-1)
 
 
-def erode(mask: Tensor, radius: int) -> Tensor:
-    """Erode ...xHxW booleans by a square of side 2 * radius + 1; what lies outside the image counts as False.
+def edge_bands(target: Tensor, classes: int) -> Tensor:
+    """Return which band of EDGE_DISTANCES each pixel lies in, BxHxW int64: 0 ... 6, and 7 where the target is IGNORE.
+
+    The distance to the edge is that to the nearest pixel of another class, in the chessboard metric (the larger of the
+    steps across and down), in which the bands of Boundary IoU are drawn too: a pixel beside another class has 1. The
+    border of the picture and ignored pixels are no edge; a picture of one class lies in the last band.
+
+    Args:
+        target: BxHxW integers, 0 ... C-1 or IGNORE.
+        classes: C.
+    """
+    index = torch.arange(classes, device=target.device).view(1, -1, 1, 1)
+    own = target.unsqueeze(1) == index
+    free_of_others = own | (target == IGNORE).unsqueeze(1)
+    bands = torch.zeros(target.shape, dtype=torch.int64, device=target.device)
+    for distance in EDGE_DISTANCES:
+        bands += (erode(free_of_others, distance, outside=True) & own).any(1)
+    return torch.where(target == IGNORE, len(EDGE_DISTANCES) + 1, bands)
+
+
+def errors_by_band(predicted: Tensor, target: Tensor, bands: Tensor) -> Tensor:
+    """Return the pixels and the wrong pixels of each image and band, Bx7x2 int64, from BxHxW each."""
+    count = len(EDGE_DISTANCES) + 2
+    images = torch.arange(len(bands), device=bands.device).view(-1, 1, 1)
+    cells = (images * count + bands).flatten()
+    wrong = cells[(predicted != target).flatten()]
+    counts = [torch.bincount(found, minlength=len(bands) * count).view(-1, count)[:, :-1] for found in (cells, wrong)]
+    return torch.stack(counts, dim=-1)
+
+
+def edge_table(counts: Tensor) -> pd.DataFrame:
+    """Return the error rate by distance to the edge from the pixels and errors of each band, 7x2."""
+    pixels, errors = counts.T.numpy()
+    return pd.DataFrame(
+        {
+            "from_px": [1, *(limit + 1 for limit in EDGE_DISTANCES)],
+            "to_px": [*EDGE_DISTANCES, math.inf],
+            "pixels": pixels,
+            "errors": errors,
+            "error_rate": errors / np.where(pixels, pixels, np.nan),
+        }
+    )
+
+
+def erode(mask: Tensor, radius: int, outside: bool = False) -> Tensor:
+    """Erode ...xHxW booleans by a square of side 2 * radius + 1; what lies outside the image counts as `outside`.
 
     The same as `radius` erosions by 3x3, as in the reference code of Boundary IoU. A window of n is the conjunction of
     two windows of n/2, so it takes log2(n) passes over bits, fifty times faster than max-pooling here.
     """
     side = 2 * radius + 1
     for dim, padding in ((-2, (0, 0, radius, radius)), (-1, (radius, radius))):
-        mask = F.pad(mask, padding, value=False)
+        mask = F.pad(mask, padding, value=outside)
         window = 1
         while window < side:
             step = min(window, side - window)

@@ -28,6 +28,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.csv"
         self.summary = self.path / "summary.json"
         self.per_image = self.path / "per_image.csv"
+        self.edge_distance = self.path / "edge_distance.csv"
         self.gradient_flow = self.path / "gradient_flow.csv"
         self.figures = self.path / "figures"
 
@@ -73,7 +74,7 @@ def one_word(per_level: str | list[str]) -> str:
 
 
 def variant(model: Model) -> str:
-    """Return what sets a model apart in an ablation of skips: "add", "concat backward", "none matched", "none plain"."""
+    """Return what sets a model apart in an ablation: "add", "concat backward", "none matched", "none plain"."""
     words = [one_word(model.skip)]
     if model.skip_flow != "both":
         words.append(one_word(model.skip_flow))

@@ -16,23 +16,43 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+LESION_SCORES = (("IoU", "iou"), ("boundary", "boundary_iou"))
 PACKAGES = ("torch", "torchvision", "lightning", "segmentation-models-pytorch", "albumentations", "numpy")
 
 
 def cost(model: nn.Module, size: int) -> dict[str, int]:
-    """Return the parameters, and the floating-point operations of one forward pass of one size x size picture.
+    """Return what the model costs for one picture of size x size.
 
-    A multiplication with its addition counts as two, in convolutions and matrix products (torch.utils.flop_counter).
+    Returns:
+        parameters; flops: floating-point operations of a forward pass, where a multiplication with its addition counts
+        as two, in convolutions and matrix products (torch.utils.flop_counter); activation_memory: bytes that a forward
+        pass in float32 keeps for the backward pass, the peak of a training step besides weights and gradients.
     """
     was_training = model.training
     device = next(model.parameters()).device
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with torch.enable_grad(), hooks, FlopCounterMode(display=False) as counter:
+        # in eval mode, which keeps the same tensors: a batch of one is too small for batch normalisation's statistics
+        logits = model.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
+    del logits  # until here the kept storages were alive, so that no address was used twice
     model.train(was_training)
-    return {"parameters": sum(p.numel() for p in model.parameters()), "flops": counter.get_total_flops()}
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops": counter.get_total_flops(),
+        "activation_memory": sum(kept.values()),
+    }
 
 
 def provenance() -> dict[str, Any]:
@@ -93,6 +113,26 @@ def show_groups(groups: pd.DataFrame, summary: dict[str, Any]) -> None:
     print(summary["folder"])
 
 
+def show_lesions(tables: dict[str, pd.DataFrame]) -> None:
+    """Print what each level alone and all together lose when cut, and each level's Shapley value."""
+    lesion, worth = tables["lesion"], tables["shapley"].set_index(["cut", "level"])
+    levels = [str(level) for level in worth.index.unique("level")]
+    rows = []
+    for _, row in lesion[lesion.levels.isin([*levels, "+".join(levels)])].iterrows():
+        alone = row["levels"] in levels
+        line = {"cut by": row["cut"], "level": row["levels"] if alone else "all"}
+        for title, name in LESION_SCORES:
+            line[f"{title} lost"] = _with_interval(row, f"{name}_loss")
+            share = worth.loc[(row["cut"], int(row["levels"]))] if alone else None
+            line[f"{title} Shapley"] = "" if share is None else _with_interval(share, name)
+        rows.append(line)
+    _print_table("what this model loses without its long skips (95 % over the images)", rows)
+
+
+def _with_interval(row: pd.Series, name: str) -> str:
+    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
+
+
 def _scores(row: dict[str, Any]) -> dict[str, str]:
     names = {"IoU": "iou", "per image": "iou_per_image", "Dice": "dice", "boundary": "boundary_iou"}
     return {title: f"{row[name]:.4f}" for title, name in names.items()}
@@ -102,7 +142,9 @@ def _print_table(title: str, rows: Sequence[dict[str, str]]) -> None:
     """Print rows of strings under their names; words stand left, numbers right."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in rows[0]:
-        table.add_column(name, justify="left" if name in ("skip", "encoder", "group") else "right", no_wrap=True)
+        table.add_column(
+            name, justify="left" if name in ("skip", "encoder", "group", "cut by") else "right", no_wrap=True
+        )
     for row in rows:
         table.add_row(*row.values())
     Console(width=None if sys.stdout.isatty() else 120).print(table)

@@ -28,7 +28,7 @@ def train(options: Train) -> dict[str, Any]:
     module = build.make_module(options)
     run = RunFolder.create(options)
     sinks = build.make_loggers(options, run)
-    record, cost, best = build.make_record(run), callbacks.Cost(), build.make_checkpointing(run)
+    record, cost, best = callbacks.TestRecord(run), callbacks.Cost(), build.make_checkpointing(run)
     watchers = build.make_watchers(options, run)
     try:
         trainer = build.make_trainer(options.trainer, sinks, [*watchers, record, cost, best], run.path)

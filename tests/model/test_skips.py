@@ -1,8 +1,11 @@
 """The fusions, by hand."""
 
+import pytest
 import torch
 
-from unetseg.model.skips import Add, Concat, NoSkip
+from unetseg.config import FLOWS, SKIPS
+from unetseg.model.skips import FLOWS as FLOW_FUNCTIONS
+from unetseg.model.skips import FUSIONS, Add, Attention, Concat, NoSkip, Placebo
 
 DEEP = torch.tensor([[[[1.0]], [[2.0]]]])
 SKIP = torch.tensor([[[[10.0]]]])
@@ -36,3 +39,69 @@ def test_equal_halves_make_concat_an_addition():
     joined = torch.nn.functional.conv2d(Concat(4, 4)(x, s), torch.cat([weight, weight], 1))
     summed = torch.nn.functional.conv2d(Add(4, 4)(x, s), weight)
     torch.testing.assert_close(joined, summed, rtol=1e-4, atol=1e-4)
+
+
+def test_the_options_are_the_fusions_and_the_flows():
+    assert list(FUSIONS) == list(SKIPS)
+    assert list(FLOW_FUNCTIONS) == list(FLOWS)
+
+
+def test_attention_weighs_the_skip_by_oktays_gate():
+    fusion = Attention(2, 2)
+    parameters = {"of_skip.weight": [1, -1], "of_deep.weight": [2, 0], "of_deep.bias": [-3], "psi.weight": [0.5]}
+    fusion.load_state_dict(
+        {name: torch.tensor(v).float().view(fusion.get_parameter(name).shape) for name, v in parameters.items()}
+        | {"psi.bias": torch.tensor([-2.0])}
+    )
+    skip = torch.tensor([[[[10.0]], [[4.0]]]])
+    # 10 - 4 from the skip, 2 * 1 - 3 from the deep features: relu(5) / 2 - 2 = 0.5
+    alpha = 1 / (1 + torch.tensor(-0.5).exp())
+    torch.testing.assert_close(fusion.gate(DEEP, skip).flatten(), alpha.view(1))
+    torch.testing.assert_close(fusion(DEEP, skip).flatten(), torch.tensor([1, 2, 10 * alpha, 4 * alpha]))
+
+
+@pytest.mark.parametrize(("deep", "skip", "stand_in"), [(2, 1, [1]), (2, 2, [1, 2]), (2, 5, [1, 2, 1, 2, 1])])
+def test_placebo_repeats_or_cuts_the_deep_features_to_the_skips_width(deep, skip, stand_in):
+    fusion = Placebo(deep, skip)
+    assert fusion.out_channels == Concat(deep, skip).out_channels
+    assert fusion(DEEP, torch.full((1, skip, 1, 1), 77.0)).flatten().tolist() == [1, 2, *stand_in]
+
+
+@pytest.mark.parametrize("kind", ["concat", "add", "attention"])
+def test_forward_lets_the_features_through_and_no_gradient(kind):
+    whole, cut = FUSIONS[kind](4, 6), FUSIONS[kind](4, 6, "forward")
+    cut.load_state_dict(whole.state_dict())
+    deep, skip = torch.randn(2, 4, 3, 3, requires_grad=True), torch.randn(2, 6, 3, 3, requires_grad=True)
+    assert torch.equal(whole(deep, skip), cut(deep, skip))
+    cut(deep, skip).square().sum().backward()
+    assert skip.grad is None
+    assert deep.grad.abs().sum() > 0
+    assert all(p.grad.abs().sum() > 0 for p in cut.parameters())
+
+
+@pytest.mark.parametrize("kind", ["concat", "add", "attention"])
+def test_backward_withholds_the_features_and_lets_the_gradient_through(kind):
+    """The fusion sees zeros; the encoder gets the gradient with respect to them, the fusion's own weights get zero."""
+    whole, cut = FUSIONS[kind](4, 6), FUSIONS[kind](4, 6, "backward")
+    cut.load_state_dict(whole.state_dict())
+    deep, skip, zeros = (torch.randn(2, width, 3, 3) for width in (4, 6, 6))
+    skip.requires_grad_()
+    zeros = torch.zeros_like(zeros, requires_grad=True)
+    upstream = torch.randn_like(cut(deep, skip))
+    assert torch.equal(cut(deep, skip), whole(deep, zeros))
+    (whole(deep, zeros) * upstream).sum().backward()
+    (cut(deep, skip) * upstream).sum().backward()
+    assert torch.equal(skip.grad, zeros.grad)
+    assert skip.grad.abs().sum() > 0
+    assert all(p.grad.abs().sum() == 0 for p in cut.parameters())
+
+
+@pytest.mark.parametrize(("kind", "flow", "carries"), [
+    *((kind, flow, flow != "backward") for kind in ("concat", "add", "attention") for flow in FLOWS),
+    *((kind, flow, False) for kind in ("placebo", "none") for flow in FLOWS),
+])  # fmt: skip
+def test_a_fusion_tells_whether_it_carries_features(kind, flow, carries):
+    fusion = FUSIONS[kind](4, 6, flow)
+    deep = torch.randn(1, 4, 3, 3)
+    assert fusion.carries_features is carries
+    assert torch.equal(fusion(deep, torch.randn(1, 6, 3, 3)), fusion(deep, torch.randn(1, 6, 3, 3))) is not carries

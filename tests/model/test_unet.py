@@ -4,7 +4,8 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
-from unetseg.config import ENCODERS
+from unetseg.config import ENCODERS, FLOWS, SKIPS
+from unetseg.gradients import GradientFlow
 from unetseg.model import SkipUnet
 
 SIZES = [(128, 128), (125, 187)]
@@ -40,18 +41,100 @@ def test_the_same_seed_gives_the_weights_of_smp_unet():
 
 def test_the_same_seed_gives_the_same_encoder_for_every_skip():
     states = []
-    for skip in ("concat", "add", "none"):
+    for skip in SKIPS:
         torch.manual_seed(1)
         states.append(SkipUnet("resnet18", skip=skip, weights=None).encoder.state_dict())
     assert all(torch.equal(states[0][key], state[key]) for state in states for key in states[0])
 
 
-@pytest.mark.parametrize("skip", ["concat", "add", "none", ["none", "concat", "add", "concat"]], ids=str)
-@pytest.mark.parametrize("encoder", ["resnet18", "resnet50", "densenet121"])
-def test_no_setting_leaves_a_parameter_without_a_gradient(encoder, skip):
-    net = SkipUnet(encoder, skip=skip, weights=None, classes=3)
-    net(torch.randn(2, 3, 64, 64)).square().mean().backward()
+MIXES = [*SKIPS, ["none", "concat", "add", "attention"], ["placebo", "attention", "none", "add"]]
+
+
+@pytest.mark.parametrize("flow", [*FLOWS, ["both", "backward", "forward", "both"]], ids=str)
+@pytest.mark.parametrize("skip", MIXES, ids=str)
+@pytest.mark.parametrize(("encoder", "short_skips"), [("resnet18", True), ("resnet18", False), ("resnet50", True),
+                                                      ("resnet50", False), ("densenet121", True)])  # fmt: skip
+def test_no_setting_leaves_a_parameter_without_a_gradient(encoder, short_skips, skip, flow):
+    with torch.device("meta"):  # autograd's graph is that of real numbers
+        net = SkipUnet(encoder, skip=skip, skip_flow=flow, short_skips=short_skips, weights=None, classes=3)
+        net(torch.randn(2, 3, 32, 32)).square().mean().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
+def same_weights(skip, flow):
+    """Return a net with both flows and one with `flow`, of equal weights."""
+    nets = [SkipUnet("resnet18", skip=skip, skip_flow=f, weights=None).eval() for f in ("both", flow)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    return nets
+
+
+@pytest.mark.parametrize("skip", ["concat", "add", "attention"])
+def test_forward_gives_the_outputs_of_both(skip):
+    whole, cut = same_weights(skip, "forward")
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(whole(images), cut(images))
+
+
+def test_backward_with_add_gives_the_outputs_of_none():
+    add = SkipUnet("resnet18", skip="add", skip_flow="backward", weights=None).eval()
+    none = SkipUnet("resnet18", skip="none", weights=None).eval()
+    left_over = none.load_state_dict(add.state_dict(), strict=False)
+    assert left_over.missing_keys == []
+    assert all("projection" in key for key in left_over.unexpected_keys)
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(add(images), none(images))
+
+
+@pytest.mark.parametrize(("skip", "flow", "sign"), [("concat", "forward", 0), ("add", "forward", 0),
+    ("attention", "forward", 0), ("add", "backward", 1), ("concat", "backward", 1), ("attention", "backward", 1),
+    ("placebo", "both", 0), ("none", "both", 0)])  # fmt: skip
+def test_the_skip_share_is_zero_where_no_gradient_flows(skip, flow, sign):
+    torch.manual_seed(0)
+    net = SkipUnet("resnet18", skip=skip, skip_flow=flow, weights=None)
+    with GradientFlow(net) as reading:
+        net(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    records = {(r.block, r.metric): r.value for r in reading.read() if r.kind == "skip"}
+    for level in ("level1", "level2", "level3", "level4"):
+        assert (records[level, "skip_norm"] > 0) == (sign > 0)
+        if sign == 0:
+            assert records[level, "skip_share"] == 0
+    if sign:
+        assert records["level1", "skip_share"] > 0
+
+
+def test_the_flow_of_each_level_is_its_own():
+    flows = ["both", "forward", "backward", "forward"]
+    net = SkipUnet("resnet18", skip_flow=flows, weights=None)
+    assert [block.fusion.flow for block in reversed(net.decoder.blocks[:-1])] == flows
+
+
+def test_placebo_has_the_parameters_of_concat_one_by_one():
+    concat, placebo = (SkipUnet("resnet18", skip=skip, weights=None) for skip in ("concat", "placebo"))
+    shapes = [{name: p.shape for name, p in net.named_parameters()} for net in (concat, placebo)]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("skip", MIXES, ids=str)
+@pytest.mark.parametrize(("encoder", "short_skips"), [("resnet18", True), ("resnet50", False), ("densenet161", True)])
+def test_matched_networks_have_concats_parameters_within_a_per_cent(encoder, short_skips, skip):
+    options = {"weights": None, "short_skips": short_skips, "classes": 3}
+    with torch.device("meta"):
+        nets = [SkipUnet(encoder, **options), SkipUnet(encoder, skip=skip, match_parameters=True, **options)]
+    concat, matched = (sum(p.numel() for p in net.parameters()) for net in nets)
+    assert matched == pytest.approx(concat, rel=0.01)
+
+
+def test_concat_matched_with_itself_is_concat():
+    states = []
+    for match in (False, True):
+        torch.manual_seed(0)
+        states.append(SkipUnet("resnet18", match_parameters=match, weights=None).state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_a_size_out_of_reach_is_told():
+    with pytest.raises(ValueError, match="no decoder widths give"):
+        SkipUnet("densenet161", skip="attention", match_parameters=True, decoder_channels=(2, 2, 2, 2, 2), weights=None)
 
 
 @pytest.mark.parametrize("skip", ["add", "none", ["none", "concat", "add", "none"]], ids=str)

@@ -39,8 +39,12 @@ class Segmenter(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map Bx3xHxW RGB, uint8 or float in 0..255, to logits, BxKxHxW."""
+        return self.net(self.normalised(images))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Map Bx3xHxW RGB, uint8 or float in 0..255, to what the net takes."""
         images = (images.to(self.mean.dtype) - self.mean) / self.std
-        return self.net(images.contiguous(memory_format=self.memory_format))
+        return images.contiguous(memory_format=self.memory_format)
 
 
 def class_map(logits: Tensor) -> Tensor:

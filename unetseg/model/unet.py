@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from unetseg.accepted import LEVELS, one_or_per_level
 from unetseg.config import FLOWS, SKIPS
-from unetseg.model.decoder import Decoder, matched_channels
+from unetseg.model.decoder import Decoder, DecoderBlock, matched_channels
 from unetseg.model.encoders import make_encoder
+from unetseg.model.skips import Fusion
 
 
 class SkipUnet(nn.Module):
@@ -81,7 +82,16 @@ class SkipUnet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images, BxCxHxW float, to logits, BxKxHxW float."""
-        return self.segmentation_head(self.decoder(self.encoder(images)))
+        return self.decode(self.encoder(images))
+
+    def decode(self, features: Sequence[Tensor]) -> Tensor:
+        """Map the encoder's features, [input, stride 2, ..., stride 32], to logits, BxKxHxW float."""
+        return self.segmentation_head(self.decoder(features))
+
+    @property
+    def fusions(self) -> list[Fusion]:
+        """The fusion of each level, finest first."""
+        return [cast(DecoderBlock, block).fusion for block in reversed(self.decoder.blocks[:-1])]
 
 
 def _per_level(value: str | Sequence[str], names: Sequence[str], key: str) -> list[str]:
