@@ -10,11 +10,13 @@ from conftest import ROOT
 LAYERS = (
     {"accepted"},
     {"config"},
-    {"validation", "preflight", "runs"},
+    {"runs"},
+    {"validation", "preflight", "cells"},
     {"cli", "model", "data", "losses", "metrics", "statistics", "figures"},
     {"gradients"},
     {"module", "callbacks", "loggers", "checkpoint", "summary", "lesions"},
     {"build", "predictor"},
+    {"reporting", "wandb_report"},
     {"train", "evaluate", "predict", "export", "ablate", "report"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -50,7 +52,7 @@ def test_every_file_has_a_layer():
     assert {part_of(".".join(p.relative_to(ROOT).with_suffix("").parts)) for p in FILES} <= RANK.keys() | {"__init__"}
 
 
-@pytest.mark.parametrize("module", ["unetseg", "unetseg.train", "unetseg.evaluate"])
+@pytest.mark.parametrize("module", ["unetseg", "unetseg.train", "unetseg.evaluate", "unetseg.report"])
 def test_what_starts_fast_imports_nothing_heavy(module):
     code = f"import sys, {module}; print([m for m in ('torch', 'lightning', 'wandb', 'cv2') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -29,6 +29,7 @@ def finished(drawn, tmp_path_factory):
 def test_a_run_folder_holds_what_is_promised(finished):
     present = {str(path.relative_to(finished.path)) for path in finished.path.rglob("*") if path.is_file()}
     assert present == {
+        ".lock",
         "config.yaml",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",

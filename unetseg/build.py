@@ -143,19 +143,31 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 
 
-def make_checkpointing(run: RunFolder) -> ModelCheckpoint:
-    """Return what keeps the best checkpoint by val/iou, and the last."""
-    return ModelCheckpoint(
-        run.checkpoints,
-        filename="best",
-        monitor="val/iou",
-        mode="max",
-        save_last=True,
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-    )
+class Checkpointing(ModelCheckpoint):
+    """Finds its checkpoints also when the run folder was moved before it was resumed."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state over with paths in this folder, and not in the one where it was written."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {moved(key): moved(entry) for key, entry in value.items()}
+            return value.replace(state_dict["dirpath"], str(self.dirpath)) if isinstance(value, str) else value
+
+        super().load_state_dict(moved(state_dict))
+
+
+def make_checkpointing(run: RunFolder) -> tuple[Checkpointing, Checkpointing]:
+    """Return what keeps the best checkpoint by val/iou, and what keeps the last.
+
+    They are two, because ModelCheckpoint(save_last=True) writes the last one only when it is the best so far.
+    """
+    names: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
+    best = Checkpointing(run.checkpoints, filename="best", monitor="val/iou", mode="max", **names)
+    return best, Checkpointing(run.checkpoints, filename="last", **names)
 
 
 def best_precision(accelerator: str) -> str:

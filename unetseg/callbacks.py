@@ -213,7 +213,7 @@ class FlowReadings(L.Callback):
             return
         rows = [(self.step, trainer.current_epoch, r.kind, r.block, r.metric, r.value) for r in records]
         with self.table.open("a", newline="") as file:
-            writer = csv.writer(file)
+            writer = csv.writer(file, lineterminator="\n")
             if file.tell() == 0:
                 writer.writerow(self.COLUMNS)
             writer.writerows(rows)

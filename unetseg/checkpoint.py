@@ -9,6 +9,7 @@ import torch
 
 from unetseg.config import Train, UserError, class_names
 from unetseg.model import Segmenter
+from unetseg.runs import RunFolder
 
 PREFIX = "model."
 """Of the Segmenter's names in the state dict: it is the attribute `model` of the LightningModule."""
@@ -32,6 +33,22 @@ def segmenter_arguments(options: Train) -> dict[str, Any]:
         "classes": len(class_names(options.data)),
         "channels_last": options.channels_last,
     }
+
+
+def rewind(run: RunFolder) -> Path | None:
+    """Return the checkpoint from which a run goes on, None to start anew, and cut its tables back to that step."""
+    if not run.last.exists():
+        step = 0
+    else:
+        step = torch.load(run.last, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    for table in (run.metrics, run.gradient_flow):
+        if table.exists():
+            header, *rows = table.read_text().splitlines(keepends=True)
+            kept = [row for row in rows if row.endswith("\n") and int(row.partition(",")[0]) < step]
+            draft = table.with_suffix(".tmp")
+            draft.write_text("".join([header, *kept]))
+            draft.replace(table)
+    return run.last if step else None
 
 
 def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:

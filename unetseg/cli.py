@@ -50,6 +50,7 @@ def run(
     work: Callable[[Schema], Result],
     *,
     preflight: Callable[[Schema], None] = lambda options: None,
+    preflight_sweep: Callable[[Schema], None] = lambda options: None,
     inherit: Callable[[list[str]], list[str]] = lambda overrides: [],
 ) -> list[Result]:
     """Compose and validate the options on the command line, then do the work once for each Hydra job.
@@ -61,6 +62,7 @@ def run(
         schema: the section of config.py that describes the options.
         work: called with the validated options of each job.
         preflight: cheap checks of the world (files, network) before anything heavy is imported.
+        preflight_sweep: further ones of the jobs of a Hydra multirun.
         inherit: maps the overrides to further ones that hold where the user says nothing else.
 
     Returns:
@@ -90,12 +92,47 @@ def run(
             jobs = different(door, schema, cells(overrides) if flags else [overrides])
             for options in jobs:
                 preflight(options)
+                if flags & MULTIRUN:
+                    preflight_sweep(options)
         # Hydra wants flags and their values last
         sys.argv[1:] = [*overrides, *(setting for setting in QUIET if setting not in overrides), *rest]
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=door)(job)()
     except UserError as error:
         _leave(door, error)
     return results
+
+
+def plan(
+    door: str,
+    schema: type[Schema],
+    work: Callable[[list[tuple[list[str], Schema]]], Result],
+    *,
+    preflight: Callable[[Schema], None],
+) -> Result | None:
+    """Compose and validate every job of the sweep on the command line, then do the work once for all of them.
+
+    Args:
+        door: as in `run`, like the next.
+        schema: the section of config.py that describes the options.
+        preflight: cheap checks of the world.
+        work: called with the overrides and the validated options of each job.
+
+    Returns:
+        What `work` returned, None after --help. Leaves the process with status 2 on a UserError.
+    """
+    try:
+        flags = HELP & set(sys.argv[1:])
+        overrides = [_lenient(argument) for argument in sys.argv[1:] if argument not in OUR_FLAGS]
+        if flags:
+            print(_help(door, schema, _plain(_composed(door, overrides, schema), schema)))
+            return None
+        jobs = cells(axes(door, schema, overrides) + overrides)
+        found = different(door, schema, jobs)
+        for options in found:
+            preflight(options)
+        return work(list(zip(jobs, found, strict=True)))
+    except UserError as error:
+        _leave(door, error)
 
 
 def _leave(door: str, error: UserError) -> NoReturn:
@@ -192,11 +229,12 @@ def _help(door: str, schema: type[Schema], options: dict[str, Any]) -> str:
     groups = {
         folder.name: sorted(path.stem for path in folder.iterdir()) for folder in CONF.iterdir() if folder.is_dir()
     }
+    several = {"train": " [--multirun]"}.get(door, "")
     lines = [
-        f"usage: python -m unetseg.{door} [OPTION=VALUE ...] [--multirun]",
+        f"usage: python -m unetseg.{door} [OPTION=VALUE ...]{several}",
         "",
         f"  data={' | '.join(groups['data'])}",
-        f"  experiment={' | '.join(groups['experiment'])}" if door == "train" else "",
+        f"  experiment={' | '.join(groups['experiment'])}" if door in ("train", "ablate") else "",
         "",
     ]
     for key, text in describe(schema, options).items():

@@ -210,7 +210,8 @@ class Train(Section):
     seed: int = Field(ge=0, description="seed of weights, order and augmentation")
     name: str | None = Field(description="name of the run folder; null: made of the options and the time")
     output: str = Field(description="folder that holds the run folders")
-    sweep: dict[str, str] = Field(description="an experiment's axes in Hydra's comma syntax, run by --multirun")
+    resume: str | None = Field(description="run folder of a training that was stopped: go on from its last.ckpt")
+    sweep: dict[str, str] = Field(description="an experiment's axes in Hydra's comma syntax: --multirun, ablate")
 
     @field_validator("trainer")
     @classmethod
@@ -229,12 +230,25 @@ class Train(Section):
             raise rejected("a plain folder name without '/'; the folder above it is `output`", "null")
         return value
 
+    @field_validator("resume")
+    @classmethod
+    def _resume(cls, value: str | None) -> str | None:
+        if value is not None and not (Path(value) / "config.yaml").is_file():
+            raise rejected("the run folder of a training that was stopped: it holds a config.yaml", "null")
+        return value
+
     @model_validator(mode="after")
     def _loss_fits_classes(self) -> Train:
         classes = class_names(self.data)
         if self.loss in ("bce", "bce_dice") and len(classes) > 2:
             raise rejected(f"loss={self.loss} with two classes; dice or cross_entropy with {len(classes)}", "loss=dice")
         return self
+
+
+class Ablate(Train):
+    """The options of python -m unetseg.ablate."""
+
+    jobs: int = Field(ge=1, description="runs at once; the visible GPUs are shared out among them")
 
 
 class Evaluate(Section):
@@ -254,6 +268,21 @@ class Evaluate(Section):
             raise rejected(
                 "a checkpoint file or a run folder that exists", "checkpoint=runs/NAME/checkpoints/best.ckpt"
             )
+        return value
+
+
+class Report(Section):
+    """The options of python -m unetseg.report."""
+
+    runs: str = Field(description="folder with run folders somewhere below it")
+    output: str | None = Field(description="folder for report.html and report.md; null: report/ in `runs`")
+    wandb: bool = Field(description="true: make a W&B Report of it as well")
+
+    @field_validator("runs")
+    @classmethod
+    def _runs(cls, value: str) -> str:
+        if not Path(value).is_dir():
+            raise rejected("a folder that exists, with run folders below it", "runs=runs")
         return value
 
 

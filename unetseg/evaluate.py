@@ -9,15 +9,12 @@ python -m unetseg.evaluate checkpoint=runs/NAME lesion=true                     
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from unetseg import cli
 from unetseg.config import Evaluate, UserError, class_names
-from unetseg.runs import RunFolder, run_folder_of, write_json
+from unetseg.runs import RunFolder, overrides_of, run_folder_of, write_json
 
 if TYPE_CHECKING:
     import lightning as L
@@ -107,8 +104,7 @@ def data_of_the_run(overrides: list[str]) -> list[str]:
     run = run_folder_of(given.get("checkpoint", ""))
     if run is None or "data" in given:
         return []
-    data = yaml.safe_load(run.config.read_text())["data"]
-    return [f"data={data.pop('name')}", *(f"data.{key}={json.dumps(value)}" for key, value in data.items())]
+    return overrides_of(run, "data.")
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ class LongCsv(Logger):
         """Append the scalars of a step."""
         fresh = not self.path.exists()
         with self.path.open("a", newline="") as file:
-            writer = csv.writer(file)
+            writer = csv.writer(file, lineterminator="\n")
             if fresh:
                 writer.writerow(self.COLUMNS)
             epoch = int(metrics.get("epoch", 0))

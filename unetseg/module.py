@@ -58,13 +58,20 @@ class SegmentationModule(L.LightningModule):
         """Return the predicted class maps, BxHxW uint8, and the counts, BxCx6."""
         return self._evaluation_step(batch, "test")
 
-    def on_train_epoch_end(self) -> None:
-        """Log the scores of the epoch's training batches, taken while the weights were changing."""
-        scores = self._compute("train")
-        self.log_dict({f"train/{name}": scores[name] for name in ("iou", "boundary_iou")}, sync_dist=True)
+    def on_train_epoch_start(self) -> None:
+        """Begin to count anew."""
+        self._metric("train").reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the scores of the validation split."""
+        """Log the scores of the validation split, and those of the epoch's training batches.
+
+        The latter were taken while the weights were changing. Both are written before the checkpoint, so that a run
+        which is resumed from it has every row.
+        """
+        if not self.trainer.sanity_checking:
+            scores = self._metric("train").compute()
+            named = {f"train/{name}": scores[name].float() for name in ("iou", "boundary_iou")}
+            self.log_dict(named, sync_dist=True)
         self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:

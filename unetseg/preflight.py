@@ -8,6 +8,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from unetseg.config import PETS_ROOT, Pets, Train, UserError
+from unetseg.runs import check_resume
 
 HUB = "https://huggingface.co"
 PETS_HOST = "https://www.robots.ox.ac.uk"
@@ -16,7 +17,9 @@ TIMEOUT = 3.0
 
 
 def train(options: Train) -> None:
-    """Raise a UserError if the run will need a download that can't work, or a key that isn't there."""
+    """Raise a UserError if the run can't be resumed, or needs a download that can't work or a key that isn't there."""
+    if options.resume:
+        check_resume(options)
     if options.model.weights == "imagenet" and not _cached(options.model.encoder):
         endpoint = os.environ.get("HF_ENDPOINT", HUB)
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
@@ -35,6 +38,19 @@ def train(options: Train) -> None:
         absent = not (PETS_ROOT / "images").is_dir() or not (PETS_ROOT / "annotations").is_dir()
         if absent and not _answers(PETS_HOST):
             raise UserError(f"Oxford-IIIT Pet is not at {PETS_ROOT} and can't be downloaded: no network\n{ways_on()}")
+
+
+def one_device(options: Train) -> None:
+    """Raise a UserError if a run of a Hydra multirun asks for several processes."""
+    devices, nodes = options.trainer.get("devices"), options.trainer.get("num_nodes")
+    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)  # "auto" is all that there are
+    strategy = str(options.trainer.get("strategy") or "auto")
+    if not one or nodes not in (None, 1) or strategy.startswith(("ddp", "fsdp", "deepspeed")):
+        raise UserError(
+            f"trainer.devices={devices}, trainer.strategy={strategy} in a multirun: each further process would run all "
+            "of the sweep again, and train on a part of the data\n  accepted: one device and no strategy\n"
+            "  try: the same options with python -m unetseg.ablate, which gives each run processes of its own"
+        )
 
 
 def no_weights(encoder: str, reason: str) -> str:

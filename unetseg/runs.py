@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from datetime import datetime
@@ -57,8 +58,69 @@ class RunFolder:
             ) from None
         run.figures.mkdir()
         run.config.write_text(yaml.safe_dump(options.model_dump(), sort_keys=False))
-        os.environ[FOLDER_FOR_RANKS] = str(run.path.resolve())
-        return run
+        return run.claimed()
+
+    @classmethod
+    def resumed(cls, options: Train) -> RunFolder:
+        """Return the folder of a run that is gone on with, see `check_resume`."""
+        if "LOCAL_RANK" in os.environ and FOLDER_FOR_RANKS in os.environ:
+            return cls(os.environ[FOLDER_FOR_RANKS])
+        return cls(str(options.resume)).claimed()
+
+    def claimed(self) -> RunFolder:
+        """Keep other processes from training in this folder, until this one ends, however it ends."""
+        self.lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, loader processes don't inherit it
+        except OSError:
+            raise UserError(f"{self.path} is being trained by another process\n  try: wait for it, or end it") from None
+        os.environ[FOLDER_FOR_RANKS] = str(self.path.resolve())
+        return self
+
+
+def check_resume(options: Train) -> None:
+    """Raise a UserError unless the run `options.resume` is unfinished and began with these options."""
+    run = RunFolder(str(options.resume))
+    changed = differences(yaml.safe_load(run.config.read_text()), options)
+    if changed:
+        raise UserError(
+            f"resume={options.resume}: the run has other options: {'; '.join(changed)}\n"
+            "  accepted: the options that it began with\n  try: resume=... alone"
+        )
+    if run.summary.exists():
+        raise UserError(f"resume={options.resume}: this run is finished\n  accepted: a run without a summary.json")
+
+
+def differences(recorded: dict[str, Any], options: Train) -> list[str]:
+    """Return what sets `options` apart from those of a config.yaml, "key: recorded -> new" each.
+
+    Where the folder lies and what is shown on the screen make no difference to a run.
+    """
+    before, now = flat(recorded), flat(options.model_dump())
+    return [
+        f"{key}: {before.get(key)} -> {now.get(key)}"
+        for key in sorted(before.keys() | now.keys())
+        if key.partition(".")[0] not in ("name", "output", "resume", "sweep", "jobs")
+        and key != "trainer.enable_progress_bar"
+        and before.get(key) != now.get(key)
+    ]
+
+
+def flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def overrides_of(run: RunFolder, section: str = "") -> list[str]:
+    """Return the options of a run's config.yaml, or of one section of it, as overrides for Hydra."""
+    options = yaml.safe_load(run.config.read_text())
+    options.pop("sweep", None)
+    data = options["data"].pop("name")
+    values = {key: value for key, value in flat(options).items() if key.startswith(section)}
+    return [f"data={data}", *(f"{key}={json.dumps(value)}" for key, value in values.items())]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 python -m unetseg.train                                             Oxford-IIIT Pet, downloaded when absent
 python -m unetseg.train data=synthetic model.skip=none              pictures generated here, no download at all
 python -m unetseg.train -m model.skip=concat,add,none seed=0,1,2    a Hydra multirun: nine runs, one after the other
+python -m unetseg.train resume=runs/NAME                            go on with a run that was stopped
 python -m unetseg.train --help                                      every option
 """
 
@@ -14,25 +15,26 @@ from typing import Any
 
 from unetseg import cli, preflight
 from unetseg.config import Train
-from unetseg.runs import RunFolder, one_word, variant, write_json
+from unetseg.runs import RunFolder, one_word, overrides_of, run_folder_of, variant, write_json
 
 
 def train(options: Train) -> dict[str, Any]:
     """Train, test the best checkpoint, fill the run folder; return the summary."""
     import lightning as L
 
-    from unetseg import build, callbacks, figures, loggers, summary
+    from unetseg import build, callbacks, checkpoint, figures, loggers, summary
 
     L.seed_everything(options.seed, workers=True, verbose=False)
     data = build.make_data(options.data, options.seed)
     module = build.make_module(options)
-    run = RunFolder.create(options)
+    run = RunFolder.resumed(options) if options.resume else RunFolder.create(options)
+    start = checkpoint.rewind(run) if options.resume else None
     sinks = build.make_loggers(options, run)
-    record, cost, best = callbacks.TestRecord(run), callbacks.Cost(), build.make_checkpointing(run)
-    watchers = build.make_watchers(options, run)
+    record, cost, watchers = callbacks.TestRecord(run), callbacks.Cost(), build.make_watchers(options, run)
+    best, last = build.make_checkpointing(run)
     try:
-        trainer = build.make_trainer(options.trainer, sinks, [*watchers, record, cost, best], run.path)
-        trainer.fit(module, data)
+        trainer = build.make_trainer(options.trainer, sinks, [*watchers, record, cost, best, last], run.path)
+        trainer.fit(module, data, ckpt_path=start)
         trainer.test(module, data, ckpt_path=best.best_model_path or None, verbose=False)
         content = {
             **record.over_the_set(),
@@ -62,12 +64,26 @@ def train(options: Train) -> dict[str, Any]:
 
 def main() -> None:
     """Run from the command line."""
-    summaries = cli.run("train", Train, train, preflight=preflight.train)
+    summaries = cli.run(
+        "train",
+        Train,
+        train,
+        preflight=preflight.train,
+        preflight_sweep=preflight.one_device,
+        inherit=options_of_the_run,
+    )
     if summaries and int(os.environ.get("LOCAL_RANK", 0)) == 0:  # one of the processes of a run speaks
         from unetseg import summary
 
         summary.show(summaries)
         compare(summaries)
+
+
+def options_of_the_run(overrides: list[str]) -> list[str]:
+    """Return the options that a resumed run began with, as overrides."""
+    given = dict(override.partition("=")[::2] for override in overrides)
+    run = run_folder_of(given["resume"]) if "resume" in given else None
+    return overrides_of(run) if run else []
 
 
 def compare(summaries: list[dict[str, Any]]) -> None:

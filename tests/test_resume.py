@@ -1,0 +1,119 @@
+"""A run that was stopped goes on to what it would have been."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from unetseg import build, cli, preflight
+from unetseg.config import Train, UserError
+from unetseg.runs import RunFolder
+from unetseg.train import options_of_the_run, train
+
+
+def resume(run, *more):
+    overrides = [f"resume={run.path}", *more]
+    options = cli.compose("train", Train, [*options_of_the_run(overrides), *overrides])
+    preflight.train(options)
+    return train(options)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture
+def stopped(tiny, monkeypatch, tmp_path):
+    """Return a function that trains until the n-th step and returns the broken run folder."""
+
+    def run(step, *overrides):
+        import lightning as L
+
+        class Stop(L.Callback):
+            def on_train_batch_start(self, trainer, module, batch, batch_idx):
+                if trainer.global_step == step:
+                    raise Stopped
+
+        real = build.make_trainer
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                build,
+                "make_trainer",
+                lambda options, loggers, callbacks, root: real(options, loggers, [*callbacks, Stop()], root),
+            )
+            with pytest.raises(Stopped):
+                tiny("name=stopped", *overrides)
+        return RunFolder(tmp_path / "stopped")
+
+    return run
+
+
+OPTIONS = ("trainer.max_epochs=3", "gradients.every_n_steps=2", "model.skip=[none,concat,add,concat]")
+
+
+@pytest.mark.parametrize("step", [2, 7, 14])
+def test_the_resumed_run_equals_the_undisturbed_one(tiny, stopped, step):
+    whole, broken = tiny("name=whole", *OPTIONS), stopped(step, *OPTIONS)
+    resume(broken)
+    states = [torch.load(run.last, weights_only=True) for run in (whole, broken)]
+    for part in ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers"):
+        assert str(states[0][part]) == str(states[1][part])
+    assert states[0]["global_step"] == 15
+    assert all(torch.equal(states[0]["state_dict"][k], states[1]["state_dict"][k]) for k in states[0]["state_dict"])
+    for table in ("metrics", "gradient_flow", "per_image"):
+        assert getattr(whole, table).read_text() == getattr(broken, table).read_text()
+
+
+def test_the_best_checkpoint_is_still_known_after_the_folder_was_moved(stopped, tmp_path):
+    broken = stopped(12, *OPTIONS)
+    before = torch.load(broken.last, weights_only=True)["callbacks"]
+    moved = RunFolder(shutil.move(broken.path, tmp_path / "moved"))
+    saver, _ = build.make_checkpointing(moved)
+    state = before[saver.state_key]
+    saver.load_state_dict(state)
+    assert saver.best_model_path == str(moved.best)
+    assert saver.best_model_score == state["best_model_score"]
+    resume(moved)
+    assert moved.summary.exists()
+
+
+def test_other_options_are_refused_and_listed(stopped):
+    broken = stopped(2, *OPTIONS)
+    with pytest.raises(UserError, match=r"model.encoder: resnet18 -> resnet34; optimizer.lr: 0.001 -> 0.1"):
+        resume(broken, "model.encoder=resnet34", "optimizer.lr=0.1")
+
+
+def test_a_finished_run_is_refused(tiny):
+    with pytest.raises(UserError, match="this run is finished"):
+        resume(tiny("trainer.max_epochs=1"))
+
+
+def test_what_is_no_run_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"it holds a config\.yaml"):
+        cli.compose("train", Train, ["data=synthetic", f"resume={tmp_path}"])
+
+
+def test_a_folder_is_trained_in_by_one_process_at_a_time(stopped):
+    broken = stopped(2, *OPTIONS)
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, 2); print('held', flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, broken.path / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="is being trained by another process"):
+            resume(broken)
+    finally:
+        other.kill()
+        other.wait()
+    resume(broken)
+
+
+def test_the_record_of_the_options_stays_as_it_was(stopped):
+    broken = stopped(7, *OPTIONS)
+    before = yaml.safe_load(broken.config.read_text())
+    resume(broken)
+    assert yaml.safe_load(broken.config.read_text()) == before
