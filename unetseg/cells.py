@@ -23,6 +23,7 @@ import yaml
 from unetseg.config import Train, UserError
 from unetseg.runs import RunFolder, differences
 
+TRAIN = (sys.executable, "-m", "unetseg.train")
 PATIENCE = 15.0
 """Seconds that a cell has to end by itself when the sweep is stopped."""
 
@@ -66,7 +67,7 @@ class Cell:
         self.started, self.epochs_before, self.state = time.monotonic(), self.progress()[0], "running"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "unetseg.train", *overrides],
+                [*TRAIN, *overrides],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
                 start_new_session=True, preexec_fn=_die_with_the_parent,
             )  # fmt: skip

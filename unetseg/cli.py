@@ -82,7 +82,7 @@ def run(
         foreign = flags - OUR_FLAGS
         overrides = [a for a in arguments if a not in flags and ("=" in a or not foreign)]
         rest = [argument for argument in arguments if argument not in overrides]
-        overrides = inherit(overrides) + overrides
+        overrides = [_lenient(override) for override in inherit(overrides)] + overrides
         if flags & HELP:
             print(_help(door, schema, _plain(_composed(door, overrides, schema), schema)))
             return results
@@ -97,6 +97,8 @@ def run(
         # Hydra wants flags and their values last
         sys.argv[1:] = [*overrides, *(setting for setting in QUIET if setting not in overrides), *rest]
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=door)(job)()
+        if flags & MULTIRUN and not results:
+            print("the launcher ran the jobs in processes of their own: what came out is in their folders")
     except UserError as error:
         _leave(door, error)
     return results

@@ -1,0 +1,231 @@
+"""A sweep: each cell in a process of its own, and nothing trained twice, whatever is killed when."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+from unetseg import ablate, cells, cli, preflight
+from unetseg.config import Ablate, Train, UserError
+from unetseg.runs import RunFolder
+
+AXES = ["data=synthetic", "model.skip=concat,none", "seed=0,1"]
+
+TRAINER = """
+    # Stands in for unetseg.train: the same folder and files, a few hundredths of a second an epoch.
+    import json, os, pathlib, sys, time, yaml
+    sys.path.insert(0, {root!r})
+    from unetseg import cli
+    from unetseg.config import Train
+    from unetseg.runs import RunFolder
+    from unetseg.train import options_of_the_run
+    given = sys.argv[1:]
+    options = cli.compose("train", Train, [*options_of_the_run(given), *given])
+    run = RunFolder.resumed(options) if options.resume else RunFolder.create(options)
+    print("begins", flush=True)
+    if options.seed == {broken} and not pathlib.Path({mended!r}).exists():
+        raise SystemExit("out of luck")
+    with run.metrics.open("a") as file:
+        done = len(run.metrics.read_text().splitlines())
+        for epoch in range(done, options.trainer["max_epochs"]):
+            time.sleep({seconds})
+            print(f"{{epoch}},{{epoch}},val/iou,0.5", file=file, flush=True)
+    run.summary.write_text(json.dumps({{"gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}}))
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """Return a function that puts a quick trainer in the place of the real one."""
+
+    def install(broken=-1, seconds=0.02):
+        from conftest import ROOT
+
+        script = tmp_path / "trainer.py"
+        mended = str(tmp_path / "mended")
+        script.write_text(
+            textwrap.dedent(TRAINER).format(root=str(ROOT), broken=broken, mended=mended, seconds=seconds)
+        )
+        monkeypatch.setattr(cells, "TRAIN", (sys.executable, str(script)))
+
+    return install
+
+
+def sweep(tmp_path, *overrides, axes=AXES):
+    """Run a sweep in this process, as the door does; return its cells by name."""
+    overrides = [*axes, f"output={tmp_path}/runs", "trainer.max_epochs=3", *overrides]
+    jobs = cli.cells(overrides)
+    found = ablate.ablate(list(zip(jobs, cli.different("ablate", Ablate, jobs), strict=True)))
+    return {cell.name: cell for cell in found}
+
+
+def test_every_cell_is_run_once_and_a_second_call_runs_none(fake, tmp_path, capsys):
+    fake()
+    first = sweep(tmp_path, "name=one")
+    assert {name: cell.state for name, cell in first.items()} == dict.fromkeys(
+        ["concat_seed0", "concat_seed1", "none_seed0", "none_seed1"], "done"
+    )
+    before = {name: cell.run.summary.stat().st_mtime_ns for name, cell in first.items()}
+    again = sweep(tmp_path, "name=one")
+    assert {name: cell.run.summary.stat().st_mtime_ns for name, cell in again.items()} == before
+    assert "4 of them finished before" in capsys.readouterr().out
+    assert all(cell.log.read_text().count("begins") == 1 for cell in again.values())
+
+
+def test_progress_is_a_line_a_cell_with_state_epoch_and_val_iou(fake, tmp_path, capsys):
+    fake(seconds=1.2)
+    sweep(tmp_path, "model.skip=none", "seed=0", axes=AXES[:1])
+    lines = [re.sub(" +", " ", line) for line in capsys.readouterr().out.splitlines()]
+    assert "none_seed0 running epoch 0/3" in lines
+    assert any(re.fullmatch(r"none_seed0 running epoch [12]/3 val IoU 0\.5000 0:0\d left", line) for line in lines), (
+        lines
+    )
+    assert lines[-1] == "none_seed0 done val IoU 0.5000"
+
+
+def test_a_failing_cell_does_not_stop_the_others_and_is_tried_again(fake, tmp_path):
+    fake(broken=0)
+    first = sweep(tmp_path)
+    assert [name for name, cell in first.items() if cell.state == "failed"] == ["concat_seed0", "none_seed0"]
+    assert first["concat_seed1"].state == first["none_seed1"].state == "done"
+    assert "out of luck" in first["none_seed0"].tail()
+    (tmp_path / "mended").touch()
+    assert {cell.state for cell in sweep(tmp_path).values()} == {"done"}
+
+
+def test_the_door_lists_what_failed_with_its_log_and_exits_with_one(fake, tmp_path, capsys, monkeypatch):
+    fake(broken=0)
+    overrides = ["data=synthetic", "model.skip=concat,none", f"output={tmp_path}/runs", "trainer.max_epochs=1"]
+    monkeypatch.setattr(sys, "argv", ["ablate", *overrides])
+    with pytest.raises(SystemExit) as ended:
+        ablate.main()
+    text = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert text.count("out of luck") == 2
+    assert "2 of 2 runs failed" in text
+
+
+def test_more_seeds_go_on_in_the_same_folder_and_other_options_do_not(fake, tmp_path):
+    fake()
+    few = sweep(tmp_path, "seed=0", axes=AXES[:2])
+    more = sweep(tmp_path, axes=[*AXES[:2], "seed=0,1,2"])
+    other = sweep(tmp_path, "optimizer.lr=0.1", "seed=0", axes=AXES[:2])
+    assert set(few) < set(more)
+    assert few["none_seed0"].run.path == more["none_seed0"].run.path
+    assert few["none_seed0"].run.path.parent != other["none_seed0"].run.path.parent
+
+
+def test_a_folder_of_other_options_is_refused(fake, tmp_path):
+    fake()
+    sweep(tmp_path, "name=one")
+    with pytest.raises(UserError, match=r"optimizer.lr: 0.001 -> 0.1.*\n.*\n  try: another name"):
+        sweep(tmp_path, "name=one", "optimizer.lr=0.1")
+
+
+def test_the_record_of_the_sweep_names_its_cells_and_axes(fake, tmp_path):
+    fake()
+    found = sweep(tmp_path, "data.similarity=0,1", "model.skip=none", "seed=0", axes=AXES[:1])
+    assert set(found) == {"none_similarity=0.0_seed0", "none_similarity=1.0_seed0"}
+    record = json.loads((found["none_similarity=0.0_seed0"].run.path.parent / "sweep.json").read_text())
+    assert record["axes"] == {"data.similarity": [0.0, 1.0]}
+    assert [cell["name"] for cell in record["cells"]] == list(found)
+
+
+def test_jobs_run_at_once_and_share_the_gpus(fake, tmp_path, monkeypatch):
+    fake(seconds=0.3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    seen = []
+    real = cells.Cell.poll
+    monkeypatch.setattr(cells.Cell, "poll", lambda cell: (real(cell), seen.append(cell.state)))
+    found = sweep(tmp_path, "jobs=2")
+    gpus = {json.loads(cell.run.summary.read_text())["gpus"] for cell in found.values()}
+    assert gpus == {"3", "5"}
+    assert {cell.state for cell in found.values()} == {"done"}
+
+
+@pytest.mark.parametrize(("gpus", "jobs", "shares"), [
+    ([], 2, [[], []]), (["0", "1", "2", "3"], 2, [["0", "2"], ["1", "3"]]), (["7"], 3, [["7"], ["7"], ["7"]]),
+    (["a", "b", "c"], 1, [["a", "b", "c"]])])  # fmt: skip
+def test_gpus_are_dealt_out(gpus, jobs, shares):
+    assert [cells.share(gpus, jobs, slot) for slot in range(jobs)] == shares
+
+
+@pytest.mark.parametrize("several", ["trainer.devices=2", "trainer.devices=auto", "++trainer.strategy=ddp"])
+def test_several_devices_are_refused_in_a_multirun_with_the_way_on(several):
+    with pytest.raises(UserError, match=r"(?s)in a multirun.*unetseg\.ablate"):
+        preflight.one_device(cli.compose("train", Train, ["data=synthetic", several]))
+
+
+def command(tmp_path, drawn, *more):
+    tiny = [override for override in TINY if "max_epochs" not in override]
+    own = [f"data.root={drawn}", f"output={tmp_path}", "name=sweep", "trainer.max_epochs=3", *more]
+    return [sys.executable, "-m", "unetseg.ablate", *tiny, "model.skip=concat,add,none", *own]
+
+
+def wait_for(condition, process, seconds=180):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def trainer_of(folder):
+    """Return the process that trains in a folder."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                words = Path(f"/proc/{entry}/cmdline").read_text().split("\0")
+            except OSError:
+                continue
+            if "unetseg.train" in words and (f"resume={folder}" in words or f"name={folder.name}" in words):
+                return int(entry)
+    return None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_after_kill_9_of_a_child_and_of_ablate_the_same_command_finishes_an_equal_sweep(
+    drawn_set, drawn, tmp_path, tiny
+):
+    """The first cell is killed in its second epoch, then ablate itself in the second cell's second epoch."""
+    killed = subprocess.Popen(command(tmp_path, drawn), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first, second, third = (RunFolder(tmp_path / "sweep" / f"{skip}_seed0") for skip in ("concat", "add", "none"))
+    wait_for(lambda: first.last.exists(), killed)
+    os.kill(trainer_of(first.path), signal.SIGKILL)
+    wait_for(lambda: second.last.exists(), killed)
+    orphan = trainer_of(second.path)
+    killed.kill()
+    killed.wait()
+    deadline = time.monotonic() + 10
+    while trainer_of(second.path) is not None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert trainer_of(second.path) is None, f"{orphan} outlived ablate"
+    assert not any(run.summary.exists() for run in (first, second, third))
+
+    done = subprocess.run(command(tmp_path, drawn), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "all 3 runs are done" in done.stdout
+    for run, skip in ((first, "concat"), (second, "add"), (third, "none")):
+        whole = tiny(f"model.skip={skip}", "trainer.max_epochs=3", f"name={skip}")
+        for table in ("metrics", "per_image", "gradient_flow"):
+            assert getattr(run, table).read_text() == getattr(whole, table).read_text(), (skip, table)
+
+
+def test_ctrl_c_ends_all_children_and_says_how_to_go_on(drawn_set, drawn, tmp_path):
+    process = subprocess.Popen(command(tmp_path, drawn), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "sweep/concat_seed0"
+    wait_for(lambda: (folder / "config.yaml").exists(), process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+    assert trainer_of(folder) is None
