@@ -1,0 +1,130 @@
+"""The figures of a report, each panel a PNG of its own so that a phone can stack them. Plotting only."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from unetseg.reporting.document import Panel
+from unetseg.reporting.findings import Pair
+from unetseg.reporting.sweep import Setting
+
+matplotlib.use("Agg")
+
+DPI = 250
+"""Panels are shown at 100 to 125 pixels an inch: sharp where a pixel of the page is two of the screen."""
+NARROW, WIDE = (3.0, 2.3), (4.3, 2.5)
+"""Sizes in inches of panels that stand by threes and by twos on a wide screen."""
+INK, SOFT = "#1b1f24", "#59636e"
+LOOK: Any = {
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "axes.labelcolor"), SOFT),
+    **dict.fromkeys(("text.color", "axes.titlecolor"), INK),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "axes.labelsize", "legend.fontsize"), 7.5),
+    "axes.titlesize": 8.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.linewidth": 0.7,
+    "font.family": "DejaVu Sans",
+    "grid.color": "#e4e8ec",
+    "lines.linewidth": 1.5,
+}
+
+
+@matplotlib.rc_context(LOOK)
+def lines(name: str, title: str, x: str, tables: dict[Setting, pd.DataFrame], *, wide: bool = False) -> Panel:
+    """Return a line for each setting: the mean over its seeds (rows), in a band from the least to the greatest."""
+    figure, axis = _axes(title, WIDE if wide else NARROW)
+    for setting, table in tables.items():
+        marker = "o" if table.shape[1] < 25 else None
+        axis.plot(table.columns, table.mean(), setting.style, color=setting.colour, marker=marker, markersize=2.5)
+        if len(table) > 1:
+            low, high = table.min(), table.max()
+            axis.fill_between(table.columns, low, high, color=setting.colour, alpha=0.16, linewidth=0)
+    axis.set_xlabel(x)
+    if not isinstance(table.columns[0], str):
+        axis.locator_params(axis="x", integer=True, nbins=6)
+    axis.grid(True)
+    return _panel(figure, name, f"{title} by {x}")
+
+
+@matplotlib.rc_context(LOOK)
+def forest(name: str, title: str, found: Sequence[Pair]) -> Panel:
+    """Return the differences with their intervals; full where one was shown, grey what could not have been shown."""
+    names = [textwrap.fill(pair.name, 32) for pair in found]
+    high = 0.12 + 0.15 * max(name.count("\n") + 1 for name in names)
+    figure, axis = _axes(title, (WIDE[0], 0.75 + high * len(found)))
+    for row, pair in enumerate(found):
+        result = pair.result
+        axis.barh(row, 2 * result.smallest, left=-result.smallest, height=0.7, color="#eceff2")
+        axis.plot([result.low, result.high], [row, row], color=INK, linewidth=1.3)
+        axis.plot(result.difference, row, "o", color=INK, markerfacecolor=INK if pair.shown else "white", ms=4.5)
+    axis.axvline(0, color=SOFT, linewidth=0.8)
+    axis.set_yticks(range(len(found)), names)
+    axis.set_ylim(len(found) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0, labelcolor=INK)
+    axis.spines["left"].set_visible(False)
+    axis.locator_params(axis="x", nbins=6)
+    axis.grid(True, axis="x")
+    return _panel(figure, name, f"{title}: {', '.join(pair.name for pair in found)}")
+
+
+@matplotlib.rc_context(LOOK)
+def heatmap(name: str, title: str, table: pd.DataFrame, low: float, high: float) -> Panel:
+    """Return log10 of the gradient's rms, block (row) by step (column), in colours from `low` to `high`."""
+    figure, axis = _axes(title, (NARROW[0], 2.5))
+    axis.set_facecolor("#c9ced4")
+    image = axis.imshow(table.to_numpy(), aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+    axis.set_yticks(range(len(table)), list(table.index))
+    ticks = np.unique(np.linspace(0, table.shape[1] - 1, min(5, table.shape[1])).round().astype(int))
+    axis.set_xticks(ticks, [str(table.columns[tick]) for tick in ticks])
+    axis.set_xlabel("step")
+    axis.tick_params(length=2)
+    bar = figure.colorbar(image, ax=axis, pad=0.02, aspect=28)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    return _panel(figure, name, f"log10 of the gradient's rms, {title}: block by step")
+
+
+@matplotlib.rc_context(LOOK)
+def scatter(name: str, title: str, x: str, table: pd.DataFrame, settings: Sequence[Setting]) -> Panel:
+    """Return the IoU of each run against a column, in the settings' colours."""
+    figure, axis = _axes("test IoU over the set", WIDE)
+    for setting in settings:
+        rows = table[table.setting == setting.name]
+        axis.scatter(rows[x], rows.iou, color=setting.colour, s=26, edgecolor="white", linewidth=0.6, zorder=2)
+    axis.set_xlabel(title)
+    axis.grid(True)
+    return _panel(figure, name, f"test IoU of each run against {title}")
+
+
+@matplotlib.rc_context(LOOK)
+def legend(settings: Sequence[Setting]) -> Panel:
+    """Return the settings' colours and names."""
+    columns = min(4, len(settings))
+    figure = Figure(figsize=(6.5, 0.1 + 0.2 * -(-len(settings) // columns)), dpi=DPI // 2)
+    lines = [Line2D([], [], color=s.colour, linestyle=s.style) for s in settings]  # type: ignore[arg-type]
+    figure.legend(lines, [s.name for s in settings], loc="center left", ncols=columns, frameon=False)
+    return _panel(figure, "legend", f"Colours: {', '.join(s.name for s in settings)}")
+
+
+def _axes(title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    axis = figure.subplots()
+    axis.set_axisbelow(True)
+    axis.set_title(textwrap.fill(title, int(13 * size[0])))
+    return figure, axis
+
+
+def _panel(figure: Figure, name: str, alt: str) -> Panel:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    return Panel(name, content.getvalue(), alt)

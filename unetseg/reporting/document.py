@@ -1,0 +1,162 @@
+"""What a report is made of, and its two forms: one HTML file that needs nothing else, and Markdown with pictures."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import jinja2
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of strings under their names; the first `words` columns stand left, numbers right."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int = 1
+    caption: str = ""
+
+    kind = "table"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture."""
+
+    name: str
+    """Of its file, without .png."""
+    png: bytes
+    alt: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Panels side by side, or one below the other where there is no room."""
+
+    panels: Sequence[Panel]
+    caption: str = ""
+    width: int = 290
+    """Least width of a panel in pixels of the page."""
+    legend: Panel | None = None
+    """The settings' colours, where the panels need it; HTML has them as text."""
+
+    kind = "figure"
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines as they were typed."""
+
+    lines: Sequence[str]
+
+    kind = "code"
+
+
+Block = str | Table | Figure | Code
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, one sentence that says what is seen, and what it rests on: texts, tables, figures, code."""
+
+    heading: str
+    lead: str
+    blocks: Sequence[Block] = ()
+
+    @property
+    def anchor(self) -> str:
+        """Return the name that links to the section go to."""
+        return self.heading.lower().replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class Document:
+    """The whole."""
+
+    title: str
+    question: str
+    facts: str
+    """Model, data and size of the sweep."""
+    sections: Sequence[Section]
+    colours: dict[str, str]
+    """Of the settings by their names."""
+
+
+def html(report: Document, mark: str) -> str:
+    """Return the report as one file without links to others; `mark` tells later calls that it is theirs."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["base64"] = lambda png: base64.b64encode(png).decode()
+    return environment.get_template("report.html.jinja").render(report=report, mark=mark)
+
+
+def markdown(report: Document) -> str:
+    """Return the report as Markdown; its pictures are those of `pictures` in figures/."""
+    parts = [f"# {report.title}", _escaped(report.question), _escaped(report.facts)]
+    for section in report.sections:
+        parts += [f"## {section.heading}", *_texts(section, figures=True)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def without_pictures(report: Document) -> list[tuple[str, str]]:
+    """Return heading and Markdown of each section, texts and tables only."""
+    return [(section.heading, "\n\n".join(_texts(section, figures=False))) for section in report.sections]
+
+
+def pictures(report: Document) -> dict[str, bytes]:
+    """Return the content of every PNG that the Markdown refers to, by file name."""
+    figures = [block for section in report.sections for block in section.blocks if isinstance(block, Figure)]
+    panels = [panel for figure in figures for panel in (figure.legend, *figure.panels) if panel]
+    return {f"{panel.name}.png": panel.png for panel in panels}
+
+
+def _texts(section: Section, figures: bool) -> list[str]:
+    parts = [f"**{_escaped(section.lead)}**"]
+    for block in section.blocks:
+        if isinstance(block, str):
+            parts.append(_escaped(block))
+        elif isinstance(block, Code):
+            parts.append("\n".join(["```", *block.lines, "```"]))
+        elif isinstance(block, Table):
+            parts += [_table(block), *([f"*{_escaped(block.caption)}*"] if block.caption else [])]
+        elif figures:
+            parts += _figure(block)
+    return parts
+
+
+def _table(table: Table) -> str:
+    rule = ["---" if column < table.words else "---:" for column in range(len(table.columns))]
+    lines = [
+        [_escaped(cell) for cell in table.columns],
+        rule,
+        *([_escaped(cell) for cell in row] for row in table.rows),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _figure(figure: Figure) -> list[str]:
+    """Return panels with captions as a table, others in a line."""
+    legend = [f"![{_escaped(figure.legend.alt)}](figures/{figure.legend.name}.png)"] if figure.legend else []
+    images = [f'<img src="figures/{p.name}.png" width="{figure.width}" alt="{escape(p.alt)}">' for p in figure.panels]
+    if any(panel.caption for panel in figure.panels):
+        lines = [images, ["---"] * len(images), [_escaped(panel.caption) for panel in figure.panels]]
+        body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    else:
+        body = "\n".join(images)
+    return [*legend, body, *([f"*{_escaped(figure.caption)}*"] if figure.caption else [])]
+
+
+def _escaped(text: str) -> str:
+    """Return text in which Markdown sees nothing of its own."""
+    return re.sub(r"([\\`*_|<])", r"\\\1", text)

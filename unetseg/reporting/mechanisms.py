@@ -1,0 +1,155 @@
+"""Sections on why: the gradient's way back, errors by distance to the edge, and what a cut skip costs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from unetseg.reporting import charts, findings
+from unetseg.reporting.document import Block, Figure, Section, Table
+from unetseg.reporting.sentences import change, interval, listed, number
+from unetseg.reporting.sweep import Sweep
+
+INDICES = {"vanishing_slope": "vanishing slope", "centre_dip": "centre dip"}
+CUT = "mean"
+"""Of lesions.CUTS the one in the report's table: the least unlike what the decoder was trained on."""
+
+
+def gradients(sweep: Sweep) -> Section | None:
+    """Return heatmaps on one scale, the skip share of each level, and the vanishing indices beside the IoU."""
+    heat = {setting: table for setting in sweep.settings if (table := findings.gradient_rms(setting)).size}
+    if not heat:
+        return None
+    everything = np.concatenate([table.to_numpy().ravel() for table in heat.values()])
+    alive = everything[np.isfinite(everything)]
+    low, high = (alive.min(), alive.max()) if len(alive) else (-1, 0)
+    maps = [charts.heatmap(f"gradient_{i}", s.name, table, low, high) for i, (s, table) in enumerate(heat.items(), 1)]
+    mean = ", the mean over the seeds" if any(len(setting.runs) > 1 for setting in heat) else ""
+    caption = f"log10 of the rms of each block's gradient{mean}, all on one colour scale; grey: a gradient of 0."
+
+    block = next(iter(heat.values())).index[0]
+    first = {setting.name: float(table.loc[block].median()) for setting, table in heat.items()}
+    least, greatest = min(first, key=lambda name: first[name]), max(first, key=lambda name: first[name])
+    lead = f"The gradient of the {block} (rms, median over steps) is {_power(first[least])} with {least}"
+    if least != greatest:
+        lead += f", the least, and {_power(first[greatest])} with {greatest}, the greatest"
+    shares = {
+        (level, setting): table
+        for level in findings.levels(sweep)
+        for setting in sweep.settings
+        if (table := findings.skip_share(setting, level)).any(axis=None)
+    }
+    if not shares:
+        lead += "; no gradient came by a long skip"
+        return Section("Gradient flow", f"{lead}.", [Figure(maps, caption), *_vanishing(sweep)])
+    medians = {key: float(table.mean().median()) for key, table in shares.items()}
+    level, setting = max(medians, key=lambda key: medians[key])
+    share = number(medians[level, setting], 2)
+    lead += f"; the greatest skip share (median over steps) is {share}, {_spaced(level)} of {setting.name}"
+    panels = [
+        charts.lines(
+            f"skip_share_{level}",
+            f"skip share, {_spaced(level)}",
+            "step",
+            {setting: table for (own, setting), table in shares.items() if own == level},
+            wide=True,
+        )
+        for level in dict.fromkeys(level for level, _ in shares)
+    ]
+    note = "Share of the gradient at an encoder stage that arrived by its long skip; level 1 is the finest."
+    nothing = [setting.name for setting in heat if not any(own is setting for _, own in shares)]
+    if nothing:
+        note += f" It is 0 throughout with {listed(nothing)}."
+    flow = Figure(panels, note, width=340, legend=charts.legend(sweep.settings))
+    return Section("Gradient flow", f"{lead}.", [Figure(maps, caption), flow, *_vanishing(sweep)])
+
+
+def _vanishing(sweep: Sweep) -> list[Block]:
+    table = findings.vanishing(sweep)
+    rows = [
+        [name, *(change(of_setting[index].mean()) for index in INDICES), number(of_setting.iou.mean())]
+        for name, of_setting in table.groupby("setting", sort=False)
+    ]
+    panels = [charts.scatter(index, title, index, table, sweep.settings) for index, title in INDICES.items()]
+    dots = "Each dot: a run, its median over the readings. That an index explains the IoU is not claimed."
+    caption = (
+        "Medians over the readings, the mean over seeds. Vanishing slope: of log10 rms against depth. Centre dip: "
+        "log10 of the bottleneck's rms over the geometric mean of the first and last block's."
+    )
+    return [
+        Figure(panels, dots, width=340, legend=charts.legend(sweep.settings)),
+        Table(["setting", *INDICES.values(), "IoU over the set"], rows, caption=caption),
+    ]
+
+
+def edges(sweep: Sweep) -> Section | None:
+    """Return the error rates by distance to the mask's edge."""
+    tables = {setting: table for setting in sweep.settings if (table := findings.edge_errors(setting)).size}
+    if not tables:
+        return None
+    names = next(iter(tables.values())).columns
+    rows = [
+        [s.name, *(f"{number(100 * rate, 1)}\N{NO-BREAK SPACE}%" for rate in table.iloc[0])]
+        for s, table in tables.items()
+    ]
+    near, far = (listed([f"{row[column]} ({row[0]})" for row in rows]) for column in (1, -1))
+    lead = (
+        f"Of the pixels beside the mask's edge (distance {names[0]}) {near} are wrong, and of those farthest from it "
+        f"({names[-1]}) {far}; these are shares of pixels without intervals, so that no difference is claimed."
+    )
+    panels = [charts.lines("edge_distance", "share of wrong pixels", "pixels to the mask's edge", tables, wide=True)]
+    lacking = [setting.name for setting in sweep.settings if setting not in tables]
+    blocks: list[Block] = [
+        Figure(panels, "Pixels and errors summed over images and seeds.", 340, charts.legend(sweep.settings)),
+        Table(["setting", *names], rows, caption="Share of wrong pixels by their distance to the edge, in pixels."),
+        *([f"Without an edge_distance.csv in each run: {listed(lacking)}."] if lacking else []),
+    ]
+    return Section("Errors by distance to the edge", lead, blocks)
+
+
+def lesions(sweep: Sweep) -> Section | None:
+    """Return what trained models lose when their long skips are cut."""
+    rows, worst = [], (-np.inf, "")
+    for setting, run, evaluation, lost, worth in findings.lesions(sweep):
+        shares = worth[worth.cut == CUT].set_index("level").rename(str)
+        for gone in [*shares.index, "+".join(shares.index)]:
+            row = lost[(lost.cut == CUT) & (lost.levels == gone)].iloc[0]
+            alone = gone in shares.index
+            cells = [_cell(row, f"{name}_loss") for name in ("iou", "boundary_iou")]
+            cells += [_cell(shares.loc[gone], name) if alone else "" for name in ("iou", "boundary_iou")]
+            rows.append([setting.name, str(run.seed), evaluation, f"level {gone}" if alone else "all", *cells])
+            if alone:
+                worst = max(worst, (row.iou_loss, f"level {gone} of {setting.name} (seed {run.seed}): {cells[0]}"))
+    if not rows:
+        return None
+    columns = [
+        "setting",
+        "seed",
+        "evaluation",
+        "cut",
+        "IoU lost",
+        "Boundary IoU lost",
+        "IoU Shapley",
+        "Boundary Shapley",
+    ]
+    caption = (
+        "A level's features replaced by their means over images and positions; lesion.csv has every subset of levels, "
+        "and zeros and other images' features in their place. Shapley: what a level adds on average over all orders of "
+        "putting them back. [95 % interval over the images: of this one trained model, and of no other training.]"
+    )
+    lead = f"Of the single levels cut from a trained model, the greatest loss of IoU is at {worst[1]}."
+    return Section("Lesions", lead, [Table(columns, rows, words=4, caption=caption)])
+
+
+def _cell(row: pd.Series, name: str) -> str:
+    return f"{number(row[name])} {interval(row[f'{name}_low'], row[f'{name}_high'])}"
+
+
+def _spaced(level: str) -> str:
+    return level.replace("level", "level ")
+
+
+def _power(exponent: float) -> str:
+    """Return 10^exponent as 1.5e-3."""
+    digits, _, power = f"{10**exponent:.1e}".partition("e")
+    return f"{digits}e{int(power)}"

@@ -1,0 +1,71 @@
+"""What is behind a report: commands, versions, commits, machines, data, and every run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from unetseg.reporting.document import Code, Section, Table
+from unetseg.reporting.sentences import listed, number
+from unetseg.reporting.sweep import Sweep
+from unetseg.runs import flat
+from unetseg.validation import written
+
+
+def common(sweep: Sweep, key: str) -> str:
+    """Return an option as all runs have it, or the different values."""
+    return _together([flat(run.options).get(key) for run in sweep.runs])
+
+
+def provenance(sweep: Sweep) -> Section:
+    """Return how to repeat the runs."""
+    runs = sweep.runs
+    commands = dict.fromkeys(run.summary.get("command", "") for run in runs)
+    own = [sweep.record["command"]] if sweep.record.get("command") else []
+    blocks: list[str | Table | Code] = [Code([command for command in [*own, *commands] if command])]
+    packages = dict.fromkeys(name for run in runs for name in run.summary.get("versions", {}))
+    data = dict.fromkeys(key for run in runs for key in flat(run.options) if key.startswith("data."))
+    facts = [
+        ("git commit", _together([run.summary.get("git_commit") for run in runs])),
+        ("machine", _together([run.summary.get("machine") for run in runs])),
+        ("precision", _together([run.summary.get("precision") for run in runs])),
+        ("test images", _together([len(run.per_image) for run in runs])),
+        *((key, common(sweep, key)) for key in data),
+        *((name, _together([run.summary.get("versions", {}).get(name) for run in runs])) for name in packages),
+    ]
+    rows = [
+        [
+            setting.name,
+            run.place,
+            str(run.seed),
+            number(run.summary["test/iou"], 4),
+            str(run.summary.get("epochs", "–")),
+            _time(run.summary.get("seconds")),
+        ]
+        for setting in sweep.settings
+        for run in setting.runs
+    ]
+    commits = {run.summary.get("git_commit") for run in runs}
+    lead = f"{len(runs)} runs, from {len(commits)} git commit{'s' * (len(commits) > 1)}"
+    if any(str(commit).endswith("-dirty") for commit in commits):
+        lead += ", some with uncommitted changes"
+    blocks += [
+        Table(["what", "value"], facts, words=2),
+        Table(["setting", "folder", "seed", "IoU over the set", "epochs", "time"], rows, words=2),
+    ]
+    if sweep.repeated:
+        places = ", ".join(sweep.repeated)
+        blocks.append(f"Left out, because another run has the same options and seed: {places}.")
+    if sweep.absent:
+        blocks.append(Table(["cell", "state"], sweep.absent, words=2, caption="Cells that are not in this report."))
+    return Section("Behind the numbers", f"{lead}; everything that is needed to repeat them.", blocks)
+
+
+def _together(values: list[Any]) -> str:
+    """Return a value that all have, or the different ones."""
+    distinct = {json.dumps(value): value for value in values}
+    return listed([written(value) for value in distinct.values()])
+
+
+def _time(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02}"

@@ -1,0 +1,162 @@
+"""The story of a sweep: what was asked and answered, and the sections that show what settings reach."""
+
+from __future__ import annotations
+
+from unetseg.reporting import charts, findings, sentences
+from unetseg.reporting.document import Block, Document, Figure, Section, Table
+from unetseg.reporting.findings import METRICS, Pair
+from unetseg.reporting.mechanisms import edges, gradients, lesions
+from unetseg.reporting.provenance import common, provenance
+from unetseg.reporting.sentences import change, interval, number, p_value
+from unetseg.reporting.sweep import Sweep
+
+COSTS = (
+    ("parameters", "parameters (M)", 1e6, 2, ""),
+    ("flops", "GFLOPs", 1e9, 2, "FLOPs: a forward pass of one picture, a multiplication with its addition as two."),
+    ("activation_memory", "activations (MiB)", 2**20, 1, "Activations: what that pass keeps for the backward pass."),
+    ("images_per_second", "images/s", 1, 1, "Images/s: while training, at the machine's load of the time."),
+)
+"""What of a summary's cost is shown: entry, title, unit, digits, note."""
+
+
+def report(sweep: Sweep) -> Document:
+    """Return the whole report."""
+    found = {metric: findings.pairs(sweep.settings, metric) for metric in METRICS}
+    differences = {metric: pairs for metric, (pairs, _) in found.items()}
+    made = [
+        question(sweep, differences),
+        settings(sweep),
+        paired(sweep, differences, found["iou"][1]),
+        curves(sweep),
+        gradients(sweep),
+        edges(sweep),
+        lesions(sweep),
+        examples(sweep),
+        provenance(sweep),
+    ]
+    names = sentences.listed([setting.name for setting in sweep.settings])
+    asked = (
+        f"Do {names} differ in how well they segment?" if len(sweep.settings) > 1 else f"How well does {names} segment?"
+    )
+    facts = (
+        f"U-Net with {common(sweep, 'model.encoder')} on {common(sweep, 'data.name')} at {common(sweep, 'data.size')} "
+        f"px, {common(sweep, 'trainer.max_epochs')} epochs; {len(sweep.settings)} settings, {len(sweep.runs)} runs"
+    )
+    colours = {setting.name: setting.colour for setting in sweep.settings}
+    return Document("Long skips: an ablation", asked, facts, [section for section in made if section], colours)
+
+
+def question(sweep: Sweep, differences: dict[str, list[Pair]]) -> Section:
+    """Return what was asked, and what the paired differences answer."""
+    base, names = sweep.settings[0], [setting.name for setting in sweep.settings]
+    notes = [sentences.seeds(sweep), sentences.absent(sweep)]
+    if len(names) == 1:
+        return Section("Answer", sentences.best(sweep), [note for note in notes if note])
+    lead, *answers = [sentences.against(base, differences[metric], title) for metric, title in METRICS.items()]
+    cells: dict[str, list[str]] = {}
+    for pairs in differences.values():
+        for pair in pairs:
+            if pair.base is base:
+                cells.setdefault(pair.other.name, []).append(sentences.measured(pair))
+    caption = f"Mean difference from {base.name} on the same images [95 % interval]."
+    table = Table(["setting", *METRICS.values()], [[name, *row] for name, row in cells.items()], caption=caption)
+    return Section("Answer", lead, [*answers, *([table] if cells else []), *(note for note in notes if note)])
+
+
+def settings(sweep: Sweep) -> Section:
+    """Return the table of settings."""
+    costs = [cost for cost in COSTS if any(cost[0] in run.summary for run in sweep.runs)]
+    rows = []
+    for setting in sweep.settings:
+        over_set = [run.summary["test/iou"] for run in setting.runs]
+        span = f" ({number(min(over_set))} to {number(max(over_set))})" if len(over_set) > 1 else ""
+        means = [findings.mean_with_interval(setting, metric) for metric in METRICS]
+        rows.append(
+            [
+                setting.name,
+                number(setting.mean("test/iou")) + span,
+                *("–" if m is None else f"{number(m.difference)} {interval(m.low, m.high)}" for m in means),
+                *(number(setting.mean(name) / unit, digits) for name, _, unit, digits, _ in costs),
+                ", ".join(map(str, setting.seeds)),
+            ]
+        )
+    caption = (
+        "IoU over the set: pixels summed over all test images; the mean over seeds (their range). Per image: the mean "
+        "over seeds and images [95 % interval]."
+    )
+    columns = ["setting", "IoU over the set", *METRICS.values(), *(cost[1] for cost in costs), "seeds"]
+    caption = " ".join([caption, *(cost[4] for cost in costs if cost[4])])
+    return Section("Settings", sentences.best(sweep), [Table(columns, rows, caption=caption)])
+
+
+def paired(sweep: Sweep, differences: dict[str, list[Pair]], left_out: list[str]) -> Section | None:
+    """Return the paired differences as tables and forest plots."""
+    if len(sweep.settings) == 1:
+        return None
+    if not differences["iou"]:
+        return Section("Paired differences", "No two settings can be compared image by image.", left_out)
+    columns = ["difference", "mean", "95 % interval", "p (Holm)", "smallest", "seeds", "images", "shown"]
+    tables, panels = [], []
+    for metric, pairs in differences.items():
+        rows = []
+        for pair in pairs:
+            result = pair.result
+            span = interval(result.low, result.high, digits=4, signed=True)
+            counts = [p_value(pair.p), number(result.smallest, 4), str(result.seeds), str(result.images)]
+            rows.append([pair.name, change(result.difference, 4), span, *counts, "yes" if pair.shown else "no"])
+        tables.append(Table(columns, rows, caption=f"{METRICS[metric]}, on the same images and seeds."))
+        panels.append(charts.forest(f"differences_{metric}", METRICS[metric], pairs))
+    caption = (
+        "Dots: mean difference, filled where one was shown. Lines: 95 % interval. Grey: smaller than the smallest "
+        "difference that could have been shown with these seeds and images."
+    )
+    note = (
+        '"Smallest": the least difference that these seeds and images could have shown, four times in five. Differences'
+        " with 1 seed cover the images only and say nothing of another training."
+    )
+    lead = sentences.differences({METRICS[metric]: pairs for metric, pairs in differences.items()})
+    blocks: list[Block] = [Figure(panels, caption, width=340), *tables, note, *left_out, sentences.seeds(sweep)]
+    return Section("Paired differences", lead, blocks)
+
+
+def curves(sweep: Sweep) -> Section | None:
+    """Return the learning curves."""
+    titles = {"val/iou": "validation IoU", "val/boundary_iou": "validation Boundary IoU", "train/loss": "training loss"}
+    tables = {name: {s: t for s in sweep.settings if (t := findings.curve(s, name)).size} for name in titles}
+    if not tables["val/iou"]:
+        return None
+    last = {setting: float(table.iloc[:, -1].mean()) for setting, table in tables["val/iou"].items()}
+    each = [row.to_numpy() for table in tables["val/iou"].values() for _, row in table.iterrows()]
+    lead = sentences.learning(last, sum(row.argmax() == len(row) - 1 for row in each), len(each))
+    panels = [
+        charts.lines(name.replace("/", "_"), titles[name], "epoch", shown) for name, shown in tables.items() if shown
+    ]
+    band = "the mean over seeds, in a band from the least to the greatest" if len(each) > len(last) else "one seed"
+    legend = charts.legend(sweep.settings)
+    return Section("Learning curves", lead, [Figure(panels, f"Each line: a setting, {band}.", legend=legend)])
+
+
+def examples(sweep: Sweep) -> Section:
+    """Return the best, median and worst test images as every setting sees them."""
+    title = "Best, median and worst images"
+    picked = findings.best_median_worst(sweep)
+    if not picked:
+        return Section(title, "Not shown: the settings have different test images.")
+    gone = [run.place for run in (s.runs[0] for s in sweep.settings) if not run.folder.best.is_file()]
+    if gone:
+        return Section(title, f"Not shown: checkpoints/best.ckpt is not there any more ({', '.join(gone)}).")
+    from unetseg.reporting import pictures  # torch
+
+    try:
+        rows = pictures.examples(sweep, picked)
+    except pictures.Gone as reason:
+        return Section(title, f"Not shown: {reason}.")
+    lead = (
+        f"By the mean IoU over all settings and seeds, the test images reach from {number(picked[-1].iou)} to "
+        f"{number(picked[0].iou)}; these are single images, and no difference between settings is read from them."
+    )
+    note = (
+        "Each setting with the best checkpoint of its first seed, predicted anew in float32, and the IoU that the run "
+        "recorded. White: the outline of the truth."
+    )
+    return Section(title, lead, [*rows, note])
