@@ -21,11 +21,11 @@ def test_the_slurm_launcher_of_conf_composes():
 
 
 def test_a_multirun_is_launched_by_submitit(drawn_set, drawn, tmp_path):
-    own = [f"data.root={drawn}", f"output={tmp_path}/runs", "trainer.max_epochs=1", "model.skip=none", "seed=0"]
+    own = [f"data.root={drawn}", f"output={tmp_path}/out", "trainer.max_epochs=1", "model.skip=none", "seed=0"]
     launcher = ["hydra/launcher=submitit_local", f"hydra.launcher.submitit_folder={tmp_path}/jobs"]
     command = [sys.executable, "-m", "unetseg.train", "-m", *TINY, *own, *launcher]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    (run,) = (tmp_path / "runs").iterdir()
+    (run,) = (tmp_path / "out").iterdir()
     assert json.loads((run / "summary.json").read_text())["skip"] == "none"
     assert "processes of their own" in done.stdout
