@@ -172,7 +172,7 @@ def test_an_experiment_brings_its_axes_and_the_user_sets_them_anew():
 
 
 def test_two_equal_runs_in_a_sweep_are_refused():
-    with pytest.raises(UserError, match=r"two runs of the sweep would be the same"):
+    with pytest.raises(UserError, match=r"would be the same: model=\{skip:concat\} and model=\{skip:add\}\n"):
         cli.different("train", Train, cli.cells([*SYNTHETIC, "model={skip:concat},{skip:add}", "model.skip=none"]))
 
 
@@ -209,6 +209,13 @@ def test_help_takes_under_two_seconds_and_shows_values():
     assert done.returncode == 0
     assert "model.encoder=resnet18" in done.stdout
     assert "python -m unetseg.train" in done.stdout
+
+
+@pytest.mark.parametrize("door", ["evaluate", "report", "ablate"])
+def test_help_needs_nothing_else(door):
+    done, _ = timed(f"unetseg.{door}", "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"usage: python -m unetseg.{door}" in done.stdout
 
 
 def test_an_option_without_a_default_is_asked_for_with_what_it_means():

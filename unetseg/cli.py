@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unetseg.accepted import trainer_arguments
-from unetseg.config import Section, UserError
+from unetseg.config import Section, Train, UserError
 from unetseg.validation import Schema, describe, unknown_option, validate, written
 
 Result = TypeVar("Result")
@@ -84,7 +84,7 @@ def run(
         rest = [argument for argument in arguments if argument not in overrides]
         overrides = [_lenient(override) for override in inherit(overrides)] + overrides
         if flags & HELP:
-            print(_help(door, schema, _plain(_composed(door, overrides, schema), schema)))
+            print(_help(door, schema, OmegaConf.to_container(_composed(door, overrides, schema), resolve=True)))
             return results
         if flags & MULTIRUN:
             overrides = axes(door, schema, overrides) + overrides
@@ -126,7 +126,7 @@ def plan(
         flags = HELP & set(sys.argv[1:])
         overrides = [_lenient(argument) for argument in sys.argv[1:] if argument not in OUR_FLAGS]
         if flags:
-            print(_help(door, schema, _plain(_composed(door, overrides, schema), schema)))
+            print(_help(door, schema, OmegaConf.to_container(_composed(door, overrides, schema), resolve=True)))
             return None
         jobs = cells(axes(door, schema, overrides) + overrides)
         found = different(door, schema, jobs)
@@ -172,9 +172,10 @@ def different(door: str, schema: type[Schema], jobs: list[list[str]]) -> list[Sc
     for overrides in jobs:
         options = compose(door, schema, overrides)
         if options in found:
-            twin = " ".join(jobs[found.index(options)])
+            twin = jobs[found.index(options)]
+            both = (" ".join(o for o in job if o not in other) for job, other in ((twin, overrides), (overrides, twin)))
             raise UserError(
-                f"two runs of the sweep would be the same: {' '.join(overrides)}, and {twin}\n"
+                f"two runs of the sweep would be the same: {' and '.join(both)}\n"
                 "  accepted: a sweep whose runs differ; what comes last holds\n  try: leave one of the axes out"
             )
         found.append(options)
@@ -226,17 +227,17 @@ def _plain(options: DictConfig, schema: type[Schema]) -> dict[str, Any]:
         raise UserError(f"{key} is not given\n  accepted: {accepted}\n  try: {key}=...") from None
 
 
-def _help(door: str, schema: type[Schema], options: dict[str, Any]) -> str:
+def _help(door: str, schema: type[Schema], options: Any) -> str:
     """Return the help text: every option with its value as composed and its description."""
     groups = {
         folder.name: sorted(path.stem for path in folder.iterdir()) for folder in CONF.iterdir() if folder.is_dir()
     }
+    taken = {"data"} & schema.model_fields.keys() | ({"experiment"} if issubclass(schema, Train) else set())
     several = {"train": " [--multirun]"}.get(door, "")
     lines = [
         f"usage: python -m unetseg.{door} [OPTION=VALUE ...]{several}",
         "",
-        f"  data={' | '.join(groups['data'])}",
-        f"  experiment={' | '.join(groups['experiment'])}" if door in ("train", "ablate") else "",
+        *(f"  {group}={' | '.join(names)}" for group, names in groups.items() if group in taken),
         "",
     ]
     for key, text in describe(schema, options).items():
