@@ -190,6 +190,18 @@ def test_every_experiment_composes_and_opens_with_purpose_command_duration_and_r
     assert len({variant(run.model) for run in runs}) > 1
 
 
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_hydra_makes_the_same_runs_of_an_experiments_axes(path):
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    given = [f"experiment={path.stem}"]
+    overrides = [*cli.axes("train", Train, given), *given]
+    (hydras,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), None)
+    composed = [[cli.compose("train", Train, list(job)) for job in jobs] for jobs in (hydras, cli.cells(overrides))]
+    assert composed[0] == composed[1]
+
+
 def test_there_are_experiments():
     assert EXPERIMENTS
 

@@ -51,3 +51,10 @@ def class_map(logits: Tensor) -> Tensor:
     """Map logits, BxKxHxW, to the likeliest classes, BxHxW uint8 (K = 1: class 1 where the logit is above 0)."""
     likeliest = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(1)
     return likeliest.to(torch.uint8)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Map logits, BxKxHxW, to the probabilities of the classes, BxCxHxW in 0..1 (K = 1: C = 2, background first)."""
+    if logits.shape[1] == 1:
+        return torch.cat([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=1)
+    return logits.softmax(1)
