@@ -17,14 +17,16 @@ from unetseg.accepted import LEVELS, one_or_per_level
 from unetseg.config import FLOWS, SKIPS
 from unetseg.model.decoder import Decoder, DecoderBlock, matched_channels
 from unetseg.model.encoders import make_encoder
+from unetseg.model.hub import HubFolder
 from unetseg.model.skips import Fusion
 
 
-class SkipUnet(nn.Module):
+class SkipUnet(nn.Module, HubFolder):
     """A U-Net whose long skips are a switch.
 
     With skip="concat" it has the state-dict keys of `smp.Unet` and, with the same weights, equal outputs and
-    gradients to the last bit.
+    gradients to the last bit. `save_pretrained`, `from_pretrained` and `push_to_hub` are those of smp's models; what
+    was saved with concat also loads as smp.Unet, see `unetseg.model.hub`.
 
     Args:
         encoder: a ResNet or DenseNet of smp.
