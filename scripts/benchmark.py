@@ -2,37 +2,52 @@
 
 python scripts/benchmark.py gradients [--encoder resnet34 --size 256 --batch-size 16 --rounds 8 --output FILE.md]
 python scripts/benchmark.py metrics [the same]
+python scripts/benchmark.py predict [--encoder, --size, --rounds, --output, --large HEIGHT WIDTH]
 
 gradients: a training step alone, with our gradient flow read in it, and with wandb.watch(log="gradients"), in turns.
 Machines are shared and noisy, so every round has each of them once, and what counts is the ratio within a round:
 the median over the rounds, with the range of their middle half. The reading's cost at an interval of n steps is that
 of one step with a reading and n - 1 without, of which wandb.watch's still carry its hooks.
 metrics: a training step alone, and what counting its pixels for all metrics takes.
+predict: a picture's classes by smp.Unet, by our predictor, and by our predictor on the model's ONNX file, in turns: a
+small picture, and a large one at its own resolution, which smp takes whole and we in tiles. The memory is the peak of a
+process of its own, less what it had after the imports.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import platform
+import re
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import segmentation_models_pytorch as smp
 import torch
 import wandb
 
 from unetseg.build import best_precision
+from unetseg.engines import TorchEngine
+from unetseg.exported import load_exported
+from unetseg.exporting import write
 from unetseg.gradients import GradientFlow
 from unetseg.losses import make_loss
 from unetseg.metrics import SegmentationScores, image_counts
 from unetseg.model import Segmenter
-from unetseg.model.segmenter import class_map
+from unetseg.model.segmenter import MEAN, STD, class_map
+from unetseg.predictor import TILE, Predictor
 
 DEFAULT_INTERVAL = 25
 """gradients.every_n_steps in conf/train.yaml."""
+
+PREDICTORS = ("smp.Unet", "unetseg", "unetseg, ONNX")
+"""Who predicts; the first is what the others are held against."""
 
 
 def batch(size: int, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,6 +130,82 @@ def gradients(encoder: str, size: int, batch_size: int, rounds: int) -> dict[str
     return seconds
 
 
+def segmenter(encoder: str) -> Segmenter:
+    """Return the model that all predictors share, in eval mode."""
+    torch.manual_seed(0)
+    return Segmenter(classes=2, encoder=encoder, weights=None).eval()
+
+
+def predictor(kind: str, encoder: str, size: int, tile: int, exported: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from HxWx3 uint8 to the classes, HxW uint8.
+
+    Args:
+        kind: one of PREDICTORS.
+        encoder: of the model.
+        size: side to which our predictors squash a picture where they don't take it in tiles.
+        tile: side of the tiles, 0 for none; smp takes a picture whole.
+        exported: the model's ONNX file.
+    """
+    if kind == "unetseg, ONNX":
+        return Predictor(load_exported(exported), tile=tile)
+    model = segmenter(encoder)
+    if kind == "unetseg":
+        return Predictor(TorchEngine(model, classes=("background", "pet"), size=size, device="cpu"), tile=tile)
+    net = smp.Unet(encoder, encoder_weights=None).eval()
+    net.load_state_dict(model.net.state_dict())
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+
+    @torch.inference_mode()
+    def work(image: np.ndarray) -> np.ndarray:
+        images = (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 - mean) / std
+        return class_map(net(images))[0].numpy()
+
+    return work
+
+
+def memory(kind: str, encoder: str, size: int, tile: int, exported: Path, shape: tuple[int, int]) -> int:
+    """Return the bytes that a predictor adds to this process at its peak, over two pictures HxW."""
+    before = status("VmRSS")
+    work = predictor(kind, encoder, size, tile, exported)
+    for _ in range(2):
+        work(np.zeros((*shape, 3), np.uint8))
+    return status("VmHWM") - before
+
+
+def status(field: str) -> int:
+    """Return a memory figure of this process in bytes (Linux)."""
+    return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def predict(encoder: str, size: int, large: tuple[int, int], rounds: int) -> str:
+    """Return the Markdown table of what each predictor takes for a small and for a large picture."""
+    rows = [
+        "| picture | | images/s | times as fast as smp.Unet | peak memory | share of smp.Unet's |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    fresh = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        exported = Path(folder) / "model.onnx"
+        write(segmenter(encoder), {"classes": ["background", "pet"], "size": size}, exported)
+        for shape, tile in (((size, size), 0), (large, TILE)):
+            image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+            common = (encoder, size, tile, exported)
+            peaks = []
+            for kind in PREDICTORS:
+                with fresh.Pool(1) as pool:
+                    peaks.append(pool.apply(memory, (kind, *common, shape)))
+            kinds = {kind: partial(predictor(kind, *common), image) for kind in PREDICTORS}
+            seconds = interleaved(kinds, rounds)
+            smps = seconds[PREDICTORS[0]]
+            for kind, peak in zip(PREDICTORS, peaks, strict=True):
+                low, middle, high = np.percentile(smps / seconds[kind], (25, 50, 75))
+                rows.append(
+                    f"| {shape[1]} x {shape[0]} | {kind} | {1 / np.median(seconds[kind]):.3g} | {middle:.2f} "
+                    f"({low:.2f} to {high:.2f}) | {peak / 2**20:,.0f} MiB | {peak / peaks[0]:.2f} |"
+                )
+    return "\n".join(rows)
+
+
 def extra_cost(seconds: dict[str, np.ndarray], interval: int) -> dict[str, np.ndarray]:
     """Return what reading every `interval` steps adds to a bare step, as a share of it, for each round."""
     step = seconds["step"]
@@ -130,12 +221,16 @@ def spread(share: np.ndarray) -> str:
     return f"{middle:.2f} % ({low:.2f} to {high:.2f})"
 
 
+def machine() -> str:
+    """Return what the numbers were measured on."""
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
 def table(seconds: dict[str, np.ndarray], arguments: argparse.Namespace) -> str:
     """Return the Markdown report."""
     head = [
         f"{arguments.encoder}, {arguments.size} px, batch {arguments.batch_size}, concat, "
-        f"{arguments.rounds} interleaved rounds; {platform.machine()}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}; a bare step takes {np.median(seconds['step']):.2f} s",
+        f"{arguments.rounds} interleaved rounds; {machine()}; a bare step takes {np.median(seconds['step']):.2f} s",
         "",
     ]
     if arguments.what == "metrics":
@@ -152,16 +247,25 @@ def table(seconds: dict[str, np.ndarray], arguments: argparse.Namespace) -> str:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["gradients", "metrics"])
+    parser.add_argument("what", choices=["gradients", "metrics", "predict"])
     parser.add_argument("--encoder", default="resnet34")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--large", type=int, nargs=2, default=(3000, 4000), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     os.environ.setdefault("WANDB_SILENT", "true")
-    measure = {"gradients": gradients, "metrics": metrics}[arguments.what]
-    report = table(measure(arguments.encoder, arguments.size, arguments.batch_size, arguments.rounds), arguments)
+    if arguments.what == "predict":
+        report = "\n\n".join(
+            [
+                f"{arguments.encoder}, batch 1, concat, {arguments.rounds} interleaved rounds; {machine()}",
+                predict(arguments.encoder, arguments.size, tuple(arguments.large), arguments.rounds),
+            ]
+        )
+    else:
+        measure = {"gradients": gradients, "metrics": metrics}[arguments.what]
+        report = table(measure(arguments.encoder, arguments.size, arguments.batch_size, arguments.rounds), arguments)
     print(report)
     if arguments.output:
         arguments.output.write_text(report + "\n")

@@ -10,15 +10,15 @@ from conftest import ROOT
 LAYERS = (
     {"accepted"},
     {"config"},
-    {"runs"},
+    {"runs", "options", "artifacts"},
     {"validation", "preflight", "cells"},
     {"cli", "tiff", "model", "data", "losses", "metrics", "statistics", "figures"},
     {"gradients", "pictures"},
     {"tiling", "engines", "module", "callbacks", "loggers", "checkpoint", "summary", "lesions"},
     {"build", "exported"},
-    {"predictor"},
-    {"reporting", "wandb_report"},
-    {"train", "evaluate", "predict", "export", "ablate", "report"},
+    {"predictor", "exporting"},
+    {"reporting", "wandb_report", "outputs", "demo_page"},
+    {"train", "evaluate", "predict", "export", "demo", "ablate", "report"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = sorted((ROOT / "unetseg").rglob("*.py"))

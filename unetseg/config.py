@@ -80,7 +80,8 @@ class Model(Section):
         whole = self.short_skips and self.normalisation == "batch"
         if not whole and self.encoder not in RESNETS:
             raise rejected(
-                f"with short_skips=false or normalisation=none: {', '.join(RESNETS)}", "model.encoder=resnet50"
+                f"for short_skips=false, normalisation=none: {', '.join(RESNETS)}; a DenseNet is made of short skips",
+                "model.encoder=resnet50",
             )
         if self.weights is not None and not (whole and self.initialisation == "he"):
             raise rejected("model.weights=null with short_skips=false, normalisation=none or initialisation=glorot",
@@ -189,6 +190,7 @@ class Wandb(Section):
     )
     project: str = Field(min_length=1, description="W&B project")
     entity: str | None = Field(description="W&B user or team; null: the key's own")
+    log_model: bool = Field(description="true: upload best.ckpt as an artifact, when online")
 
 
 class Train(Section):

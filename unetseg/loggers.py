@@ -106,6 +106,18 @@ def log_summary(loggers: list[Logger], summary: dict[str, Any]) -> None:
 
 
 @rank_zero_only
+def log_model(loggers: list[Logger], checkpoint: Path) -> None:
+    """Upload a checkpoint as the artifact model-RUN_ID:best, where W&B is online; unetseg.load reads it back."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and not (logger.experiment.offline or logger.experiment.disabled):
+            import wandb
+
+            artifact = wandb.Artifact(f"model-{logger.experiment.id}", type="model")
+            artifact.add_file(str(checkpoint), name="best.ckpt")
+            logger.experiment.log_artifact(artifact, aliases=["best"])
+
+
+@rank_zero_only
 def finish(loggers: list[Logger]) -> None:
     """Close W&B's run and say where it is; left open, the next run of this process would be merged into it."""
     for logger in loggers:

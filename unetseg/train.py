@@ -57,6 +57,8 @@ def train(options: Train) -> dict[str, Any]:
             write_json(run.summary, content)
             figures.curves(run.metrics, run.figures / "curves.png")
         loggers.log_summary(sinks, content)
+        if options.wandb.log_model:
+            loggers.log_model(sinks, run.best)
     finally:
         loggers.finish(sinks)
     return content

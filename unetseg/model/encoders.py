@@ -61,7 +61,10 @@ def make_encoder(
     if short_skips and normalisation == "batch":
         return get_encoder(name, in_channels=in_channels, depth=DEPTH, weights=weights)
     if name not in RESNETS:
-        raise ValueError(f"{name} can't be built without short skips or normalisation, only {', '.join(RESNETS)} can")
+        raise ValueError(
+            f"{name} can't be built without short skips or normalisation, only {', '.join(RESNETS)} can: a DenseNet is "
+            "made of short skips, every layer takes all before it"
+        )
     if weights is not None:
         raise ValueError("downloaded weights are those of the whole encoder, with short skips and normalisation")
     arguments = copy.deepcopy(encoders[name]["params"])  # smp's own table stays as it is

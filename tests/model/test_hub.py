@@ -1,0 +1,128 @@
+"""Folders of the Hugging Face Hub: what is saved comes back bit for bit, and as smp.Unet where it is one."""
+
+import json
+
+import huggingface_hub.hub_mixin
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+
+from unetseg import checkpoint
+from unetseg.config import UserError
+from unetseg.exporting import save_pretrained
+from unetseg.model import Segmenter, SkipUnet
+from unetseg.model.segmenter import MEAN, STD
+
+IMAGES = torch.randn(2, 3, 61, 95, generator=torch.Generator().manual_seed(0))
+
+
+def trained(**arguments) -> SkipUnet:
+    """Return a network whose statistics of batch normalisation are not those of the start."""
+    torch.manual_seed(0)
+    net = SkipUnet("resnet18", weights=None, **arguments)
+    net(torch.randn(4, 3, 64, 64))
+    return net.eval()
+
+
+SETTINGS = [
+    {"skip": "concat", "classes": 3},
+    {"skip": "add"},
+    {"skip": "placebo", "match_parameters": True},
+    {"skip": ["none", "attention", "add", "concat"], "skip_flow": ["both", "both", "forward", "backward"]},
+    {"short_skips": False, "normalisation": "none", "initialisation": "glorot"},
+    {"decoder_channels": (64, 32, 16, 16, 8), "in_channels": 3},
+]
+
+
+@pytest.mark.parametrize("arguments", SETTINGS, ids=str)
+def test_what_is_saved_comes_back_bit_for_bit(tmp_path, arguments):
+    net = trained(**arguments)
+    net.save_pretrained(tmp_path)
+    again = SkipUnet.from_pretrained(tmp_path)
+    assert not again.training
+    assert (again.skip, again.skip_flow) == (net.skip, net.skip_flow)
+    assert torch.equal(again(IMAGES), net(IMAGES))
+
+
+@pytest.mark.parametrize("load", [smp.from_pretrained, smp.Unet.from_pretrained])
+@pytest.mark.parametrize("arguments", [SETTINGS[0], SETTINGS[-1]], ids=str)
+def test_a_concat_model_is_smp_unet_to_smp(tmp_path, arguments, load):
+    net = trained(**arguments)
+    net.save_pretrained(tmp_path)
+    theirs = load(tmp_path)
+    assert type(theirs) is smp.Unet
+    assert torch.equal(theirs(IMAGES), net(IMAGES))
+
+
+@pytest.mark.parametrize("arguments", [SETTINGS[1], SETTINGS[4], {"skip_flow": "backward"}], ids=str)
+def test_smp_refuses_every_other_model_by_name(tmp_path, arguments):
+    trained(**arguments).save_pretrained(tmp_path)
+    with pytest.raises(KeyError, match=r"resnet18 of unetseg\.model\.SkipUnet"):
+        smp.Unet.from_pretrained(tmp_path)
+    with pytest.raises(AttributeError, match="SkipUnet"):
+        smp.from_pretrained(tmp_path)
+
+
+def test_a_folder_of_smp_is_refused_with_the_way_on(tmp_path):
+    smp.Unet("resnet18", encoder_weights=None).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"holds no SkipUnet\n.*\n.*load_state_dict"):
+        SkipUnet.from_pretrained(tmp_path)
+
+
+def test_weights_that_do_not_fit_are_an_error(tmp_path):
+    trained(skip="add").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["_skip_unet"]["skip"] = "none"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RuntimeError, match="projection"):
+        SkipUnet.from_pretrained(tmp_path)
+
+
+def test_the_folder_says_how_images_are_normalised_and_fetches_no_weights(tmp_path):
+    Segmenter(classes=2, encoder="resnet18", weights=None).net.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["_preprocessing"]["mean"], config["_preprocessing"]["std"]) == (list(MEAN), list(STD))
+    assert config["encoder_weights"] is None
+    assert config["_skip_unet"]["weights"] is None
+
+
+def test_the_card_states_data_metrics_and_skips(tmp_path):
+    net = trained(skip=["none", "concat", "add", "concat"])
+    net.save_pretrained(tmp_path / "stated", dataset="Oxford-IIIT Pet", metrics={"iou": 0.91})
+    card = (tmp_path / "stated/README.md").read_text()
+    for text in ("| data | Oxford-IIIT Pet |", '"iou": 0.91', "none, concat, add, concat", "SkipUnet.from_pretrained"):
+        assert text in card
+    assert "smp" not in card
+    trained().save_pretrained(tmp_path / "bare")
+    card = (tmp_path / "bare/README.md").read_text()
+    assert "| data | not stated |" in card
+    assert "smp.from_pretrained" in card
+
+
+def test_a_run_becomes_a_folder_whose_card_has_its_data_and_scores(tiny, tmp_path):
+    run = tiny("trainer.max_epochs=1", "model.encoder=resnet18")
+    save_pretrained(run.path, tmp_path / "hub")
+    net = checkpoint.load(run.path)[0].net.to(memory_format=torch.contiguous_format)
+    theirs = smp.from_pretrained(tmp_path / "hub")
+    assert torch.equal(theirs(IMAGES), net(IMAGES))
+    card = (tmp_path / "hub/README.md").read_text()
+    assert "| data | synthetic at 64 px: background, pet |" in card
+    assert f'"test/iou": {json.loads(run.summary.read_text())["test/iou"]}' in card
+
+
+def test_push_to_hub_uploads_that_folder(monkeypatch):
+    uploads = []
+
+    class Api:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, repo_id, **_):
+            return type("Repository", (), {"repo_id": repo_id})
+
+        def upload_folder(self, *, repo_id, folder_path, **_):
+            uploads.append((repo_id, sorted(p.name for p in folder_path.iterdir())))
+
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", Api)
+    trained(skip="add").push_to_hub("me/model")
+    assert uploads == [("me/model", ["README.md", "config.json", "model.safetensors"])]

@@ -1,0 +1,270 @@
+"""The predict command: what it writes, what it keeps, and what it does with what it can't read."""
+
+import csv
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import ROOT
+from fake_engine import Brightness, save_untrained
+from PIL import Image
+from test_options import timed
+
+from unetseg import cli, figures, outputs, tiff
+from unetseg import predict as door
+from unetseg.config import UserError
+from unetseg.options import Predict
+from unetseg.outputs import Outputs
+from unetseg.pictures import opened
+from unetseg.predictor import Predictor, likeliest
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return save_untrained(tmp_path_factory.mktemp("model") / "model.ckpt")
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Return a folder of three pictures and something else."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, shape in (("a.jpg", (40, 50, 3)), ("b.png", (64, 64, 3)), ("c.tif", (33, 70, 3))):
+        Image.fromarray(RANDOM.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def predicted(model: Path, images: object, output: Path, *more: str) -> list[Path]:
+    """Do what the command does with these options."""
+    given = [f"checkpoint={model}", f"images={images}", f"output={output}", "accelerator=cpu", *more]
+    options = cli.compose("predict", Predict, given)
+    door.check_files(options)
+    return door.predict(options)
+
+
+def table(output: Path) -> list[dict[str, str]]:
+    with (output / "predictions.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def contents(folder: Path) -> dict[str, int]:
+    """Return the modification times of all files in it."""
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_folders_pictures_give_masks_with_a_palette_overlays_probabilities_and_a_table(model, photos, tmp_path):
+    import unetseg
+
+    output = tmp_path / "out"
+    assert predicted(model, photos, output, "overlay=true", "probability=true") == []
+    wanted = {"predictions.csv"}
+    for name in "abc":
+        wanted |= {f"{name}.png", f"overlay/{name}.png", f"probability/{name}.npy"}
+    assert contents(output).keys() == wanted
+    segment, rows = unetseg.load(model), table(output)
+    assert [row["picture"] for row in rows] == ["a.jpg", "b.png", "c.tif"]
+    for row in rows:
+        path, stored = photos / row["picture"], Image.open(output / row["mask"])
+        mask, proba = segment(path), segment.probability(path)
+        assert stored.mode == "P"
+        assert np.array_equal(np.asarray(stored), mask)
+        assert np.array_equal(np.unique(stored.convert("RGB")), np.unique(figures.PALETTE[np.unique(mask)]))
+        probabilities = np.load(output / f"probability/{path.stem}.npy")
+        assert probabilities.dtype == np.float16
+        np.testing.assert_allclose(probabilities, proba, atol=3e-4)
+        drawn = np.asarray(Image.open(output / f"overlay/{path.stem}.png"))
+        assert np.array_equal(drawn, figures.overlay(np.asarray(Image.open(path).convert("RGB")), mask))
+        assert (int(row["height"]), int(row["width"])) == mask.shape
+        assert float(row["share_pet"]) == pytest.approx(mask.mean(), abs=1e-6)
+        assert float(row["share_pet"]) + float(row["share_background"]) == pytest.approx(1, abs=2e-6)
+        assert float(row["seconds"]) > 0
+
+
+@pytest.mark.parametrize(("images", "masks"), [("a.jpg", ["a"]), ("*.*g", ["a", "b"]), ("**/c*", ["c"])])
+def test_a_file_and_a_pattern_are_taken_too(model, photos, tmp_path, images, masks):
+    predicted(model, photos / images, tmp_path / "out")
+    assert sorted(path.stem for path in (tmp_path / "out").glob("*.png")) == masks
+
+
+def test_what_is_there_is_kept_and_the_rest_is_finished(model, photos, tmp_path, capsys):
+    output = tmp_path / "out"
+    predicted(model, photos, output)
+    before, rows = contents(output), table(output)
+    (output / "b.png").unlink()
+    with (output / "predictions.csv").open("a") as file:
+        file.write("c.tif,c.png,70,33,0.")  # as a killed run leaves it
+    predicted(model, photos, output)
+    assert "1 predicted, 2 kept, 0 unreadable" in capsys.readouterr().out
+    after = contents(output)
+    assert {name for name in before if after[name] == before[name]} == {"a.png", "c.png"}
+    assert [row | {"seconds": ""} for row in table(output)] == [row | {"seconds": ""} for row in rows]
+    predicted(model, photos, output, "overlay=true")
+    assert contents(output)["b.png"] == after["b.png"], "only what is new is written"
+    predicted(model, photos, output, "overwrite=true")
+    assert not {name for name in before if contents(output)[name] == after[name]}
+
+
+def test_an_unreadable_picture_is_named_and_left_out_and_the_status_is_1(model, photos, tmp_path, monkeypatch, capsys):
+    (photos / "b.png").write_bytes((photos / "b.png").read_bytes()[:900])
+    arguments = [f"checkpoint={model}", f"images={photos}", f"output={tmp_path}/out", "accelerator=cpu"]
+    monkeypatch.setattr(sys, "argv", ["predict", *arguments])
+    with pytest.raises(SystemExit) as left:
+        door.main()
+    assert left.value.code == 1
+    told = capsys.readouterr()
+    assert "photos/b.png can't be read" in told.err.replace("\n", "")
+    assert "2 predicted, 0 kept, 1 unreadable" in told.out
+    assert contents(tmp_path / "out").keys() == {"a.png", "c.png", "predictions.csv"}
+
+
+class Killed(BaseException):
+    """Stands for a signal."""
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["png", "tif"])
+def test_a_killed_run_leaves_no_half_file(photos, tmp_path, monkeypatch, large):
+    monkeypatch.setattr(outputs, "LARGE", 0 if large else 10**9)
+    into = Outputs(tmp_path / "out", ("dark", "bright"), overlay=True, probability=True, overwrite=False)
+    path = photos / "a.jpg"
+
+    def killed(picture):
+        yield np.full((20, picture.width, 2), 0.5, np.float32)
+        raise Killed
+
+    with opened(path) as picture, pytest.raises(Killed):
+        into.write(path, picture, killed)
+    assert [row for row in contents(tmp_path / "out") if row != "predictions.csv"] == []
+    assert table(tmp_path / "out") == []
+    with opened(path) as picture:
+        into.write(path, picture, lambda picture: next(Predictor(Brightness()).bands([picture])))
+    assert into.complete(path)
+
+
+def test_a_folder_with_other_results_is_refused(model, photos, tmp_path):
+    output = tmp_path / "out"
+    predicted(model, photos / "a.jpg", output)
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.bmp")
+    with pytest.raises(UserError, match=r"mask of a\.jpg, and that of a\.bmp(.|\n)*output"):
+        predicted(model, tmp_path / "a.bmp", output)
+    (output / "predictions.csv").write_text("picture,mask,width,height,seconds,share_cat\n")
+    with pytest.raises(UserError, match=r"share_cat\n  accepted: .*share_background"):
+        predicted(model, photos / "a.jpg", output)
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("checkpoint=nowhere.ckpt", "a checkpoint, a run folder or an exported file that exists"),
+        ("images=nowhere", "a picture or a folder that exists, or a pattern"),
+        ("images=empty", "holds no picture"),
+        ("output=photos/a.jpg", "a folder, new or not"),
+        ("output=photos", "holds the picture a.jpg, which a mask might replace"),
+        ("images=twins", "a.bmp and twins/a.png would have the same mask"),
+        ("tile=100", "multiple of 32"),
+        ("overlap=400", "at most half a tile, 256"),
+        ("accelerator=tpu", "auto, cpu or gpu"),
+        ("overlays=true", "try: overlay"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_is_loaded(photos, tmp_path, monkeypatch, option, told):
+    monkeypatch.chdir(tmp_path)
+    Path("model.ckpt").touch()
+    for folder in ("empty", "twins"):
+        Path(folder).mkdir()
+    for name in ("a.png", "a.bmp"):
+        Path("twins", name).touch()
+    given = ["checkpoint=model.ckpt", "images=photos", "output=out", option]
+    with pytest.raises(UserError) as caught:
+        door.check_files(cli.compose("predict", Predict, given))
+    assert told in str(caught.value)
+    assert "accepted: " in str(caught.value)
+
+
+def test_the_command_fails_within_two_seconds_without_a_traceback(tmp_path):
+    done, seconds = timed("unetseg.predict", "checkpoint=nowhere", "images=.", "output=out", folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("unetseg.predict: checkpoint=nowhere")
+    assert "Traceback" not in done.stderr
+    assert seconds < 2, seconds
+
+
+def test_importing_the_door_imports_nothing_heavy():
+    code = "import sys, unetseg.predict; print([m for m in ('torch', 'cv2', 'lightning') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+# Pictures that don't fit into memory
+
+
+def write_stripes(path: Path, height: int, width: int) -> None:
+    """Write a tiled TIFF whose rows are dark and bright in turns of 100."""
+    rows = (np.full((1, width, 3), 255 * (y // 100 % 2), np.uint8) for y in range(height))
+    tiff.write(path, rows, height, width)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"tile": (64, 48)},
+        {"tile": (64, 48), "compression": "zlib"},
+        {"rowsperstrip": 30, "compression": "zlib"},
+        {"rowsperstrip": 7},
+        {},
+        {"bigtiff": True, "byteorder": ">"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_rows_of_a_tiff_are_those_of_the_whole_picture(tmp_path, layout, dtype):
+    image = RANDOM.integers(0, 256, (150, 131, 3)).astype(dtype)
+    options = {key: value for key, value in layout.items() if key in ("bigtiff", "byteorder")}
+    rest = {key: value for key, value in layout.items() if key not in options}
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", **options, **rest)
+    stored = tiff.TiffPicture(tmp_path / "a.tif")
+    for start, stop in ((0, 150), (0, 1), (63, 65), (149, 150), (20, 129)):
+        assert np.array_equal(stored.raw(start, stop), image[start:stop])
+    stored.close()
+
+
+def test_a_large_tiff_goes_through_by_windows_into_a_tiled_mask_and_overlay(tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs, "LARGE", 10_000)
+    path = tmp_path / "large.tif"
+    write_stripes(path, 700, 600)
+    model = Predictor(Brightness(), tile=128)
+    into = Outputs(tmp_path / "out", model.classes, overlay=True, probability=True, overwrite=False)
+    with opened(path) as picture:
+        into.write(path, picture, lambda picture: next(model.bands([picture])))
+    mask = np.asarray(Image.open(tmp_path / "out/large.tif"))
+    assert np.array_equal(mask, np.repeat(np.arange(700)[:, None] // 100 % 2, 600, axis=1))
+    assert tifffile.TiffFile(tmp_path / "out/large.tif").pages[0].is_tiled
+    assert np.load(tmp_path / "out/probability/large.npy").argmax(-1).sum() == mask.sum()
+    overlay = tifffile.imread(tmp_path / "out/overlay/large.tif")
+    assert np.array_equal(overlay, figures.overlay(tifffile.imread(path), mask))
+    assert into.complete(path)
+
+
+def test_memory_grows_with_a_pictures_width_and_not_with_its_height(tmp_path):
+    """20,000 x 20,000 pixels in 2.5 GB are 6 bytes a pixel; here it is less than one, and none of them stays."""
+
+    def peak(height: int) -> int:
+        write_stripes(tmp_path / "tall.tif", height, 256)
+        model = Predictor(Brightness(), tile=128)
+        tracemalloc.start()
+        with opened(tmp_path / "tall.tif") as picture:
+            bands = (likeliest(band) for band in next(model.bands([picture])))
+            tiff.write(tmp_path / "mask.tif", bands, picture.height, picture.width, outputs.COLOURS)
+        _, highest = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return highest
+
+    small, large = peak(1_000), peak(20_000)
+    assert large < 1.2 * small
+    assert large < 20_000 * 256

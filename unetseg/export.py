@@ -1,0 +1,92 @@
+"""Export a checkpoint for other runtimes; the file is compared with the checkpoint before it is called done.
+
+python -m unetseg.export checkpoint=runs/NAME output=model.onnx     for onnxruntime, and for unetseg.load
+python -m unetseg.export checkpoint=runs/NAME output=model.pt2      for torch.export.load, and for unetseg.load
+
+Both take pictures as they come and give probabilities, see `unetseg.exporting`. As a folder of the Hugging Face Hub:
+`unetseg.exporting.save_pretrained("runs/NAME", FOLDER)`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from unetseg import cli
+from unetseg.config import UserError
+from unetseg.options import Export
+
+PACKAGES: dict[str, tuple[str, ...]] = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".pt2": ()}
+"""What an export needs beyond the package's own requirements, by its suffix."""
+
+
+def export(options: Export) -> Path:
+    """Write the file, print how far it is from the checkpoint, and return its path."""
+    from unetseg import checkpoint, exporting
+
+    check(options)
+    model, known = checkpoint.load(options.checkpoint)
+    output = Path(options.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for shape, error in exporting.write(model, described(options.checkpoint, known), output).items():
+        print(f"pictures {shape}: probabilities within {error:.1e} of the checkpoint's")
+    print(output)
+    return output
+
+
+def check(options: Export) -> None:
+    """Raise a UserError where the file can't be written or the packages for it are absent."""
+    output = Path(options.output)
+    if output.suffix not in PACKAGES:
+        raise UserError(f"output={output} is not accepted\n  accepted: FILE.onnx or FILE.pt2\n  try: output=model.onnx")
+    if output.is_dir() or (output.exists() and not options.overwrite):
+        raise UserError(f"output={output} exists\n  accepted: a new file\n  try: overwrite=true, or another output=...")
+    above = next(folder for folder in output.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"output={output}: {above} is no folder to write into\n  try: another output=...")
+    absent = [name for name in PACKAGES[output.suffix] if importlib.util.find_spec(name) is None]
+    if absent:
+        raise UserError(f"{output.suffix} needs {', '.join(absent)}\n  try: pip install 'unetseg[export]'")
+
+
+def described(path: str, known: dict[str, Any]) -> dict[str, Any]:
+    """Return the metadata of an export: what the model is, takes and gives, and where it comes from.
+
+    Args:
+        path: of the checkpoint.
+        known: its hyper-parameters.
+    """
+    from unetseg import summary
+
+    return {
+        "input": "images: pictures x height x width x 3, uint8 RGB",
+        "output": "probabilities: pictures x classes x height x width, float32 in 0..1",
+        **{name: known[name] for name in ("classes", "loss", "seed")},
+        "data": known["data"]["name"],
+        "size": known["data"]["size"],
+        **{name: value for name, value in known["model"].items() if name not in ("classes", "channels_last")},
+        "checkpoint": path,
+        **summary.provenance(),
+    }
+
+
+def work(options: Export) -> Path:
+    """Export, and end the process with status 1 where the export is not what the checkpoint is."""
+    from unetseg import exporting
+
+    try:
+        return export(options)
+    except exporting.Mismatch as error:
+        sys.exit(f"unetseg.export: {error}")
+
+
+def main() -> None:
+    """Run from the command line."""
+    cli.run("export", Export, work, preflight=check)
+
+
+if __name__ == "__main__":
+    main()

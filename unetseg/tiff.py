@@ -1,0 +1,154 @@
+"""TIFFs of any size, read and written by windows: at no time is a whole one in memory.
+
+Legend: H x W pixels, S samples of a pixel.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # or it prints each oddity of a damaged file
+
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""The first bytes of a file; + is BigTIFF."""
+LAYOUTS = "8 or 16 bits, grey or RGB, uncompressed or Deflate; LZW after pip install imagecodecs"
+TILE = 512
+"""Side of the tiles that are written."""
+MAX_WIDTH = 2**17
+MAX_SEGMENT = 2**28
+"""Bytes of a tile or strip."""
+
+
+class UnknownLayout(Exception):
+    """A TIFF that isn't read by windows; another reader may know it."""
+
+
+class TiffPicture:
+    """The first page of a TIFF, read by rows.
+
+    Raises:
+        UnknownLayout: its layout is none of LAYOUTS.
+        Exception: whatever tifffile raises on a damaged file.
+    """
+
+    def __init__(self, path: Path, photometrics: tuple[str, ...] = ("MINISBLACK", "RGB")):
+        self.path = path
+        self.file = tifffile.TiffFile(path)
+        try:
+            self.page = self.file.pages[0].aspage()
+            self._check(photometrics)
+        except Exception:
+            self.close()
+            raise
+        self.height, self.width = self.page.imagelength, self.page.imagewidth
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+    def raw(self, start: int, stop: int) -> np.ndarray:
+        """Return the rows from start to before stop as they are stored, hxWxS uint8 or uint16."""
+        page, file = self.page, self.file.filehandle
+        shape = (stop - start, self.width, page.samplesperpixel)
+        if page.is_memmappable:  # one run of bytes
+            row = shape[1] * shape[2]
+            dtype = self.dtype.newbyteorder(self.file.byteorder)
+            file.seek(page.dataoffsets[0] + start * row * dtype.itemsize)
+            stored = np.frombuffer(file.read((stop - start) * row * dtype.itemsize), dtype)
+            return stored.astype(self.dtype, copy=False).reshape(shape)
+        found = np.zeros(shape, self.dtype)
+        tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if page.compression in (6, 7) else {}
+        for index in range(start // self.step * self.across, -(-stop // self.step) * self.across):
+            file.seek(page.dataoffsets[index])
+            data = file.read(page.databytecounts[index]) or None
+            segment, (_, _, y, x, _), (_, height, width, _) = page.decode(data, index, **tables)
+            if segment is not None:  # a tile that was left out is black
+                top, end, right = max(start, y), min(stop, y + height), min(self.width, x + width)
+                found[top - start : end - start, x:right] = segment[0, top - y : end - y, : right - x]
+        return found
+
+    def _check(self, photometrics: tuple[str, ...]) -> None:
+        page = self.page
+        kind = getattr(page.photometric, "name", str(page.photometric))
+        orientation = page.tags.get("Orientation")
+        if kind not in photometrics or page.dtype is None or page.dtype not in (np.uint8, np.uint16):
+            raise UnknownLayout(f"{kind} of {page.dtype}")
+        self.dtype = np.dtype(page.dtype)
+        if (
+            page.bitspersample not in (8, 16)
+            or page.planarconfig != 1
+            or page.imagedepth != 1
+            or page.samplesperpixel > 4
+        ):
+            raise UnknownLayout(f"{page.samplesperpixel} samples of {page.bitspersample} bits in planes or volumes")
+        if orientation is not None and orientation.value != 1:
+            raise UnknownLayout("a turned picture")
+        if page.imagewidth > MAX_WIDTH:
+            raise UnknownLayout(f"{page.imagewidth} pixels wide, more than {MAX_WIDTH}")
+        if page.is_memmappable:
+            if page.dataoffsets[0] + page.nbytes > self.file.filehandle.size:
+                raise ValueError("the file is truncated")
+            return
+        self.step = page.tilelength if page.is_tiled else page.rowsperstrip
+        self.across = -(-page.imagewidth // page.tilewidth) if page.is_tiled else 1
+        if len(page.dataoffsets) != self.across * -(-page.imagelength // self.step):
+            raise ValueError("the file lists fewer or more tiles than it has room for")
+        side = page.tilewidth if page.is_tiled else page.imagewidth
+        if side * min(self.step, page.imagelength) * page.samplesperpixel * self.dtype.itemsize > MAX_SEGMENT:
+            raise UnknownLayout("in tiles or strips of more than 256 MB")
+        try:
+            page.decode(None, 0)
+        except (ValueError, NotImplementedError) as error:
+            raise UnknownLayout(str(error).splitlines()[0]) from None
+
+
+def write(path: Path, rows: Iterable[np.ndarray], height: int, width: int, palette: np.ndarray | None = None) -> None:
+    """Write a tiled, compressed TIFF from rows as they come.
+
+    Args:
+        path: the file.
+        rows: hxW or hxWx3 uint8, of any h, from the top.
+        height: H.
+        width: W.
+        palette: Px3 uint8 colours of the values of hxW rows.
+    """
+    colours: dict[str, Any] = {"photometric": "rgb"}
+    if palette is not None:
+        table = np.zeros((3, 256), np.uint16)
+        table[:, : len(palette)] = 257 * palette.T.astype(np.uint16)
+        colours = {"photometric": "palette", "colormap": table}
+    shape = (height, width) if palette is not None else (height, width, 3)
+    big = height * width * (1 if palette is not None else 3) > 2**31  # compressed it is smaller; none knows by how much
+    with tifffile.TiffWriter(path, bigtiff=big) as file:
+        file.write(
+            _tiles(rows, width), shape=shape, dtype=np.uint8, tile=(TILE, TILE), compression="zlib", metadata=None,
+            **colours,
+        )  # fmt: skip
+
+
+def _tiles(rows: Iterable[np.ndarray], width: int) -> Iterator[np.ndarray]:
+    """Cut rows of any height into TILE x TILE pieces, padded with zeros at the right and at the bottom."""
+    waiting: list[np.ndarray] = []
+
+    def pieces(band: np.ndarray) -> Iterator[np.ndarray]:
+        for x in range(0, width, TILE):
+            piece = np.zeros((TILE, TILE, *band.shape[2:]), np.uint8)
+            part = band[:, x : x + TILE]
+            piece[: part.shape[0], : part.shape[1]] = part
+            yield piece
+
+    for part in rows:
+        waiting.append(part)
+        while sum(map(len, waiting)) >= TILE:
+            band = np.concatenate(waiting)
+            waiting = [band[TILE:]]
+            yield from pieces(band[:TILE])
+    rest = np.concatenate(waiting)
+    if len(rest):
+        yield from pieces(rest)
