@@ -1,0 +1,69 @@
+"""A local web page: drop a picture, see the mask, switch long skips off and see what they contributed.
+
+python -m unetseg.demo checkpoint=runs/NAME                 prints the page's address; Ctrl-C ends it
+python -m unetseg.demo checkpoint=FILE.ckpt port=8000       at an address of your choice, such as for a tunnel
+
+Only this machine reaches the page, and the page asks nothing of any other. Pictures that were dropped are deleted when
+it ends. Needs gradio: pip install 'unetseg[demo]'.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+import tempfile
+import threading
+
+from unetseg import cli
+from unetseg.config import UserError
+from unetseg.options import Demo
+
+HOST = "127.0.0.1"
+
+
+def demo(options: Demo) -> None:
+    """Serve the page until Ctrl-C or SIGTERM, which arrive as a KeyboardInterrupt."""
+    with tempfile.TemporaryDirectory(prefix="unetseg-demo-") as pictures:
+        # gradio reads both when it is imported
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": pictures}
+        from unetseg import checkpoint, demo_page
+
+        model, known = checkpoint.load(options.checkpoint)
+        page = demo_page.page(demo_page.SwitchedModel(model, known), options.checkpoint, known)
+        address = demo_page.launch(page, HOST, free_port(options.port))
+        print(f"{address}   (Ctrl-C ends it)", flush=True)
+        threading.Event().wait()
+
+
+def check(options: Demo) -> None:
+    """Raise a UserError where gradio is absent or the port can't be had."""
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("the page needs gradio\n  try: pip install 'unetseg[demo]'")
+    free_port(options.port)
+
+
+def free_port(port: int) -> int:
+    """Return the port if it can be listened on, or one that can for 0; raise a UserError if it can't."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a page that has just ended leaves it waiting
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise UserError(f"port={port} can't be had: {reason}\n  accepted: a free port\n  try: port=0") from None
+        return int(probe.getsockname()[1])
+
+
+def main() -> None:
+    """Run from the command line."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        cli.run("demo", Demo, demo, preflight=check)
+    except KeyboardInterrupt:
+        print()
+
+
+if __name__ == "__main__":
+    main()
