@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import yaml
+from conftest import TINY
 
 from unetseg import build, cli, preflight
 from unetseg.config import Train, UserError
@@ -54,9 +55,16 @@ def stopped(tiny, monkeypatch, tmp_path):
 OPTIONS = ("trainer.max_epochs=3", "gradients.every_n_steps=2", "model.skip=[none,concat,add,concat]")
 
 
-@pytest.mark.parametrize("step", [2, 7, 14])
-def test_the_resumed_run_equals_the_undisturbed_one(tiny, stopped, step):
-    whole, broken = tiny("name=whole", *OPTIONS), stopped(step, *OPTIONS)
+@pytest.fixture(scope="module")
+def whole(drawn, tmp_path_factory):
+    """The undisturbed run."""
+    own = [f"data.root={drawn}", f"output={tmp_path_factory.mktemp('whole')}"]
+    return RunFolder(train(cli.compose("train", Train, [*TINY, *own, *OPTIONS]))["folder"])
+
+
+@pytest.mark.parametrize("step", [2, 14])  # before the first checkpoint, and in the last step
+def test_the_resumed_run_equals_the_undisturbed_one(whole, stopped, step):
+    broken = stopped(step, *OPTIONS)
     resume(broken)
     states = [torch.load(run.last, weights_only=True) for run in (whole, broken)]
     for part in ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers"):
@@ -98,7 +106,7 @@ def test_what_is_no_run_folder_is_refused(tmp_path):
 
 def test_a_folder_is_trained_in_by_one_process_at_a_time(stopped):
     broken = stopped(2, *OPTIONS)
-    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, 2); print('held', flush=True); input()"
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, 6); print('held', flush=True); input()"
     other = subprocess.Popen(
         [sys.executable, "-c", hold, broken.path / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

@@ -7,7 +7,7 @@ import json
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -22,6 +22,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.lock: IO[str] | None = None
         self.config = self.path / "config.yaml"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.checkpoints / "best.ckpt"
@@ -68,7 +69,7 @@ class RunFolder:
         return cls(str(options.resume)).claimed()
 
     def claimed(self) -> RunFolder:
-        """Keep other processes from training in this folder, until this one ends, however it ends."""
+        """Keep other processes from training in this folder, until it is released or this process ends, however."""
         self.lock = (self.path / ".lock").open("w")
         try:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, loader processes don't inherit it
@@ -76,6 +77,11 @@ class RunFolder:
             raise UserError(f"{self.path} is being trained by another process\n  try: wait for it, or end it") from None
         os.environ[FOLDER_FOR_RANKS] = str(self.path.resolve())
         return self
+
+    def release(self) -> None:
+        """Let other processes train here."""
+        if self.lock is not None:
+            self.lock.close()
 
 
 def check_resume(options: Train) -> None:

@@ -61,6 +61,7 @@ def train(options: Train) -> dict[str, Any]:
             loggers.log_model(sinks, run.best)
     finally:
         loggers.finish(sinks)
+        run.release()
     return content
 
 
