@@ -227,7 +227,9 @@ def multirun(drawn, tmp_path_factory):
     folder = tmp_path_factory.mktemp("multirun")
     tiny = [override for override in TINY if override != "logger=csv"]
     command = [sys.executable, "-m", "unetseg.train", "-m", *tiny, f"data.root={drawn}", "model.skip=concat,none"]
-    done = subprocess.run([*command, "output=runs"], capture_output=True, text=True, cwd=folder)
+    # without the W&B service that an earlier test may have started in this process
+    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    done = subprocess.run([*command, "output=runs"], capture_output=True, text=True, cwd=folder, env=own)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 

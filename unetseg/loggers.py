@@ -85,7 +85,7 @@ def wandb_logger(options: Train, run: RunFolder) -> WandbLogger:
         "project": options.wandb.project,
         "entity": options.wandb.entity,
         "name": run.path.name,
-        "dir": run.path,
+        "dir": run.path.resolve(),  # a W&B service that another process started has another working directory
         "config": flat_config(options),
         "settings": wandb.Settings(init_timeout=10),  # seconds; the default waits for minutes
     }
