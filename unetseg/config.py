@@ -95,7 +95,14 @@ def _existing_folder(value: str) -> str:
     return value
 
 
+def _existing_checkpoint(value: str) -> str:
+    if not Path(value).exists():
+        raise rejected("a checkpoint file or a run folder that exists", "checkpoint=runs/NAME/checkpoints/best.ckpt")
+    return value
+
+
 ExistingFolder = Annotated[str, AfterValidator(_existing_folder)]
+ExistingCheckpoint = Annotated[str, AfterValidator(_existing_checkpoint)]
 
 
 class Data(Section):
@@ -256,21 +263,12 @@ class Ablate(Train):
 class Evaluate(Section):
     """The options of python -m unetseg.evaluate."""
 
-    checkpoint: str = Field(description="a checkpoint of unetseg.train, or its run folder")
+    checkpoint: ExistingCheckpoint = Field(description="a checkpoint of unetseg.train, or its run folder")
     data: Annotated[Pets | Folder | Synthetic, Field(discriminator="name")]
     split: Literal["train", "val", "test"] = Field(description="part of the data: train | val | test")
     accelerator: str = Field(description="auto | cpu | gpu ..., as Lightning's Trainer takes it")
     lesion: bool = Field(description="true: cut every subset of the long skips, by zeros, means and other images")
     output: str | None = Field(description="folder for the results; null: evaluation/... in the run folder")
-
-    @field_validator("checkpoint")
-    @classmethod
-    def _checkpoint(cls, value: str) -> str:
-        if not Path(value).exists():
-            raise rejected(
-                "a checkpoint file or a run folder that exists", "checkpoint=runs/NAME/checkpoints/best.ckpt"
-            )
-        return value
 
 
 class Report(Section):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from unetseg.accepted import rejected
-from unetseg.config import Section
+from unetseg.config import ExistingCheckpoint, Section
 
 
 def _existing_model(value: str) -> str:
@@ -64,18 +64,10 @@ class Predict(Section):
         return self
 
 
-def _existing_checkpoint(value: str) -> str:
-    if not Path(value).exists():
-        raise rejected("a checkpoint file or a run folder that exists", "checkpoint=runs/NAME/checkpoints/best.ckpt")
-    return value
-
-
 class Export(Section):
     """The options of python -m unetseg.export."""
 
-    checkpoint: Annotated[str, AfterValidator(_existing_checkpoint)] = Field(
-        description="a checkpoint of unetseg.train, or its run folder"
-    )
+    checkpoint: ExistingCheckpoint = Field(description="a checkpoint of unetseg.train, or its run folder")
     output: str = Field(description="FILE.onnx or FILE.pt2")
     overwrite: bool = Field(description="true: replace a file that is there")
 
@@ -83,7 +75,5 @@ class Export(Section):
 class Demo(Section):
     """The options of python -m unetseg.demo."""
 
-    checkpoint: Annotated[str, AfterValidator(_existing_checkpoint)] = Field(
-        description="a checkpoint of unetseg.train, or its run folder"
-    )
+    checkpoint: ExistingCheckpoint = Field(description="a checkpoint of unetseg.train, or its run folder")
     port: int = Field(ge=0, le=65535, description="port of the page on this machine; 0: any free one")

@@ -9,6 +9,7 @@ Legend: B batch, D channels of the deep path, S channels of the skip, H x W the 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -30,7 +31,7 @@ there is no such matrix.
 """
 
 
-class Fusion(nn.Module):
+class Fusion(nn.Module, ABC):
     """A fusion maps BxDxHxW and BxSxHxW to Bx(out_channels)xHxW.
 
     Args:
@@ -54,9 +55,9 @@ class Fusion(nn.Module):
         """Map BxDxHxW and BxSxHxW to Bx(out_channels)xHxW."""
         return self.fuse(deep, FLOWS[self.flow](skip))
 
+    @abstractmethod
     def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Merge the deep features with what flows through the skip."""
-        raise NotImplementedError
 
 
 class Concat(Fusion):
