@@ -164,11 +164,10 @@ def predictor(kind: str, encoder: str, size: int, tile: int, exported: Path) -> 
 
 
 def memory(kind: str, encoder: str, size: int, tile: int, exported: Path, shape: tuple[int, int]) -> int:
-    """Return the bytes that a predictor adds to this process at its peak, over two pictures HxW."""
+    """Return the bytes that a predictor adds to this process at its peak, with a picture HxW."""
     before = status("VmRSS")
     work = predictor(kind, encoder, size, tile, exported)
-    for _ in range(2):
-        work(np.zeros((*shape, 3), np.uint8))
+    work(np.zeros((*shape, 3), np.uint8))
     return status("VmHWM") - before
 
 
