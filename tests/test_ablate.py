@@ -14,7 +14,8 @@ import pytest
 from conftest import TINY
 
 from unetseg import ablate, cells, cli, preflight
-from unetseg.config import Ablate, Train, UserError
+from unetseg.config import Train, UserError
+from unetseg.options import Ablate
 from unetseg.runs import RunFolder
 
 AXES = ["data=synthetic", "model.skip=concat,none", "seed=0,1"]

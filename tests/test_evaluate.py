@@ -9,8 +9,9 @@ import torch
 from conftest import TINY
 
 from unetseg import cli
-from unetseg.config import Evaluate, Train, UserError
+from unetseg.config import Train, UserError
 from unetseg.evaluate import data_of_the_run, evaluate
+from unetseg.options import Evaluate
 
 
 @pytest.fixture(scope="module")

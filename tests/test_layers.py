@@ -10,11 +10,13 @@ from conftest import ROOT
 LAYERS = (
     {"accepted"},
     {"config"},
+    {"launch"},
     {"runs", "options", "artifacts"},
     {"validation", "preflight", "cells"},
     {"cli", "tiff", "model", "data", "losses", "metrics", "statistics", "figures"},
     {"gradients", "pictures"},
     {"tiling", "engines", "module", "callbacks", "loggers", "checkpoint", "summary", "lesions"},
+    {"guards", "checkpointing"},
     {"build", "exported"},
     {"predictor", "exporting"},
     {"reporting", "wandb_report", "outputs", "demo_page"},

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from unetseg import cli
-from unetseg.config import IGNORE, Evaluate, UserError
+from unetseg.config import IGNORE, UserError
 from unetseg.data.datamodule import Batch
 from unetseg.evaluate import data_of_the_run, evaluate
 from unetseg.lesions import CUTS, levels_to_cut, measure, shapley, tables
 from unetseg.metrics import image_counts
 from unetseg.model import Segmenter
 from unetseg.model.segmenter import class_map
+from unetseg.options import Evaluate
 
 MIXED = ["none", "concat", "add", "attention"]
 

@@ -11,7 +11,8 @@ from conftest import ROOT
 
 from unetseg import cli
 from unetseg.accepted import nearest_first, trainer_arguments
-from unetseg.config import Evaluate, Train, UserError
+from unetseg.config import Train, UserError
+from unetseg.options import Evaluate
 from unetseg.runs import variant
 from unetseg.validation import describe
 

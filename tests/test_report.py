@@ -15,7 +15,8 @@ import yaml
 from conftest import TINY
 
 from unetseg import cli
-from unetseg.config import Report, Train, UserError
+from unetseg.config import Train, UserError
+from unetseg.options import Report
 from unetseg.report import report
 
 EFFECT = {"concat": 0.0, "none": -0.1, "add": 0.0}

@@ -9,7 +9,7 @@ import torch
 import yaml
 from conftest import TINY
 
-from unetseg import build, cli, preflight
+from unetseg import build, checkpointing, cli, preflight
 from unetseg.config import Train, UserError
 from unetseg.runs import RunFolder
 from unetseg.train import options_of_the_run, train
@@ -62,9 +62,23 @@ def whole(drawn, tmp_path_factory):
     return RunFolder(train(cli.compose("train", Train, [*TINY, *own, *OPTIONS]))["folder"])
 
 
-@pytest.mark.parametrize("step", [2, 14])  # before the first checkpoint, and in the last step
-def test_the_resumed_run_equals_the_undisturbed_one(whole, stopped, step):
-    broken = stopped(step, *OPTIONS)
+STEPS = ("checkpoint.every_n_steps=3",)
+
+
+@pytest.mark.parametrize(
+    ("step", "more"),
+    [
+        (2, ()),  # before the first checkpoint
+        (14, ()),  # in the last step
+        (12, ("data.workers=2",)),
+        (3, STEPS),  # right after a checkpoint in the first epoch
+        (8, STEPS),  # some steps after one, of which the last was read
+        (9, STEPS),  # with a checkpoint before an epoch's last step
+        (11, (*STEPS, "data.workers=2")),
+    ],
+)
+def test_the_resumed_run_equals_the_undisturbed_one(whole, stopped, step, more):
+    broken = stopped(step, *OPTIONS, *more)
     resume(broken)
     states = [torch.load(run.last, weights_only=True) for run in (whole, broken)]
     for part in ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers"):
@@ -79,7 +93,7 @@ def test_the_best_checkpoint_is_still_known_after_the_folder_was_moved(stopped, 
     broken = stopped(12, *OPTIONS)
     before = torch.load(broken.last, weights_only=True)["callbacks"]
     moved = RunFolder(shutil.move(broken.path, tmp_path / "moved"))
-    saver, _ = build.make_checkpointing(moved)
+    saver, _ = checkpointing.make_checkpointing(moved)
     state = before[saver.state_key]
     saver.load_state_dict(state)
     assert saver.best_model_path == str(moved.best)

@@ -13,7 +13,8 @@ import yaml
 from conftest import TINY
 
 from unetseg import cli
-from unetseg.config import Evaluate, Train, UserError
+from unetseg.config import Train, UserError
+from unetseg.options import Evaluate
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from unetseg import cells, cli, preflight
 from unetseg.cells import Cell
-from unetseg.config import Ablate
+from unetseg.options import Ablate
 from unetseg.runs import RunFolder, flat, variant, write_json
 
 OF_THE_SWEEP = ("name", "output", "jobs")

@@ -14,12 +14,15 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.progress import track
 
+from unetseg import launch
 from unetseg.callbacks import FlowReadings, ProgressBar, SamplePictures
 from unetseg.checkpoint import hyper_parameters, segmenter_arguments
+from unetseg.checkpointing import AtomicIO
 from unetseg.config import Folder, Pets, Synthetic, Train, UserError, class_names
 from unetseg.data import folder, pets, synthetic
 from unetseg.data.datamodule import SegmentationData
 from unetseg.data.examples import Collection
+from unetseg.guards import Guard
 from unetseg.loggers import LongCsv, wandb_logger
 from unetseg.losses import make_loss
 from unetseg.model import Segmenter
@@ -89,7 +92,9 @@ def make_module(options: Train) -> SegmentationModule:
             raise
         raise UserError(no_weights(options.model.encoder, str(error).partition("\n")[0])) from None
     if weights not in (None, "imagenet"):
-        print(f"{weights}: {load_encoder(model.net.encoder, weights)}")
+        matched = load_encoder(model.net.encoder, weights)
+        if launch.is_first():
+            print(f"{weights}: {matched}")
     classes = len(class_names(options.data))
     return SegmentationModule(
         model,
@@ -98,6 +103,7 @@ def make_module(options: Train) -> SegmentationModule:
         lr=options.optimizer.lr,
         weight_decay=options.optimizer.weight_decay,
         hyper_parameters=hyper_parameters(options),
+        skip_nonfinite=options.guards.nonfinite_loss == "skip",
     )
 
 
@@ -106,11 +112,12 @@ def make_loggers(options: Train, run: RunFolder) -> list[Logger]:
     return [LongCsv(run.metrics), *([wandb_logger(options, run)] if options.logger == "wandb" else [])]
 
 
-def make_watchers(options: Train, run: RunFolder) -> list[Callback]:
-    """Return what watches the training: sample pictures, and the gradient flow unless it is switched off."""
+def make_watchers(options: Train, run: RunFolder) -> tuple[Guard, list[Callback]]:
+    """Return what watches the training: a guard, sample pictures, and the gradient flow unless it is switched off."""
     every = options.gradients.every_n_steps
-    flow = [FlowReadings(every, run.gradient_flow, run.figures / "gradient_flow.png")] if every else []
-    return [SamplePictures(class_names(options.data)), *flow]
+    flow = FlowReadings(every, run.gradient_flow, run.figures / "gradient_flow.png") if every else None
+    guard = Guard(run.left_out, flow)
+    return guard, [SamplePictures(class_names(options.data)), *([flow] if flow else []), guard]
 
 
 def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: list[Callback], root: Path) -> L.Trainer:
@@ -130,6 +137,7 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
             logger=loggers,
             callbacks=[*callbacks, *progress],
             default_root_dir=str(root),
+            plugins=[AtomicIO()],
             enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
@@ -143,31 +151,38 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
+    # EpochSampler goes on where the run was
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 
 
-class Checkpointing(ModelCheckpoint):
-    """Finds its checkpoints also when the run folder was moved before it was resumed."""
+def share_out(options: Train, trainer: L.Trainer, data: SegmentationData, module: SegmentationModule) -> dict[str, Any]:
+    """Set the batch of each device and the learning rate by the devices that there are; return what came out.
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state over with paths in this folder, and not in the one where it was written."""
-
-        def moved(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {moved(key): moved(entry) for key, entry in value.items()}
-            return value.replace(state_dict["dirpath"], str(self.dirpath)) if isinstance(value, str) else value
-
-        super().load_state_dict(moved(state_dict))
-
-
-def make_checkpointing(run: RunFolder) -> tuple[Checkpointing, Checkpointing]:
-    """Return what keeps the best checkpoint by val/iou, and what keeps the last.
-
-    They are two, because ModelCheckpoint(save_last=True) writes the last one only when it is the best so far.
+    Raises:
+        UserError: data.global_batch_size can't be shared out evenly.
     """
-    names: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
-    best = Checkpointing(run.checkpoints, filename="best", monitor="val/iou", mode="max", **names)
-    return best, Checkpointing(run.checkpoints, filename="last", **names)
+    parts = trainer.world_size * trainer.accumulate_grad_batches
+    wanted = options.data.global_batch_size
+    if wanted is not None and wanted % parts:
+        near = max(parts, wanted // parts * parts)
+        raise UserError(
+            f"data.global_batch_size={wanted} on {trainer.world_size} devices, accumulated "
+            f"{trainer.accumulate_grad_batches} times\n  accepted: a multiple of {parts}\n"
+            f"  try: data.global_batch_size={near}"
+        )
+    data.batch_size = options.data.batch_size if wanted is None else wanted // parts
+    times = data.batch_size * parts / options.data.batch_size
+    module.lr = options.optimizer.lr * {"none": 1.0, "linear": times, "sqrt": times**0.5}[options.optimizer.lr_scaling]
+    shared = {
+        "devices": trainer.world_size,
+        "batch_size": data.batch_size,
+        "global_batch_size": data.batch_size * parts,
+        "lr": module.lr,
+    }
+    if trainer.world_size > 1 and trainer.is_global_zero:
+        print(", ".join(f"{name} {value}" for name, value in shared.items()))
+    return shared
 
 
 def best_precision(accelerator: str) -> str:

@@ -185,6 +185,8 @@ class FlowReadings(L.Callback):
     def __init__(self, every_n_steps: int, table: Path, figure: Path):
         self.every_n_steps, self.table, self.figure = every_n_steps, table, figure
         self.flow: GradientFlow | None = None
+        self.last_finite: tuple[int, dict[str, float]] | None = None
+        """The last step whose gradients were finite throughout, and each block's rms."""
         self.step = 0
         self.undrawn = False
 
@@ -197,7 +199,12 @@ class FlowReadings(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
         """Read the gradients of the weights: unscaled and reduced over ranks, not clipped yet."""
-        if self.flow is not None:
+        if self.flow is None:
+            return
+        if all(weight.grad is None for weight in module.parameters()):  # a guard has left the batch out
+            self.flow.__exit__(None, None, None)
+            self.flow = None
+        else:
             self.flow.gradients()
 
     def on_train_batch_end(
@@ -209,6 +216,8 @@ class FlowReadings(L.Callback):
         self.flow.__exit__(None, None, None)
         records = self.flow.read()  # on every rank: it sums over them
         self.flow, self.undrawn = None, True
+        if not any(r.value for r in records if r.metric in ("nan", "inf")):
+            self.last_finite = self.step, {r.block: r.value for r in records if r.metric == "rms"}
         if not trainer.is_global_zero:
             return
         rows = [(self.step, trainer.current_epoch, r.kind, r.block, r.metric, r.value) for r in records]

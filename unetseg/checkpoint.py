@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from unetseg import launch
 from unetseg.config import Train, UserError, class_names
 from unetseg.model import Segmenter
 from unetseg.runs import RunFolder
 
+CONTINUATION = "Continuation"
+"""Under which the callback that knows how long the tables were keeps its state, see checkpointing.py."""
 PREFIX = "model."
 """Of the Segmenter's names in the state dict: it is the attribute `model` of the LightningModule."""
 
@@ -36,19 +40,21 @@ def segmenter_arguments(options: Train) -> dict[str, Any]:
 
 
 def rewind(run: RunFolder) -> Path | None:
-    """Return the checkpoint from which a run goes on, None to start anew, and cut its tables back to that step."""
-    if not run.last.exists():
-        step = 0
-    else:
-        step = torch.load(run.last, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-    for table in (run.metrics, run.gradient_flow):
-        if table.exists():
-            header, *rows = table.read_text().splitlines(keepends=True)
-            kept = [row for row in rows if row.endswith("\n") and int(row.partition(",")[0]) < step]
-            draft = table.with_suffix(".tmp")
-            draft.write_text("".join([header, *kept]))
-            draft.replace(table)
-    return run.last if step else None
+    """Return the checkpoint from which a run goes on, None to start anew; the tables are cut back to it."""
+    lengths: dict[str, int] = {}
+    if run.last.exists():
+        content = torch.load(run.last, map_location="cpu", weights_only=True, mmap=True)
+        lengths = content["callbacks"][CONTINUATION]["tables"]
+    if launch.is_first():
+        for draft in run.checkpoints.glob("*.tmp"):
+            draft.unlink()
+        for table in run.tables:
+            length = lengths.get(table.name, 0)
+            if not length:
+                table.unlink(missing_ok=True)
+            elif table.stat().st_size > length:
+                os.truncate(table, length)
+    return run.last if run.last.exists() else None
 
 
 def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:

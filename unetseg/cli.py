@@ -5,6 +5,7 @@ Exit status: 0 done, 2 the user's input is wrong (a message, no traceback), 1 an
 
 from __future__ import annotations
 
+import errno
 import itertools
 import re
 import sys
@@ -18,8 +19,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from unetseg import launch
 from unetseg.accepted import trainer_arguments
-from unetseg.config import Section, Train, UserError
+from unetseg.config import Halt, Section, Train, UserError
 from unetseg.validation import Schema, describe, unknown_option, validate, written
 
 Result = TypeVar("Result")
@@ -38,6 +40,8 @@ QUIET = (
     "hydra/hydra_logging=none",
 )
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system calls a full disk."""
 HELP = {"-h", "--help"}
 MULTIRUN = {"-m", "--multirun"}
 OUR_FLAGS = HELP | MULTIRUN
@@ -73,8 +77,12 @@ def run(
     def job(options: DictConfig) -> None:
         try:
             results.append(work(validate(schema, _plain(options, schema))))
-        except UserError as error:  # here, because Hydra would say more of it
+        except (UserError, Halt) as error:  # here, because Hydra would say more of it
             _leave(door, error)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            _leave(door, Halt(_no_room(error)))
 
     try:
         arguments = [_lenient(argument) for argument in sys.argv[1:]]
@@ -100,6 +108,8 @@ def run(
         if flags & MULTIRUN and not results:
             print("the launcher ran the jobs in processes of their own: what came out is in their folders")
     except UserError as error:
+        if not launch.is_first():
+            sys.exit(2)  # the first process says it
         _leave(door, error)
     return results
 
@@ -137,11 +147,21 @@ def plan(
         _leave(door, error)
 
 
-def _leave(door: str, error: UserError) -> NoReturn:
-    """Print what is wrong and end the process with status 2."""
+def _leave(door: str, error: UserError | Halt) -> NoReturn:
+    """Print what is wrong and end the process with its status."""
+    if isinstance(error, Halt) and not launch.is_first():
+        sys.exit(0)  # Lightning kills the first process when another one fails, before it can speak
     # a loader's process wraps its traceback into the message; what the user has to know is the last part
     print(f"unetseg.{door}: {str(error).rpartition('UserError: ')[2].strip()}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(error.status if isinstance(error, Halt) else 2)
+
+
+def _no_room(error: OSError) -> str:
+    """Return the message for a disk, or a user's share of it, that is full."""
+    return (
+        f"no room to write {error.filename or 'a file'}: {error.strerror}\n  what was written before is whole\n"
+        "  try: make room, then go on with python -m unetseg.train resume=RUN_FOLDER"
+    )
 
 
 def compose(door: str, schema: type[Schema], overrides: list[str]) -> Schema:

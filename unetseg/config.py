@@ -28,6 +28,18 @@ class UserError(Exception):
     """The user's input is wrong: the text says what was given, what is accepted and what to try (exit status 2)."""
 
 
+class Halt(Exception):
+    """A run can't go on now, though its options are right: the text says what happened and what to do.
+
+    Attributes:
+        status: the exit status: 1, or one that says how to go on.
+    """
+
+    def __init__(self, text: str, status: int = 1):
+        super().__init__(text)
+        self.status = status
+
+
 class Section(BaseModel):
     """A group of options; unknown keys are errors and values don't change after validation."""
 
@@ -112,6 +124,9 @@ class Data(Section):
     batch_size: int = Field(ge=1, description="pictures per step and device")
     workers: int = Field(ge=0, description="loader processes; 0 loads in the training process")
     augment: bool = Field(description="random flip, scale, rotation and colour while training")
+    global_batch_size: int | None = Field(
+        ge=1, description="pictures per step over all devices, in place of batch_size on each; null: whatever comes out"
+    )
 
 
 class Trimaps(Data):
@@ -179,7 +194,10 @@ DATA: dict[str | None, type[Data]] = {"pets": Pets, "folder": Folder, "synthetic
 class Optimizer(Section):
     """AdamW with a cosine schedule from `lr` to 0."""
 
-    lr: float = Field(gt=0, description="learning rate at the start")
+    lr: float = Field(gt=0, description="learning rate at the start, for steps of data.batch_size pictures")
+    lr_scaling: Literal["none", "linear", "sqrt"] = Field(
+        description="what lr is multiplied by where steps are k times as large: none 1 | linear k | sqrt k^0.5"
+    )
     weight_decay: float = Field(ge=0, description="decoupled weight decay")
 
 
@@ -187,6 +205,21 @@ class Gradients(Section):
     """The gradient flow."""
 
     every_n_steps: int = Field(ge=0, description="steps between two readings of the gradient flow; 0: none")
+
+
+class Checkpoint(Section):
+    """When last.ckpt is written besides the end of each epoch; best.ckpt follows every validation."""
+
+    every_n_minutes: float | None = Field(gt=0, description="minutes between two writes of last.ckpt; null: never")
+    every_n_steps: int | None = Field(ge=1, description="steps between two writes of last.ckpt; null: never")
+
+
+class Guards(Section):
+    """What is done when something goes wrong."""
+
+    nonfinite_loss: Literal["stop", "skip"] = Field(
+        description="a batch whose loss is NaN or inf: stop | skip (no step is taken; it is named and counted)"
+    )
 
 
 class Wandb(Section):
@@ -215,11 +248,14 @@ class Train(Section):
     )
     wandb: Wandb
     gradients: Gradients
+    checkpoint: Checkpoint
+    guards: Guards
     channels_last: bool = Field(description="memory layout with channels innermost: faster on CPUs and GPUs")
     seed: int = Field(ge=0, description="seed of weights, order and augmentation")
     name: str | None = Field(description="name of the run folder; null: made of the options and the time")
     output: str = Field(description="folder that holds the run folders")
     resume: str | None = Field(description="run folder of a training that was stopped: go on from its last.ckpt")
+    allow_changes: list[str] = Field(description="options that may differ from those the resumed run began with")
     sweep: dict[str, str] = Field(description="an experiment's axes in Hydra's comma syntax: --multirun, ablate")
 
     @field_validator("trainer")
@@ -252,38 +288,6 @@ class Train(Section):
         if self.loss in ("bce", "bce_dice") and len(classes) > 2:
             raise rejected(f"loss={self.loss} with two classes; dice or cross_entropy with {len(classes)}", "loss=dice")
         return self
-
-
-class Ablate(Train):
-    """The options of python -m unetseg.ablate."""
-
-    jobs: int = Field(ge=1, description="runs at once; the visible GPUs are shared out among them")
-
-
-class Evaluate(Section):
-    """The options of python -m unetseg.evaluate."""
-
-    checkpoint: ExistingCheckpoint = Field(description="a checkpoint of unetseg.train, or its run folder")
-    data: Annotated[Pets | Folder | Synthetic, Field(discriminator="name")]
-    split: Literal["train", "val", "test"] = Field(description="part of the data: train | val | test")
-    accelerator: str = Field(description="auto | cpu | gpu ..., as Lightning's Trainer takes it")
-    lesion: bool = Field(description="true: cut every subset of the long skips, by zeros, means and other images")
-    output: str | None = Field(description="folder for the results; null: evaluation/... in the run folder")
-
-
-class Report(Section):
-    """The options of python -m unetseg.report."""
-
-    runs: str = Field(description="folder with run folders somewhere below it")
-    output: str | None = Field(description="folder for report.html and report.md; null: report/ in `runs`")
-    wandb: bool = Field(description="true: make a W&B Report of it as well")
-
-    @field_validator("runs")
-    @classmethod
-    def _runs(cls, value: str) -> str:
-        if not Path(value).is_dir():
-            raise rejected("a folder that exists, with run folders below it", "runs=runs")
-        return value
 
 
 def class_names(data: Pets | Folder | Synthetic) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unetseg import cli
-from unetseg.config import Evaluate, UserError, class_names
+from unetseg.config import UserError, class_names
+from unetseg.options import Evaluate
 from unetseg.runs import RunFolder, overrides_of, run_folder_of, write_json
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from unetseg import launch
 from unetseg.config import Train
 from unetseg.runs import RunFolder, one_word, variant
 
@@ -74,9 +75,15 @@ def wandb_mode(options: Train) -> Literal["online", "offline", "disabled"]:
     return "online" if wandb.login(prompt=False, verify=False) else "offline"
 
 
+def begun_before(run: RunFolder) -> str | None:
+    """Return the id of the W&B run that a resumed run goes on with."""
+    folders = sorted((run.path / "wandb").glob("*run-*-*"))
+    return folders[-1].name.rpartition("-")[2] if folders else None
+
+
 def wandb_logger(options: Train, run: RunFolder) -> WandbLogger:
     """Return the W&B logger of a run, started on the first process; its files lie in the run folder."""
-    if getattr(rank_zero_only, "rank", 0) != 0:
+    if not launch.is_first():
         return WandbLogger()
     os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours at the end says where the run is
     import wandb
@@ -87,6 +94,8 @@ def wandb_logger(options: Train, run: RunFolder) -> WandbLogger:
         "name": run.path.name,
         "dir": run.path.resolve(),  # a W&B service that another process started has another working directory
         "config": flat_config(options),
+        "id": begun_before(run),
+        "resume": "allow",
         "settings": wandb.Settings(init_timeout=10),  # seconds; the default waits for minutes
     }
     try:

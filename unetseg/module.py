@@ -25,6 +25,7 @@ class SegmentationModule(L.LightningModule):
         lr: AdamW's learning rate, lowered to 0 along a cosine over all steps.
         weight_decay: AdamW's.
         hyper_parameters: plain values that are kept in the checkpoint.
+        skip_nonfinite: take no step on a batch whose loss is NaN or inf, and let it leave no trace.
     """
 
     def __init__(
@@ -36,17 +37,25 @@ class SegmentationModule(L.LightningModule):
         lr: float = 0.0,
         weight_decay: float = 0.0,
         hyper_parameters: dict[str, Any] | None = None,
+        skip_nonfinite: bool = False,
     ):
         super().__init__()
         self.save_hyperparameters(hyper_parameters or {}, logger=False)
         self.model, self.loss, self.classes = model, loss, classes
-        self.lr, self.weight_decay = lr, weight_decay
+        self.lr, self.weight_decay, self.skip_nonfinite = lr, weight_decay, skip_nonfinite
         # ModuleDict refuses the key "train"
         self.scores = nn.ModuleDict({f"{stage}_scores": SegmentationScores(classes) for stage in STAGES})
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch, and count its pixels."""
-        loss, *_ = self._step(batch, "train")
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Return the loss of a batch, and count its pixels; None if the batch is left out."""
+        before = [buffer.clone() for buffer in self.model.buffers()] if self.skip_nonfinite else []
+        loss, _, counts = self._step(batch)
+        if self.skip_nonfinite and not loss.isfinite():  # the same on all processes: the loss is of their whole batch
+            with torch.no_grad():
+                for buffer, value in zip(self.model.buffers(), before, strict=True):
+                    buffer.copy_(value)
+            return None
+        self._metric("train").update(counts)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -78,6 +87,18 @@ class SegmentationModule(L.LightningModule):
         """Log the scores of the test split."""
         self._log_scores("test")
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the scores of the epoch's training batches so far, those of all processes."""
+        metric = self._metric("train")
+        with metric.sync_context():
+            checkpoint["train_scores"] = {name: getattr(metric, name).clone() for name in metric._defaults}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take these scores over, on one of the processes."""
+        if self._trainer is not None and self.trainer.is_global_zero and "train_scores" in checkpoint:
+            for name, value in checkpoint["train_scores"].items():
+                setattr(self._metric("train"), name, value.to(self.device))
+
     def configure_optimizers(self) -> Any:
         """Return AdamW and a cosine from lr to 0 over all steps of the run."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
@@ -86,15 +107,15 @@ class SegmentationModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _evaluation_step(self, batch: Batch, stage: str) -> dict[str, Tensor]:
-        loss, predicted, counts = self._step(batch, stage)
+        loss, predicted, counts = self._step(batch)
+        self._metric(stage).update(counts)
         self.log(f"{stage}/loss", loss, batch_size=len(batch.indices), sync_dist=True)
         return {"predicted": predicted, "counts": counts}
 
-    def _step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor, Tensor]:
+    def _step(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         logits = self.model(batch.images).float()  # under autocast the logits are bfloat16, too coarse for a loss
         predicted = class_map(logits.detach())
         counts = image_counts(predicted, batch.masks, self.classes)
-        self._metric(stage).update(counts)
         return self.loss(logits, batch.masks), predicted, counts
 
     def _metric(self, stage: str) -> SegmentationScores:

@@ -1,4 +1,4 @@
-"""The typed schema of the doors that use a trained model; see config.py for the rest and how it is meant."""
+"""The typed schema of the doors beside train; see config.py for the rest and how it is meant."""
 
 from __future__ import annotations
 
@@ -9,7 +9,39 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from unetseg.accepted import rejected
-from unetseg.config import ExistingCheckpoint, Section
+from unetseg.config import ExistingCheckpoint, Folder, Pets, Section, Synthetic, Train
+
+
+class Ablate(Train):
+    """The options of python -m unetseg.ablate."""
+
+    jobs: int = Field(ge=1, description="runs at once; the visible GPUs are shared out among them")
+
+
+class Evaluate(Section):
+    """The options of python -m unetseg.evaluate."""
+
+    checkpoint: ExistingCheckpoint = Field(description="a checkpoint of unetseg.train, or its run folder")
+    data: Annotated[Pets | Folder | Synthetic, Field(discriminator="name")]
+    split: Literal["train", "val", "test"] = Field(description="part of the data: train | val | test")
+    accelerator: str = Field(description="auto | cpu | gpu ..., as Lightning's Trainer takes it")
+    lesion: bool = Field(description="true: cut every subset of the long skips, by zeros, means and other images")
+    output: str | None = Field(description="folder for the results; null: evaluation/... in the run folder")
+
+
+class Report(Section):
+    """The options of python -m unetseg.report."""
+
+    runs: str = Field(description="folder with run folders somewhere below it")
+    output: str | None = Field(description="folder for report.html and report.md; null: report/ in `runs`")
+    wandb: bool = Field(description="true: make a W&B Report of it as well")
+
+    @field_validator("runs")
+    @classmethod
+    def _runs(cls, value: str) -> str:
+        if not Path(value).is_dir():
+            raise rejected("a folder that exists, with run folders below it", "runs=runs")
+        return value
 
 
 def _existing_model(value: str) -> str:

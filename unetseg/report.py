@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unetseg import cli
-from unetseg.config import Report, UserError
+from unetseg.config import UserError
+from unetseg.options import Report
 
 if TYPE_CHECKING:
     from unetseg.reporting import document

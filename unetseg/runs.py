@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
+from unetseg import launch
 from unetseg.config import Model, Train, UserError
 
 FOLDER_FOR_RANKS = "UNETSEG_RUN_FOLDER"
@@ -32,41 +35,51 @@ class RunFolder:
         self.per_image = self.path / "per_image.csv"
         self.edge_distance = self.path / "edge_distance.csv"
         self.gradient_flow = self.path / "gradient_flow.csv"
+        self.left_out = self.path / "left_out.csv"
         self.figures = self.path / "figures"
+
+    @property
+    def tables(self) -> tuple[Path, ...]:
+        """What grows while a run trains, and is cut back to its last checkpoint when it is resumed."""
+        return self.metrics, self.gradient_flow, self.left_out
 
     @classmethod
     def create(cls, options: Train) -> RunFolder:
         """Make the folder output/name and write config.yaml into it; refuse a name that is taken.
 
-        A process that Lightning launched for a further device gets the first one's folder.
+        Further processes of the run get the first one's folder.
         """
-        if "LOCAL_RANK" in os.environ and FOLDER_FOR_RANKS in os.environ:
-            return cls(os.environ[FOLDER_FOR_RANKS])
-        parts = (
-            options.data.name,
-            options.model.encoder,
-            variant(options.model).replace(" ", "-"),
-            f"seed{options.seed}",
-        )
-        name = options.name or f"{'_'.join(parts)}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
-        run = cls(Path(options.output) / name)
-        try:
-            run.path.mkdir(parents=True)
-        except FileExistsError:
-            raise UserError(
-                f"the run folder {run.path} exists\n  accepted: a new folder; nothing is overwritten\n"
-                f"  try: another name=... or output=..."
-            ) from None
-        run.figures.mkdir()
-        run.config.write_text(yaml.safe_dump(options.model_dump(), sort_keys=False))
-        return run.claimed()
+
+        def make() -> RunFolder:
+            run = cls(Path(options.output) / (options.name or _name(options)))
+            try:
+                run.path.mkdir(parents=True)
+            except FileExistsError:
+                raise UserError(
+                    f"the run folder {run.path} exists\n  accepted: a new folder; nothing is overwritten\n"
+                    f"  try: another name=... or output=..."
+                ) from None
+            run.figures.mkdir()
+            run.config.write_text(yaml.safe_dump(options.model_dump(), sort_keys=False))
+            return run.claimed()
+
+        return _of_the_first(make, options)
 
     @classmethod
     def resumed(cls, options: Train) -> RunFolder:
-        """Return the folder of a run that is gone on with, see `check_resume`."""
-        if "LOCAL_RANK" in os.environ and FOLDER_FOR_RANKS in os.environ:
-            return cls(os.environ[FOLDER_FOR_RANKS])
-        return cls(str(options.resume)).claimed()
+        """Return the folder of a run that is gone on with, see `check_resume`; keep a record of options it changes."""
+
+        def claim() -> RunFolder:
+            run = cls(str(options.resume)).claimed()
+            recorded = yaml.safe_load(run.config.read_text())
+            if differences(recorded, options):
+                number = next(n for n in itertools.count(1) if not (run.path / f"config_{n}.yaml").exists())
+                run.config.rename(run.path / f"config_{number}.yaml")
+                kept = {key: recorded.get(key) for key in ("name", "output", "resume")}
+                write_text(run.config, yaml.safe_dump(options.model_dump() | kept, sort_keys=False))
+            return run
+
+        return _of_the_first(claim, options)
 
     def claimed(self) -> RunFolder:
         """Keep other processes from training in this folder, until it is released or this process ends, however."""
@@ -75,7 +88,6 @@ class RunFolder:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, loader processes don't inherit it
         except OSError:
             raise UserError(f"{self.path} is being trained by another process\n  try: wait for it, or end it") from None
-        os.environ[FOLDER_FOR_RANKS] = str(self.path.resolve())
         return self
 
     def release(self) -> None:
@@ -84,14 +96,45 @@ class RunFolder:
             self.lock.close()
 
 
+def _of_the_first(prepare: Callable[[], RunFolder], options: Train) -> RunFolder:
+    """Return the folder that `prepare` returns, called on a run's first process only."""
+    if "LOCAL_RANK" in os.environ and FOLDER_FOR_RANKS in os.environ:  # Lightning started this process
+        return RunFolder(os.environ[FOLDER_FOR_RANKS])
+    prepared = []
+
+    def path() -> str:
+        prepared.append(prepare())
+        return str(prepared[0].path)
+
+    shared = launch.agreed(path, int(options.trainer.get("num_nodes") or 1))
+    os.environ[FOLDER_FOR_RANKS] = str(Path(shared).resolve())
+    return prepared[0] if prepared else RunFolder(shared)
+
+
+def _name(options: Train) -> str:
+    """Return a run's name made of its options and the time."""
+    parts = (
+        options.data.name,
+        options.model.encoder,
+        variant(options.model).replace(" ", "-"),
+        f"seed{options.seed}",
+    )
+    return f"{'_'.join(parts)}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+
+
 def check_resume(options: Train) -> None:
-    """Raise a UserError unless the run `options.resume` is unfinished and began with these options."""
+    """Raise a UserError unless the run `options.resume` is unfinished and began with these options.
+
+    Those in `allow_changes` may differ, and so may what doesn't change a run's results.
+    """
     run = RunFolder(str(options.resume))
     changed = differences(yaml.safe_load(run.config.read_text()), options)
-    if changed:
+    refused = [change for change in changed if change.partition(":")[0] not in options.allow_changes]
+    if refused:
+        names = ",".join(change.partition(":")[0] for change in changed)
         raise UserError(
-            f"resume={options.resume}: the run has other options: {'; '.join(changed)}\n"
-            "  accepted: the options that it began with\n  try: resume=... alone"
+            f"resume={options.resume}: the run has other options: {'; '.join(refused)}\n"
+            f"  accepted: the options that it began with\n  try: resume=... alone, or allow_changes=[{names}]"
         )
     if run.summary.exists():
         raise UserError(f"resume={options.resume}: this run is finished\n  accepted: a run without a summary.json")
@@ -100,14 +143,14 @@ def check_resume(options: Train) -> None:
 def differences(recorded: dict[str, Any], options: Train) -> list[str]:
     """Return what sets `options` apart from those of a config.yaml, "key: recorded -> new" each.
 
-    Where the folder lies and what is shown on the screen make no difference to a run.
+    Where the folder lies, what is shown, how pictures are loaded and when the run is saved make no difference to it.
     """
     before, now = flat(recorded), flat(options.model_dump())
     return [
         f"{key}: {before.get(key)} -> {now.get(key)}"
         for key in sorted(before.keys() | now.keys())
-        if key.partition(".")[0] not in ("name", "output", "resume", "sweep", "jobs")
-        and key != "trainer.enable_progress_bar"
+        if key.partition(".")[0] not in ("name", "output", "resume", "allow_changes", "sweep", "jobs", "checkpoint")
+        and key not in ("trainer.enable_progress_bar", "data.workers")
         and before.get(key) != now.get(key)
     ]
 
@@ -131,8 +174,13 @@ def overrides_of(run: RunFolder, section: str = "") -> list[str]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file that other programs never see half-written."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that other programs never see half-written."""
     draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=2) + "\n")
+    draft.write_text(text)
     draft.replace(path)
 
 

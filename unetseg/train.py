@@ -9,11 +9,10 @@ python -m unetseg.train --help                                      every option
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-from unetseg import cli, preflight
+from unetseg import cli, launch, preflight
 from unetseg.config import Train
 from unetseg.runs import RunFolder, one_word, overrides_of, run_folder_of, variant, write_json
 
@@ -22,7 +21,7 @@ def train(options: Train) -> dict[str, Any]:
     """Train, test the best checkpoint, fill the run folder; return the summary."""
     import lightning as L
 
-    from unetseg import build, callbacks, checkpoint, figures, loggers, summary
+    from unetseg import build, callbacks, checkpoint, checkpointing, figures, loggers, summary
 
     L.seed_everything(options.seed, workers=True, verbose=False)
     data = build.make_data(options.data, options.seed)
@@ -30,16 +29,22 @@ def train(options: Train) -> dict[str, Any]:
     run = RunFolder.resumed(options) if options.resume else RunFolder.create(options)
     start = checkpoint.rewind(run) if options.resume else None
     sinks = build.make_loggers(options, run)
-    record, cost, watchers = callbacks.TestRecord(run), callbacks.Cost(), build.make_watchers(options, run)
-    best, last = build.make_checkpointing(run)
+    record, cost = callbacks.TestRecord(run), callbacks.Cost()
+    guard, watchers = build.make_watchers(options, run)
+    best, last = checkpointing.make_checkpointing(run)
+    continuation = checkpointing.Continuation(run, options.checkpoint)
     try:
-        trainer = build.make_trainer(options.trainer, sinks, [*watchers, record, cost, best, last], run.path)
+        ours = [continuation, *watchers, record, cost, best, last]
+        trainer = build.make_trainer(options.trainer, sinks, ours, run.path)
+        shared = build.share_out(options, trainer, data, module)
         trainer.fit(module, data, ckpt_path=start)
         trainer.test(module, data, ckpt_path=best.best_model_path or None, verbose=False)
         content = {
             **record.over_the_set(),
             **summary.cost(module.model, options.data.size),
             **cost.measured(),
+            **guard.counted(),
+            **shared,
             "variant": variant(options.model),
             "skip": one_word(options.model.skip),
             "skip_flow": one_word(options.model.skip_flow),
@@ -75,7 +80,7 @@ def main() -> None:
         preflight_sweep=preflight.one_device,
         inherit=options_of_the_run,
     )
-    if summaries and int(os.environ.get("LOCAL_RANK", 0)) == 0:  # one of the processes of a run speaks
+    if summaries and launch.is_first():
         from unetseg import summary
 
         summary.show(summaries)

@@ -24,6 +24,8 @@ class Batch(NamedTuple):
     """BxSxS uint8 classes, IGNORE included."""
     indices: Tensor
     """B int64: positions in the split."""
+    unreadable: Tensor = torch.zeros(0, dtype=torch.int64)
+    """int64: positions of examples that should have been in the batch and could not be read."""
 
 
 class Examples(Dataset[tuple[np.ndarray, np.ndarray, int]]):
@@ -50,17 +52,34 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     A shuffled share has the same length on every rank, as training in step demands: the last length % ranks examples
     of an epoch's order sit that epoch out. Without shuffling every example is yielded on exactly one rank.
+
+    Args:
+        length: of the data set.
+        shuffle: see above.
+        seed: of the order.
+        rank: which of the processes this is.
+        ranks: how many there are.
+        done: an epoch in which the run goes on, and how many of its examples all ranks have had before.
     """
 
-    def __init__(self, length: int, *, shuffle: bool, seed: int, rank: int = 0, ranks: int = 1):
+    def __init__(
+        self,
+        length: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        done: tuple[int, int] = (0, 0),
+    ):
         self.length, self.shuffle, self.seed, self.rank, self.ranks = length, shuffle, seed, rank, ranks
-        self.epoch = 0
+        self.epoch, self.done = done[0], done
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; Lightning calls this before each one."""
-        self.epoch = epoch
+        """Choose the epoch; Lightning calls this before each one, with 0 while it has not restored a resumed run."""
+        self.epoch = max(epoch, self.done[0])
 
-    def __len__(self) -> int:
+    def __len__(self) -> int:  # of the whole epoch, also where it is gone on with: Lightning counts from its start
         return self.length // self.ranks if self.shuffle else len(range(self.rank, self.length, self.ranks))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -68,7 +87,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length).tolist()
         else:
             order = range(self.length)
-        for position in range(len(self)):
+        epoch, examples = self.done
+        for position in range(examples // self.ranks if self.epoch == epoch else 0, len(self)):
             yield self.epoch, order[self.rank + position * self.ranks]
 
 
@@ -108,6 +128,20 @@ class SegmentationData(L.LightningDataModule):
             seed,
         )
         self.collection: Collection | None = None
+        self.done = (0, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch that is to go on, and how many of its examples all ranks together have been trained on."""
+        if self.trainer is None:
+            return {}
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        if batches >= self.trainer.num_training_batches:
+            return {"epoch": self.trainer.current_epoch + 1, "examples": 0}
+        return {"epoch": self.trainer.current_epoch, "examples": batches * self.batch_size * self.trainer.world_size}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the training examples go on from there."""
+        self.done = state_dict["epoch"], state_dict["examples"]
 
     def prepare_data(self) -> None:
         """Download or generate what is absent."""
@@ -123,15 +157,20 @@ class SegmentationData(L.LightningDataModule):
         """Return a loader of a split; this rank's share of it where a trainer with several is attached."""
         assert self.collection is not None, "call setup() first"
         examples = self.collection.splits[split]
-        ranks = {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size} if self.trainer else {}
+        share: dict[str, Any] = {}
+        if self.trainer:
+            share = {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size}
+        if shuffle:
+            share["done"] = self.done
         return DataLoader(
             Examples(examples, self.collection.values, Transform(self.size, augment), self.seed),
             batch_size=self.batch_size,
-            sampler=EpochSampler(len(examples), shuffle=shuffle, seed=self.seed, **ranks),
+            sampler=EpochSampler(len(examples), shuffle=shuffle, seed=self.seed, **share),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate,
+            generator=torch.Generator().manual_seed(self.seed),  # the process-wide one stays as it is
         )
 
     def train_dataloader(self) -> DataLoader[Any]:

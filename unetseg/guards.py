@@ -1,0 +1,125 @@
+"""What is done when a batch can't be trained on: it is named, counted, and left out or the end of the run."""
+
+from __future__ import annotations
+
+import csv
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+import torch
+from torch import Tensor, distributed
+
+from unetseg.callbacks import FlowReadings
+from unetseg.config import Halt
+from unetseg.data.datamodule import Batch, Examples
+
+IN_A_ROW = 10
+"""Batches left out one after the other that end a run: then the weights are broken, and not a batch."""
+
+
+class Guard(L.Callback):
+    """Watches for losses that are NaN or inf, and for pictures that could not be read.
+
+    On a GPU a loss is looked at one step late, so that the device needn't be waited for; before a checkpoint is written
+    all are, so that none holds the weights of a broken step.
+
+    Args:
+        table: left_out.csv: step, epoch, reason and name, one row for each picture that was left out.
+        flow: what reads the gradient flow, if anything does.
+    """
+
+    COLUMNS = ("step", "epoch", "reason", "name")
+
+    def __init__(self, table: Path, flow: FlowReadings | None):
+        self.table, self.flow = table, flow
+        self.pending: deque[tuple[int, Tensor, Tensor]] = deque()
+        self.in_a_row = 0
+        self.told: set[str] = set()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Look at the loss of this step, or of the one before."""
+        dataset: Examples = trainer.train_dataloader.dataset  # type: ignore[union-attr]
+        self._unreadable(trainer, dataset, batch)
+        step, loss = trainer.global_step - 1, (outputs or {}).get("loss")
+        if loss is None:  # the module has left the batch out
+            names = self._names(trainer, dataset, batch.indices)
+            self._leave_out(trainer, "nonfinite_loss", names, step)
+            self.in_a_row += 1
+            if self.in_a_row == IN_A_ROW:
+                raise Halt(f"{IN_A_ROW} batches in a row had a loss that is NaN or inf{self._last_reading()}")
+            return
+        self.in_a_row = 0
+        self.pending.append((step, torch.isfinite(loss.detach()), batch.indices))
+        self._check(trainer, but=0 if loss.device.type == "cpu" else 1)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
+        """Name what could not be read."""
+        self._unreadable(trainer, trainer.val_dataloaders.dataset, batch)  # type: ignore[union-attr]
+
+    def on_test_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
+        """Name what could not be read."""
+        self._unreadable(trainer, trainer.test_dataloaders.dataset, batch)  # type: ignore[union-attr]
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Look at all losses so far."""
+        self._check(trainer, but=0)
+
+    def counted(self) -> dict[str, int]:
+        """Return skipped_batches and unreadable_images of the whole run, those before it was resumed included."""
+        table = pd.read_csv(self.table) if self.table.exists() else pd.DataFrame(columns=self.COLUMNS)
+        broken = table[table.reason == "nonfinite_loss"]
+        unread = table[table.reason == "unreadable_image"]
+        return {"skipped_batches": broken.step.nunique(), "unreadable_images": unread.name.nunique()}
+
+    def _check(self, trainer: L.Trainer, but: int) -> None:
+        """Look at the pending losses but for the last few; end the run at the first that isn't finite."""
+        while len(self.pending) > but:
+            step, finite, indices = self.pending.popleft()
+            if not finite:
+                dataset: Examples = trainer.train_dataloader.dataset  # type: ignore[union-attr]
+                raise Halt(
+                    f"the loss of step {step} is NaN or inf\n"
+                    f"  its pictures: {', '.join(self._names(trainer, dataset, indices))}{self._last_reading()}\n"
+                    "  try: a smaller optimizer.lr, trainer.precision=32-true or guards.nonfinite_loss=skip; "
+                    "last.ckpt has the weights of an earlier step"
+                )
+
+    def _unreadable(self, trainer: L.Trainer, dataset: Examples, batch: Batch) -> None:
+        """Name and count the pictures of this process's batch that could not be read, each once."""
+        names = [dataset.examples[index].name for index in batch.unreadable.tolist()]
+        fresh = [name for name in names if name not in self.told]
+        if fresh:
+            self.told.update(fresh)
+            self._leave_out(trainer, "unreadable_image", fresh, trainer.global_step)
+
+    def _leave_out(self, trainer: L.Trainer, reason: str, names: list[str], step: int) -> None:
+        """Write and say what is left out; of a broken batch, which all processes know of, the first one does."""
+        if reason == "nonfinite_loss" and not trainer.is_global_zero:
+            return
+        print(f"left out ({reason}), step {step}: {', '.join(names)}")
+        with self.table.open("a", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if file.tell() == 0:
+                writer.writerow(self.COLUMNS)
+            writer.writerows((step, trainer.current_epoch, reason, name) for name in names)
+
+    def _names(self, trainer: L.Trainer, dataset: Examples, indices: Tensor) -> list[str]:
+        """Return the names of a batch's pictures, those of all processes, which are all at this step."""
+        parts: list[list[int]] = [indices.tolist()]
+        if distributed.is_available() and distributed.is_initialized():
+            parts = [[] for _ in range(trainer.world_size)]
+            distributed.all_gather_object(parts, indices.tolist())
+        return [dataset.examples[index].name for part in parts for index in part]
+
+    def _last_reading(self) -> str:
+        """Return a line with the last gradient reading that was finite throughout."""
+        if self.flow is None or self.flow.last_finite is None:
+            return ""
+        step, rms = self.flow.last_finite
+        blocks = ", ".join(f"{block} {value:.1e}" for block, value in rms.items())
+        return f"\n  the last finite gradients, rms at step {step}: {blocks}"
