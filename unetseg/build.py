@@ -23,6 +23,7 @@ from unetseg.data import folder, pets, synthetic
 from unetseg.data.datamodule import SegmentationData
 from unetseg.data.examples import Collection
 from unetseg.guards import Guard
+from unetseg.layer_sync import JointBatchNorm
 from unetseg.loggers import LongCsv, wandb_logger
 from unetseg.losses import make_loss
 from unetseg.model import Segmenter
@@ -131,13 +132,17 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
     quieten()
     given = {name: value for name, value in arguments.items() if value is not None}
     progress = [ProgressBar()] if given.get("enable_progress_bar", True) else []
+    plugins: list[Any] = [AtomicIO()]
+    if given.get("sync_batchnorm") and is_cpu(given.get("accelerator", "auto")):
+        given["sync_batchnorm"] = False
+        plugins.append(JointBatchNorm())
     try:
         return L.Trainer(
             **ours | given,
             logger=loggers,
             callbacks=[*callbacks, *progress],
             default_root_dir=str(root),
-            plugins=[AtomicIO()],
+            plugins=plugins,
             enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
@@ -151,6 +156,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
+    warnings.filterwarnings("ignore", message=".*training_step. returned .None.")  # Guard says more of it
     # EpochSampler goes on where the run was
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
@@ -183,6 +189,11 @@ def share_out(options: Train, trainer: L.Trainer, data: SegmentationData, module
     if trainer.world_size > 1 and trainer.is_global_zero:
         print(", ".join(f"{name} {value}" for name, value in shared.items()))
     return shared
+
+
+def is_cpu(accelerator: str) -> bool:
+    """Return whether this accelerator of Lightning's is the CPU here."""
+    return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
 
 
 def best_precision(accelerator: str) -> str:

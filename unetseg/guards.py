@@ -85,8 +85,8 @@ class Guard(L.Callback):
                 raise Halt(
                     f"the loss of step {step} is NaN or inf\n"
                     f"  its pictures: {', '.join(self._names(trainer, dataset, indices))}{self._last_reading()}\n"
-                    "  try: a smaller optimizer.lr, trainer.precision=32-true or guards.nonfinite_loss=skip; "
-                    "last.ckpt has the weights of an earlier step"
+                    "  no checkpoint has this step's weights\n"
+                    "  try: a smaller optimizer.lr, trainer.precision=32-true or guards.nonfinite_loss=skip"
                 )
 
     def _unreadable(self, trainer: L.Trainer, dataset: Examples, batch: Batch) -> None:

@@ -7,6 +7,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from unetseg.data.datamodule import Batch
 from unetseg.metrics import SegmentationScores, image_counts
@@ -45,18 +46,20 @@ class SegmentationModule(L.LightningModule):
         self.lr, self.weight_decay, self.skip_nonfinite = lr, weight_decay, skip_nonfinite
         # ModuleDict refuses the key "train"
         self.scores = nn.ModuleDict({f"{stage}_scores": SegmentationScores(classes) for stage in STAGES})
+        # the mean over images; Lightning's own rounds their number per process down
+        self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric(nan_strategy="disable") for stage in STAGES[1:]})
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return the loss of a batch, and count its pixels; None if the batch is left out."""
         before = [buffer.clone() for buffer in self.model.buffers()] if self.skip_nonfinite else []
         loss, _, counts = self._step(batch)
+        self.log("train/loss", loss, prog_bar=True)
         if self.skip_nonfinite and not loss.isfinite():  # the same on all processes: the loss is of their whole batch
             with torch.no_grad():
                 for buffer, value in zip(self.model.buffers(), before, strict=True):
                     buffer.copy_(value)
             return None
         self._metric("train").update(counts)
-        self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -109,7 +112,9 @@ class SegmentationModule(L.LightningModule):
     def _evaluation_step(self, batch: Batch, stage: str) -> dict[str, Tensor]:
         loss, predicted, counts = self._step(batch)
         self._metric(stage).update(counts)
-        self.log(f"{stage}/loss", loss, batch_size=len(batch.indices), sync_dist=True)
+        mean = cast(MeanMetric, self.losses[f"{stage}_loss"])
+        mean.update(loss, len(batch.indices))
+        self.log(f"{stage}/loss", mean)
         return {"predicted": predicted, "counts": counts}
 
     def _step(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
