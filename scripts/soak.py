@@ -37,9 +37,14 @@ SAME = ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers
 TABLES = ("metrics.csv", "gradient_flow.csv", "per_image.csv")
 
 
+def start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Begin a training in a process group of its own."""
+    return subprocess.Popen([*TRAIN, *arguments], start_new_session=True, stdout=subprocess.DEVNULL)
+
+
 def train(arguments: Sequence[str], until: Callable[[], bool] | None = None) -> bool:
-    """Train in a process group of its own, which is killed as soon as `until` returns true; return whether it ended."""
-    process = subprocess.Popen([*TRAIN, *arguments], start_new_session=True, stdout=subprocess.DEVNULL)
+    """Train until the end, or until `until` returns true: then the training is killed; return whether it ended."""
+    process = start(arguments)
     try:
         while process.poll() is None:
             if until is not None and until():

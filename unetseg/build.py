@@ -157,6 +157,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
     warnings.filterwarnings("ignore", message=".*training_step. returned .None.")  # Guard says more of it
+    # of an epoch whose batches were all left out
+    warnings.filterwarnings("ignore", message="The ..compute.. method of metric SegmentationScores was called before")
     # EpochSampler goes on where the run was
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")

@@ -49,8 +49,10 @@ class AtomicIO(TorchCheckpointIO):
             draft.replace(path)
         except BaseException as error:
             draft.unlink(missing_ok=True)
-            # torch's writer says that its file failed, and not why
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch's doesn't say why
+            if isinstance(cause, OSError):
+                raise OSError(cause.errno, cause.strerror, str(path)) from None
+            raise
 
 
 class Checkpointing(ModelCheckpoint):
@@ -134,9 +136,16 @@ class Continuation(L.Callback):
         """Count the minutes from here, where last.ckpt is written as well."""
         self.written = time.monotonic()
 
-    def on_test_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        """Stop if that was asked for: the training is over, and last.ckpt has its end."""
-        if self._agreed(trainer)[1]:
+    def on_test_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Stop if that was asked for: the training is over, and last.ckpt has its end.
+
+        The processes agree on it before the batches that all of them have; some may have one more.
+        """
+        loader: Any = trainer.test_dataloaders
+        of_all = -(-(len(loader.dataset) // trainer.world_size) // loader.batch_size)
+        if batch_idx < of_all and self._agreed(trainer)[1]:
             self._stop("in the test")
 
     def _agreed(self, trainer: L.Trainer) -> tuple[bool, bool]:
