@@ -147,3 +147,8 @@ def test_each_trainer_of_conf_composes():
         "ddp": ("auto", "auto", "ddp", None),
         "ddp_multinode": ("auto", "auto", "ddp", 2),
     }
+
+
+def test_gradient_probes_are_refused_where_weights_are_shared_out():
+    with pytest.raises(UserError, match=r"try: gradients\.every_n_steps=0"):
+        cli.compose("train", Train, ["data=synthetic", "trainer.strategy=fsdp"])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from segmentation_models_pytorch.losses import BINARY_MODE, MULTICLASS_MODE, DiceLoss
 
 from unetseg.config import IGNORE
 from unetseg.losses import make_loss
@@ -41,6 +42,22 @@ def test_bce_and_dice_by_hand():
     assert make_loss("bce", 2)(logits, target).item() == pytest.approx(bce, abs=1e-6)
     assert make_loss("dice", 2)(logits, target).item() == pytest.approx(dice, abs=1e-6)
     assert make_loss("bce_dice", 2)(logits, target).item() == pytest.approx(bce + dice, abs=1e-6)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_dice_and_its_gradient_are_smps_to_the_last_bit(classes, memory_format):
+    torch.manual_seed(0)
+    target = torch.randint(0, max(2, classes - 1), (3, 17, 33), dtype=torch.uint8)  # of several classes one is absent
+    target[:, :3] = IGNORE
+    logits = torch.randn(3, 1 if classes == 2 else classes, 17, 33).to(memory_format=memory_format)
+    smp = DiceLoss(BINARY_MODE if classes == 2 else MULTICLASS_MODE, ignore_index=IGNORE)
+    ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    found, wanted = make_loss("dice", classes)(ours, target), smp(theirs, target.long())
+    found.backward()
+    wanted.backward()
+    assert torch.equal(found, wanted)
+    assert torch.equal(ours.grad, theirs.grad)
 
 
 def test_the_cross_entropy_of_two_classes_is_the_binary_one():

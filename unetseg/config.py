@@ -283,6 +283,13 @@ class Train(Section):
         return value
 
     @model_validator(mode="after")
+    def _probes_read_whole_weights(self) -> Train:
+        if str(self.trainer.get("strategy")).startswith(("fsdp", "deepspeed")) and self.gradients.every_n_steps:
+            raise rejected("trainer.strategy=ddp; with others, which share the weights out, no gradient probes",
+                           "gradients.every_n_steps=0")  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
     def _loss_fits_classes(self) -> Train:
         classes = class_names(self.data)
         if self.loss in ("bce", "bce_dice") and len(classes) > 2:

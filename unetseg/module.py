@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import lightning as L
@@ -46,8 +47,8 @@ class SegmentationModule(L.LightningModule):
         self.lr, self.weight_decay, self.skip_nonfinite = lr, weight_decay, skip_nonfinite
         # ModuleDict refuses the key "train"
         self.scores = nn.ModuleDict({f"{stage}_scores": SegmentationScores(classes) for stage in STAGES})
-        # the mean over images; Lightning's own rounds their number per process down
-        self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric(nan_strategy="disable") for stage in STAGES[1:]})
+        # the mean over images; Lightning's own rounds their number per process down, and "disable" forgets it
+        self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric(nan_strategy=math.nan) for stage in STAGES[1:]})
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return the loss of a batch, and count its pixels; None if the batch is left out."""
@@ -104,7 +105,9 @@ class SegmentationModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW and a cosine from lr to 0 over all steps of the run."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        # one pass over the weights; not with float16, whose scaler it would take over from Lightning's clipping
+        fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -118,7 +121,8 @@ class SegmentationModule(L.LightningModule):
         return {"predicted": predicted, "counts": counts}
 
     def _step(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        logits = self.model(batch.images).float()  # under autocast the logits are bfloat16, too coarse for a loss
+        logits = self.model(batch.images)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 is too coarse for a loss
         predicted = class_map(logits.detach())
         counts = image_counts(predicted, batch.masks, self.classes)
         return self.loss(logits, batch.masks), predicted, counts
