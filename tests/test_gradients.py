@@ -242,9 +242,9 @@ def test_slope_and_dip_are_those_of_the_logarithm():
 # --- exact on real nets
 
 
-def reference(net: SkipUnet, images: Tensor) -> dict[tuple[str, str], float]:
-    """Split in float64 by two autograd.grad calls for each level: cut from the encoder, and cut from the skip."""
-    net, images = copy.deepcopy(net).double(), images.double()
+def reference(net: SkipUnet, images: Tensor, dtype: torch.dtype = torch.float64) -> dict[tuple[str, str], float]:
+    """Split by two autograd.grad calls for each level: cut from the encoder, and cut from the skip."""
+    net, images = copy.deepcopy(net).to(dtype), images.to(dtype)
     features, found = net.encoder(images), {}
     for level in range(1, LEVELS + 1):
 
@@ -267,9 +267,18 @@ def reference(net: SkipUnet, images: Tensor) -> dict[tuple[str, str], float]:
     return found
 
 
-def errors(net: SkipUnet, images: Tensor) -> dict[tuple[str, str], float]:
+def read(net: SkipUnet, images: Tensor) -> dict[tuple[str, str], float]:
+    """Take a step, and return what GradientFlow read in it."""
+    return numbers(step(net, images))
+
+
+def in_float32(net: SkipUnet, images: Tensor) -> dict[tuple[str, str], float]:
+    return reference(net, images, torch.float32)
+
+
+def errors(net: SkipUnet, images: Tensor, measure=read) -> dict[tuple[str, str], float]:
     """Return relative errors (of the cosine absolute ones, it may be near zero) against the reference."""
-    wanted, found = reference(net, images), numbers(step(net, images))
+    wanted, found = reference(net, images), measure(net, images)
     assert {key for key in found if key[1] in ("skip_share", "norm", "rms")} <= wanted.keys()
     exact = {key: value for key, value in wanted.items() if value == 0 or math.isnan(value)}
     assert_close({key: found[key] for key in exact}, exact, 0)
@@ -279,8 +288,12 @@ def errors(net: SkipUnet, images: Tensor) -> dict[tuple[str, str], float]:
 
 @pytest.mark.parametrize("skip", ["concat", "add", MIXED], ids=str)
 @pytest.mark.parametrize("encoder", ["resnet18", "densenet121"])
-def test_float32_is_within_1e_4_of_two_separate_gradients_in_float64(encoder, skip):
-    assert max(errors(*example(encoder, skip)).values()) < 1e-4
+def test_float32_is_as_near_to_two_separate_gradients_in_float64_as_its_own_rounding_allows(encoder, skip):
+    """Some CPUs round a densenet's float32 gradients by more than 1e-4; then autograd's own are as far away."""
+    net, images = example(encoder, skip)
+    unavoidable = max(errors(net, images, in_float32).values())
+    assert max(errors(net, images).values()) < max(1e-4, 2 * unavoidable)
+    assert unavoidable < 1e-3
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "densenet121"])

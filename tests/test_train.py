@@ -14,7 +14,6 @@ from conftest import TINY
 
 from unetseg import cli
 from unetseg.config import Train, UserError
-from unetseg.options import Evaluate
 
 
 @pytest.fixture(scope="module")
@@ -155,27 +154,6 @@ def test_a_taken_name_is_refused_and_nothing_is_lost(finished):
 def test_settings_train(tiny, overrides):
     run = tiny("trainer.max_epochs=1", *overrides)
     assert 0 <= json.loads(run.summary.read_text())["test/iou"] <= 1
-
-
-def test_two_processes_share_one_run_folder_and_count_every_test_picture_once(drawn, tmp_path):
-    two = ["trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=2", "gradients.every_n_steps=2"]
-    command = [sys.executable, "-m", "unetseg.train", *TINY, *two, f"data.root={drawn}", f"output={tmp_path}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    (folder,) = tmp_path.glob("synthetic*")
-    assert done.stdout.count(folder.name) == 1
-    each = pd.read_csv(folder / "per_image.csv")
-    assert len(each) == 7
-    assert each.name.is_unique
-
-    from unetseg.evaluate import data_of_the_run, evaluate
-
-    own = [f"checkpoint={folder}", "accelerator=cpu", f"output={tmp_path}/again"]
-    alone = evaluate(cli.compose("evaluate", Evaluate, [*data_of_the_run(own), *own]))
-    assert json.loads((folder / "summary.json").read_text())["test/iou"] == alone["test/iou"]
-    pd.testing.assert_frame_equal(each, pd.read_csv(tmp_path / "again/per_image.csv"))
-    assert (folder / "edge_distance.csv").read_text() == (tmp_path / "again/edge_distance.csv").read_text()
 
 
 def test_own_pictures_of_three_classes_train(drawn_set, tmp_path):
