@@ -1,0 +1,48 @@
+"""The limit of any training here: forward, backward and optimizer on one resident batch; no loader, no logging.
+
+python -m benchmarks.limit ENCODER SIZE BATCH_SIZE STEPS FILE.json     in a process of its own, scripts/ importable
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.steps import batch, stepper
+from unetseg.model import Segmenter
+
+WARM_UP = 2
+"""Steps before the clock starts: the first chooses kernels and allocates."""
+
+
+def images_per_second(encoder: str, size: int, batch_size: int, steps: int) -> float:
+    """Return the images/s of bare steps: channels last, the device's best number format, AdamW, Dice loss."""
+    torch.manual_seed(0)
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    wait = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
+    model = Segmenter(classes=2, encoder=encoder, weights=None).to(device)
+    images, masks = (tensor.to(device) for tensor in batch(size, batch_size))
+    step = stepper(model, images, masks)
+    for _ in range(WARM_UP):
+        step()
+    wait()
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    wait()
+    return batch_size * steps / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Run from the command line."""
+    encoder, size, batch_size, steps, file = sys.argv[1:]
+    speed = images_per_second(encoder, int(size), int(batch_size), int(steps))
+    Path(file).write_text(json.dumps({"images_per_second": speed}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The benchmark itself: what it computes from known numbers, and that a slow loader shows up where it belongs."""
+
+import importlib
+import inspect
+import json
+import re
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import benchmark
+from benchmarks import breakdown, comparison, gradients, growth, pictures, report, startup, train
+from benchmarks.comparison import Spread
+
+from unetseg.data.datamodule import SegmentationData
+
+RESULT = report.Result(
+    "resnet18, 2 rounds",
+    [[{"": "ours", "images/s": 4.5678, "s": 1234.6, "times": Spread(0.5, 0.25, 0.75)}], [{"row": "step", "%": 97.25}]],
+    {"ours, s": [1.0, 2.0]},
+)
+
+
+def test_all_take_turns_and_the_warm_up_is_left_out():
+    calls = []
+
+    def measured(kind):
+        calls.append(kind)
+        return float(len(calls))
+
+    found = comparison.interleaved({"a": lambda: measured("a"), "b": lambda: measured("b")}, rounds=2, warm_up=1)
+    assert calls == ["a", "b"] * 3
+    assert {kind: values.tolist() for kind, values in found.items()} == {"a": [3, 5], "b": [4, 6]}
+
+
+def test_a_spread_is_the_median_with_the_middle_half_or_with_all():
+    rounds = np.array([5.0, 1, 4, 2, 3])
+    assert comparison.spread(rounds) == Spread(3, 2, 4)
+    assert comparison.spread(rounds, whole=True) == Spread(3, 1, 5)
+
+
+def test_ratios_are_taken_within_a_round():
+    # the machine is half as fast in the second round, for all three alike
+    limit = np.array([20.0, 10, 20])
+    rows = train.comparison({"limit": limit, "ours": 0.9 * limit, "peer": 0.6 * limit})
+    ours = {row[""]: row for row in rows}["ours"]
+    assert ours["images/s"] == pytest.approx((18, 9, 18))
+    assert ours["times the limit"] == pytest.approx((0.9, 0.9, 0.9))
+    assert ours["times the peer"] == pytest.approx((1.5, 1.5, 1.5))
+
+
+def test_the_cost_of_reading_gradients_every_few_steps():
+    kinds = {"step": 2.0, "read": 2.5, "watch, hooks only": 2.2, "watch, logging": 3.0}
+    cost = gradients.extra_cost({kind: np.array([seconds]) for kind, seconds in kinds.items()}, 5)
+    assert cost["GradientFlow"] == pytest.approx(0.25 / 5)
+    assert cost["wandb.watch"] == pytest.approx((0.5 + 4 * 0.1) / 5)
+
+
+def test_start_up_is_held_against_the_imports_of_its_round():
+    rows = startup.table({startup.IMPORTS: np.array([10.0, 20]), startup.FIRST_STEP: np.array([12.0, 25])})
+    assert rows[1]["times the imports"] == pytest.approx((1.225, 1.2, 1.25))
+    assert rows[1]["promised at most"] == "1.3 times the imports"
+
+
+def test_linear_growth_has_the_exponent_1_and_quadratic_growth_2():
+    around = growth.axes(images=8, size=64, epochs=2)
+    assert [cell.size for cell in around["pixels"]] == [32, 64, 128]
+    linear = {cell: cell.images * cell.size**2 * cell.epochs for line in around.values() for cell in line}
+    measured = {
+        "training": {cell: np.array([cost, 3 * cost]) for cell, cost in linear.items()},
+        "whole run": {cell: np.array([cost**2, cost**2]) for cell, cost in linear.items()},
+    }
+    runs, exponents = growth.tables(around, measured)
+    assert len(runs) == 9
+    assert [row["exponent of"] for row in exponents] == ["images", "pixels", "epochs"]
+    for row in exponents:
+        assert row["training"] == pytest.approx((1, 1, 1))
+        assert row["whole run"] == pytest.approx((2, 2, 2))
+
+
+def test_an_epoch_has_the_images_asked_for_also_of_a_smaller_set(drawn_set, tmp_path):
+    from unetseg import cli
+    from unetseg.config import Train
+    from unetseg.data import pets
+
+    root = pictures.link_pets(drawn_set, tmp_path / "pets", train_images=40)
+    options = cli.compose("train", Train, ["data=pets", f"data.root={root}", "model.weights=null"]).data
+    splits = pets.load(root, options, 0).splits
+    assert {name: len(examples) for name, examples in splits.items()} == {"train": 40, "val": 5, "test": 4}
+    files = [examples[i].image for examples in splits.values() for i in range(len(examples))]
+    assert len(set(files)) == len({path.name for path in files}) == 49
+    assert all(path.is_file() for path in files)
+
+
+def test_a_folder_without_the_layout_is_refused_with_a_way_on(tmp_path):
+    with pytest.raises(SystemExit, match=r"no annotations/trainval\.txt and test\.txt"):
+        benchmark.main(["train", "--pets", str(tmp_path)])
+
+
+def test_a_moment_counts_for_the_innermost_action_from_the_end_of_the_first_batch(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(breakdown, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    rows = breakdown.Rows()
+
+    def act(action, *inside, seconds=0.0):
+        with rows.profile(action):
+            for each in inside:
+                act(*each[:-1], seconds=each[-1])
+            now[0] += seconds
+
+    batch = [
+        ("[_TrainingEpochLoop].train_dataloader_next", 1.0),
+        ("[Callback]FlowReadings.on_train_batch_start", 2.0),
+        ("run_training_batch", ("[Strategy]SingleDeviceStrategy.training_step", (breakdown.METRICS, 3.0), 4.0), 5.0),
+        ("[LightningModule]SegmentationModule.on_train_batch_end", 6.0),
+        ("[Callback]Cost.on_train_batch_end", 7.0),
+    ]
+    for _ in range(2):
+        act("run_training_epoch", *batch, *batch, (breakdown.VALIDATION, 100.0), seconds=50.0)
+    assert rows.batches == 2
+    assert rows.seconds == {
+        breakdown.WAITING: 2 * 1,
+        breakdown.FLOW: 2 * 2,
+        breakdown.METRICS: 2 * 3,
+        breakdown.STEP: 2 * (4 + 5),
+        breakdown.OTHER: 2 * (6 + 7),
+    }
+
+
+def test_a_slow_loader_shows_up_as_waiting_for_data_and_nowhere_else(drawn, tmp_path, monkeypatch):
+    slept = []
+    loader_of = SegmentationData.train_dataloader
+
+    def slow_loader(self):
+        loader = loader_of(self)
+        collate = loader.collate_fn
+
+        def slow(examples):
+            start = time.perf_counter()
+            time.sleep(0.5)
+            slept.append(time.perf_counter() - start)
+            return collate(examples)
+
+        loader.collate_fn = slow
+        return loader
+
+    monkeypatch.setattr(SegmentationData, "train_dataloader", slow_loader)
+    own = ("data.size=32", "trainer.max_epochs=1", "gradients.every_n_steps=2", f"data.root={drawn}")
+    parts = breakdown.breakdown([*TINY, *own, f"output={tmp_path}"])
+    seconds = parts["seconds"]
+    assert parts["batches"] == len(slept) - 1 == 4  # 18 images by 4; the first batch doesn't count
+    assert seconds[breakdown.WAITING] > sum(slept[1:])
+    # a moment counts once: the rows are what images_per_second comes from, so the sleep isn't in another row as well
+    assert sum(seconds.values()) == pytest.approx((18 - 4) / parts["images_per_second"], rel=0.05)
+    assert all(seconds[row] > 0 for row in breakdown.ROWS)
+    waiting = train.shares(parts)[0]
+    assert waiting["ours"] == "waiting for data"
+    assert waiting["ms a step"] > 500
+
+
+def test_what_is_patched_for_the_breakdown_is_put_back():
+    from unetseg import build, module
+
+    before = build.make_trainer, module.image_counts, module.SegmentationModule.log
+    with breakdown.watched(breakdown.Rows()):
+        assert build.make_trainer is not before[0]
+    assert (build.make_trainer, module.image_counts, module.SegmentationModule.log) == before
+
+
+def test_the_json_and_the_markdown_agree_and_hold_all_measurements(tmp_path, capsys):
+    json_file, markdown_file = tmp_path / "new" / "machine.json", tmp_path / "new" / "machine.md"
+    json_file.parent.mkdir()
+    report.write({"train": report.entry(RESULT, "python scripts/benchmark.py train")}, json_file)
+    files = ["--json", str(json_file), f"--output={markdown_file}"]
+    benchmark.main(["metrics", "--encoder", "resnet18", "--size=32", "--batch-size", "2", "--rounds", "2", *files])
+    entries, text = json.loads(json_file.read_text()), markdown_file.read_text()
+    assert text == report.markdown(entries)
+    assert re.findall("^## (.*)$", text, re.MULTILINE) == list(entries) == ["train", "metrics"]
+    assert "`python scripts/benchmark.py metrics --encoder resnet18 --size=32 --batch-size 2 --rounds 2`" in text
+    assert "| ours | 4.57 | 1,235 | 0.50 (0.25 to 0.75) |" in text
+    assert "| step | 97.2 |" in text
+    seconds = {kind: np.array(values) for kind, values in entries["metrics"]["rounds"].items()}
+    share = comparison.spread(100 * seconds["metrics, s"] / seconds["step, s"])
+    assert entries["metrics"]["tables"] == [[{"": "metrics of a training batch", "% of a bare step": share._asdict()}]]
+    assert f"| {share.median:.2f} ({share.low:.2f} to {share.high:.2f}) |" in text
+    printed = capsys.readouterr().out
+    assert "## metrics" in printed
+    assert "## train" not in printed
+
+
+@pytest.mark.parametrize("what", benchmark.MEASUREMENTS)
+def test_every_measurement_can_be_asked_for_with_exactly_its_own_options(what):
+    arguments = vars(benchmark.parser().parse_args([what]))
+    measure = importlib.import_module(f"benchmarks.{what}").measure
+    assert arguments.keys() - {"what", "json", "output"} == inspect.signature(measure).parameters.keys()
+    assert arguments["rounds"] >= 2
+    assert f"\n{what} " in benchmark.__doc__
+
+
+def test_help_waits_for_no_framework():
+    code = "import sys, benchmark\ntry: benchmark.main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, text=True)
+    assert done.stdout.endswith("False\n")
