@@ -11,9 +11,8 @@ from PIL import Image
 import unetseg
 from unetseg import checkpoint, predictor
 from unetseg.config import UserError
-from unetseg.data.transforms import Transform
+from unetseg.data.transforms import Transform, squashed
 from unetseg.model.segmenter import class_map
-from unetseg.pictures import squashed
 from unetseg.predictor import Predictor
 from unetseg.tiling import GRID, starts, weights
 

@@ -15,13 +15,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.progress import track
 
 from unetseg import launch
-from unetseg.callbacks import FlowReadings, ProgressBar, SamplePictures
+from unetseg.callbacks import ProgressBar, SamplePictures
 from unetseg.checkpoint import hyper_parameters, segmenter_arguments
 from unetseg.checkpointing import AtomicIO
 from unetseg.config import Folder, Pets, Synthetic, Train, UserError, class_names
 from unetseg.data import folder, pets, synthetic
 from unetseg.data.datamodule import SegmentationData
 from unetseg.data.examples import Collection
+from unetseg.flow_readings import FlowReadings
 from unetseg.guards import Guard
 from unetseg.layer_sync import JointBatchNorm
 from unetseg.loggers import LongCsv, wandb_logger
@@ -33,7 +34,9 @@ from unetseg.preflight import no_weights
 from unetseg.runs import RunFolder
 
 
-def make_data(options: Pets | Folder | Synthetic, seed: int, test_split: str = "test") -> SegmentationData:
+def make_data(
+    options: Pets | Folder | Synthetic, seed: int, test_split: str = "test", *, skip_unreadable: bool = False
+) -> SegmentationData:
     """Return the loaders of a data set; `test_split` is the part that a test runs over."""
 
     def prepare() -> None:
@@ -58,6 +61,8 @@ def make_data(options: Pets | Folder | Synthetic, seed: int, test_split: str = "
         augment=options.augment,
         seed=seed,
         test_split=test_split,
+        cache=options.cache,
+        skip_unreadable=skip_unreadable,
     )
 
 

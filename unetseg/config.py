@@ -124,9 +124,8 @@ class Data(Section):
     batch_size: int = Field(ge=1, description="pictures per step and device")
     workers: int = Field(ge=0, description="loader processes; 0 loads in the training process")
     augment: bool = Field(description="random flip, scale, rotation and colour while training")
-    global_batch_size: int | None = Field(
-        ge=1, description="pictures per step over all devices, in place of batch_size on each; null: whatever comes out"
-    )
+    cache: Literal["none", "ram", "disk"] = Field(description="keep resized pictures between epochs: none | ram | disk")
+    global_batch_size: int | None = Field(ge=1, description="pictures per step over all devices; null: what comes out")
 
 
 class Trimaps(Data):
@@ -152,9 +151,7 @@ class Pets(Trimaps):
     """Oxford-IIIT Pet."""
 
     name: Literal["pets"] = Field(description="pets | folder | synthetic")
-    root: ExistingFolder | None = Field(
-        description=f"folder with images/ and annotations/; null: {PETS_ROOT}, downloaded"
-    )
+    root: ExistingFolder | None = Field(description=f"folder of images/, annotations/; null: {PETS_ROOT}, downloaded")
 
 
 class Synthetic(Trimaps):
@@ -172,9 +169,7 @@ class Folder(Data):
     """A user's own pictures and masks."""
 
     name: Literal["folder"] = Field(description="pets | folder | synthetic")
-    root: ExistingFolder = Field(
-        description="folder with images/ and masks/, and train.txt, val.txt, test.txt if wanted"
-    )
+    root: ExistingFolder = Field(description="folder with images/ and masks/; train.txt, val.txt, test.txt if wanted")
     classes: list[str] = Field(min_length=2, max_length=254, description="names of the mask values 0, 1, ...")
     ignore_index: int | None = Field(ge=0, le=255, description="mask value that is left out of loss and metrics")
     ratios: list[float] = Field(description="shares of train, validation and test where there are no split files")
@@ -220,6 +215,7 @@ class Guards(Section):
     nonfinite_loss: Literal["stop", "skip"] = Field(
         description="a batch whose loss is NaN or inf: stop | skip (no step is taken; it is named and counted)"
     )
+    unreadable_image: Literal["stop", "skip"] = Field(description="a file that can't be read: stop | skip (left out)")
 
 
 class Wandb(Section):

@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 from torch import Tensor, distributed
 
-from unetseg.callbacks import FlowReadings
 from unetseg.config import Halt
 from unetseg.data.datamodule import Batch, Examples
+from unetseg.flow_readings import FlowReadings
 
 IN_A_ROW = 10
 """Batches left out one after the other that end a run: then the weights are broken, and not a batch."""

@@ -161,6 +161,6 @@ class SegmentationScores(Metric):
         self.images += len(counts)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return iou, dice and boundary_iou over all pixels, and iou_per_image, the mean; nan where there is no image."""
+        """Return iou, dice and boundary_iou over all pixels, and the mean iou_per_image; nan if there is no image."""
         over_all = {name: value.masked_fill(self.images == 0, math.nan) for name, value in scores(self.counts).items()}
         return {**over_all, "iou_per_image": self.iou_sum / self.images}

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -148,14 +147,6 @@ def rgb(array: np.ndarray) -> np.ndarray:
         alpha = array[..., -1:].astype(np.uint16)
         array = ((array[..., :-1] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
     return array if array.shape[2] == 3 else np.repeat(array, 3, axis=2)
-
-
-def squashed(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize HxWx3 uint8 to size x size, exactly as unetseg.data.transforms does: by areas where a side shrinks."""
-    if image.shape[:2] == (size, size):
-        return image
-    method = cv2.INTER_AREA if size < max(image.shape[:2]) else cv2.INTER_LINEAR
-    return cv2.resize(image, (size, size), interpolation=method)
 
 
 @contextmanager

@@ -18,8 +18,9 @@ import numpy as np
 
 from unetseg import artifacts, checkpoint
 from unetseg.config import UserError
+from unetseg.data.transforms import squashed
 from unetseg.engines import Engine, TorchEngine
-from unetseg.pictures import Picture, opened, squashed
+from unetseg.pictures import Picture, opened
 from unetseg.tiling import GRID, blended, enlarged
 
 LARGE = 16_000_000

@@ -24,7 +24,7 @@ def train(options: Train) -> dict[str, Any]:
     from unetseg import build, callbacks, checkpoint, checkpointing, figures, loggers, summary
 
     L.seed_everything(options.seed, workers=True, verbose=False)
-    data = build.make_data(options.data, options.seed)
+    data = build.make_data(options.data, options.seed, skip_unreadable=options.guards.unreadable_image == "skip")
     module = build.make_module(options)
     run = RunFolder.resumed(options) if options.resume else RunFolder.create(options)
     start = checkpoint.rewind(run) if options.resume else None

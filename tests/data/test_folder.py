@@ -46,7 +46,7 @@ def test_split_files_decide_and_may_name_files(own):
         (own / f"{split}.txt").write_text(part)
     collection = folder.load(options(own))
     assert names(collection) == {"train": ["p00", "p01"], "val": ["p02"], "test": ["p03"]}
-    check_headers([e for part in collection.splits.values() for e in part])
+    assert check_headers([e for part in collection.splits.values() for e in part]) == {}
 
 
 def test_some_split_files_only_are_refused(own):
@@ -65,11 +65,9 @@ def test_a_picture_in_two_splits_is_refused(own):
 def test_a_listed_picture_or_a_mask_that_is_absent_is_named(own):
     for split, name in (("train", "p00"), ("val", "p01"), ("test", "p99")):
         (own / f"{split}.txt").write_text(f"{name}\n")
-    with pytest.raises(UserError, match="p99 does not exist"):
-        check_headers(folder.load(options(own)).splits["test"])
+    assert "p99 does not exist" in str(check_headers(folder.load(options(own)).splits["test"])[0])
     (own / "masks/p00.png").unlink()
-    with pytest.raises(UserError, match=r"p00.png does not exist"):
-        check_headers(folder.load(options(own)).splits["train"])
+    assert "p00.png does not exist" in str(check_headers(folder.load(options(own)).splits["train"])[0])
 
 
 def test_too_few_pictures_for_three_splits_are_refused(tmp_path):

@@ -97,18 +97,19 @@ def damage(layout, kind):
         Image.fromarray(np.ones((5, 5), np.uint8)).save(layout / "annotations/trimaps/dog_3.png")
 
 
-@pytest.mark.parametrize("kind", ["absent", "not a picture", "empty", "other size"])
+@pytest.mark.parametrize("kind", ["absent", "not a picture", "empty"])
 def test_bad_files_are_named_before_training(layout, kind):
     damage(layout, kind)
+    examples = all_examples(pets.load(layout, options(), seed=0))
+    ((position, error),) = check_headers(examples).items()
+    assert examples[position].name == "dog_3"
+    assert "dog_3" in str(error)
+
+
+def test_a_mask_of_another_size_is_named_before_training(layout):
+    damage(layout, "other size")
     with pytest.raises(UserError, match="dog_3"):
         check_headers(all_examples(pets.load(layout, options(), seed=0)))
-
-
-def test_a_truncated_picture_is_named_when_it_is_read(layout):
-    path = layout / "images/dog_3.jpg"
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(UserError, match=r"dog_3\.jpg can't be read"):
-        read_image(path)
 
 
 def test_a_strange_mask_value_is_named_with_the_accepted_ones(layout):
@@ -128,7 +129,7 @@ def test_a_coloured_mask_is_refused(layout):
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
 def test_other_formats_inside_a_jpg_name_load(layout, kind):
     Image.fromarray(np.full((24, 32, 3), 90, np.uint8)).save(layout / "images/dog_3.jpg", format=kind)
-    assert read_image(layout / "images/dog_3.jpg").shape == (24, 32, 3)
+    assert read_image(layout / "images/dog_3.jpg", 8).shape == (24, 32, 3)
 
 
 def test_a_trimap_without_a_pet_loads(layout):
@@ -142,9 +143,9 @@ def test_the_real_pictures_load(pets: object):
 
     collection = loader.load(pets, options(), seed=0)
     assert [len(collection.splits[s]) for s in ("train", "val", "test")] == [347, 39, 174]
-    check_headers(all_examples(collection))
+    assert check_headers(all_examples(collection)) == {}
     example = collection.splits["test"][0]
-    assert read_image(example.image).shape[:2] == read_mask(example.mask, collection.values).shape
+    assert read_image(example.image, 1000).shape[:2] == read_mask(example.mask, collection.values).shape
 
 
 def test_an_absent_set_is_downloaded_by_torchvision_to_the_place_where_it_is_looked_for(tmp_path, monkeypatch):

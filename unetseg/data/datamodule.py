@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -11,7 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from unetseg.data.examples import Collection, Example, check_headers, read_image, read_mask
+from unetseg import launch
+from unetseg.config import UserError
+from unetseg.data.cache import Cache
+from unetseg.data.examples import Collection, Example, Listing, Unreadable, check_headers, read_image, read_mask
 from unetseg.data.transforms import Transform
 
 
@@ -28,23 +32,62 @@ class Batch(NamedTuple):
     """int64: positions of examples that should have been in the batch and could not be read."""
 
 
-class Examples(Dataset[tuple[np.ndarray, np.ndarray, int]]):
+class Unread(NamedTuple):
+    """An example that could not be read."""
+
+    position: int
+    reason: str
+
+
+Item = tuple[np.ndarray, np.ndarray, int] | Unread
+"""Image SxSx3 and mask SxS, uint8, with their position in the split; or what stands in for them."""
+
+
+class Examples(Dataset[Item]):
     """Reads and transforms one example, addressed by (epoch, index).
 
     The epoch comes with the index because a worker process that lives through all epochs has no other way to learn it.
+
+    Args:
+        examples: the files.
+        values: the table of the Collection.
+        transform: what is done to each.
+        seed: of the augmentation.
+        skip_unreadable: return an Unread in place of what can't be read, and don't raise.
     """
 
-    def __init__(self, examples: list[Example], values: np.ndarray, transform: Transform, seed: int):
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        values: np.ndarray,
+        transform: Transform,
+        seed: int,
+        *,
+        skip_unreadable: bool = False,
+    ):
         self.examples, self.values, self.transform, self.seed = examples, values, transform, seed
+        self.skip_unreadable = skip_unreadable
+        self.cache: Cache | None = None
+        """Holds what `square` returns, if given."""
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, address: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int]:
+    def __getitem__(self, address: tuple[int, int]) -> Item:
         epoch, index = address
-        example = self.examples[index]
-        image, mask = read_image(example.image), read_mask(example.mask, self.values)
+        try:
+            image, mask = (self.cache and self.cache[index]) or self.square(index)
+        except Unreadable as error:
+            if self.skip_unreadable:
+                return Unread(index, str(error))
+            raise UserError(str(error)) from None  # by this name cli.py finds it in what a loader's process reports
         return *self.transform(image, mask, (self.seed, epoch, index)), index
+
+    def square(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read an example and resize it: image SxSx3 and mask SxS, uint8."""
+        example = self.examples[index]
+        image = read_image(example.image, self.transform.size)
+        return self.transform.square(image, read_mask(example.mask, self.values))
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -104,6 +147,8 @@ class SegmentationData(L.LightningDataModule):
         seed: of the order and the augmentation.
         prepare: downloads or generates the files; called on one process of each machine.
         test_split: the part that a test runs over.
+        cache: none, or where the resized pictures are kept between epochs: ram | disk.
+        skip_unreadable: leave out what can't be read, and don't end the run.
     """
 
     def __init__(
@@ -117,6 +162,8 @@ class SegmentationData(L.LightningDataModule):
         seed: int,
         prepare: Callable[[], object] = lambda: None,
         test_split: str = "test",
+        cache: str = "none",
+        skip_unreadable: bool = False,
     ):
         super().__init__()
         self.find, self.prepare, self.test_split = find, prepare, test_split
@@ -127,6 +174,8 @@ class SegmentationData(L.LightningDataModule):
             augment,
             seed,
         )
+        self.cache, self.skip_unreadable = cache, skip_unreadable
+        self.caches: dict[str, Cache] = {}
         self.collection: Collection | None = None
         self.done = (0, 0)
 
@@ -150,8 +199,23 @@ class SegmentationData(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Find the files and read their headers, once."""
         if self.collection is None:
-            self.collection = self.find()
-            check_headers([example for split in self.collection.splits.values() for example in split])
+            found = self.find()
+            unreadable = {split: check_headers(examples) for split, examples in found.splits.items()}
+            self._check_unreadable(found, unreadable)
+            readable = {
+                split: Listing(example for i, example in enumerate(examples) if i not in unreadable[split])
+                for split, examples in found.splits.items()
+            }
+            self.collection = replace(found, splits=readable)
+
+    def _check_unreadable(self, found: Collection, unreadable: dict[str, dict[int, Unreadable]]) -> None:
+        """Say what is left out, or raise a UserError where nothing may be left out or where nothing is left."""
+        for split, errors in unreadable.items():
+            if errors and (not self.skip_unreadable or len(errors) == len(found.splits[split])):
+                raise next(iter(errors.values()))
+        names = [found.splits[split][position].name for split, errors in unreadable.items() for position in errors]
+        if names and launch.is_first():
+            print(f"left out, unreadable: {len(names)} pictures: {', '.join(names[:3])}{', ...' * (len(names) > 3)}")
 
     def loader(self, split: str, *, shuffle: bool = False, augment: bool = False) -> DataLoader[Any]:
         """Return a loader of a split; this rank's share of it where a trainer with several is attached."""
@@ -162,8 +226,19 @@ class SegmentationData(L.LightningDataModule):
             share = {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size}
         if shuffle:
             share["done"] = self.done
+        dataset = Examples(
+            examples,
+            self.collection.values,
+            Transform(self.size, augment),
+            self.seed,
+            skip_unreadable=self.skip_unreadable,
+        )
+        if self.cache != "none":
+            if split not in self.caches:
+                self.caches[split] = Cache(self.cache, examples, dataset.values, self.size, dataset.square)
+            dataset.cache = self.caches[split]
         return DataLoader(
-            Examples(examples, self.collection.values, Transform(self.size, augment), self.seed),
+            dataset,
             batch_size=self.batch_size,
             sampler=EpochSampler(len(examples), shuffle=shuffle, seed=self.seed, **share),
             num_workers=self.workers,
@@ -186,7 +261,16 @@ class SegmentationData(L.LightningDataModule):
         return self.loader(self.test_split)
 
 
-def collate(examples: list[tuple[np.ndarray, np.ndarray, int]]) -> Batch:
-    """Stack examples; the images stay HxWx3 in memory, which is what channels_last models read."""
-    images, masks, indices = default_collate(examples)
-    return Batch(images.permute(0, 3, 1, 2), masks, indices)
+def collate(items: list[Item]) -> Batch:
+    """Stack examples; the images stay HxWx3 in memory, which is what channels_last models read.
+
+    Raises:
+        UserError: none of them could be read.
+    """
+    unread = [item for item in items if isinstance(item, Unread)]
+    if len(unread) == len(items):
+        reasons = "\n".join(item.reason.partition("\n")[0] for item in unread)
+        raise UserError(f"nothing is left of a batch:\n{reasons}\n  try: replace these files, or drop their lines")
+    images, masks, indices = default_collate([item for item in items if not isinstance(item, Unread)])
+    missing = torch.tensor([item.position for item in unread], dtype=torch.int64)
+    return Batch(images.permute(0, 3, 1, 2), masks, indices, missing)

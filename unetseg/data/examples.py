@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from unetseg.config import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 INVALID = 254
 """Marks mask values without a meaning in a value table; classes go from 0 to 253, 255 is IGNORE."""
+REDUCED = {
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    1: cv2.IMREAD_COLOR,
+}
+"""How OpenCV is asked for a JPEG with sides divided by 8, 4, 2 or 1."""
+END_OF_JPEG = b"\xff\xd9"
+
+
+class Unreadable(UserError):
+    """A file is absent, or its bytes are no picture."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,25 @@ class Example:
     """What results are broken down by: the breed in Pets, empty where there is none."""
 
 
+class Listing(Sequence[Example]):
+    """Many examples as a few arrays of bytes; an Example is made when it is asked for.
+
+    A loader's process shares the memory of the process that it was forked from until one of the two writes to it, and
+    Python writes to an object whenever it is looked at: a list of N examples would be copied into every loader process.
+    """
+
+    def __init__(self, examples: Iterable[Example]):
+        rows = [tuple(map(os.fsencode, (e.name, str(e.image), str(e.mask), e.group))) for e in examples]
+        self.columns = [np.array([row[column] for row in rows], dtype=np.bytes_) for column in range(4)]
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # slices are not needed
+        name, image, mask, group = (os.fsdecode(column[index]) for column in self.columns)
+        return Example(name, Path(image), Path(mask), group)
+
+
 @dataclass(frozen=True)
 class Collection:
     """A data set: its classes, what its mask values mean, and the examples of each split."""
@@ -36,13 +70,26 @@ class Collection:
     classes: tuple[str, ...]
     values: np.ndarray
     """256 uint8: the class of each mask value, IGNORE, or INVALID."""
-    splits: dict[str, list[Example]]
+    splits: Mapping[str, Sequence[Example]]
     """train, val and test."""
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Return a picture as HxWx3 uint8 RGB, whatever format its bytes are in."""
-    with _naming(path), Image.open(path) as picture:
+def read_image(path: Path, side: int) -> np.ndarray:
+    """Return a picture as HxWx3 uint8 RGB, whatever format its bytes are in.
+
+    A JPEG whose sides are at least 2, 4 or 8 times `side` is decoded at a half, a quarter or an eighth of its size,
+    where that divides its sides: otherwise what is decoded would not lie exactly where the mask does.
+
+    OpenCV decodes whole JPEGs of one or three channels, to the pixels that PIL gives, but faster. PIL decodes the rest:
+    it refuses what is cut short, where OpenCV before 5 fills up with grey.
+    """
+    with _naming(path), Image.open(io.BytesIO(content := path.read_bytes())) as picture:
+        if picture.format == "JPEG" and picture.mode in ("L", "RGB") and content.endswith(END_OF_JPEG):
+            factor = next(f for f in REDUCED if f == 1 or all(s >= f * side and s % f == 0 for s in picture.size))
+            flags = REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION  # masks are not turned either
+            decoded = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+            if decoded is not None:
+                return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
         return np.array(picture.convert("RGB"))  # a copy: torch wants to own its memory
 
 
@@ -66,23 +113,30 @@ def read_mask(path: Path, values: np.ndarray) -> np.ndarray:
     return mask
 
 
-def check_headers(examples: Sequence[Example]) -> None:
-    """Read the headers of all files, before training starts: raises UserError on the first that can't be right."""
+def check_headers(examples: Sequence[Example]) -> dict[int, Unreadable]:
+    """Read the headers of all files, before training starts; return, by position, why some can't be read.
 
-    def check(example: Example) -> None:
+    Raises:
+        UserError: a mask hasn't its picture's size.
+    """
+
+    def check(example: Example) -> Unreadable | None:
         sizes = []
-        for path in (example.image, example.mask):
-            with _naming(path), Image.open(path) as picture:
-                sizes.append(picture.size)
+        try:
+            for path in (example.image, example.mask):
+                with _naming(path), Image.open(path) as picture:
+                    sizes.append(picture.size)
+        except Unreadable as error:
+            return error
         if sizes[0] != sizes[1]:
             raise UserError(
                 f"{example.mask} is {sizes[1][0]}x{sizes[1][1]}, its picture {example.image} "
                 f"{sizes[0][0]}x{sizes[0][1]}\n  accepted: a mask of the picture's size"
             )
+        return None
 
     with ThreadPoolExecutor(8) as pool:
-        for _ in pool.map(check, examples):
-            pass
+        return {position: error for position, error in enumerate(pool.map(check, examples)) if error}
 
 
 def missing_layout(root: Path, parts: Sequence[str]) -> list[str]:
@@ -92,10 +146,13 @@ def missing_layout(root: Path, parts: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Turn what PIL raises on a bad file, at opening or at decoding, into a UserError with the file's name."""
+    """Turn what a decoder raises on a bad file, at opening or at decoding, into an Unreadable with the file's name."""
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist, but a split lists it\n  try: put it there, or drop its line") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} can't be read as a picture: {error}\n  try: replace it, or drop its line") from None
+        raise Unreadable(
+            f"{path} does not exist, but a split lists it\n  try: put it there, or drop its line"
+        ) from None
+    except (OSError, SyntaxError, ValueError, cv2.error, Image.DecompressionBombError) as error:
+        reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
+        raise Unreadable(f"{path} can't be read as a picture: {reason}\n  try: replace it, or drop its line") from None

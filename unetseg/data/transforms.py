@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
+import cv2
 import numpy as np
 
 from unetseg.config import IGNORE
@@ -21,32 +23,47 @@ class Transform:
     """
 
     def __init__(self, size: int, augment: bool):
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
-        import albumentations as A
-        import cv2
-
         cv2.setNumThreads(0)  # the loader's processes are the parallelism
-        # averaging over areas avoids aliasing where a picture is much larger than the target
-        steps: list[A.BasicTransform] = [A.Resize(size, size, area_for_downscale="image")]
-        if augment:
-            steps += [
-                A.HorizontalFlip(p=0.5),
-                A.Affine(
-                    scale=(0.8, 1.25),
-                    rotate=(-15, 15),
-                    translate_percent=(-0.08, 0.08),
-                    fill=(124, 116, 104),  # the mean colour of ImageNet
-                    fill_mask=IGNORE,  # the default, 0, would teach that the frame is background
-                    p=0.8,
-                ),
-                A.ColorJitter((0.8, 1.2), (0.8, 1.2), (0.8, 1.2), (-0.03, 0.03), p=0.8),
-            ]
-        self.augment = augment
-        self.pipeline = A.Compose(steps, strict=True)
+        self.size, self.pipeline = size, _augmentation() if augment else None
+
+    def square(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Map an image hxwx3 and a mask HxW, uint8, to SxSx3 and SxS: the part that every epoch has in common."""
+        return squashed(image, self.size), cv2.resize(mask, (self.size, self.size), interpolation=cv2.INTER_NEAREST)
 
     def __call__(self, image: np.ndarray, mask: np.ndarray, key: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Map HxWx3 and HxW uint8 to SxSx3 and SxS uint8; the key, e.g. (seed, epoch, index), decides what is drawn."""
-        if self.augment:
-            self.pipeline.set_random_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        """Map what `square` takes, or gives, to SxSx3 and SxS; the key, e.g. (seed, epoch, index), decides the rest."""
+        image, mask = self.square(image, mask)
+        if self.pipeline is None:
+            return image, mask
+        self.pipeline.set_random_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
         result = self.pipeline(image=image, mask=mask)
         return result["image"], result["mask"]
+
+
+def squashed(image: np.ndarray, size: int) -> np.ndarray:
+    """Resize HxWx3 uint8 to size x size: by areas where a side shrinks, which avoids aliasing."""
+    if image.shape[:2] == (size, size):
+        return image
+    method = cv2.INTER_AREA if size < max(image.shape[:2]) else cv2.INTER_LINEAR
+    return cv2.resize(image, (size, size), interpolation=method)
+
+
+def _augmentation() -> Any:
+    """Return albumentations' pipeline, from squares to squares."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
+    import albumentations as A
+
+    steps: list[A.BasicTransform] = [
+        A.NoOp(p=1),  # takes the random number that resizing took, when it stood here: the others stay the same
+        A.HorizontalFlip(p=0.5),
+        A.Affine(
+            scale=(0.8, 1.25),
+            rotate=(-15, 15),
+            translate_percent=(-0.08, 0.08),
+            fill=(124, 116, 104),  # the mean colour of ImageNet
+            fill_mask=IGNORE,  # the default, 0, would teach that the frame is background
+            p=0.8,
+        ),
+        A.ColorJitter((0.8, 1.2), (0.8, 1.2), (0.8, 1.2), (-0.03, 0.03), p=0.8),
+    ]
+    return A.Compose(steps, strict=True)

@@ -1,0 +1,187 @@
+"""Decoded squares in one memory-mapped file, shared by all processes of a machine.
+
+A file is written under another name and renamed when it is whole, so that a process may be killed at any moment. Its
+name says what it was made from: of pictures that have changed, a new one is made. Who builds or opens a file holds the
+folder's lock meanwhile. Who uses one in RAM holds a shared lock of it, and the last one to let go removes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+from PIL import __version__ as pillow
+from rich.progress import track
+
+from unetseg.config import UserError
+from unetseg.data.examples import Example, Unreadable
+
+VERSION = f"1 {cv2.__version__} {pillow}"
+"""Of the file's format, and of what decodes the pictures."""
+SHARED_MEMORY = Path("/dev/shm")
+ADVICE = {
+    "ram": "data.cache=disk, a smaller data.size, or a larger /dev/shm (docker run --shm-size=...)",
+    "disk": "XDG_CACHE_HOME=FOLDER in the environment, or data.cache=none",
+}
+
+
+class Cache:
+    """The squares of a split's N examples: image SxSx3 and mask SxS, uint8.
+
+    Args:
+        kind: disk: under $XDG_CACHE_HOME, for later runs too; ram: under /dev/shm, until the last process that uses it
+            ends (if it is killed: until the next cache is opened there).
+        examples: the N examples that `read` reads.
+        values: the table by which it translates masks.
+        size: S.
+        read: maps a position to the square, or raises Unreadable; called from several threads.
+
+    Raises:
+        UserError: there is no room.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        examples: Sequence[Example],
+        values: np.ndarray,
+        size: int,
+        read: Callable[[int], tuple[np.ndarray, np.ndarray]],
+    ):
+        folder = folder_of(kind)
+        files, state = _fingerprints(examples, values, size)
+        self.path = folder / f"{files}-{state}.squares"
+        self.record = np.dtype(
+            [("image", np.uint8, (size, size, 3)), ("mask", np.uint8, (size, size)), ("whole", np.bool_)]
+        )
+        self.length = len(examples)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with _locked(folder):
+                _remove(folder.glob("*.partial"))  # nobody else is building
+                if kind == "ram":
+                    _remove_unused(set(folder.glob("*.squares")) - {self.path})
+                file = _opened(self.path)
+                if file is None:
+                    _remove(folder.glob(f"{files}-*.squares"))  # the same pictures, in an earlier state
+                    self._build(read)
+                    file = self.path.open("rb")
+                    fcntl.flock(file, fcntl.LOCK_SH)
+        except OSError as error:
+            needed = f"data.cache={kind} needs {self.length * self.record.itemsize:,} bytes in {folder}"
+            raise UserError(f"{needed}: {error.strerror}\n  try: {ADVICE[kind]}") from None
+        self.records = self._mapped()
+        if kind == "disk":
+            file.close()
+        else:
+            weakref.finalize(self, _let_go, file, self.path, os.getpid())
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return copies of an example's image and mask, or None if they could not be read."""
+        record = self.records[index]
+        return (np.array(record["image"]), np.array(record["mask"])) if record["whole"] else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the content: a process that isn't forked maps it itself."""
+        return {name: value for name, value in self.__dict__.items() if name != "records"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the content."""
+        self.__dict__ |= state
+        self.records = self._mapped()
+
+    def _mapped(self) -> np.ndarray:
+        return np.memmap(self.path, self.record, "r", shape=(self.length,))
+
+    def _build(self, read: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> None:
+        """Decode all examples into the file."""
+        each, partial = self.record.itemsize, self.path.with_suffix(".partial")
+        free = shutil.disk_usage(partial.parent).free
+        if free < self.length * each:
+            raise OSError(errno.ENOSPC, f"{free:,} are free")
+
+        def write(index: int) -> None:
+            with suppress(Unreadable):  # its record stays zero
+                record = np.array((*read(index), True), self.record)
+                if os.pwrite(file.fileno(), record.tobytes(), index * each) < each:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        try:
+            with partial.open("wb") as file, ThreadPoolExecutor() as pool:
+                file.truncate(self.length * each)
+                for _ in track(pool.map(write, range(self.length)), "decoding pictures", total=self.length):
+                    pass
+                os.fsync(file.fileno())
+            partial.rename(self.path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def folder_of(kind: str) -> Path:
+    """Return where the files of a kind, disk or ram, lie."""
+    if kind == "ram":
+        return SHARED_MEMORY / f"unetseg-{os.getuid()}"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unetseg"
+
+
+def _fingerprints(examples: Sequence[Example], values: np.ndarray, size: int) -> tuple[str, str]:
+    """Return a hash of which files are to become what, and one of the state in which these files are."""
+    files, state = hashlib.sha256(b"%d" % size + values.tobytes()), hashlib.sha256(VERSION.encode())
+    for example in examples:
+        for path in (example.image, example.mask):
+            status = path.stat()
+            files.update(os.fsencode(path.absolute()) + b"\0")
+            state.update(b"%d %d\0" % (status.st_size, status.st_mtime_ns))
+    return files.hexdigest()[:16], state.hexdigest()[:16]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from building and opening files of this folder."""
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _opened(path: Path) -> BinaryIO | None:
+    """Return a file with a shared lock, or None if there is none any more."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return None
+    fcntl.flock(file, fcntl.LOCK_SH)  # waits for one who is just removing it
+    if os.fstat(file.fileno()).st_nlink:
+        return file
+    file.close()
+    return None
+
+
+def _let_go(file: BinaryIO, path: Path, owner: int) -> None:
+    """Give a shared lock back; remove the file if nobody else has one. A forked process leaves that to `owner`."""
+    if os.getpid() == owner:
+        with file, suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+
+
+def _remove_unused(paths: set[Path]) -> None:
+    """Remove what killed processes have left."""
+    for path in paths:
+        with suppress(FileNotFoundError):
+            _let_go(path.open("rb"), path, os.getpid())
+
+
+def _remove(paths: Iterator[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
