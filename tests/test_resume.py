@@ -69,9 +69,7 @@ STEPS = ("checkpoint.every_n_steps=3",)
     ("step", "more"),
     [
         (2, ()),  # before the first checkpoint
-        (14, ()),  # in the last step
         (12, ("data.workers=2",)),
-        (8, STEPS),  # some steps after one, of which the last was read
         (11, (*STEPS, "data.workers=2")),
     ],
 )

@@ -94,10 +94,10 @@ def wandb_logger(options: Train, run: RunFolder) -> WandbLogger:
         "name": run.path.name,
         "dir": run.path.resolve(),  # a W&B service that another process started has another working directory
         "config": flat_config(options),
-        "id": begun_before(run),
-        "resume": "allow",
         "settings": wandb.Settings(init_timeout=10),  # seconds; the default waits for minutes
     }
+    if before := begun_before(run):
+        arguments |= {"id": before, "resume": "allow"}
     try:
         experiment = wandb.init(mode=wandb_mode(options), **arguments)
     except wandb.errors.CommError as error:

@@ -63,7 +63,7 @@ def _samples(run: Run, names: Sequence[str]) -> list[Sample]:
     """Return the named test images of a run with their masks and what its best checkpoint predicts."""
     try:
         options = DATA[run.options["data"]["name"]].model_validate(run.options["data"])
-        data = build.make_data(options, run.seed)  # type: ignore[arg-type]
+        data = build.make_data(options.model_copy(update={"cache": "none"}), run.seed)  # type: ignore[arg-type]
         data.setup()
         dataset = data.loader("test").dataset
         model, _ = checkpoint.load(run.folder.best)
