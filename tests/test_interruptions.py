@@ -82,6 +82,7 @@ def test_a_full_disk_ends_the_run_with_a_message_and_the_last_checkpoint_whole(d
     assert Forked([*options, f"output={small_disk}", "name=run"], log).wait(120) == 1, log.read_text()
     text = log.read_text()
     assert f"no room to write {run.checkpoints}" in text
+    assert f"resume={run.path}" in text
     assert "No space left on device" in text
     assert "Traceback" not in text
     assert {path.name for path in run.checkpoints.iterdir()} <= {"best.ckpt", "last.ckpt"}

@@ -207,7 +207,7 @@ def best_precision(accelerator: str) -> str:
     """Return bf16-mixed where the device computes in bfloat16, otherwise 32-true."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif accelerator in ("auto", "cpu") and not (accelerator == "auto" and torch.backends.mps.is_available()):
+    elif is_cpu(accelerator):
         fast = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
     else:
         fast = False

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from unetseg import launch
 from unetseg.config import Train, UserError, class_names
 from unetseg.model import Segmenter
-from unetseg.runs import RunFolder
 
-CONTINUATION = "Continuation"
-"""Under which the callback that knows how long the tables were keeps its state, see checkpointing.py."""
 PREFIX = "model."
 """Of the Segmenter's names in the state dict: it is the attribute `model` of the LightningModule."""
 
@@ -37,24 +32,6 @@ def segmenter_arguments(options: Train) -> dict[str, Any]:
         "classes": len(class_names(options.data)),
         "channels_last": options.channels_last,
     }
-
-
-def rewind(run: RunFolder) -> Path | None:
-    """Return the checkpoint from which a run goes on, None to start anew; the tables are cut back to it."""
-    lengths: dict[str, int] = {}
-    if run.last.exists():
-        content = torch.load(run.last, map_location="cpu", weights_only=True, mmap=True)
-        lengths = content["callbacks"][CONTINUATION]["tables"]
-    if launch.is_first():
-        for draft in run.checkpoints.glob("*.tmp"):
-            draft.unlink()
-        for table in run.tables:
-            length = lengths.get(table.name, 0)
-            if not length:
-                table.unlink(missing_ok=True)
-            elif table.stat().st_size > length:
-                os.truncate(table, length)
-    return run.last if run.last.exists() else None
 
 
 def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:

@@ -6,10 +6,13 @@ an epoch that happens between two steps: what the first of them logs is in the t
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -87,7 +90,6 @@ class Continuation(L.Callback):
         self.run, self.every = run, every
         self.asked: signal.Signals | None = None
         self.written = time.monotonic()
-        self.tables: dict[str, int] = {}
         self.random: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -179,6 +181,38 @@ class Continuation(L.Callback):
             f"stopped {when}\n  try: python -m unetseg.train resume={self.run.path}",
             INTERRUPTED if self.asked == signal.SIGINT else REQUEUE,
         )
+
+
+def rewind(run: RunFolder) -> Path | None:
+    """Return the checkpoint from which a run goes on, None to start anew; the tables are cut back to it."""
+    lengths: dict[str, int] = {}
+    if run.last.exists():
+        content = torch.load(run.last, map_location="cpu", weights_only=True, mmap=True)
+        lengths = content["callbacks"][Continuation.__qualname__]["tables"]
+    if launch.is_first():
+        for draft in run.checkpoints.glob("*.tmp"):
+            draft.unlink()
+        for table in filter(Path.exists, run.tables):
+            length = lengths.get(table.name, 0)
+            if not length:
+                table.unlink()
+            elif table.stat().st_size > length:
+                os.truncate(table, length)
+    return run.last if run.last.exists() else None
+
+
+@contextmanager
+def explaining_full_disks(run: RunFolder) -> Iterator[None]:
+    """Turn the error that there is no room to write into a Halt that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Halt(
+            f"no room to write {error.filename or 'a file'}: {error.strerror}\n"
+            f"  what was written before is whole\n  try: make room, then python -m unetseg.train resume={run.path}"
+        ) from None
 
 
 def make_checkpointing(run: RunFolder) -> tuple[Checkpointing, Checkpointing]:

@@ -5,7 +5,6 @@ Exit status: 0 done, 2 the user's input is wrong (a message, no traceback), 1 an
 
 from __future__ import annotations
 
-import errno
 import itertools
 import re
 import sys
@@ -40,8 +39,6 @@ QUIET = (
     "hydra/hydra_logging=none",
 )
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system calls a full disk."""
 HELP = {"-h", "--help"}
 MULTIRUN = {"-m", "--multirun"}
 OUR_FLAGS = HELP | MULTIRUN
@@ -79,10 +76,6 @@ def run(
             results.append(work(validate(schema, _plain(options, schema))))
         except (UserError, Halt) as error:  # here, because Hydra would say more of it
             _leave(door, error)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            _leave(door, Halt(_no_room(error)))
 
     try:
         arguments = [_lenient(argument) for argument in sys.argv[1:]]
@@ -154,14 +147,6 @@ def _leave(door: str, error: UserError | Halt) -> NoReturn:
     # a loader's process wraps its traceback into the message; what the user has to know is the last part
     print(f"unetseg.{door}: {str(error).rpartition('UserError: ')[2].strip()}", file=sys.stderr)
     sys.exit(error.status if isinstance(error, Halt) else 2)
-
-
-def _no_room(error: OSError) -> str:
-    """Return the message for a disk, or a user's share of it, that is full."""
-    return (
-        f"no room to write {error.filename or 'a file'}: {error.strerror}\n  what was written before is whole\n"
-        "  try: make room, then go on with python -m unetseg.train resume=RUN_FOLDER"
-    )
 
 
 def compose(door: str, schema: type[Schema], overrides: list[str]) -> Schema:

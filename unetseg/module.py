@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from unetseg.config import UserError
 from unetseg.data.datamodule import Batch
 from unetseg.metrics import SegmentationScores, image_counts
 from unetseg.model.segmenter import class_map
@@ -95,7 +97,16 @@ class SegmentationModule(L.LightningModule):
         """Add the scores of the epoch's training batches so far, those of all processes."""
         metric = self._metric("train")
         with metric.sync_context():
-            checkpoint["train_scores"] = {name: getattr(metric, name).clone() for name in metric._defaults}
+            checkpoint["train_scores"] = copy.deepcopy(metric.metric_state)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Take the weights over; raise a UserError where they are another model's."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            raise UserError(
+                f"the weights don't fit this model: {error}\n  try: the options of the checkpoint"
+            ) from None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take these scores over, on one of the processes."""

@@ -9,6 +9,7 @@ python -m unetseg.train --help                                      every option
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,22 @@ def train(options: Train) -> dict[str, Any]:
     """Train, test the best checkpoint, fill the run folder; return the summary."""
     import lightning as L
 
-    from unetseg import build, callbacks, checkpoint, checkpointing, figures, loggers, summary
+    from unetseg import build, callbacks, checkpointing, figures, loggers, summary
 
     L.seed_everything(options.seed, workers=True, verbose=False)
     data = build.make_data(options.data, options.seed, skip_unreadable=options.guards.unreadable_image == "skip")
     module = build.make_module(options)
     run = RunFolder.resumed(options) if options.resume else RunFolder.create(options)
-    start = checkpoint.rewind(run) if options.resume else None
+    start = checkpointing.rewind(run) if options.resume else None
     sinks = build.make_loggers(options, run)
     record, cost = callbacks.TestRecord(run), callbacks.Cost()
     guard, watchers = build.make_watchers(options, run)
     best, last = checkpointing.make_checkpointing(run)
     continuation = checkpointing.Continuation(run, options.checkpoint)
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(checkpointing.explaining_full_disks(run))
+        stack.callback(run.release)
+        stack.callback(loggers.finish, sinks)
         ours = [continuation, *watchers, record, cost, best, last]
         trainer = build.make_trainer(options.trainer, sinks, ours, run.path)
         shared = build.share_out(options, trainer, data, module)
@@ -64,9 +68,6 @@ def train(options: Train) -> dict[str, Any]:
         loggers.log_summary(sinks, content)
         if options.wandb.log_model:
             loggers.log_model(sinks, run.best)
-    finally:
-        loggers.finish(sinks)
-        run.release()
     return content
 
 
