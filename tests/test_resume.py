@@ -1,5 +1,6 @@
 """A run that was stopped goes on to what it would have been."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -102,6 +103,22 @@ def test_other_options_are_refused_and_listed(stopped):
     broken = stopped(2, *OPTIONS)
     with pytest.raises(UserError, match=r"model.encoder: resnet18 -> resnet34; optimizer.lr: 0.001 -> 0.1"):
         resume(broken, "model.encoder=resnet34", "optimizer.lr=0.1")
+
+
+def test_options_allowed_by_name_may_differ_and_what_they_were_is_kept(stopped):
+    broken = stopped(7, *OPTIONS)
+    before = broken.config.read_text()
+    resume(broken, "trainer.max_epochs=4", "allow_changes=[trainer.max_epochs]")
+    assert (broken.path / "config_1.yaml").read_text() == before
+    changed = yaml.safe_load(broken.config.read_text())
+    assert changed == {**yaml.safe_load(before), "trainer": {**changed["trainer"], "max_epochs": 4}}
+    assert json.loads(broken.summary.read_text())["epochs"] == 4
+
+
+def test_weights_of_another_model_are_refused_also_when_the_change_is_allowed(stopped):
+    broken = stopped(7, *OPTIONS)
+    with pytest.raises(UserError, match="the weights don't fit this model"):
+        resume(broken, "model.skip=none", "allow_changes=[model.skip]")
 
 
 def test_a_finished_run_is_refused(tiny):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 from unetseg import figures
 from unetseg.data.datamodule import Batch
 from unetseg.gradients import GradientFlow
+from unetseg.runs import append_rows
 
 
 class FlowReadings(L.Callback):
@@ -79,11 +79,7 @@ class FlowReadings(L.Callback):
         if not trainer.is_global_zero:
             return
         rows = [(self.step, trainer.current_epoch, r.kind, r.block, r.metric, r.value) for r in records]
-        with self.table.open("a", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if file.tell() == 0:
-                writer.writerow(self.COLUMNS)
-            writer.writerows(rows)
+        append_rows(self.table, self.COLUMNS, rows)
         scalars = {
             f"gradient/{r.metric}" if r.kind == "net" else f"gradient/{r.metric}/{r.block}": r.value
             for r in records

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from unetseg import launch
 from unetseg.config import Train
-from unetseg.runs import RunFolder, one_word, variant
+from unetseg.runs import RunFolder, append_rows, one_word, variant
 
 
 class LongCsv(Logger):
@@ -43,13 +42,9 @@ class LongCsv(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append the scalars of a step."""
-        fresh = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if fresh:
-                writer.writerow(self.COLUMNS)
-            epoch = int(metrics.get("epoch", 0))
-            writer.writerows((step, epoch, name, repr(float(v))) for name, v in metrics.items() if name != "epoch")
+        epoch = int(metrics.get("epoch", 0))
+        rows = [(step, epoch, name, repr(float(value))) for name, value in metrics.items() if name != "epoch"]
+        append_rows(self.path, self.COLUMNS, rows)
 
 
 def flat_config(options: Train) -> dict[str, Any]:

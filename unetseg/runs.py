@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -74,8 +75,8 @@ class RunFolder:
             recorded = yaml.safe_load(run.config.read_text())
             if differences(recorded, options):
                 number = next(n for n in itertools.count(1) if not (run.path / f"config_{n}.yaml").exists())
-                run.config.rename(run.path / f"config_{number}.yaml")
-                kept = {key: recorded.get(key) for key in ("name", "output", "resume")}
+                write_text(run.path / f"config_{number}.yaml", run.config.read_text())
+                kept = {key: recorded.get(key) for key in ("name", "output", "resume", "allow_changes")}
                 write_text(run.config, yaml.safe_dump(options.model_dump() | kept, sort_keys=False))
             return run
 
@@ -182,6 +183,15 @@ def write_text(path: Path, text: str) -> None:
     draft = path.with_suffix(".tmp")
     draft.write_text(text)
     draft.replace(path)
+
+
+def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Append rows to a table that begins with its columns' names."""
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if file.tell() == 0:
+            writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def one_word(per_level: str | list[str]) -> str:

@@ -2,6 +2,7 @@
 
 import shutil
 
+import pandas as pd
 import pytest
 import torch
 from conftest import TINY
@@ -9,6 +10,7 @@ from PIL import Image
 
 from unetseg import build, cli
 from unetseg.config import Train, UserError
+from unetseg.train import train as run_training
 
 
 @pytest.fixture
@@ -51,6 +53,20 @@ def test_what_has_no_header_is_left_out_before_training_and_told_in_a_line(own, 
     for split in ("train", "val", "test"):
         assert names(data, split) == [name for name in names(first, split) if name not in gone]
     assert capsys.readouterr().out == f"left out, unreadable: 4 pictures: {', '.join(gone[:3])}, ...\n"
+
+
+def test_a_run_counts_and_records_what_it_left_out_before_training_and_in_it(own, tmp_path):
+    train = names(prepared(own), "train")
+    (own / f"images/{train[3]}.jpg").unlink()
+    cut_short(own / f"images/{train[5]}.jpg")
+    pets = ("data=pets", "data.size=64", f"data.root={own}", "data.batch_size=4", "data.workers=0")
+    small = ("model.encoder=resnet18", "model.weights=null", "trainer.max_epochs=2", "guards.unreadable_image=skip")
+    others = [override for override in TINY if not override.startswith("data")]
+    options = cli.compose("train", Train, [*others, *pets, *small, f"output={tmp_path}", "name=run"])
+    assert run_training(options)["unreadable_images"] == 2
+    table = pd.read_csv(tmp_path / "run/left_out.csv")
+    assert table.name.tolist() == [train[3], train[5]], "each once, not in every epoch"
+    assert set(table.reason) == {"unreadable_image"}
 
 
 def test_without_skipping_it_ends_the_run_before_training(own):

@@ -177,6 +177,8 @@ class SegmentationData(L.LightningDataModule):
         self.cache, self.skip_unreadable = cache, skip_unreadable
         self.caches: dict[str, Cache] = {}
         self.collection: Collection | None = None
+        self.left_out: list[str] = []
+        """Names of the pictures of all splits whose files could not be opened, with skip_unreadable."""
         self.done = (0, 0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -209,11 +211,12 @@ class SegmentationData(L.LightningDataModule):
             self.collection = replace(found, splits=readable)
 
     def _check_unreadable(self, found: Collection, unreadable: dict[str, dict[int, Unreadable]]) -> None:
-        """Say what is left out, or raise a UserError where nothing may be left out or where nothing is left."""
+        """Keep and say what is left out, or raise a UserError where nothing may be or where nothing is left."""
         for split, errors in unreadable.items():
             if errors and (not self.skip_unreadable or len(errors) == len(found.splits[split])):
                 raise next(iter(errors.values()))
         names = [found.splits[split][position].name for split, errors in unreadable.items() for position in errors]
+        self.left_out = names
         if names and launch.is_first():
             print(f"left out, unreadable: {len(names)} pictures: {', '.join(names[:3])}{', ...' * (len(names) > 3)}")
 
