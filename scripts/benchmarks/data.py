@@ -30,9 +30,9 @@ Way = tuple[str, bool, int]
 
 
 def caches() -> list[str]:
-    """Return what data.cache accepts, first what is the plainest; empty where there is no such option."""
+    """Return where data.cache keeps pictures, first nowhere; empty where there is no such option."""
     field = Pets.model_fields.get("cache")
-    return list(get_args(field.annotation)) if field else []
+    return [kind for kind in get_args(field.annotation) if kind != "auto"] if field else []
 
 
 def epoch(overrides: list[str]) -> Callable[[], int]:

@@ -84,7 +84,7 @@ def batches(drawn, *overrides: str):
 
 @pytest.fixture(scope="module")
 def plain(drawn):
-    return batches(drawn, "data.size=48")
+    return batches(drawn, "data.size=48", "data.cache=none")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -103,6 +103,33 @@ def test_a_second_run_decodes_nothing(drawn, plain, monkeypatch):
     monkeypatch.setattr(datamodule, "read_image", refused)
     again = batches(drawn, "data.size=48", "data.cache=disk")
     assert torch.equal(again[0].images, plain[0].images)
+
+
+def room(monkeypatch, total: int, free: int | None = None) -> None:
+    """Let the shared memory have this many bytes."""
+    usage = SimpleNamespace(total=total, free=total if free is None else free)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: usage)
+
+
+@pytest.mark.parametrize(("quarters", "kept"), [(4, {"train", "val"}), (3.99, {"val"})])
+def test_by_itself_it_keeps_in_memory_what_takes_at_most_a_quarter_of_it(quarters, kept, drawn, plain, monkeypatch):
+    room(monkeypatch, int(quarters * 18 * (4 * 48**2 + 1)))
+    options = cli.compose("train", Train, [*TINY, f"data.root={drawn}", "data.size=48"]).data
+    assert options.cache == "auto"
+    data = build.make_data(options, 0)
+    data.prepare_data()
+    data.setup()
+    assert len(data.collection.splits["train"]) == 18
+    loaders = {"train": data.train_dataloader(), "val": data.val_dataloader(), "test": data.test_dataloader()}
+    assert {split for split, loader in loaders.items() if loader.dataset.cache} == kept
+    assert torch.equal(next(iter(loaders["train"])).images, plain[0].images)
+
+
+def test_by_itself_it_goes_without_where_the_room_is_taken(drawn, plain, monkeypatch):
+    room(monkeypatch, 10**9, free=0)
+    found = batches(drawn, "data.size=48")
+    assert all(torch.equal(ours.images, theirs.images) for ours, theirs in zip(found, plain, strict=True))
+    assert files("ram") == []
 
 
 # What it was made from

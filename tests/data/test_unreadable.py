@@ -90,7 +90,7 @@ def test_a_mask_of_another_size_is_no_unreadable_file(own):
         prepared(own)
 
 
-@pytest.mark.parametrize("cache", ["none", "disk"])
+@pytest.mark.parametrize("cache", ["none", "disk", "auto"])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("part", ["images/{}.jpg", "annotations/trimaps/{}.png"])
 def test_what_turns_out_unreadable_is_left_out_of_its_batch(own, workers, part, cache, tmp_path, monkeypatch):
@@ -108,10 +108,10 @@ def test_what_turns_out_unreadable_is_left_out_of_its_batch(own, workers, part, 
 
 
 def test_the_others_of_such_a_batch_are_what_they_were(own):
-    data = prepared(own)
-    before = list(data.train_dataloader())
-    cut_short(own / f"images/{names(data, 'train')[7]}.jpg")
-    for ours, theirs in zip(data.train_dataloader(), before, strict=True):
+    whole = prepared(own)
+    before = list(whole.train_dataloader())
+    cut_short(own / f"images/{names(whole, 'train')[7]}.jpg")
+    for ours, theirs in zip(prepared(own).train_dataloader(), before, strict=True):
         kept = theirs.indices != 7
         assert torch.equal(ours.indices, theirs.indices[kept])
         assert torch.equal(ours.images, theirs.images[kept])

@@ -30,6 +30,8 @@ from unetseg.data.examples import Example, Unreadable
 VERSION = f"1 {cv2.__version__} {pillow}"
 """Of the file's format, and of what decodes the pictures."""
 SHARED_MEMORY = Path("/dev/shm")
+QUARTER = 4
+"""Of the shared memory, which is half of the machine's where nobody has set it otherwise: what `auto` takes at most."""
 ADVICE = {
     "ram": "data.cache=disk, a smaller data.size, or a larger /dev/shm (docker run --shm-size=...)",
     "disk": "XDG_CACHE_HOME=FOLDER in the environment, or data.cache=none",
@@ -120,12 +122,22 @@ class Cache:
         try:
             with partial.open("wb") as file, ThreadPoolExecutor() as pool:
                 file.truncate(self.length * each)
-                for _ in track(pool.map(write, range(self.length)), "decoding pictures", total=self.length):
+                for _ in track(
+                    pool.map(write, range(self.length)), "decoding pictures", total=self.length, transient=True
+                ):
                     pass
                 os.fsync(file.fileno())
             partial.rename(self.path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def modest(length: int, size: int) -> bool:
+    """Return whether `auto` keeps a split of this length in RAM: where it takes little of what there is."""
+    try:
+        return length * (4 * size**2 + 1) <= shutil.disk_usage(SHARED_MEMORY).total / QUARTER
+    except OSError:  # a system without shared memory in the file tree
+        return False
 
 
 def folder_of(kind: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from unetseg import launch
 from unetseg.config import UserError
-from unetseg.data.cache import Cache
+from unetseg.data.cache import Cache, modest
 from unetseg.data.examples import Collection, Example, Listing, Unreadable, check_headers, read_image, read_mask
 from unetseg.data.transforms import Transform
 
@@ -147,7 +148,8 @@ class SegmentationData(L.LightningDataModule):
         seed: of the order and the augmentation.
         prepare: downloads or generates the files; called on one process of each machine.
         test_split: the part that a test runs over.
-        cache: none, or where the resized pictures are kept between epochs: ram | disk.
+        cache: none, or where the resized pictures are kept between epochs: ram | disk; auto: in RAM where little of it
+            is needed and there is room, and only what is read in each epoch.
         skip_unreadable: leave out what can't be read, and don't end the run.
     """
 
@@ -175,7 +177,7 @@ class SegmentationData(L.LightningDataModule):
             seed,
         )
         self.cache, self.skip_unreadable = cache, skip_unreadable
-        self.caches: dict[str, Cache] = {}
+        self.caches: dict[str, Cache | None] = {}
         self.collection: Collection | None = None
         self.left_out: list[str] = []
         """Names of the pictures of all splits whose files could not be opened, with skip_unreadable."""
@@ -220,7 +222,9 @@ class SegmentationData(L.LightningDataModule):
         if names and launch.is_first():
             print(f"left out, unreadable: {len(names)} pictures: {', '.join(names[:3])}{', ...' * (len(names) > 3)}")
 
-    def loader(self, split: str, *, shuffle: bool = False, augment: bool = False) -> DataLoader[Any]:
+    def loader(
+        self, split: str, *, shuffle: bool = False, augment: bool = False, each_epoch: bool = False
+    ) -> DataLoader[Any]:
         """Return a loader of a split; this rank's share of it where a trainer with several is attached."""
         assert self.collection is not None, "call setup() first"
         examples = self.collection.splits[split]
@@ -236,10 +240,9 @@ class SegmentationData(L.LightningDataModule):
             self.seed,
             skip_unreadable=self.skip_unreadable,
         )
-        if self.cache != "none":
-            if split not in self.caches:
-                self.caches[split] = Cache(self.cache, examples, dataset.values, self.size, dataset.square)
-            dataset.cache = self.caches[split]
+        if split not in self.caches:
+            self.caches[split] = self._cache(dataset, each_epoch)
+        dataset.cache = self.caches[split]
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
@@ -251,13 +254,23 @@ class SegmentationData(L.LightningDataModule):
             generator=torch.Generator().manual_seed(self.seed),  # the process-wide one stays as it is
         )
 
+    def _cache(self, dataset: Examples, each_epoch: bool) -> Cache | None:
+        """Return what keeps the squares of a split; ranks that differ in it load the same all the same."""
+        what = (dataset.examples, dataset.values, self.size, dataset.square)
+        if self.cache in ("ram", "disk"):
+            return Cache(self.cache, *what)
+        if self.cache == "auto" and each_epoch and modest(len(dataset), self.size):
+            with suppress(UserError):  # there is no room after all
+                return Cache("ram", *what)
+        return None
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the shuffled, augmented training examples."""
-        return self.loader("train", shuffle=True, augment=self.augment)
+        return self.loader("train", shuffle=True, augment=self.augment, each_epoch=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the validation examples."""
-        return self.loader("val")
+        return self.loader("val", each_epoch=True)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Return the examples of the test split, or of the one chosen in its place."""
