@@ -605,17 +605,29 @@ def test_reading_without_forward_or_backward_pass_says_what_to_do():
         inside.gradients()
 
 
-def test_a_compiled_net_is_refused():
-    net, _ = example()
-    compiled = torch.compile(net)
-    called = copy.deepcopy(net)
-    called.compile()
-    inside = nn.Sequential(torch.compile(copy.deepcopy(net)))
-    for module in (compiled, called, inside):
-        with pytest.raises(RuntimeError, match=r"torch\.compile calls no hooks"):
-            GradientFlow(module).__enter__()
-    with GradientFlow(net):
-        pass
+@pytest.mark.parametrize("way", ["function", "in_place", "inside"])
+def test_a_compiled_net_is_read_as_exactly_and_stays_compiled(way):
+    net, images = example()
+    wanted = numbers(step(copy.deepcopy(net), images))
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    if way == "in_place":
+        module = net
+        net.compile(backend=backend)
+    else:
+        compiled = torch.compile(net, backend=backend)
+        module = compiled if way == "function" else nn.Sequential(compiled)
+    with torch.no_grad():
+        module(images)
+    assert len(graphs) == 1
+    assert numbers(step(module, images)) == wanted
+    assert len(graphs) == 1, "the step that was read was compiled"
+    module(images)
+    assert len(graphs) == 2, "the step after it was not"
 
 
 def test_a_net_is_read_by_one_at_a_time():

@@ -118,6 +118,16 @@ def test_a_download_of_weights_that_breaks_off_is_told_with_the_two_ways_on(monk
         build.make_module(cli.compose("train", Train, [*SYNTHETIC, "model.weights=imagenet"]))
 
 
+def test_compile_without_a_compiler_is_refused(monkeypatch):
+    from unetseg import preflight
+
+    monkeypatch.setenv("CXX", sys.executable)
+    preflight.train(cli.compose("train", Train, [*SYNTHETIC, "compile=true"]))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"no-such-compiler is not on the PATH(.|\n)*try: compile=false"):
+        preflight.train(cli.compose("train", Train, [*SYNTHETIC, "compile=true"]))
+
+
 def test_absent_pets_without_a_network_are_refused_with_the_three_ways_on(tmp_path, monkeypatch):
     from unetseg import preflight
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -154,6 +155,25 @@ def test_a_taken_name_is_refused_and_nothing_is_lost(finished):
 def test_settings_train(tiny, overrides):
     run = tiny("trainer.max_epochs=1", *overrides)
     assert 0 <= json.loads(run.summary.read_text())["test/iou"] <= 1
+
+
+def test_a_compiled_training_is_the_same_but_for_the_compilers_rounding(tiny, monkeypatch):
+    graphs = []
+
+    def backend(graph, inputs):  # compiles to the very operations, which round as they did
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    run = tiny("compile=true", "gradients.every_n_steps=2")
+    assert len(graphs) >= 2, "training and evaluation"
+    plain = tiny("gradients.every_n_steps=2")
+    assert run.metrics.read_text() == plain.metrics.read_text()
+    assert run.gradient_flow.read_text() == plain.gradient_flow.read_text()
+    costs = [json.loads(each.summary.read_text()) for each in (run, plain)]
+    assert costs[0]["flops"] == costs[1]["flops"]
+    weights = [torch.load(each.last, weights_only=True)["state_dict"] for each in (run, plain)]
+    assert weights[0].keys() == weights[1].keys()
 
 
 def test_own_pictures_of_three_classes_train(drawn_set, tmp_path):

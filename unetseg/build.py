@@ -101,6 +101,8 @@ def make_module(options: Train) -> SegmentationModule:
         matched = load_encoder(model.net.encoder, weights)
         if launch.is_first():
             print(f"{weights}: {matched}")
+    if options.compile:
+        model.compile()  # in place: a checkpoint's keys stay what they are
     classes = len(class_names(options.data))
     return SegmentationModule(
         model,

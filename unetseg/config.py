@@ -1,7 +1,7 @@
 """The typed schema of every option: what each means and what it accepts.
 
-Imports neither torch nor Lightning, so that a wrong option fails within a second. Defaults live in conf/ only; a
-field's description is what `--help` prints. validation.py turns what is wrong into messages.
+Imports neither torch nor Lightning: a wrong option fails within a second. Defaults live in conf/ only; a field's
+description is what `--help` prints.
 """
 
 from __future__ import annotations
@@ -80,10 +80,9 @@ class Model(Section):
     @field_validator("weights")
     @classmethod
     def _weights(cls, value: str | None) -> str | None:
-        if value in (None, "imagenet"):
-            return value
         accepted = "imagenet, null, or the path of an encoder's state dict that exists and ends in .pth or .safetensors"
-        if Path(value).suffix not in (".pth", ".safetensors") or not Path(value).is_file():
+        file = Path(value or "imagenet")
+        if value not in (None, "imagenet") and (file.suffix not in (".pth", ".safetensors") or not file.is_file()):
             raise rejected(accepted, "null")
         return value
 
@@ -247,6 +246,7 @@ class Train(Section):
     checkpoint: Checkpoint
     guards: Guards
     channels_last: bool = Field(description="memory layout with channels innermost: faster on CPUs and GPUs")
+    compile: bool = Field(description="torch.compile: the first step takes a minute or more; needs a C++ compiler")
     seed: int = Field(ge=0, description="seed of weights, order and augmentation")
     name: str | None = Field(description="name of the run folder; null: made of the options and the time")
     output: str = Field(description="folder that holds the run folders")

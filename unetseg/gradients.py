@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -60,7 +61,7 @@ class GradientFlow:
     """Reads the gradient flow of the training step in its `with` block, from the forward pass to the optimizer's step.
 
     Micro-batches in one block count together: the numbers are those of the step's whole gradient. Passes without
-    gradients (evaluation) are ignored. In a distributed run every rank has to `read`.
+    gradients (evaluation) are ignored. A compiled net runs uncompiled. In a distributed run every rank has to `read`.
 
     Args:
         net: a SkipUnet, or a module with exactly one inside (Segmenter, DistributedDataParallel, ...).
@@ -80,10 +81,6 @@ class GradientFlow:
     def __enter__(self) -> Self:
         if self.net in _read_now:
             raise RuntimeError("a GradientFlow reads this net already: leave its `with` block first")
-        for module in self.module.modules():
-            if "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None:
-                why = "is compiled, and torch.compile calls no hooks that are set later"
-                raise RuntimeError(f"{type(module).__name__} {why}: read the gradient flow of the net without it")
         blocks = blocks_of(self.net)
         self._weights = {block: [w for w in weights if w.requires_grad] for block, weights in blocks.items()}
         self._before = [[w.detach().clone() for w in weights] for weights in self._weights.values()]
@@ -94,6 +91,9 @@ class GradientFlow:
         self._updates = self._flows.new_full((len(blocks), 3), math.nan)
         self._gradients, self._scaled = None, 1.0
         self._frozen, self._backward, self._stepped = [False] * len(fusions), False, False
+        # torch.compile's code calls no hooks that are set later: in the block what is compiled runs as it was written
+        self._stance = torch.compiler.set_stance("force_eager") if is_compiled(self.module) else nullcontext()
+        self._stance.__enter__()
         self._handles = [
             *(fusion.register_forward_pre_hook(partial(self._on_fusion, i)) for i, fusion in enumerate(fusions)),
             self.net.segmentation_head.register_forward_hook(self._on_logits),
@@ -105,6 +105,7 @@ class GradientFlow:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
+        self._stance.__exit__(None, None, None)
         _read_now.discard(self.net)
         if error is None and self._backward and self._gradients is None:
             self.gradients()
@@ -130,7 +131,7 @@ class GradientFlow:
     def read(self) -> list[Record]:
         """Return the numbers of the last block, see `Record`. Only here is the device waited for."""
         if self._before or self._gradients is None or not self._backward:
-            todo = "call net(images), uncompiled, and loss.backward() inside the `with` block, and read() after it"
+            todo = "call net(images) and loss.backward() inside the `with` block, and read() after it"
             raise RuntimeError(f"no gradient was seen yet: {todo}")
         flows = self._flows / self._scaled**2
         if distributed.is_available() and distributed.is_initialized():
@@ -181,6 +182,11 @@ class GradientFlow:
             self._stepped = True
             if self._backward and self._gradients is None:
                 self.gradients()
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether torch.compile was called on the module or on a part of it."""
+    return any("_orig_mod" in m._modules or getattr(m, "_compiled_call_impl", None) for m in module.modules())
 
 
 def blocks_of(net: SkipUnet) -> dict[str, list[nn.Parameter]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -25,6 +26,12 @@ def train(options: Train) -> None:
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
         if offline or not _answers(endpoint):
             raise UserError(no_weights(options.model.encoder, "HF_HUB_OFFLINE is set" if offline else "no network"))
+    compiler = os.environ.get("CXX", "g++")
+    if options.compile and shutil.which(compiler) is None:
+        raise UserError(
+            f"compile=true: torch.compile needs a C++ compiler, and {compiler} is not on the PATH\n"
+            "  accepted: g++, or the one that CXX in the environment names\n  try: compile=false"
+        )
     if options.logger == "wandb" and options.wandb.mode == "online":
         import wandb
 

@@ -43,7 +43,8 @@ def cost(model: nn.Module, size: int) -> dict[str, int]:
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with torch.enable_grad(), hooks, FlopCounterMode(display=False) as counter:
+    uncompiled = torch.compiler.set_stance("force_eager")  # what is compiled may keep less, and can't be counted
+    with torch.enable_grad(), uncompiled, hooks, FlopCounterMode(display=False) as counter:
         # in eval mode, which keeps the same tensors: a batch of one is too small for batch normalisation's statistics
         logits = model.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
     del logits  # until here the kept storages were alive, so that no address was used twice
