@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from typing import Any
 
 import cv2
@@ -35,7 +36,10 @@ class Transform:
         image, mask = self.square(image, mask)
         if self.pipeline is None:
             return image, mask
-        self.pipeline.set_random_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        # one stream for all steps: set_random_seed would start each step's own at the same numbers, so that a picture
+        # that is flipped would always be rotated and recoloured too
+        random_numbers = np.random.default_rng(key)
+        self.pipeline.set_random_state(random_numbers, random.Random(int(random_numbers.integers(2**63))))
         result = self.pipeline(image=image, mask=mask)
         return result["image"], result["mask"]
 
@@ -54,7 +58,6 @@ def _augmentation() -> Any:
     import albumentations as A
 
     steps: list[A.BasicTransform] = [
-        A.NoOp(p=1),  # takes the random number that resizing took, when it stood here: the others stay the same
         A.HorizontalFlip(p=0.5),
         A.Affine(
             scale=(0.8, 1.25),
