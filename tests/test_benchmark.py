@@ -11,15 +11,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, TINY
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark
-from benchmarks import breakdown, comparison, gradients, growth, pictures, report, startup, train
+from benchmarks import breakdown, comparison, gradients, growth, memory, pictures, report, startup, train
 from benchmarks.comparison import Spread
 
 from unetseg.data.datamodule import SegmentationData
+from unetseg.module import SegmentationModule
 
 RESULT = report.Result(
     "resnet18, 2 rounds",
@@ -193,6 +195,24 @@ def test_the_json_and_the_markdown_agree_and_hold_all_measurements(tmp_path, cap
     printed = capsys.readouterr().out
     assert "## metrics" in printed
     assert "## train" not in printed
+
+
+LONG = ("data.size=32", "trainer.max_epochs=40", "data.batch_size=2", "gradients.every_n_steps=10")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_the_memory_of_a_training_does_not_grow_and_it_would_be_seen(drawn, tmp_path, monkeypatch):
+    """360 steps here; `python scripts/benchmark.py memory` takes 2,000."""
+    own = [*TINY, *LONG, f"data.root={drawn}", f"output={tmp_path}"]
+    assert 1000 * memory.growth(memory.trained(own, every=4)) / memory.MIB < 20
+    kept, step = [], SegmentationModule.training_step
+
+    def leaking(self, batch, batch_idx):
+        kept.append(torch.ones(2**15))  # 128 KiB
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(SegmentationModule, "training_step", leaking)
+    assert 1000 * memory.growth(memory.trained(own, every=4)) / memory.MIB > 80
 
 
 @pytest.mark.parametrize("what", benchmark.MEASUREMENTS)
