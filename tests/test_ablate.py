@@ -187,21 +187,29 @@ def trainer_of(folder):
                 words = Path(f"/proc/{entry}/cmdline").read_text().split("\0")
             except OSError:
                 continue
-            if "unetseg.train" in words and (f"resume={folder}" in words or f"name={folder.name}" in words):
+            trains = "unetseg.train" in words or any(word.endswith("trainer.py") for word in words)
+            if trains and (f"resume={folder}" in words or f"name={folder.name}" in words):
                 return int(entry)
     return None
 
 
+QUICK = "import sys; from unetseg import ablate, cells; cells.TRAIN = sys.executable, sys.argv.pop(1); ablate.main()"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-def test_after_kill_9_of_a_child_and_of_ablate_the_same_command_finishes_an_equal_sweep(
-    drawn_set, drawn, tmp_path, tiny
-):
-    """The first cell is killed in its second epoch, then ablate itself in the second cell's second epoch."""
-    killed = subprocess.Popen(command(tmp_path, drawn), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_after_kill_9_of_a_child_and_of_ablate_the_same_command_finishes_the_sweep(fake, tmp_path):
+    """The first cell is killed in its second epoch, then ablate itself in the second cell's second epoch.
+
+    The trainer is a quick stand-in: that a killed training goes on to the same numbers is test_interruptions.py's.
+    """
+    fake(seconds=1.5)
+    own = ["data=synthetic", "model.skip=concat,none", f"output={tmp_path}", "name=sweep", "trainer.max_epochs=3"]
+    command = [sys.executable, "-c", QUICK, str(tmp_path / "trainer.py"), *own]
+    killed = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     first, second = (RunFolder(tmp_path / "sweep" / f"{skip}_seed0") for skip in ("concat", "none"))
-    wait_for(lambda: first.last.exists(), killed)
+    wait_for(lambda: first.metrics.exists() and "val/iou" in first.metrics.read_text(), killed)
     os.kill(trainer_of(first.path), signal.SIGKILL)
-    wait_for(lambda: second.last.exists(), killed)
+    wait_for(lambda: second.metrics.exists() and "val/iou" in second.metrics.read_text(), killed)
     orphan = trainer_of(second.path)
     killed.kill()
     killed.wait()
@@ -211,13 +219,13 @@ def test_after_kill_9_of_a_child_and_of_ablate_the_same_command_finishes_an_equa
     assert trainer_of(second.path) is None, f"{orphan} outlived ablate"
     assert not any(run.summary.exists() for run in (first, second))
 
-    done = subprocess.run(command(tmp_path, drawn), capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "all 2 runs are done" in done.stdout
-    whole = tiny("model.skip=none", "trainer.max_epochs=3", "name=whole")
-    for table in ("metrics", "per_image", "gradient_flow"):
-        assert getattr(second, table).read_text() == getattr(whole, table).read_text(), table
-    assert first.metrics.read_text().count("val/iou,") == 3
+    for run in (first, second):
+        assert run.summary.exists()
+        assert run.metrics.read_text().count("val/iou,") == 3
+        assert (tmp_path / f"sweep/logs/{run.path.name}.log").read_text().count("begins") == 2
 
 
 def test_ctrl_c_ends_all_children_and_says_how_to_go_on(drawn_set, drawn, tmp_path):

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import TINY
+from conftest import TINY, Forked
 
 from unetseg import cli
 from unetseg.config import Train, UserError
@@ -209,12 +209,11 @@ def test_a_bad_picture_is_named_by_the_command_also_from_a_worker(drawn_set, tmp
     broken.write_bytes(broken.read_bytes()[:700])
     overrides = ["data=pets", f"data.root={tmp_path}/set", "data.size=64", "data.workers=2", "data.batch_size=4"]
     quick = ["model.encoder=resnet18", "model.weights=null", "logger=csv", f"output={tmp_path}/runs"]
-    command = [sys.executable, "-m", "unetseg.train", *overrides, *quick, "trainer.enable_progress_bar=false"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("unetseg.train: ")
-    assert broken.name in done.stderr
-    assert "Traceback" not in done.stderr
+    log = tmp_path / "log"
+    assert Forked([*overrides, *quick, "trainer.enable_progress_bar=false"], log).wait(120) == 2, log.read_text()
+    assert "unetseg.train: " in log.read_text()
+    assert broken.name in log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 # The multirun runs as a command, because Hydra takes it from there, and its W&B runs are read back with W&B's own tool.
@@ -223,14 +222,11 @@ def test_a_bad_picture_is_named_by_the_command_also_from_a_worker(drawn_set, tmp
 @pytest.fixture(scope="module")
 def multirun(drawn, tmp_path_factory):
     """Return the folder and the output of a sweep of two skips in one process, logged to W&B offline."""
-    folder = tmp_path_factory.mktemp("multirun")
+    folder, log = tmp_path_factory.mktemp("multirun"), tmp_path_factory.mktemp("log") / "log"
     tiny = [override for override in TINY if override != "logger=csv"]
-    command = [sys.executable, "-m", "unetseg.train", "-m", *tiny, f"data.root={drawn}", "model.skip=concat,none"]
-    # without the W&B service that an earlier test may have started in this process
-    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-    done = subprocess.run([*command, "output=runs"], capture_output=True, text=True, cwd=folder, env=own)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    command = ["-m", *tiny, f"data.root={drawn}", "model.skip=concat,none", "output=runs"]
+    assert Forked(command, log, folder).wait(180) == 0, log.read_text()
+    return folder, log.read_text()
 
 
 def inspect(run: Path, *flags: str):
