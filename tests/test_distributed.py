@@ -281,7 +281,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(two, tiny):
 def test_two_processes_evaluate_to_the_very_numbers_of_one(two, drawn, tmp_path):
     from unetseg import build, callbacks, checkpoint, cli
     from unetseg.config import Train
-    from unetseg.data.datamodule import collate
+    from unetseg.data.loading import collate
     from unetseg.module import SegmentationModule
     from unetseg.runs import RunFolder
 
@@ -298,7 +298,7 @@ def test_two_processes_evaluate_to_the_very_numbers_of_one(two, drawn, tmp_path)
 
     examples, total = data.test_dataloader().dataset, 0.0
     for part in ([0, 2], [4], [1, 3]):  # the batches of the first process, and that of the second
-        batch = collate([examples[0, index] for index in part])
+        batch = collate([examples.load(0, index) for index in part])
         with torch.no_grad():
             total += len(part) * loss.eval()(model.eval()(batch.images), batch.masks).item()
     assert logged(two, "test/loss") == pytest.approx([total / 5], rel=1e-6)

@@ -10,7 +10,7 @@ import torch
 
 from unetseg import cli
 from unetseg.config import IGNORE, UserError
-from unetseg.data.datamodule import Batch
+from unetseg.data.loading import Batch
 from unetseg.evaluate import data_of_the_run, evaluate
 from unetseg.lesions import CUTS, levels_to_cut, measure, shapley, tables
 from unetseg.metrics import image_counts

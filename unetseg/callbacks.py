@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, distributed
 
 from unetseg import figures
-from unetseg.data.datamodule import Batch, Examples, collate
+from unetseg.data.loading import Batch, Examples, collate
 from unetseg.metrics import edge_bands, edge_table, errors_by_band, scores
 from unetseg.model.segmenter import class_map
 from unetseg.runs import RunFolder
@@ -192,7 +192,7 @@ def predict_samples(
     trainer: L.Trainer, module: L.LightningModule, dataset: Examples, indices: Sequence[int]
 ) -> list[figures.Sample]:
     """Predict single examples of a data set, with the trainer's device and number format."""
-    batch = collate([dataset[(0, index)] for index in indices])
+    batch = collate([dataset.load(0, index) for index in indices])
     with torch.inference_mode(), trainer.precision_plugin.forward_context():
         predicted = class_map(module.get_submodule("model")(batch.images.to(module.device))).cpu()
     return [

@@ -123,7 +123,7 @@ class Data(Section):
     batch_size: int = Field(ge=1, description="pictures per step and device")
     workers: int = Field(ge=0, description="loader processes; 0 loads in the training process")
     augment: bool = Field(description="random flip, scale, rotation and colour while training")
-    cache: Literal["auto", "none", "ram", "disk"] = Field(description="keep resized pictures: auto | none | ram | disk")
+    cache: Literal["auto", "none", "ram", "disk", "device"] = Field(description="auto | none | ram | disk | device")
     global_batch_size: int | None = Field(ge=1, description="pictures per step over all devices; null: what comes out")
 
 

@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
 from unetseg import figures
-from unetseg.data.datamodule import Batch
+from unetseg.data.loading import Batch
 from unetseg.gradients import GradientFlow
 from unetseg.runs import append_rows
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from unetseg.config import Halt
-from unetseg.data.datamodule import Batch, Examples
+from unetseg.data.loading import Batch, Examples
 from unetseg.flow_readings import FlowReadings
 from unetseg.runs import append_rows
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from unetseg.data.datamodule import Batch
+from unetseg.data.loading import Batch
 from unetseg.metrics import COUNTS, EDGE_DISTANCES, edge_bands, edge_table, errors_by_band, image_counts, scores
 from unetseg.model import Segmenter
 from unetseg.model.segmenter import class_map

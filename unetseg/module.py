@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from unetseg.config import UserError
-from unetseg.data.datamodule import Batch
+from unetseg.data.loading import Batch
 from unetseg.metrics import SegmentationScores, image_counts
 from unetseg.model.segmenter import class_map
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -32,6 +33,9 @@ def train(options: Train) -> None:
             f"compile=true: torch.compile needs a C++ compiler, and {compiler} is not on the PATH\n"
             "  accepted: g++, or the one that CXX in the environment names\n  try: compile=false"
         )
+    if options.data.cache == "device" and options.data.augment and find_spec("kornia") is None:
+        raise UserError("data.cache=device augments with kornia, which is not installed\n"
+                        "  try: pip install 'unetseg[device]', or data.cache=ram")  # fmt: skip
     if options.logger == "wandb" and options.wandb.mode == "online":
         import wandb
 

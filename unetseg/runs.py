@@ -151,7 +151,8 @@ def differences(recorded: dict[str, Any], options: Train) -> list[str]:
         f"{key}: {before.get(key)} -> {now.get(key)}"
         for key in sorted(before.keys() | now.keys())
         if key.partition(".")[0] not in ("name", "output", "resume", "allow_changes", "sweep", "jobs", "checkpoint")
-        and key not in ("trainer.enable_progress_bar", "data.workers", "data.cache")
+        and key not in ("trainer.enable_progress_bar", "data.workers")
+        and not (key == "data.cache" and "device" not in (before.get(key), now.get(key)))
         and before.get(key) != now.get(key)
     ]
 

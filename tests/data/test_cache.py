@@ -97,10 +97,10 @@ def test_with_a_cache_the_batches_are_the_same_to_the_last_bit(kind, workers, dr
 
 
 def test_a_second_run_decodes_nothing(drawn, plain, monkeypatch):
-    from unetseg.data import datamodule
+    from unetseg.data import loading
 
     batches(drawn, "data.size=48", "data.cache=disk")
-    monkeypatch.setattr(datamodule, "read_image", refused)
+    monkeypatch.setattr(loading, "read_image", refused)
     again = batches(drawn, "data.size=48", "data.cache=disk")
     assert torch.equal(again[0].images, plain[0].images)
 

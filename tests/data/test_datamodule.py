@@ -8,7 +8,7 @@ import torch
 
 from unetseg import build, cli
 from unetseg.config import IGNORE, Train
-from unetseg.data.datamodule import EpochSampler
+from unetseg.data.loading import EpochSampler
 from unetseg.data.transforms import Transform
 
 

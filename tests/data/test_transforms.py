@@ -17,7 +17,7 @@ def drawn():
     image, mask = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8)
     for index in range(1000):
         transform(image, mask, (0, 0, index))
-        found.append({type(step).__name__: step.get_applied_params() for step in transform.pipeline.transforms})
+        found.append({type(step).__name__: step.get_applied_params() for step in transform.steps})
     return found
 
 

@@ -67,7 +67,7 @@ class Cache:
         self.record = np.dtype(
             [("image", np.uint8, (size, size, 3)), ("mask", np.uint8, (size, size)), ("whole", np.bool_)]
         )
-        self.length = len(examples)
+        self.length, self.size = len(examples), size
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _locked(folder):

@@ -1,139 +1,23 @@
-"""From a Collection to batches of uint8, the same for any number of workers."""
+"""From a Collection to batches of uint8: which examples are found, kept and loaded on which process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader
 
 from unetseg import launch
 from unetseg.config import UserError
 from unetseg.data.cache import Cache, modest
-from unetseg.data.examples import Collection, Example, Listing, Unreadable, check_headers, read_image, read_mask
+from unetseg.data.examples import Collection, Listing, Unreadable, check_headers
+from unetseg.data.loading import Batch, EpochSampler, Examples, collate
+from unetseg.data.resident import Order, Recipes, Resident
 from unetseg.data.transforms import Transform
-
-
-class Batch(NamedTuple):
-    """B examples of size S."""
-
-    images: Tensor
-    """Bx3xSxS uint8 RGB, channels innermost in memory."""
-    masks: Tensor
-    """BxSxS uint8 classes, IGNORE included."""
-    indices: Tensor
-    """B int64: positions in the split."""
-    unreadable: Tensor = torch.zeros(0, dtype=torch.int64)
-    """int64: positions of examples that should have been in the batch and could not be read."""
-
-
-class Unread(NamedTuple):
-    """An example that could not be read."""
-
-    position: int
-    reason: str
-
-
-Item = tuple[np.ndarray, np.ndarray, int] | Unread
-"""Image SxSx3 and mask SxS, uint8, with their position in the split; or what stands in for them."""
-
-
-class Examples(Dataset[Item]):
-    """Reads and transforms one example, addressed by (epoch, index).
-
-    The epoch comes with the index because a worker process that lives through all epochs has no other way to learn it.
-
-    Args:
-        examples: the files.
-        values: the table of the Collection.
-        transform: what is done to each.
-        seed: of the augmentation.
-        skip_unreadable: return an Unread in place of what can't be read, and don't raise.
-    """
-
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        values: np.ndarray,
-        transform: Transform,
-        seed: int,
-        *,
-        skip_unreadable: bool = False,
-    ):
-        self.examples, self.values, self.transform, self.seed = examples, values, transform, seed
-        self.skip_unreadable = skip_unreadable
-        self.cache: Cache | None = None
-        """Holds what `square` returns, if given."""
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, address: tuple[int, int]) -> Item:
-        epoch, index = address
-        try:
-            image, mask = (self.cache and self.cache[index]) or self.square(index)
-        except Unreadable as error:
-            if self.skip_unreadable:
-                return Unread(index, str(error))
-            raise UserError(str(error)) from None  # by this name cli.py finds it in what a loader's process reports
-        return *self.transform(image, mask, (self.seed, epoch, index)), index
-
-    def square(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Read an example and resize it: image SxSx3 and mask SxS, uint8."""
-        example = self.examples[index]
-        image = read_image(example.image, self.transform.size)
-        return self.transform.square(image, read_mask(example.mask, self.values))
-
-
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, index): this rank's share of the examples, in an order drawn from (seed, epoch).
-
-    A shuffled share has the same length on every rank, as training in step demands: the last length % ranks examples
-    of an epoch's order sit that epoch out. Without shuffling every example is yielded on exactly one rank.
-
-    Args:
-        length: of the data set.
-        shuffle: see above.
-        seed: of the order.
-        rank: which of the processes this is.
-        ranks: how many there are.
-        done: an epoch in which the run goes on, and how many of its examples all ranks have had before.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        *,
-        shuffle: bool,
-        seed: int,
-        rank: int = 0,
-        ranks: int = 1,
-        done: tuple[int, int] = (0, 0),
-    ):
-        self.length, self.shuffle, self.seed, self.rank, self.ranks = length, shuffle, seed, rank, ranks
-        self.epoch, self.done = done[0], done
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; Lightning calls this before each one, with 0 while it has not restored a resumed run."""
-        self.epoch = max(epoch, self.done[0])
-
-    def __len__(self) -> int:  # of the whole epoch, also where it is gone on with: Lightning counts from its start
-        return self.length // self.ranks if self.shuffle else len(range(self.rank, self.length, self.ranks))
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length).tolist()
-        else:
-            order = range(self.length)
-        epoch, examples = self.done
-        for position in range(examples // self.ranks if self.epoch == epoch else 0, len(self)):
-            yield self.epoch, order[self.rank + position * self.ranks]
 
 
 class SegmentationData(L.LightningDataModule):
@@ -149,7 +33,8 @@ class SegmentationData(L.LightningDataModule):
         prepare: downloads or generates the files; called on one process of each machine.
         test_split: the part that a test runs over.
         cache: none, or where the resized pictures are kept between epochs: ram | disk; auto: in RAM where little of it
-            is needed and there is room, and only what is read in each epoch.
+            is needed and there is room, and only what is read in each epoch. device: what is read in each epoch lies on
+            the trainer's device, which augments it too.
         skip_unreadable: leave out what can't be read, and don't end the run.
     """
 
@@ -178,6 +63,7 @@ class SegmentationData(L.LightningDataModule):
         )
         self.cache, self.skip_unreadable = cache, skip_unreadable
         self.caches: dict[str, Cache | None] = {}
+        self.residents: dict[str, Resident] = {}
         self.collection: Collection | None = None
         self.left_out: list[str] = []
         """Names of the pictures of all splits whose files could not be opened, with skip_unreadable."""
@@ -233,16 +119,23 @@ class SegmentationData(L.LightningDataModule):
             share = {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size}
         if shuffle:
             share["done"] = self.done
-        dataset = Examples(
+        resident = self.cache == "device" and each_epoch
+        dataset = (Recipes if resident else Examples)(
             examples,
             self.collection.values,
             Transform(self.size, augment),
             self.seed,
             skip_unreadable=self.skip_unreadable,
         )
-        if split not in self.caches:
-            self.caches[split] = self._cache(dataset, each_epoch)
-        dataset.cache = self.caches[split]
+        collating: Callable[[list[Any]], Any] = collate
+        if isinstance(dataset, Recipes):
+            if split not in self.residents:
+                self.residents[split] = Resident(split, Cache("ram", *self._squares(dataset)), self._device())
+            dataset.whole, collating = self.residents[split].whole, self.residents[split].collate
+        else:
+            if split not in self.caches:
+                self.caches[split] = self._cache(dataset, each_epoch)
+            dataset.cache = self.caches[split]
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
@@ -250,19 +143,29 @@ class SegmentationData(L.LightningDataModule):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=collate,
+            collate_fn=collating,
             generator=torch.Generator().manual_seed(self.seed),  # the process-wide one stays as it is
         )
 
     def _cache(self, dataset: Examples, each_epoch: bool) -> Cache | None:
         """Return what keeps the squares of a split; ranks that differ in it load the same all the same."""
-        what = (dataset.examples, dataset.values, self.size, dataset.square)
+        what = self._squares(dataset)
         if self.cache in ("ram", "disk"):
             return Cache(self.cache, *what)
         if self.cache == "auto" and each_epoch and modest(len(dataset), self.size):
             with suppress(UserError):  # there is no room after all
                 return Cache("ram", *what)
         return None
+
+    def _squares(self, dataset: Examples) -> tuple[Any, ...]:
+        return dataset.examples, dataset.values, self.size, dataset.square
+
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
+    def on_after_batch_transfer(self, batch: Batch | Order, dataloader_idx: int) -> Batch:
+        """Return the batch that is asked for, where the device holds the examples."""
+        return self.residents[batch.split].batch(batch) if isinstance(batch, Order) else batch
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the shuffled, augmented training examples."""
@@ -275,18 +178,3 @@ class SegmentationData(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         """Return the examples of the test split, or of the one chosen in its place."""
         return self.loader(self.test_split)
-
-
-def collate(items: list[Item]) -> Batch:
-    """Stack examples; the images stay HxWx3 in memory, which is what channels_last models read.
-
-    Raises:
-        UserError: none of them could be read.
-    """
-    unread = [item for item in items if isinstance(item, Unread)]
-    if len(unread) == len(items):
-        reasons = "\n".join(item.reason.partition("\n")[0] for item in unread)
-        raise UserError(f"nothing is left of a batch:\n{reasons}\n  try: replace these files, or drop their lines")
-    images, masks, indices = default_collate([item for item in items if not isinstance(item, Unread)])
-    missing = torch.tensor([item.position for item in unread], dtype=torch.int64)
-    return Batch(images.permute(0, 3, 1, 2), masks, indices, missing)

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import os
 import random
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from unetseg.config import IGNORE
+
+FILL = (124, 116, 104)
+"""The mean colour of ImageNet, for what lies outside a picture that was moved."""
+COLOURS = ("brightness", "contrast", "saturation", "hue")
+UNCHANGED = (1, 1, 1, 0)
+"""What changes nothing about each: three factors, and a share of the circle."""
+
+
+class Recipe(NamedTuple):
+    """What the augmentation of one picture does, as numbers."""
+
+    move: np.ndarray
+    """3x3: maps positions (x, y, 1) in the picture to those in the result, in pixels."""
+    colours: np.ndarray
+    """4x4 float32: in each of four turns, what the brightness, contrast, saturation and hue are changed by."""
 
 
 class Transform:
@@ -25,7 +41,7 @@ class Transform:
 
     def __init__(self, size: int, augment: bool):
         cv2.setNumThreads(0)  # the loader's processes are the parallelism
-        self.size, self.pipeline = size, _augmentation() if augment else None
+        self.size, self.steps = size, _augmentation() if augment else []
 
     def square(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Map an image hxwx3 and a mask HxW, uint8, to SxSx3 and SxS: the part that every epoch has in common."""
@@ -34,14 +50,41 @@ class Transform:
     def __call__(self, image: np.ndarray, mask: np.ndarray, key: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Map what `square` takes, or gives, to SxSx3 and SxS; the key, e.g. (seed, epoch, index), decides the rest."""
         image, mask = self.square(image, mask)
-        if self.pipeline is None:
-            return image, mask
-        # one stream for all steps: set_random_seed would start each step's own at the same numbers, so that a picture
-        # that is flipped would always be rotated and recoloured too
-        random_numbers = np.random.default_rng(key)
-        self.pipeline.set_random_state(random_numbers, random.Random(int(random_numbers.integers(2**63))))
-        result = self.pipeline(image=image, mask=mask)
-        return result["image"], result["mask"]
+        for step in self._steps(key):
+            done = step(image=image, mask=mask)
+            image, mask = done["image"], done["mask"]
+        return image, mask
+
+    def recipe(self, key: tuple[int, ...]) -> Recipe:
+        """Return what __call__ does to a square with this key."""
+        import albumentations as A
+
+        move, colours = np.eye(3), np.tile(np.array(UNCHANGED, np.float32), (len(COLOURS), 1))
+        square = {"image": np.broadcast_to(np.uint8(0), (self.size, self.size, 3))}
+        for step in self._steps(key):
+            if not step.should_apply():
+                continue
+            drawn = step.update_transform_params(step.get_params(), square)
+            drawn |= step.get_params_dependent_on_data(drawn, square)
+            if isinstance(step, A.HorizontalFlip):
+                move = np.array([[-1, 0, self.size - 1], [0, 1, 0], [0, 0, 1]]) @ move
+            elif isinstance(step, A.Affine):
+                move = drawn["matrix"] @ move
+            else:
+                for turn, colour in enumerate(drawn["order"]):
+                    colours[turn, colour] = drawn[COLOURS[colour]]
+        return Recipe(move, colours)
+
+    def _steps(self, key: tuple[int, ...]) -> Sequence[Any]:
+        """Return albumentations' steps, all drawing from one stream of numbers that begins with the key.
+
+        A Compose's set_random_seed would start a stream for each step, all at the same numbers: a picture that is
+        flipped would always be moved and recoloured too.
+        """
+        numbers = np.random.default_rng(key)
+        for step in self.steps:
+            step.set_random_state(numbers, random.Random(int(numbers.integers(2**63))))
+        return self.steps
 
 
 def squashed(image: np.ndarray, size: int) -> np.ndarray:
@@ -52,21 +95,20 @@ def squashed(image: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(image, (size, size), interpolation=method)
 
 
-def _augmentation() -> Any:
-    """Return albumentations' pipeline, from squares to squares."""
+def _augmentation() -> Sequence[Any]:
+    """Return albumentations' steps, from squares to squares."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
     import albumentations as A
 
-    steps: list[A.BasicTransform] = [
+    return [
         A.HorizontalFlip(p=0.5),
         A.Affine(
             scale=(0.8, 1.25),
             rotate=(-15, 15),
             translate_percent=(-0.08, 0.08),
-            fill=(124, 116, 104),  # the mean colour of ImageNet
+            fill=FILL,
             fill_mask=IGNORE,  # the default, 0, would teach that the frame is background
             p=0.8,
         ),
         A.ColorJitter((0.8, 1.2), (0.8, 1.2), (0.8, 1.2), (-0.03, 0.03), p=0.8),
     ]
-    return A.Compose(steps, strict=True)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from unetseg import build, checkpoint
 from unetseg.config import DATA, IGNORE, UserError
-from unetseg.data.datamodule import collate
+from unetseg.data.loading import Examples, collate
 from unetseg.figures import Sample, overlay
 from unetseg.metrics import erode
 from unetseg.model.segmenter import class_map
@@ -65,10 +65,10 @@ def _samples(run: Run, names: Sequence[str]) -> list[Sample]:
         options = DATA[run.options["data"]["name"]].model_validate(run.options["data"])
         data = build.make_data(options.model_copy(update={"cache": "none"}), run.seed)  # type: ignore[arg-type]
         data.setup()
-        dataset = data.loader("test").dataset
+        dataset: Examples = data.loader("test").dataset  # type: ignore[assignment]
         model, _ = checkpoint.load(run.folder.best)
-        places = {example.name: place for place, example in enumerate(dataset.examples)}  # type: ignore[attr-defined]
-        batch = collate([dataset[(0, places[name])] for name in names])
+        places = {example.name: place for place, example in enumerate(dataset.examples)}
+        batch = collate([dataset.load(0, places[name]) for name in names])
     except (UserError, OSError, ValidationError) as error:
         raise Gone(f"the data or the checkpoint of {run.place} can't be read ({_first_line(error)})") from None
     except KeyError as error:
