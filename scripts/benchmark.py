@@ -13,8 +13,8 @@ growth     how the cost of training grows with images, pixels and epochs
 memory     whether the memory of a training grows with its steps
 
 Every round has each alternative once, and what counts is the ratio within a round. Measurements that share a --json
-FILE end up in it together, and --output is all of it as Markdown: docs/benchmarks/MACHINE.md. Without --json, it is the
-one measurement.
+FILE end up in it together, each with other options beside the others, and --output is all of it as Markdown:
+docs/benchmarks/MACHINE.md. Without --json, it is the one measurement.
 """
 
 from __future__ import annotations
@@ -94,8 +94,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     entries = report.kept(json)  # what can't be read shows now
     result = importlib.import_module(f"benchmarks.{what}").measure(**arguments)
     command = shlex.join(["python", "scripts/benchmark.py", *without(given, "--json", "--output")])
-    entries[what] = report.entry(result, command)
-    print(report.markdown({what: entries[what]}))
+    name = shlex.join(without(given, "--json", "--output", "--pets"))
+    entries[name] = report.entry(result, command)
+    print(report.markdown({name: entries[name]}))
     if json:
         report.write(entries, json)
     if output:

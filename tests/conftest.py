@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,8 @@ class Forked:
         self.process = context.Process(target=_trained, args=(tuple(map(str, arguments)), str(log), folder))
         self.process.start()
         self.pid = self.process.pid
+        while self.process.exitcode is None and os.getpgid(self.pid) != self.pid:
+            time.sleep(0.001)  # until it leads a group, which may be killed
 
     @property
     def returncode(self):

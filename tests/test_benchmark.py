@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import mmap
 import re
 import subprocess
 import sys
@@ -11,7 +12,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from conftest import ROOT, TINY
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -21,7 +21,6 @@ from benchmarks import breakdown, comparison, gradients, growth, memory, picture
 from benchmarks.comparison import Spread
 
 from unetseg.data.datamodule import SegmentationData
-from unetseg.module import SegmentationModule
 
 RESULT = report.Result(
     "resnet18, 2 rounds",
@@ -184,35 +183,50 @@ def test_the_json_and_the_markdown_agree_and_hold_all_measurements(tmp_path, cap
     benchmark.main(["metrics", "--encoder", "resnet18", "--size=32", "--batch-size", "2", "--rounds", "2", *files])
     entries, text = json.loads(json_file.read_text()), markdown_file.read_text()
     assert text == report.markdown(entries)
-    assert re.findall("^## (.*)$", text, re.MULTILINE) == list(entries) == ["train", "metrics"]
+    assert (
+        re.findall("^## (.*)$", text, re.MULTILINE)
+        == list(entries)
+        == [
+            "train",
+            "metrics --encoder resnet18 --size=32 --batch-size 2 --rounds 2",
+        ]
+    )
     assert "`python scripts/benchmark.py metrics --encoder resnet18 --size=32 --batch-size 2 --rounds 2`" in text
     assert "| ours | 4.57 | 1,235 | 0.50 (0.25 to 0.75) |" in text
     assert "| step | 97.2 |" in text
-    seconds = {kind: np.array(values) for kind, values in entries["metrics"]["rounds"].items()}
+    measured = entries["metrics --encoder resnet18 --size=32 --batch-size 2 --rounds 2"]
+    seconds = {kind: np.array(values) for kind, values in measured["rounds"].items()}
     share = comparison.spread(100 * seconds["metrics, s"] / seconds["step, s"])
-    assert entries["metrics"]["tables"] == [[{"": "metrics of a training batch", "% of a bare step": share._asdict()}]]
+    assert measured["tables"] == [[{"": "metrics of a training batch", "% of a bare step": share._asdict()}]]
     assert f"| {share.median:.2f} ({share.low:.2f} to {share.high:.2f}) |" in text
     printed = capsys.readouterr().out
     assert "## metrics" in printed
     assert "## train" not in printed
 
 
-LONG = ("data.size=32", "trainer.max_epochs=40", "data.batch_size=2", "gradients.every_n_steps=10")
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_the_memory_of_a_training_does_not_grow(drawn, tmp_path):
+    """240 steps here; `python scripts/benchmark.py memory` takes 2,000."""
+    long = ("data.size=32", "data.train_images=89", "data.batch_size=2", "trainer.max_epochs=6")
+    own = (*long, "gradients.every_n_steps=10", f"data.root={drawn}", f"output={tmp_path}")
+    found = memory.trained([*TINY, *own], every=4)
+    assert [step for step, _ in found] == list(range(4, 241, 4))
+    assert 1000 * memory.growth(found) / memory.MIB < 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-def test_the_memory_of_a_training_does_not_grow_and_it_would_be_seen(drawn, tmp_path, monkeypatch):
-    """360 steps here; `python scripts/benchmark.py memory` takes 2,000."""
-    own = [*TINY, *LONG, f"data.root={drawn}", f"output={tmp_path}"]
-    assert 1000 * memory.growth(memory.trained(own, every=4)) / memory.MIB < 20
-    kept, step = [], SegmentationModule.training_step
-
-    def leaking(self, batch, batch_idx):
-        kept.append(torch.ones(2**15))  # 128 KiB
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(SegmentationModule, "training_step", leaking)
-    assert 1000 * memory.growth(memory.trained(own, every=4)) / memory.MIB > 80
+def test_memory_that_grows_is_seen_here_and_in_children():
+    before = memory.in_use()
+    kept = mmap.mmap(-1, 64 * memory.MIB)  # fresh pages, and not some that were freed
+    kept.write(b"x" * len(kept))
+    assert memory.in_use() - before == pytest.approx(len(kept), rel=0.1)
+    child = subprocess.Popen([sys.executable, "-c", "kept = b'x' * (64 << 20); print(flush=True); input()"],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    child.stdout.readline()
+    both = memory.in_use()
+    child.communicate(b"\n")
+    assert both - before > 2 * len(kept)
+    assert memory.growth([(step, 5000 + 100 * max(step, 50)) for step in range(100)]) == pytest.approx(100)
 
 
 @pytest.mark.parametrize("what", benchmark.MEASUREMENTS)

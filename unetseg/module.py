@@ -116,8 +116,10 @@ class SegmentationModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW and a cosine from lr to 0 over all steps of the run."""
-        # one pass over the weights; not with float16, whose scaler it would take over from Lightning's clipping
-        fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
+        # one pass over the weights; not with float16, whose scaler it would take over from Lightning's clipping, nor
+        # where gradients are clipped in bfloat16: Lightning refuses that, though there is no scaler
+        clipped = self.trainer.precision == "bf16-mixed" and self.trainer.gradient_clip_val
+        fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed" and not clipped
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)

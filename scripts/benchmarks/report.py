@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.comparison import Spread
+from unetseg.build import best_precision
 
 Cell = str | float | Spread
 Row = Mapping[str, Cell]
@@ -40,14 +41,14 @@ def listed(measured: dict[str, np.ndarray], unit: str) -> dict[str, list[float]]
 
 
 def machine() -> str:
-    """Return what the numbers were measured on."""
+    """Return what the numbers were measured on, with the number format that is best there."""
     info = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (
         f"{model[1] if model else platform.machine()}, {cores} cores, {device}; "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"{best_precision('auto')}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
 
 

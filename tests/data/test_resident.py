@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from conftest import TINY
@@ -106,16 +105,13 @@ def test_a_picture_that_is_only_flipped_keeps_every_value(drawn):
     assert torch.equal(masks, mask.flip(2))
 
 
-def test_it_trains_the_same_with_any_number_of_workers_and_scores_validation_as_ever(tiny):
-    runs = [tiny("data.cache=device", f"data.workers={workers}", f"name=workers{workers}") for workers in (0, 2)]
+def test_a_training_is_the_same_with_any_number_of_workers(tiny):
+    runs = [
+        tiny("data.cache=device", f"data.workers={workers}", f"name=workers{workers}", "trainer.max_epochs=1")
+        for workers in (0, 2)
+    ]
     assert runs[0].metrics.read_text() == runs[1].metrics.read_text()
     assert json.loads(runs[0].summary.read_text())["test/images"] == 7
-    frozen = [
-        tiny("optimizer.lr=1e-12", "trainer.max_epochs=1", "data.augment=false", f"data.cache={kind}", f"name={kind}")
-        for kind in ("none", "device")
-    ]
-    tables = [pd.read_csv(run.metrics) for run in frozen]
-    assert tables[0].equals(tables[1])
 
 
 def test_what_cannot_be_read_is_left_out_of_its_batch(drawn, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from unetseg import launch
 from unetseg.config import UserError
+from unetseg.data import resident
 from unetseg.data.cache import Cache, modest
 from unetseg.data.examples import Collection, Listing, Unreadable, check_headers
 from unetseg.data.loading import Batch, EpochSampler, Examples, collate
@@ -119,8 +121,8 @@ class SegmentationData(L.LightningDataModule):
             share = {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size}
         if shuffle:
             share["done"] = self.done
-        resident = self.cache == "device" and each_epoch
-        dataset = (Recipes if resident else Examples)(
+        on_device = self.cache == "device" and each_epoch
+        dataset = (Recipes if on_device else Examples)(
             examples,
             self.collection.values,
             Transform(self.size, augment),
@@ -131,7 +133,7 @@ class SegmentationData(L.LightningDataModule):
         if isinstance(dataset, Recipes):
             if split not in self.residents:
                 self.residents[split] = Resident(split, Cache("ram", *self._squares(dataset)), self._device())
-            dataset.whole, collating = self.residents[split].whole, self.residents[split].collate
+            dataset.whole, collating = self.residents[split].whole, partial(resident.collate, split, self.size)
         else:
             if split not in self.caches:
                 self.caches[split] = self._cache(dataset, each_epoch)

@@ -67,8 +67,7 @@ class Resident:
     """
 
     def __init__(self, split: str, squares: Cache, device: torch.device):
-        self.split, records = split, squares.records
-        size = squares.size
+        records, size = squares.records, squares.size
         if device.type == "cuda":
             needed, free = len(records) * 4 * size**2, torch.cuda.mem_get_info(device)[0]
             if needed > free / 2:
@@ -84,19 +83,6 @@ class Resident:
             self.masks[part] = torch.from_numpy(np.array(records["mask"][part]))
         self.whole = np.array(records["whole"])
 
-    def collate(self, items: list[tuple[Recipe | None, int] | Unread]) -> Order:
-        """Stack what Recipes yields."""
-        found, missing = readable(items)
-        recipes = [recipe for recipe, _ in found if recipe is not None]
-        grids = colours = None
-        if recipes:
-            half = (self.masks.shape[-1] - 1) / 2
-            pixels = np.array([[half, 0, half], [0, half, half], [0, 0, 1]])  # of positions in -1..1
-            moves = np.linalg.inv(np.stack([recipe.move for recipe in recipes]))
-            grids = torch.from_numpy(np.linalg.inv(pixels) @ moves @ pixels)[:, :2].float()
-            colours = torch.from_numpy(np.stack([recipe.colours for recipe in recipes]))
-        return Order(self.split, torch.tensor([index for _, index in found]), grids, colours, missing)
-
     @torch.no_grad()
     def batch(self, order: Order) -> Batch:
         """Return the examples of an order, augmented; the device isn't waited for."""
@@ -106,6 +92,20 @@ class Resident:
             images = recoloured(images, order.colours).mul(255).round().to(torch.uint8)
         images = images.contiguous(memory_format=torch.channels_last)
         return Batch(images, masks, order.indices, order.unreadable)
+
+
+def collate(split: str, size: int, items: list[tuple[Recipe | None, int] | Unread]) -> Order:
+    """Stack what Recipes yields; in a loader's process, which has nothing of the device."""
+    found, missing = readable(items)
+    recipes = [recipe for recipe, _ in found if recipe is not None]
+    grids = colours = None
+    if recipes:
+        half = (size - 1) / 2
+        pixels = np.array([[half, 0, half], [0, half, half], [0, 0, 1]])  # of positions in -1..1
+        moves = np.linalg.inv(np.stack([recipe.move for recipe in recipes]))
+        grids = torch.from_numpy(np.linalg.inv(pixels) @ moves @ pixels)[:, :2].float()
+        colours = torch.from_numpy(np.stack([recipe.colours for recipe in recipes]))
+    return Order(split, torch.tensor([index for _, index in found]), grids, colours, missing)
 
 
 def moved(images: Tensor, masks: Tensor, grids: Tensor) -> tuple[Tensor, Tensor]:
