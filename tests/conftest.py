@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -67,8 +68,9 @@ class Forked:
         self.process = context.Process(target=_trained, args=(tuple(map(str, arguments)), str(log), folder))
         self.process.start()
         self.pid = self.process.pid
-        while self.process.exitcode is None and os.getpgid(self.pid) != self.pid:
-            time.sleep(0.001)  # until it leads a group, which may be killed
+        with suppress(ProcessLookupError):  # it has ended already
+            while os.getpgid(self.pid) != self.pid:
+                time.sleep(0.001)  # until it leads a group, which may be killed
 
     @property
     def returncode(self):

@@ -6,11 +6,10 @@ import platform
 import resource
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
-import pandas as pd
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
@@ -21,6 +20,9 @@ from unetseg.data.loading import Batch, Examples, collate
 from unetseg.metrics import edge_bands, edge_table, errors_by_band, scores
 from unetseg.model.segmenter import class_map
 from unetseg.runs import RunFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class ProgressBar(RichProgressBar):
@@ -82,7 +84,7 @@ class TestRecord(L.Callback):
         self.run, self.each = run, each
         self.counts: dict[int, Tensor] = {}
         self.edges: dict[int, Tensor] = {}
-        self.per_image = pd.DataFrame()
+        self.per_image: pd.DataFrame
 
     def on_test_batch_end(
         self,
@@ -101,6 +103,8 @@ class TestRecord(L.Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Bring all images together and write what is known of each."""
+        import pandas as pd
+
         if distributed.is_available() and distributed.is_initialized():
             parts: list[Any] = [None] * trainer.world_size
             distributed.all_gather_object(parts, (self.counts, self.edges))
@@ -130,6 +134,8 @@ class TestRecord(L.Callback):
 
     def by_group(self) -> pd.DataFrame:
         """Return the scores over the images of each group, and the number of images."""
+        import pandas as pd
+
         counts = torch.stack([*self.counts.values()])
         rows = []
         for group, members in self.per_image.groupby("group").indices.items():

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from unetseg.config import IGNORE
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 matplotlib.use("Agg")
 
@@ -81,7 +84,7 @@ def predictions(samples: Sequence[Sample], captions: Sequence[str], path: Path) 
 
 def curves(metrics: Path, path: Path) -> None:
     """Write the learning curves of a metrics.csv: losses over steps, IoU and Boundary IoU over epochs."""
-    table = pd.read_csv(metrics)
+    table = _read(metrics)
     figure = Figure(figsize=(9, 2.8), dpi=110, layout="constrained")
     panels = (
         ("loss", "step", ("train/loss", "val/loss")),
@@ -108,7 +111,7 @@ def gradient_flow(table: Path, path: Path) -> None:
     Left, block by step: log10 rms of the gradient, as in Drozdzal et al. 2016, hatched where half of the block's
     weights or more were left as they were. Right: the skip share of each level, and how far each block moved.
     """
-    readings = pd.read_csv(table)
+    readings = _read(table)
     blocks = readings[readings.kind == "block"]
     order = list(dict.fromkeys(blocks.block))
     rms, stalled, ratio = (
@@ -166,7 +169,7 @@ def compare_gradients(tables: dict[str, Path], path: Path) -> None:
     figure = Figure(figsize=(9, 3.4), dpi=110, layout="constrained")
     gradient, still = figure.subplots(1, 2)
     for number, (label, table) in enumerate(tables.items()):
-        readings = pd.read_csv(table)
+        readings = _read(table)
         blocks = readings[readings.kind == "block"]
         order = list(dict.fromkeys(blocks.block))
         for axis, metric in ((gradient, "rms"), (still, "stalled")):
@@ -236,3 +239,9 @@ def _error_rates(axis: Axes, tables: dict[str, pd.DataFrame]) -> None:
     axis.grid(alpha=0.3)
     if len(tables) > 1:
         axis.legend(fontsize=7)
+
+
+def _read(table: Path) -> pd.DataFrame:
+    import pandas as pd  # a second that the first training step needn't wait for
+
+    return pd.read_csv(table)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
-import pandas as pd
 import torch
 from torch import Tensor, distributed
 
@@ -15,6 +14,9 @@ from unetseg.config import Halt
 from unetseg.data.loading import Batch, Examples
 from unetseg.flow_readings import FlowReadings
 from unetseg.runs import append_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 IN_A_ROW = 10
 """Batches left out one after the other that end a run: then the weights are broken, and not a batch."""
@@ -45,8 +47,10 @@ class Guard(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Record what the data module has named and left out before; what the table has is not told again."""
-        self.step, table = trainer.global_step, self._table()
-        self.told = set(table.name[table.reason == UNREADABLE])
+        self.step = trainer.global_step
+        if self.table.exists():
+            table = self._table()
+            self.told = set(table.name[table.reason == UNREADABLE])
         fresh = [name for name in trainer.datamodule.left_out if name not in self.told]  # type: ignore[attr-defined]
         if fresh and trainer.is_global_zero:
             self._record(trainer, UNREADABLE, fresh)
@@ -106,6 +110,8 @@ class Guard(L.Callback):
                 )
 
     def _table(self) -> pd.DataFrame:
+        import pandas as pd
+
         return pd.read_csv(self.table) if self.table.exists() else pd.DataFrame(columns=self.COLUMNS)
 
     def _unreadable(self, trainer: L.Trainer, names: list[str]) -> None:

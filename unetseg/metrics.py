@@ -9,15 +9,18 @@ Legend: B images, C classes, H x W pixels. Pixels whose target is IGNORE are nev
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
 from unetseg.config import IGNORE
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COUNTS = ("intersection", "predicted", "true", "boundary_intersection", "boundary_predicted", "boundary_true")
 """What is counted per image and class: pixels of the masks, then pixels of their boundary bands."""
@@ -82,6 +85,8 @@ def errors_by_band(predicted: Tensor, target: Tensor, bands: Tensor) -> Tensor:
 
 def edge_table(counts: Tensor) -> pd.DataFrame:
     """Return the error rate by distance to the edge from the pixels and errors of each band, 7x2."""
+    import pandas as pd
+
     pixels, errors = counts.T.numpy()
     return pd.DataFrame(
         {

@@ -26,13 +26,12 @@ WORKERS = (0, 1, 2)
 DECODING = "decode only"
 
 Way = tuple[str, bool, int]
-"""data.cache (empty: there is no such option), data.augment and data.workers."""
+"""data.cache, data.augment and data.workers."""
 
 
 def caches() -> list[str]:
-    """Return where data.cache keeps pictures, first nowhere; empty where there is no such option."""
-    field = Pets.model_fields.get("cache")
-    return [kind for kind in get_args(field.annotation) if kind != "auto"] if field else []
+    """Return where data.cache keeps what a loader reads, first nowhere; with `device` a loader reads nothing."""
+    return [kind for kind in get_args(Pets.model_fields["cache"].annotation) if kind not in ("auto", "device")]
 
 
 def epoch(overrides: list[str]) -> Callable[[], int]:
@@ -62,10 +61,10 @@ def measure(pets: Path, size: int, batch_size: int, steps: int, rounds: int) -> 
     with tempfile.TemporaryDirectory() as folder:
         root = link_pets(pets, Path(folder) / "pets", train_images=images)
         kinds[DECODING] = lambda: decode(root)
-        ways: list[Way] = list(itertools.product(caches() or ("",), (False, True), WORKERS))
+        ways: list[Way] = list(itertools.product(caches(), (False, True), WORKERS))
         for cache, augment, workers in ways:
             overrides = training(root, "resnet18", size, batch_size, 1, workers)
-            overrides += [f"data.augment={str(augment).lower()}", *([f"data.cache={cache}"] if cache else [])]
+            overrides += [f"data.augment={str(augment).lower()}", f"data.cache={cache}"]
             kinds[label(cache, augment, workers)] = epoch(overrides)
         measured = interleaved({kind: timed(work) for kind, work in kinds.items()}, rounds)
         rows = [row(measured, images, DECODING, None)]
@@ -77,7 +76,7 @@ def measure(pets: Path, size: int, batch_size: int, steps: int, rounds: int) -> 
 
 def label(cache: str, augment: bool, workers: int) -> str:
     """Return the name of a way to load."""
-    return f"cache {cache or 'none'}, augment {str(augment).lower()}, {workers} workers"
+    return f"cache {cache}, augment {str(augment).lower()}, {workers} workers"
 
 
 def row(seconds: dict[str, np.ndarray], images: int, kind: str, way: Way | None) -> Row:
@@ -85,7 +84,7 @@ def row(seconds: dict[str, np.ndarray], images: int, kind: str, way: Way | None)
     cache, augment, workers = way or ("-", None, "-")
     return {
         "": "loader" if way else kind,
-        "cache": cache or "none",
+        "cache": cache,
         "augmentation": {True: "on", False: "off", None: "-"}[augment],
         "workers": str(workers),
         "images/s": spread(images / seconds[kind]),

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
@@ -77,7 +76,7 @@ class Resident:
                 )
         self.images = torch.empty(len(records), size, size, 3, dtype=torch.uint8, device=device)
         self.masks = torch.empty(len(records), size, size, dtype=torch.uint8, device=device)
-        for start in track(range(0, len(records), CHUNK), f"copying {split} to {device}", transient=True):
+        for start in range(0, len(records), CHUNK):
             part = slice(start, start + CHUNK)
             self.images[part] = torch.from_numpy(np.array(records["image"][part]))
             self.masks[part] = torch.from_numpy(np.array(records["mask"][part]))
@@ -85,7 +84,7 @@ class Resident:
 
     @torch.no_grad()
     def batch(self, order: Order) -> Batch:
-        """Return the examples of an order, augmented; the device isn't waited for."""
+        """Return the examples of an order, augmented."""
         images, masks = self.images[order.indices].permute(0, 3, 1, 2), self.masks[order.indices]
         if order.grids is not None and order.colours is not None:
             images, masks = moved(images, masks, order.grids)
