@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,6 +131,19 @@ def test_by_itself_it_goes_without_where_the_room_is_taken(drawn, plain, monkeyp
     found = batches(drawn, "data.size=48")
     assert all(torch.equal(ours.images, theirs.images) for ours, theirs in zip(found, plain, strict=True))
     assert files("ram") == []
+
+
+def test_the_threads_that_decode_outlive_it_because_a_fork_must_not_meet_their_end(examples):
+    decoders = set()
+
+    def read(index):
+        decoders.add(threading.current_thread())
+        return square(index)
+
+    Cache("ram", examples, VALUES, SIZE, read)
+    assert decoders
+    assert all(thread.is_alive() for thread in decoders)
+    assert threading.current_thread() not in decoders
 
 
 # What it was made from

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -120,16 +121,30 @@ class Cache:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         try:
-            with partial.open("wb") as file, ThreadPoolExecutor() as pool:
+            with partial.open("wb") as file:
                 file.truncate(self.length * each)
-                for _ in track(
-                    pool.map(write, range(self.length)), "decoding pictures", total=self.length, transient=True
-                ):
-                    pass
+                written = [_decoders(os.getpid()).submit(write, index) for index in range(self.length)]
+                try:
+                    for future in track(written, "decoding pictures", transient=True):
+                        future.result()
+                finally:  # nothing is written after the file was closed
+                    for future in written:
+                        future.cancel()
+                    wait(written)
                 os.fsync(file.fileno())
             partial.rename(self.path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+@functools.cache
+def _decoders(process: int) -> ThreadPoolExecutor:
+    """Return the threads in which this process decodes; they stay until it ends.
+
+    OpenCV takes a lock when a thread ends, also after Python has waited for it. A loader's process that is forked at
+    that moment waits for the lock forever: 3 of 3,000 forks did here.
+    """
+    return ThreadPoolExecutor()
 
 
 def modest(length: int, size: int) -> bool:
