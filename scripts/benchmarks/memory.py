@@ -2,21 +2,25 @@
 
 python -m benchmarks.memory FILE.json OVERRIDE ...     in a process of its own, scripts/ importable
 
-Counted is what the training process and its loader's processes hold: the pages they share count once (Pss of Linux).
+Counted is what the training process and its loader's processes have written to; pages that they share count once
+(Pss_Anon and Pss_Shmem of Linux). Pages of libraries are left out: their share depends on who else has them mapped.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import lightning as L
 import numpy as np
+import torch
 
 from benchmarks import processes
 from benchmarks.pictures import link_pets
@@ -30,27 +34,35 @@ EPOCHS = 40
 
 
 class Memory(L.Callback):
-    """Keeps (step, bytes) of every n-th step."""
+    """Keeps (step, bytes) of every n-th step, as `look` finds them."""
 
-    def __init__(self, every: int):
-        self.every = every
+    def __init__(self, every: int, look: Callable[[], int]):
+        self.every, self.look = every, look
         self.found: list[tuple[int, int]] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Look."""
         if trainer.global_step % self.every == 0:
-            self.found.append((trainer.global_step, in_use()))
+            self.found.append((trainer.global_step, self.look()))
 
 
 def in_use() -> int:
-    """Return the bytes that this process and its children hold."""
+    """Return the bytes that this process and its children hold for themselves."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     return sum(_shared_fairly(process) for process in ("self", *children))
 
 
 def _shared_fairly(process: str) -> int:
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
+
+
+def in_tensors() -> int:
+    """Return the bytes of all tensors that Python reaches: without what an allocator keeps for later."""
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
 
 
 def growth(found: list[tuple[int, int]]) -> float:
@@ -59,11 +71,11 @@ def growth(found: list[tuple[int, int]]) -> float:
     return float(np.polyfit(steps, memory, 1)[0])
 
 
-def trained(overrides: list[str], every: int) -> list[tuple[int, int]]:
+def trained(overrides: list[str], every: int, look: Callable[[], int] = in_use) -> list[tuple[int, int]]:
     """Train in this process with unetseg.train; return (step, bytes) of every n-th step."""
     from unetseg.train import train
 
-    memory, make = Memory(every), build.make_trainer
+    memory, make = Memory(every, look), build.make_trainer
 
     def make_trainer(arguments: dict[str, Any], loggers: Any, callbacks: list[Any], root: Path) -> L.Trainer:
         return make(arguments, loggers, [*callbacks, memory], root)
