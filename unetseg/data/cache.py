@@ -142,7 +142,7 @@ def _decoders(process: int) -> ThreadPoolExecutor:
     """Return the threads in which this process decodes; they stay until it ends.
 
     OpenCV takes a lock when a thread ends, also after Python has waited for it. A loader's process that is forked at
-    that moment waits for the lock forever: 3 of 3,000 forks did here.
+    that moment waits for the lock forever.
     """
     return ThreadPoolExecutor()
 
