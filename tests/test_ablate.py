@@ -134,7 +134,10 @@ def test_a_folder_of_other_options_is_refused(fake, tmp_path):
 def test_the_record_of_the_sweep_names_its_cells_and_axes(fake, tmp_path):
     fake()
     found = sweep(tmp_path, "data.similarity=0,1", "model.skip=none", "seed=0", axes=AXES[:1])
-    assert set(found) == {"none_similarity=0.0_seed0", "none_similarity=1.0_seed0"}
+    assert {name: cell.state for name, cell in found.items()} == {
+        "none_similarity=0.0_seed0": "done",
+        "none_similarity=1.0_seed0": "done",
+    }
     record = json.loads((found["none_similarity=0.0_seed0"].run.path.parent / "sweep.json").read_text())
     assert record["axes"] == {"data.similarity": [0.0, 1.0]}
     assert [cell["name"] for cell in record["cells"]] == list(found)

@@ -156,6 +156,14 @@ def test_any_argument_of_the_trainer_can_be_given_without_a_plus():
     assert not {"self", "callbacks", "logger"} & set(trainer_arguments())
 
 
+@pytest.mark.parametrize("path", ["runs/lr=1", "runs/epoch=1-step=20", "it's mine", "my runs/a=b", "(old)"])
+def test_a_path_needs_no_quotes_of_hydras(path):
+    quoted = path.replace("'", r"\'")
+    for given in (f"output={path}", f"output='{quoted}'", f'output="{path}"'):
+        assert cli.compose("train", Train, [*SYNTHETIC, given]).output == path
+        assert cli.given([*SYNTHETIC, given]) == {"data": "synthetic", "output": path}
+
+
 def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults():
     recipe = yaml.safe_load((ROOT / "conf/recipe/from_scratch.yaml").read_text())
     assert cli.compose("train", Train, SYNTHETIC).model.encoder == recipe["model"]["encoder"]

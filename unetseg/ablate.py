@@ -72,7 +72,7 @@ def _label(options: Ablate, axes: dict[str, list[Any]]) -> str:
 def _name(jobs: list[tuple[list[str], Ablate]], axes: dict[str, list[Any]]) -> str:
     """Return a folder name that stands for what all cells have in common: more seeds go on in the same folder."""
     overrides, options = jobs[0]
-    given = dict(override.partition("=")[::2] for override in overrides)
+    given = cli.given(overrides)
     varied = {*axes, *options.sweep, "seed", "model.skip"}
     common = {k: v for k, v in flat(options.model_dump(exclude={"sweep", *OF_THE_SWEEP})).items() if k not in varied}
     digest = hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:6]

@@ -187,11 +187,31 @@ def different(door: str, schema: type[Schema], jobs: list[list[str]]) -> list[Sc
     return found
 
 
-def _lenient(override: str) -> str:
-    """Let a Trainer argument that conf/ doesn't name be given without Hydra's `+`."""
-    key = override.partition("=")[0]
+def given(overrides: list[str]) -> dict[str, str]:
+    """Return what each of the overrides sets, without the quotes around it."""
+    return {override.get_key_element(): str(override.value()) for override in _parse([_lenient(o) for o in overrides])}
+
+
+def _lenient(argument: str) -> str:
+    """Return an argument as an override of Hydra's.
+
+    A Trainer argument that conf/ doesn't name needs no `+`, and a path with `=` in it, such as that of a sweep's cell,
+    no quotes.
+    """
+    key, equals, value = argument.partition("=")
     known = key.startswith("trainer.") and key.split(".")[1] in trainer_arguments()
-    return f"++{override}" if known else override
+    override = f"++{argument}" if known else argument
+    escaped = value.replace("'", r"\'")
+    quoted = f"{override.partition('=')[0]}='{escaped}'"
+    return quoted if equals and not _parses(override) and _parses(quoted) else override
+
+
+def _parses(override: str) -> bool:
+    try:
+        _parse([override])
+    except UserError:
+        return False
+    return True
 
 
 def _parse(overrides: list[str]) -> list[Any]:

@@ -101,7 +101,7 @@ def output_folder(options: Evaluate) -> Path:
 
 def data_of_the_run(overrides: list[str]) -> list[str]:
     """Return the data options of the checkpoint's own run as overrides, unless the user names other data."""
-    given = dict(override.partition("=")[::2] for override in overrides)
+    given = cli.given(overrides)
     run = run_folder_of(given.get("checkpoint", ""))
     if run is None or "data" in given:
         return []

@@ -90,7 +90,7 @@ def main() -> None:
 
 def options_of_the_run(overrides: list[str]) -> list[str]:
     """Return the options that a resumed run began with, as overrides."""
-    given = dict(override.partition("=")[::2] for override in overrides)
+    given = cli.given(overrides)
     run = run_folder_of(given["resume"]) if "resume" in given else None
     return overrides_of(run) if run else []
 
