@@ -37,6 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "steps": {"default": 26, "help": "training steps of an epoch; with 26, one of the 25 that count has a reading"},
     "epochs": {"default": 1, "help": "epochs of a training"},
     "workers": {"default": 2, "help": "loader processes"},
+    "cache": {"default": "auto", "help": "data.cache of ours: auto, none, ram, disk or device"},
     "rounds": {"default": 8, "help": "rounds in which all alternatives take turns"},
     "pets": {"default": CHECKOUT.parent / "shared/pets", "type": Path, "help": "Oxford-IIIT Pet in its own layout"},
     "large": {
@@ -51,7 +52,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 MEASUREMENTS: dict[str, dict[str, Any]] = {
     "train": {"pets": ..., "encoder": ..., "size": ..., "batch_size": ..., "steps": ..., "epochs": ..., "workers": ...,
-              "rounds": 3},
+              "cache": ..., "rounds": 3},
     "data": {"pets": ..., "size": ..., "batch_size": ..., "steps": ..., "rounds": 5},
     "gradients": {"encoder": ..., "size": ..., "batch_size": ..., "rounds": ...},
     "metrics": {"encoder": ..., "size": ..., "batch_size": ..., "rounds": ...},

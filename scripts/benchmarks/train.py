@@ -23,14 +23,14 @@ STEPS = 26
 
 
 def measure(
-    pets: Path, encoder: str, size: int, batch_size: int, steps: int, epochs: int, workers: int, rounds: int
+    pets: Path, encoder: str, size: int, batch_size: int, steps: int, epochs: int, workers: int, cache: str, rounds: int
 ) -> Result:
     """Return the images/s of all three, their ratios, and where ours' time goes."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         root = link_pets(pets, folder / "pets", train_images=steps * batch_size)
         shape = (encoder, size, batch_size)
-        overrides = processes.training(root, *shape, epochs, workers)
+        overrides = [*processes.training(root, *shape, epochs, workers), f"data.cache={cache}"]
         turns = iter(range(rounds))
         kinds = {
             "limit": lambda: processes.limit(*shape, (steps - 1) * epochs, folder / "limit.json"),
@@ -45,7 +45,8 @@ def measure(
         parts = json.loads(file.read_text())
     setting = (
         f"{encoder}, {size} px, batch {batch_size}, {workers} workers, {steps} steps an epoch, epochs {epochs}, "
-        f"{rounds} interleaved rounds, range of all rounds; the second table is of one further run of ours"
+        f"data.cache={cache}, {rounds} interleaved rounds, range of all rounds; the second table is of one further run "
+        "of ours"
     )
     return Result(setting, [comparison(measured), shares(parts)], listed(measured, "images/s"))
 
