@@ -16,7 +16,7 @@ from conftest import TINY
 from unetseg import ablate, cells, cli, preflight
 from unetseg.config import Train, UserError
 from unetseg.options import Ablate
-from unetseg.runs import RunFolder
+from unetseg.runs import RunFolder, override
 
 AXES = ["data=synthetic", "model.skip=concat,none", "seed=0,1"]
 
@@ -26,7 +26,7 @@ TRAINER = """
     sys.path.insert(0, {root!r})
     from unetseg import cli
     from unetseg.config import Train
-    from unetseg.runs import RunFolder
+    from unetseg.runs import RunFolder, override
     from unetseg.train import options_of_the_run
     given = sys.argv[1:]
     options = cli.compose("train", Train, [*options_of_the_run(given), *given])
@@ -191,7 +191,7 @@ def trainer_of(folder):
             except OSError:
                 continue
             trains = "unetseg.train" in words or any(word.endswith("trainer.py") for word in words)
-            if trains and (f"resume={folder}" in words or f"name={folder.name}" in words):
+            if trains and (override("resume", str(folder)) in words or override("name", folder.name) in words):
                 return int(entry)
     return None
 
@@ -206,10 +206,11 @@ def test_after_kill_9_of_a_child_and_of_ablate_the_same_command_finishes_the_swe
     The trainer is a quick stand-in: that a killed training goes on to the same numbers is test_interruptions.py's.
     """
     fake(seconds=1.5)
-    own = ["data=synthetic", "model.skip=concat,none", f"output={tmp_path}", "name=sweep", "trainer.max_epochs=3"]
+    folder = tmp_path / "läufe, a=b"  # what Hydra would take apart
+    own = ["data=synthetic", "model.skip=concat,none", f"output='{folder}'", "name=sweep", "trainer.max_epochs=3"]
     command = [sys.executable, "-c", QUICK, str(tmp_path / "trainer.py"), *own]
     killed = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    first, second = (RunFolder(tmp_path / "sweep" / f"{skip}_seed0") for skip in ("concat", "none"))
+    first, second = (RunFolder(folder / "sweep" / f"{skip}_seed0") for skip in ("concat", "none"))
     wait_for(lambda: first.metrics.exists() and "val/iou" in first.metrics.read_text(), killed)
     os.kill(trainer_of(first.path), signal.SIGKILL)
     wait_for(lambda: second.metrics.exists() and "val/iou" in second.metrics.read_text(), killed)
@@ -228,7 +229,7 @@ def test_after_kill_9_of_a_child_and_of_ablate_the_same_command_finishes_the_swe
     for run in (first, second):
         assert run.summary.exists()
         assert run.metrics.read_text().count("val/iou,") == 3
-        assert (tmp_path / f"sweep/logs/{run.path.name}.log").read_text().count("begins") == 2
+        assert (folder / f"sweep/logs/{run.path.name}.log").read_text().count("begins") == 2
 
 
 def test_ctrl_c_ends_all_children_and_says_how_to_go_on(drawn_set, drawn, tmp_path):

@@ -13,7 +13,7 @@ from unetseg import cli
 from unetseg.accepted import nearest_first, trainer_arguments
 from unetseg.config import Train, UserError
 from unetseg.options import Evaluate
-from unetseg.runs import variant
+from unetseg.runs import override, variant
 from unetseg.validation import describe
 
 SYNTHETIC = ["data=synthetic"]
@@ -162,6 +162,11 @@ def test_a_path_needs_no_quotes_of_hydras(path):
     for given in (f"output={path}", f"output='{quoted}'", f'output="{path}"'):
         assert cli.compose("train", Train, [*SYNTHETIC, given]).output == path
         assert cli.given([*SYNTHETIC, given]) == {"data": "synthetic", "output": path}
+
+
+@pytest.mark.parametrize("path", ["läufe, a=b", 'the "last" run', "[old]"])
+def test_what_one_process_tells_another_comes_back_as_it_was(path):
+    assert cli.compose("train", Train, [*SYNTHETIC, override("output", path)]).output == path
 
 
 def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults():

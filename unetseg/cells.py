@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 
 from unetseg.config import Train, UserError
-from unetseg.runs import RunFolder, differences
+from unetseg.runs import RunFolder, differences, override
 
 TRAIN = (sys.executable, "-m", "unetseg.train")
 PATIENCE = 15.0
@@ -57,7 +57,8 @@ class Cell:
     def start(self, gpus: Sequence[str], threads: int | None) -> None:
         """Train, from where an earlier process left it, with these GPUs and this many threads."""
         begun = self.run.config.exists()
-        where = [f"resume={self.run.path}"] if begun else [f"name={self.name}", f"output={self.run.path.parent}"]
+        resume = [override("resume", str(self.run.path))]
+        where = resume if begun else [override("name", self.name), override("output", str(self.run.path.parent))]
         overrides = where if begun else [*self.overrides, *where, "++trainer.enable_progress_bar=false"]
         environment = dict(os.environ)
         if gpus:

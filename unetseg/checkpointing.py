@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -178,7 +179,7 @@ class Continuation(L.Callback):
 
     def _stop(self, when: str) -> None:
         raise Halt(
-            f"stopped {when}\n  try: python -m unetseg.train resume={self.run.path}",
+            f"stopped {when}\n  try: python -m unetseg.train resume={shlex.quote(str(self.run.path))}",
             INTERRUPTED if self.asked == signal.SIGINT else REQUEUE,
         )
 
@@ -211,7 +212,8 @@ def explaining_full_disks(run: RunFolder) -> Iterator[None]:
             raise
         raise Halt(
             f"no room to write {error.filename or 'a file'}: {error.strerror}\n"
-            f"  what was written before is whole\n  try: make room, then python -m unetseg.train resume={run.path}"
+            "  what was written before is whole\n"
+            f"  try: make room, then python -m unetseg.train resume={shlex.quote(str(run.path))}"
         ) from None
 
 

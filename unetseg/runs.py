@@ -171,7 +171,12 @@ def overrides_of(run: RunFolder, section: str = "") -> list[str]:
     options.pop("sweep", None)
     data = options["data"].pop("name")
     values = {key: value for key, value in flat(options).items() if key.startswith(section)}
-    return [f"data={data}", *(f"{key}={json.dumps(value)}" for key, value in values.items())]
+    return [f"data={data}", *(override(key, value) for key, value in values.items())]
+
+
+def override(key: str, value: Any) -> str:
+    """Return a setting as an override for Hydra, which takes JSON's quotes, but not its numbers for letters."""
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
