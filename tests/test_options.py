@@ -55,6 +55,7 @@ WRONG = [
     ("name=a/b", "name=a/b", "plain folder name", "try: name=null"),
     ("optimizer.lr=nan", "optimizer.lr=nan", "finite", "try:"),
     ("model.skip", "model.skip", "KEY=VALUE", "try:"),
+    ("output=a,b", "output=a,b may be the values of several runs", "output='a,b'", "try one of:"),
     ("experiment=nope", "experiment=nope", "skip_ablation", "try:"),
 ]
 

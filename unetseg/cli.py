@@ -233,6 +233,13 @@ def _composed(door: str, overrides: list[str], schema: type[Schema]) -> DictConf
         accepted = ", ".join(error.options or [])
         raise UserError(f"{group or 'config'}={given} is not accepted\n  accepted: {accepted}\n  try: --help") from None
     except HydraException as error:
+        if commas := re.match(r"Ambiguous value for argument '(.+?)=(.+)'\n", str(error)):
+            key, value = commas.groups()
+            raise UserError(
+                f"{key}={value} may be the values of several runs, a list, or one value with a comma\n"
+                f"  try one of: {key}={value} in a sweep: train --multirun, or ablate\n"
+                f"              '{key}=[{value}]'\n              \"{key}='{value}'\""
+            ) from None
         match = re.search(r"Could not override '([^']+)'", str(error))
         if match is None:
             raise UserError(f"{error}\n  try: --help") from None
