@@ -149,13 +149,17 @@ def test_the_threads_that_decode_outlive_it_because_a_fork_must_not_meet_their_e
 # What it was made from
 
 
-@pytest.mark.parametrize("change", ["picture", "mask", "size", "values", "order"])
+@pytest.mark.parametrize("change", ["picture", "picture of the same size and time", "mask", "size", "values", "order"])
 def test_what_has_changed_is_decoded_again(change, examples):
     arguments = {"examples": examples, "values": VALUES, "size": SIZE, "read": square}
     Cache("disk", **arguments)
     if change in ("picture", "mask"):
         path = examples[3].image if change == "picture" else examples[3].mask
         path.write_text("another")
+    elif change == "picture of the same size and time":
+        path, before = examples[3].image, examples[3].image.stat()
+        path.write_bytes(bytes(before.st_size))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     made = {
         "size": {"size": 8, "read": lambda index: (np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8))},
         "values": {"values": VALUES[::-1]},
@@ -169,7 +173,8 @@ def test_what_has_changed_is_decoded_again(change, examples):
 
     Cache("disk", **arguments | made | {"read": read})
     assert sorted(decoded) == list(range(LENGTH))
-    assert len(files("disk")) == (1 if change in ("picture", "mask") else 2), "what no file is any more is removed"
+    replaced = change.startswith(("picture", "mask"))
+    assert len(files("disk")) == (1 if replaced else 2), "what no file is any more is removed"
 
 
 def test_a_picture_that_cannot_be_read_leaves_a_gap(examples):
