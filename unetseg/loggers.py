@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,7 +131,7 @@ def finish(loggers: list[Logger]) -> None:
             place = (
                 f"W&B: {run.url}"
                 if run.url
-                else f"W&B was offline; to upload this run: wandb sync {Path(run.dir).parent}"
+                else f"W&B was offline; to upload this run: wandb sync {shlex.quote(str(Path(run.dir).parent))}"
             )
             run.finish()
             if not run.disabled:
