@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unetseg.statistics import compare, holm, interval
+from unetseg.evaluation.statistics import compare, holm, interval
 
 DRAWS = 1000
 """Of the bootstrap."""

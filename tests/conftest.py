@@ -40,12 +40,13 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def drawn_set(drawn: Path) -> Path:
     """The root of the set that the runs of TINY use."""
-    from unetseg import build, cli
-    from unetseg.config import Synthetic, Train
+    from unetseg.data.sources import generate
+    from unetseg.options.compose import compose
+    from unetseg.options.schema import Synthetic, Train
 
-    options = cli.compose("train", Train, [*TINY, f"data.root={drawn}"]).data
+    options = compose("train", Train, [*TINY, f"data.root={drawn}"]).data
     assert isinstance(options, Synthetic)
-    return build.generate(options)
+    return generate(options.model_dump())
 
 
 @pytest.fixture(scope="session")
@@ -100,13 +101,13 @@ def _trained(arguments, log, folder):
 @pytest.fixture
 def tiny(drawn: Path, tmp_path: Path):
     """Return a function that trains for a few seconds and returns the run folder."""
-    from unetseg import cli
-    from unetseg.config import Train
-    from unetseg.runs import RunFolder
+    from unetseg.options.compose import compose
+    from unetseg.options.schema import Train
+    from unetseg.runs.folder import RunFolder
     from unetseg.train import train
 
-    def run(*overrides: str) -> RunFolder:
+    def run(*overrides: str, callbacks=()) -> RunFolder:
         own = (f"data.root={drawn}", f"output={tmp_path}")
-        return RunFolder(train(cli.compose("train", Train, [*TINY, *own, *overrides]))["folder"])
+        return RunFolder(train(compose("train", Train, [*TINY, *own, *overrides]), callbacks)["folder"])
 
     return run

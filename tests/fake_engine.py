@@ -33,11 +33,11 @@ class Brightness:
 
 def save_untrained(path: Path, *overrides: str) -> Path:
     """Write a checkpoint as training does, of random weights that don't call everything one class."""
-    from unetseg import checkpoint, cli
-    from unetseg.config import Train
-    from unetseg.model import Segmenter
+    from unetseg.model import Segmenter, checkpoint
+    from unetseg.options.compose import compose
+    from unetseg.options.schema import Train
 
-    options = cli.compose("train", Train, [*TINY, "model.encoder=resnet18", *overrides])
+    options = compose("train", Train, [*TINY, "model.encoder=resnet18", *overrides])
     torch.manual_seed(0)
     model = Segmenter(weights=None, **checkpoint.segmenter_arguments(options))
     state = {f"{checkpoint.PREFIX}{name}": value for name, value in model.state_dict().items()}

@@ -13,10 +13,14 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
-from unetseg import ablate, cells, cli, preflight
-from unetseg.config import Train, UserError
-from unetseg.options import Ablate
-from unetseg.runs import RunFolder, override
+from unetseg import ablate
+from unetseg.errors import UserError
+from unetseg.options.compose import compose, compose_runs, runs_of
+from unetseg.options.schema import Ablate, Train
+from unetseg.options.settings import override
+from unetseg.runs import sweep
+from unetseg.runs.folder import RunFolder
+from unetseg.training import preflight
 
 AXES = ["data=synthetic", "model.skip=concat,none", "seed=0,1"]
 
@@ -24,12 +28,12 @@ TRAINER = """
     # Stands in for unetseg.train: the same folder and files, a few hundredths of a second an epoch.
     import json, os, pathlib, sys, time, yaml
     sys.path.insert(0, {root!r})
-    from unetseg import cli
-    from unetseg.config import Train
-    from unetseg.runs import RunFolder, override
+    from unetseg.options.compose import compose
+    from unetseg.options.schema import Train
+    from unetseg.runs.folder import RunFolder
     from unetseg.train import options_of_the_run
     given = sys.argv[1:]
-    options = cli.compose("train", Train, [*options_of_the_run(given), *given])
+    options = compose("train", Train, [*options_of_the_run(given), *given])
     run = RunFolder.resumed(options) if options.resume else RunFolder.create(options)
     print("begins", flush=True)
     if options.seed == {broken} and not pathlib.Path({mended!r}).exists():
@@ -55,35 +59,35 @@ def fake(tmp_path, monkeypatch):
         script.write_text(
             textwrap.dedent(TRAINER).format(root=str(ROOT), broken=broken, mended=mended, seconds=seconds)
         )
-        monkeypatch.setattr(cells, "TRAIN", (sys.executable, str(script)))
+        monkeypatch.setattr(sweep, "TRAIN", (sys.executable, str(script)))
 
     return install
 
 
-def sweep(tmp_path, *overrides, axes=AXES):
+def run_sweep(tmp_path, *overrides, axes=AXES):
     """Run a sweep in this process, as the door does; return its cells by name."""
     overrides = [*axes, f"output={tmp_path}/runs", "trainer.max_epochs=3", *overrides]
-    jobs = cli.cells(overrides)
-    found = ablate.ablate(list(zip(jobs, cli.different("ablate", Ablate, jobs), strict=True)))
+    jobs = runs_of(overrides)
+    found = ablate.ablate(list(zip(jobs, compose_runs("ablate", Ablate, jobs), strict=True)))
     return {cell.name: cell for cell in found}
 
 
 def test_every_cell_is_run_once_and_a_second_call_runs_none(fake, tmp_path, capsys):
     fake()
-    first = sweep(tmp_path, "name=one")
+    first = run_sweep(tmp_path, "name=one")
     assert {name: cell.state for name, cell in first.items()} == dict.fromkeys(
         ["concat_seed0", "concat_seed1", "none_seed0", "none_seed1"], "done"
     )
-    before = {name: cell.run.summary.stat().st_mtime_ns for name, cell in first.items()}
-    again = sweep(tmp_path, "name=one")
-    assert {name: cell.run.summary.stat().st_mtime_ns for name, cell in again.items()} == before
+    before = {name: cell.folder.summary.stat().st_mtime_ns for name, cell in first.items()}
+    again = run_sweep(tmp_path, "name=one")
+    assert {name: cell.folder.summary.stat().st_mtime_ns for name, cell in again.items()} == before
     assert "4 of them finished before" in capsys.readouterr().out
     assert all(cell.log.read_text().count("begins") == 1 for cell in again.values())
 
 
 def test_progress_is_a_line_a_cell_with_state_epoch_and_val_iou(fake, tmp_path, capsys):
     fake(seconds=1.2)
-    sweep(tmp_path, "model.skip=none", "seed=0", axes=AXES[:1])
+    run_sweep(tmp_path, "model.skip=none", "seed=0", axes=AXES[:1])
     lines = [re.sub(" +", " ", line) for line in capsys.readouterr().out.splitlines()]
     assert "none_seed0 running epoch 0/3" in lines
     assert any(re.fullmatch(r"none_seed0 running epoch [12]/3 val IoU 0\.5000 0:0\d left", line) for line in lines), (
@@ -94,12 +98,12 @@ def test_progress_is_a_line_a_cell_with_state_epoch_and_val_iou(fake, tmp_path, 
 
 def test_a_failing_cell_does_not_stop_the_others_and_is_tried_again(fake, tmp_path):
     fake(broken=0)
-    first = sweep(tmp_path)
+    first = run_sweep(tmp_path)
     assert [name for name, cell in first.items() if cell.state == "failed"] == ["concat_seed0", "none_seed0"]
     assert first["concat_seed1"].state == first["none_seed1"].state == "done"
     assert "out of luck" in first["none_seed0"].tail()
     (tmp_path / "mended").touch()
-    assert {cell.state for cell in sweep(tmp_path).values()} == {"done"}
+    assert {cell.state for cell in run_sweep(tmp_path).values()} == {"done"}
 
 
 def test_the_door_lists_what_failed_with_its_log_and_exits_with_one(fake, tmp_path, capsys, monkeypatch):
@@ -116,29 +120,29 @@ def test_the_door_lists_what_failed_with_its_log_and_exits_with_one(fake, tmp_pa
 
 def test_more_seeds_go_on_in_the_same_folder_and_other_options_do_not(fake, tmp_path):
     fake()
-    few = sweep(tmp_path, "seed=0", axes=AXES[:2])
-    more = sweep(tmp_path, axes=[*AXES[:2], "seed=0,1,2"])
-    other = sweep(tmp_path, "optimizer.lr=0.1", "seed=0", axes=AXES[:2])
+    few = run_sweep(tmp_path, "seed=0", axes=AXES[:2])
+    more = run_sweep(tmp_path, axes=[*AXES[:2], "seed=0,1,2"])
+    other = run_sweep(tmp_path, "optimizer.lr=0.1", "seed=0", axes=AXES[:2])
     assert set(few) < set(more)
-    assert few["none_seed0"].run.path == more["none_seed0"].run.path
-    assert few["none_seed0"].run.path.parent != other["none_seed0"].run.path.parent
+    assert few["none_seed0"].folder.path == more["none_seed0"].folder.path
+    assert few["none_seed0"].folder.path.parent != other["none_seed0"].folder.path.parent
 
 
 def test_a_folder_of_other_options_is_refused(fake, tmp_path):
     fake()
-    sweep(tmp_path, "name=one")
+    run_sweep(tmp_path, "name=one")
     with pytest.raises(UserError, match=r"optimizer.lr: 0.001 -> 0.1.*\n.*\n  try: another name"):
-        sweep(tmp_path, "name=one", "optimizer.lr=0.1")
+        run_sweep(tmp_path, "name=one", "optimizer.lr=0.1")
 
 
 def test_the_record_of_the_sweep_names_its_cells_and_axes(fake, tmp_path):
     fake()
-    found = sweep(tmp_path, "data.similarity=0,1", "model.skip=none", "seed=0", axes=AXES[:1])
+    found = run_sweep(tmp_path, "data.similarity=0,1", "model.skip=none", "seed=0", axes=AXES[:1])
     assert {name: cell.state for name, cell in found.items()} == {
-        "none_similarity=0.0_seed0": "done",
-        "none_similarity=1.0_seed0": "done",
+        "none_similarity=0_seed0": "done",
+        "none_similarity=1_seed0": "done",
     }
-    record = json.loads((found["none_similarity=0.0_seed0"].run.path.parent / "sweep.json").read_text())
+    record = json.loads((found["none_similarity=0_seed0"].folder.path.parent / "sweep.json").read_text())
     assert record["axes"] == {"data.similarity": [0.0, 1.0]}
     assert [cell["name"] for cell in record["cells"]] == list(found)
 
@@ -147,10 +151,10 @@ def test_jobs_run_at_once_and_share_the_gpus(fake, tmp_path, monkeypatch):
     fake(seconds=0.3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     seen = []
-    real = cells.Cell.poll
-    monkeypatch.setattr(cells.Cell, "poll", lambda cell: (real(cell), seen.append(cell.state)))
-    found = sweep(tmp_path, "jobs=2")
-    gpus = {json.loads(cell.run.summary.read_text())["gpus"] for cell in found.values()}
+    real = sweep.SweepRun.poll
+    monkeypatch.setattr(sweep.SweepRun, "poll", lambda cell: (real(cell), seen.append(cell.state)))
+    found = run_sweep(tmp_path, "jobs=2")
+    gpus = {json.loads(cell.folder.summary.read_text())["gpus"] for cell in found.values()}
     assert gpus == {"3", "5"}
     assert {cell.state for cell in found.values()} == {"done"}
 
@@ -159,13 +163,13 @@ def test_jobs_run_at_once_and_share_the_gpus(fake, tmp_path, monkeypatch):
     ([], 2, [[], []]), (["0", "1", "2", "3"], 2, [["0", "2"], ["1", "3"]]), (["7"], 3, [["7"], ["7"], ["7"]]),
     (["a", "b", "c"], 1, [["a", "b", "c"]])])  # fmt: skip
 def test_gpus_are_dealt_out(gpus, jobs, shares):
-    assert [cells.share(gpus, jobs, slot) for slot in range(jobs)] == shares
+    assert [sweep.share(gpus, jobs, slot) for slot in range(jobs)] == shares
 
 
 @pytest.mark.parametrize("several", ["trainer.devices=2", "trainer.devices=auto", "++trainer.strategy=ddp"])
 def test_several_devices_are_refused_in_a_multirun_with_the_way_on(several):
     with pytest.raises(UserError, match=r"(?s)in a multirun.*unetseg\.ablate"):
-        preflight.one_device(cli.compose("train", Train, ["data=synthetic", several]))
+        preflight.one_device(compose("train", Train, ["data=synthetic", several]))
 
 
 def command(tmp_path, drawn, *more):
@@ -196,7 +200,13 @@ def trainer_of(folder):
     return None
 
 
-QUICK = "import sys; from unetseg import ablate, cells; cells.TRAIN = sys.executable, sys.argv.pop(1); ablate.main()"
+QUICK = """
+import sys
+from unetseg import ablate
+from unetseg.runs import sweep
+sweep.TRAIN = sys.executable, sys.argv.pop(1)
+ablate.main()
+"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")

@@ -22,6 +22,7 @@ from benchmarks import breakdown, comparison, gradients, growth, memory, picture
 from benchmarks.comparison import Spread
 
 from unetseg.data.datamodule import SegmentationData
+from unetseg.data.sources import find
 
 RESULT = report.Result(
     "resnet18, 2 rounds",
@@ -88,13 +89,12 @@ def test_linear_growth_has_the_exponent_1_and_quadratic_growth_2():
 
 
 def test_an_epoch_has_the_images_asked_for_also_of_a_smaller_set(drawn_set, tmp_path):
-    from unetseg import cli
-    from unetseg.config import Train
-    from unetseg.data import pets
+    from unetseg.options.compose import compose
+    from unetseg.options.schema import Train
 
     root = pictures.link_pets(drawn_set, tmp_path / "pets", train_images=40)
-    options = cli.compose("train", Train, ["data=pets", f"data.root={root}", "model.weights=null"]).data
-    splits = pets.load(root, options, 0).splits
+    options = compose("train", Train, ["data=pets", f"data.root={root}", "model.weights=null"]).data
+    splits = find({**options.model_dump(), "name": "pets", "root": root}, 0).splits
     assert {name: len(examples) for name, examples in splits.items()} == {"train": 40, "val": 5, "test": 4}
     files = [examples[i].image for examples in splits.values() for i in range(len(examples))]
     assert len(set(files)) == len({path.name for path in files}) == 49
@@ -168,7 +168,7 @@ def test_a_slow_loader_shows_up_as_waiting_for_data_and_nowhere_else(drawn, tmp_
 
 
 def test_what_is_patched_for_the_breakdown_is_put_back():
-    from unetseg import build, module
+    from unetseg.training import build, module
 
     before = build.make_trainer, module.image_counts, module.SegmentationModule.log
     with breakdown.watched(breakdown.Rows()):

@@ -19,12 +19,12 @@ from conftest import ROOT
 from PIL import Image
 
 import unetseg
-from unetseg import checkpoint, cli
-from unetseg.config import Train, UserError
 from unetseg.demo import check, free_port
-from unetseg.demo_page import NO_LEVELS, Comparison, SwitchedModel, page, sentence
-from unetseg.model import Segmenter
-from unetseg.options import Demo
+from unetseg.errors import UserError
+from unetseg.inference.demo_page import NO_LEVELS, CutMasks, SwitchedModel, page, sentence
+from unetseg.model import Segmenter, checkpoint
+from unetseg.options.compose import compose
+from unetseg.options.schema import Demo, Train
 
 NARROW = [64, 32, 16, 16, 8]
 PETS = ("background", "pet")
@@ -38,7 +38,7 @@ def picture(height: int = 90, width: int = 130) -> np.ndarray:
 
 def saved(path: Path, skip, target: str = "trimap", weights=None) -> Path:
     """Write a checkpoint of random weights whose batch normalisation has seen a picture; or of the given weights."""
-    chosen = cli.compose("train", Train, ["data=synthetic", "data.size=64", f"data.target={target}"])
+    chosen = compose("train", Train, ["data=synthetic", "data.size=64", f"data.target={target}"])
     net = chosen.model.model_copy(update={"encoder": "resnet18", "skip": skip, "initialisation": "he"})
     known = checkpoint.hyper_parameters(chosen.model_copy(update={"model": net}))
     known["model"]["decoder_channels"] = NARROW  # for speed
@@ -73,7 +73,7 @@ def test_with_every_level_on_the_mask_is_the_predictors(add):
 
 
 def test_a_large_picture_is_worked_on_in_tiles_as_the_predictor_does(add, monkeypatch):
-    monkeypatch.setattr("unetseg.predictor.LARGE", 10_000)
+    monkeypatch.setattr("unetseg.inference.predictor.LARGE", 10_000)
     found = switched(add)(picture(), [1])
     assert np.array_equal(found.intact, unetseg.load(add)(picture()))
     assert found.changed() > 0
@@ -106,7 +106,7 @@ def test_what_changed_is_counted_said_and_drawn():
     without = np.zeros((10, 20), np.uint8)
     without[:, 5:11] = 1  # 60, of which 50 are in both
     grey = np.full((10, 20, 3), 100, np.uint8)
-    found = Comparison(grey, intact, without)
+    found = CutMasks(grey, intact, without)
     assert found.changed() == 60 / 200
     assert found.iou(2) == 50 / 110
     assert (
@@ -125,7 +125,7 @@ def test_what_changed_is_counted_said_and_drawn():
 
 
 def test_a_picture_that_is_too_large_for_a_page_is_refused(add, monkeypatch):
-    monkeypatch.setattr("unetseg.demo_page.LARGEST", 10_000)
+    monkeypatch.setattr("unetseg.inference.demo_page.LARGEST", 10_000)
     with pytest.raises(UserError, match=r"11,700 pixels\n  accepted: at most 10,000"):
         switched(add)(picture())
 

@@ -8,25 +8,25 @@ import pytest
 import torch
 from conftest import TINY
 
-from unetseg import cli
-from unetseg.config import Train, UserError
+from unetseg.errors import UserError
 from unetseg.evaluate import data_of_the_run, evaluate
-from unetseg.options import Evaluate
+from unetseg.options.compose import compose
+from unetseg.options.schema import Evaluate, Train
 
 
 @pytest.fixture(scope="module")
 def run(drawn, tmp_path_factory):
     """Return a finished run folder."""
-    from unetseg.runs import RunFolder
+    from unetseg.runs.folder import RunFolder
     from unetseg.train import train
 
     own = (f"data.root={drawn}", f"output={tmp_path_factory.mktemp('runs')}", "name=one", "model.skip=add")
-    return RunFolder(train(cli.compose("train", Train, [*TINY, *own]))["folder"])
+    return RunFolder(train(compose("train", Train, [*TINY, *own]))["folder"])
 
 
 def scored(*overrides: str):
     overrides = ["accelerator=cpu", *data_of_the_run(list(overrides)), *overrides]
-    return evaluate(cli.compose("evaluate", Evaluate, overrides))
+    return evaluate(compose("evaluate", Evaluate, overrides))
 
 
 def test_the_scores_of_the_run_come_out_again_from_its_folder(run):
@@ -103,4 +103,4 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_nothing_of_it_runs(run, tmp
 
 def test_a_missing_checkpoint_is_told_before_anything_is_imported():
     with pytest.raises(UserError, match="a checkpoint file or a run folder that exists"):
-        cli.compose("evaluate", Evaluate, ["checkpoint=nowhere.ckpt"])
+        compose("evaluate", Evaluate, ["checkpoint=nowhere.ckpt"])

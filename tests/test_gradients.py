@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim import optimizer as optimizers
 
-from unetseg.accepted import LEVELS
-from unetseg.config import ENCODERS
 from unetseg.gradients import GradientFlow, blocks_of
 from unetseg.model import Segmenter, SkipUnet
 from unetseg.model.skips import Add, NoSkip
+from unetseg.names import ENCODERS, LEVELS
 
 MIXED = ["none", "concat", "add", "concat"]
 BLOCKS = ["stem", *(f"encoder{i}" for i in range(1, 5)), *(f"decoder{i}" for i in range(4, -1, -1)), "head"]
@@ -643,7 +642,7 @@ def test_the_net_is_found_inside_another_module():
     model = Segmenter(classes=2, encoder="resnet18", weights=None)
     assert GradientFlow(model).net is GradientFlow(nn.Sequential(model)).net is model.net
     for module, count in ((nn.Linear(1, 1), 0), (nn.Sequential(model, example()[0]), 2)):
-        with pytest.raises(RuntimeError, match=f"holds {count} SkipUnets"):
+        with pytest.raises(ValueError, match=f"holds {count} SkipUnets"):
             GradientFlow(module)
 
 

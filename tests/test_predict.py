@@ -14,13 +14,16 @@ from fake_engine import Brightness, save_untrained
 from PIL import Image
 from test_options import timed
 
-from unetseg import cli, figures, outputs, tiff
 from unetseg import predict as door
-from unetseg.config import UserError
-from unetseg.options import Predict
-from unetseg.outputs import Outputs
-from unetseg.pictures import opened
-from unetseg.predictor import Predictor, likeliest
+from unetseg.data import tiff
+from unetseg.data.pictures import opened
+from unetseg.errors import UserError
+from unetseg.evaluation import overlays
+from unetseg.inference import outputs
+from unetseg.inference.outputs import Outputs
+from unetseg.inference.predictor import Predictor, argmax
+from unetseg.options.compose import compose
+from unetseg.options.schema import Predict
 
 RANDOM = np.random.default_rng(0)
 
@@ -44,7 +47,7 @@ def photos(tmp_path) -> Path:
 def predicted(model: Path, images: object, output: Path, *more: str) -> list[Path]:
     """Do what the command does with these options."""
     given = [f"checkpoint={model}", f"images={images}", f"output={output}", "accelerator=cpu", *more]
-    options = cli.compose("predict", Predict, given)
+    options = compose("predict", Predict, given)
     door.check_files(options)
     return door.predict(options)
 
@@ -75,12 +78,12 @@ def test_a_folders_pictures_give_masks_with_a_palette_overlays_probabilities_and
         mask, proba = segment(path), segment.probability(path)
         assert stored.mode == "P"
         assert np.array_equal(np.asarray(stored), mask)
-        assert np.array_equal(np.unique(stored.convert("RGB")), np.unique(figures.PALETTE[np.unique(mask)]))
+        assert np.array_equal(np.unique(stored.convert("RGB")), np.unique(overlays.PALETTE[np.unique(mask)]))
         probabilities = np.load(output / f"probability/{path.stem}.npy")
         assert probabilities.dtype == np.float16
         np.testing.assert_allclose(probabilities, proba, atol=3e-4)
         drawn = np.asarray(Image.open(output / f"overlay/{path.stem}.png"))
-        assert np.array_equal(drawn, figures.overlay(np.asarray(Image.open(path).convert("RGB")), mask))
+        assert np.array_equal(drawn, overlays.overlay(np.asarray(Image.open(path).convert("RGB")), mask))
         assert (int(row["height"]), int(row["width"])) == mask.shape
         assert float(row["share_pet"]) == pytest.approx(mask.mean(), abs=1e-6)
         assert float(row["share_pet"]) + float(row["share_background"]) == pytest.approx(1, abs=2e-6)
@@ -182,7 +185,7 @@ def test_a_wrong_option_is_refused_before_anything_is_loaded(photos, tmp_path, m
         Path("twins", name).touch()
     given = ["checkpoint=model.ckpt", "images=photos", "output=out", option]
     with pytest.raises(UserError) as caught:
-        door.check_files(cli.compose("predict", Predict, given))
+        door.check_files(compose("predict", Predict, given))
     assert told in str(caught.value)
     assert "accepted: " in str(caught.value)
 
@@ -247,7 +250,7 @@ def test_a_large_tiff_goes_through_by_windows_into_a_tiled_mask_and_overlay(tmp_
     assert tifffile.TiffFile(tmp_path / "out/large.tif").pages[0].is_tiled
     assert np.load(tmp_path / "out/probability/large.npy").argmax(-1).sum() == mask.sum()
     overlay = tifffile.imread(tmp_path / "out/overlay/large.tif")
-    assert np.array_equal(overlay, figures.overlay(tifffile.imread(path), mask))
+    assert np.array_equal(overlay, overlays.overlay(tifffile.imread(path), mask))
     assert into.complete(path)
 
 
@@ -259,7 +262,7 @@ def test_memory_grows_with_a_pictures_width_and_not_with_its_height(tmp_path):
         model = Predictor(Brightness(), tile=128)
         tracemalloc.start()
         with opened(tmp_path / "tall.tif") as picture:
-            bands = (likeliest(band) for band in next(model.bands([picture])))
+            bands = (argmax(band) for band in next(model.bands([picture])))
             tiff.write(tmp_path / "mask.tif", bands, picture.height, picture.width, outputs.COLOURS)
         _, highest = tracemalloc.get_traced_memory()
         tracemalloc.stop()

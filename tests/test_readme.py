@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from unetseg import cli
-from unetseg.config import Train
-from unetseg.options import Ablate
-from unetseg.validation import describe
+from unetseg.options.command import OUR_FLAGS
+from unetseg.options.compose import compose_runs, experiment_axes, runs_of
+from unetseg.options.schema import Ablate, Train
+from unetseg.options.validation import describe
 
 TEXT = (ROOT / "README.md").read_text()
 
@@ -56,6 +56,6 @@ def test_every_training_in_the_readme_and_docs_is_accepted(words, drawn_set, tmp
     stands_for = {"PETS": str(drawn_set), "FOLDER": str(drawn_set), "NAME": "flow"}
     filled = [re.sub("PETS|FOLDER|NAME", lambda match: stands_for[match[0]], option) for option in options]
     overrides = [option for option in filled if "=" in option]
-    assert {option for option in options if "=" not in option} <= cli.OUR_FLAGS
-    jobs = cli.cells([*cli.axes(door[8:], schema, overrides), *overrides])
-    assert len(cli.different(door[8:], schema, jobs)) == len(jobs)
+    assert {option for option in options if "=" not in option} <= OUR_FLAGS
+    jobs = runs_of([*experiment_axes(door[8:], schema, overrides), *overrides])
+    assert len(compose_runs(door[8:], schema, jobs)) == len(jobs)

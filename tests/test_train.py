@@ -13,18 +13,20 @@ import torch
 import yaml
 from conftest import TINY, Forked
 
-from unetseg import cli
-from unetseg.config import Train, UserError
+from unetseg.data.sources import make_data
+from unetseg.errors import UserError
+from unetseg.options.compose import compose
+from unetseg.options.schema import Train
 
 
 @pytest.fixture(scope="module")
 def finished(drawn, tmp_path_factory):
     """Return one finished run folder that the tests of its content share."""
-    from unetseg.runs import RunFolder
+    from unetseg.runs.folder import RunFolder
     from unetseg.train import train
 
     own = (f"data.root={drawn}", f"output={tmp_path_factory.mktemp('runs')}", "name=one")
-    return RunFolder(train(cli.compose("train", Train, [*TINY, *own]))["folder"])
+    return RunFolder(train(compose("train", Train, [*TINY, *own]))["folder"])
 
 
 def test_a_run_folder_holds_what_is_promised(finished):
@@ -78,12 +80,13 @@ def test_the_table_of_images_agrees_with_the_summary(finished):
 
 
 def test_the_test_scores_are_those_of_the_best_checkpoint_counted_by_hand(finished):
-    from unetseg import build, checkpoint
+    from unetseg.model import checkpoint
     from unetseg.model.segmenter import class_map
+    from unetseg.training import build
 
     model, _ = checkpoint.load(finished.best)
-    options = cli.compose("train", Train, [*TINY, *saved_data(finished)])
-    data = build.make_data(options.data, 0)
+    options = compose("train", Train, [*TINY, *saved_data(finished)])
+    data = make_data(options.data.model_dump(), 0)
     data.setup()
     intersection = union = 0
     for batch in data.test_dataloader():
@@ -133,7 +136,7 @@ def test_a_taken_name_is_refused_and_nothing_is_lost(finished):
 
     own = [*saved_data(finished), f"output={finished.path.parent}", "name=one"]
     with pytest.raises(UserError, match="nothing is overwritten"):
-        train(cli.compose("train", Train, [*TINY, *own]))
+        train(compose("train", Train, [*TINY, *own]))
     assert finished.metrics.read_text() == before
 
 
@@ -192,7 +195,7 @@ def test_own_pictures_of_three_classes_train(drawn_set, tmp_path):
     own = [override for override in TINY if "synthetic" not in override and "images=" not in override]
     options = ["data=folder", f"data.root={tmp_path}/own", "data.classes=[edge,animal,scene]", f"output={tmp_path}"]
     weights = ["model.encoder=resnet18", "model.weights=null", "trainer.max_epochs=1"]
-    summary = train(cli.compose("train", Train, [*own, *options, *weights]))
+    summary = train(compose("train", Train, [*own, *options, *weights]))
     assert summary["test/images"] == 4
 
 

@@ -18,9 +18,9 @@ def test_an_installed_wheel_composes_its_config_from_the_root_folder(tmp_path):
     site = next((tmp_path / "scratch").glob("lib/python3*/site-packages"))
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # shared with this environment
     code = (
-        "import unetseg; from unetseg import cli; from unetseg.config import Train\n"
-        "options = cli.compose('train', Train, ['data=synthetic', 'model.skip=none'])\n"
-        "print(unetseg.__file__, cli.CONF, options.model.skip)"
+        "import unetseg; from unetseg.options.compose import CONF, compose; from unetseg.options.schema import Train\n"
+        "options = compose('train', Train, ['data=synthetic', 'model.skip=none'])\n"
+        "print(unetseg.__file__, CONF, options.model.skip)"
     )
     done = subprocess.run([python, "-c", code], cwd="/", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -3,16 +3,23 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unetseg.predictor import load
+    from unetseg.inference.export import save_pretrained
+    from unetseg.inference.predictor import load
 
-__all__ = ["load"]
+__all__ = ["load", "save_pretrained"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """Import what needs torch when it is asked for, so that a wrong option on the command line fails at once."""
-    if name != "load":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from unetseg.predictor import load
+    match name:
+        case "load":
+            from unetseg.inference.predictor import load
 
-    return load
+            return load
+        case "save_pretrained":
+            from unetseg.inference.export import save_pretrained
+
+            return save_pretrained
+        case _:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

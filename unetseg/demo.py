@@ -16,9 +16,9 @@ import socket
 import tempfile
 import threading
 
-from unetseg import cli
-from unetseg.config import UserError
-from unetseg.options import Demo
+from unetseg.errors import UserError
+from unetseg.options import command
+from unetseg.options.schema import Demo
 
 HOST = "127.0.0.1"
 
@@ -28,7 +28,8 @@ def demo(options: Demo) -> None:
     with tempfile.TemporaryDirectory(prefix="unetseg-demo-") as pictures:
         # gradio reads both when it is imported
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": pictures}
-        from unetseg import checkpoint, demo_page
+        from unetseg.inference import demo_page
+        from unetseg.model import checkpoint
 
         model, known = checkpoint.load(options.checkpoint)
         page = demo_page.page(demo_page.SwitchedModel(model, known), options.checkpoint, known)
@@ -40,7 +41,7 @@ def demo(options: Demo) -> None:
 def check(options: Demo) -> None:
     """Raise a UserError where gradio is absent or the port can't be had."""
     if importlib.util.find_spec("gradio") is None:
-        raise UserError("the page needs gradio\n  try: pip install 'unetseg[demo]'")
+        raise UserError("the page needs gradio", advice="pip install 'unetseg[demo]'")
     free_port(options.port)
 
 
@@ -52,7 +53,7 @@ def free_port(port: int) -> int:
             probe.bind((HOST, port))
         except OSError as error:
             reason = os.strerror(error.errno or 0)
-            raise UserError(f"port={port} can't be had: {reason}\n  accepted: a free port\n  try: port=0") from None
+            raise UserError(f"port={port} can't be had: {reason}", accepted="a free port", advice="port=0") from None
         return int(probe.getsockname()[1])
 
 
@@ -60,7 +61,7 @@ def main() -> None:
     """Run from the command line."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        cli.run("demo", Demo, demo, preflight=check)
+        command.run("demo", Demo, demo, preflight=check)
     except KeyboardInterrupt:
         print()
 

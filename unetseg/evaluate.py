@@ -12,43 +12,55 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unetseg import cli
-from unetseg.config import UserError, class_names
-from unetseg.options import Evaluate
-from unetseg.runs import RunFolder, overrides_of, run_folder_of, write_json
+from unetseg.errors import UserError
+from unetseg.files import write_json
+from unetseg.names import class_names
+from unetseg.options import command
+from unetseg.options.compose import values_of
+from unetseg.options.schema import Evaluate
+from unetseg.runs.folder import RunFolder, overrides_of, run_folder_of
 
 if TYPE_CHECKING:
     import lightning as L
 
-    from unetseg.model import Segmenter
+    from unetseg.model.segmenter import Segmenter
 
 
 def evaluate(options: Evaluate) -> dict[str, Any]:
     """Score a checkpoint on a split; write the tables and figures of what was found, and return the summary."""
-    from unetseg import build, callbacks, checkpoint, lesions, summary
-    from unetseg.module import SegmentationModule
+    from unetseg.data.sources import make_data
+    from unetseg.evaluation import lesions
+    from unetseg.evaluation.cost import cost
+    from unetseg.evaluation.record import TestRecord
+    from unetseg.model import checkpoint
+    from unetseg.runs import summary
+    from unetseg.training import build
+    from unetseg.training.losses import make_loss
+    from unetseg.training.module import SegmentationModule
 
     model, known = checkpoint.load(options.checkpoint)
-    classes = class_names(options.data)
+    classes = class_names(options.data.model_dump())
     if len(classes) != len(known["classes"]):
         raise UserError(
             f"the checkpoint knows {len(known['classes'])} classes ({', '.join(known['classes'])}), "
-            f"the data has {len(classes)} ({', '.join(classes)})\n  accepted: data with the same classes"
+            f"the data has {len(classes)} ({', '.join(classes)})",
+            accepted="data with the same classes",
         )
     if options.lesion and not lesions.levels_to_cut(model):
         raise UserError(
-            f"lesion=true: with skip={known['model']['skip']} no long skip of {options.checkpoint} carries features\n"
-            "  accepted: a checkpoint with concat, add or attention at some level"
+            f"lesion=true: with skip={known['model']['skip']} no long skip of {options.checkpoint} carries features",
+            accepted="a checkpoint with concat, add or attention at some level",
         )
-    data = build.make_data(options.data, known["seed"], test_split=options.split)
+    data = make_data(options.data.model_dump(), known["seed"], test_split=options.split)
+    data.check()
     folder = RunFolder(output_folder(options))
     try:
         folder.path.mkdir(parents=True)
     except FileExistsError:
-        raise UserError(f"{folder.path} exists\n  accepted: a new folder\n  try: another output=...") from None
+        raise UserError(f"{folder.path} exists", accepted="a new folder", advice="another output=...") from None
     folder.figures.mkdir()
-    module = SegmentationModule(model, build.make_loss(known["loss"], len(classes)), classes=len(classes))
-    record = callbacks.TestRecord(folder)
+    module = SegmentationModule(model, make_loss(known["loss"], len(classes)), classes=len(classes))
+    record = TestRecord(folder)
     trainer = build.make_trainer({"accelerator": options.accelerator, "devices": 1}, [], [record], folder.path)
     trainer.test(module, data, verbose=False)
     groups = record.by_group()
@@ -56,7 +68,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
         groups.to_csv(folder.path / "per_group.csv", index=False)
     content = {
         **record.over_the_set(),
-        **summary.cost(module.model, options.data.size),
+        **cost(module.model, options.data.size),
         "checkpoint": options.checkpoint,
         "split": options.split,
         "data": options.data.model_dump(),
@@ -76,15 +88,16 @@ def measure_lesions(model: Segmenter, classes: int, batches: Any, trainer: L.Tra
     """Cut the long skips; write and show what was lost."""
     from rich.progress import track
 
-    from unetseg import figures, lesions, summary
+    from unetseg.evaluation import lesions, plots
+    from unetseg.runs import summary
 
     device = trainer.strategy.root_device
     with trainer.precision_plugin.forward_context():
-        found = lesions.measure(model.to(device).eval(), batches, classes, device=device, track=track)
-    tables = lesions.tables(found)
+        losses = lesions.measure(model.to(device).eval(), batches, classes, device=device, track=track)
+    tables = lesions.tables(losses)
     for name, table in tables.items():
         table.to_csv(folder.path / f"{name}.csv", index=False)
-    figures.lesions(tables, folder.figures / "lesion.png")
+    plots.lesions(tables, folder.figures / "lesion.png")
     summary.show_lesions(tables)
 
 
@@ -101,7 +114,7 @@ def output_folder(options: Evaluate) -> Path:
 
 def data_of_the_run(overrides: list[str]) -> list[str]:
     """Return the data options of the checkpoint's own run as overrides, unless the user names other data."""
-    given = cli.given(overrides)
+    given = values_of(overrides)
     run = run_folder_of(given.get("checkpoint", ""))
     if run is None or "data" in given:
         return []
@@ -110,7 +123,7 @@ def data_of_the_run(overrides: list[str]) -> list[str]:
 
 def main() -> None:
     """Run from the command line."""
-    cli.run("evaluate", Evaluate, evaluate, inherit=data_of_the_run)
+    command.run("evaluate", Evaluate, evaluate, inherit=data_of_the_run)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 python -m unetseg.export checkpoint=runs/NAME output=model.onnx     for onnxruntime, and for unetseg.load
 python -m unetseg.export checkpoint=runs/NAME output=model.pt2      for torch.export.load, and for unetseg.load
 
-Both take pictures as they come and give probabilities, see `unetseg.exporting`. As a folder of the Hugging Face Hub:
-`unetseg.exporting.save_pretrained("runs/NAME", FOLDER)`.
+Both take pictures as they come and give probabilities, see `unetseg.inference.export`. As a folder of the Hugging Face
+Hub: `unetseg.save_pretrained("runs/NAME", FOLDER)`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from unetseg import cli
-from unetseg.config import UserError
-from unetseg.options import Export
+from unetseg.errors import UserError
+from unetseg.options import command
+from unetseg.options.schema import Export
 
 PACKAGES: dict[str, tuple[str, ...]] = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".pt2": ()}
 """What an export needs beyond the package's own requirements, by its suffix."""
@@ -25,13 +25,14 @@ PACKAGES: dict[str, tuple[str, ...]] = {".onnx": ("onnx", "onnxscript", "onnxrun
 
 def export(options: Export) -> Path:
     """Write the file, print how far it is from the checkpoint, and return its path."""
-    from unetseg import checkpoint, exporting
+    from unetseg.inference.export import export as write
+    from unetseg.model import checkpoint
 
     check(options)
     model, known = checkpoint.load(options.checkpoint)
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    for shape, error in exporting.write(model, described(options.checkpoint, known), output).items():
+    for shape, error in write(model, metadata(options.checkpoint, known), output).items():
         print(f"pictures {shape}: probabilities within {error:.1e} of the checkpoint's")
     print(output)
     return output
@@ -41,25 +42,29 @@ def check(options: Export) -> None:
     """Raise a UserError where the file can't be written or the packages for it are absent."""
     output = Path(options.output)
     if output.suffix not in PACKAGES:
-        raise UserError(f"output={output} is not accepted\n  accepted: FILE.onnx or FILE.pt2\n  try: output=model.onnx")
+        raise UserError(
+            f"output={output} is not accepted", accepted="FILE.onnx or FILE.pt2", advice="output=model.onnx"
+        )
     if output.is_dir() or (output.exists() and not options.overwrite):
-        raise UserError(f"output={output} exists\n  accepted: a new file\n  try: overwrite=true, or another output=...")
+        raise UserError(
+            f"output={output} exists", accepted="a new file", advice="overwrite=true, or another output=..."
+        )
     above = next(folder for folder in output.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"output={output}: {above} is no folder to write into\n  try: another output=...")
+        raise UserError(f"output={output}: {above} is no folder to write into", advice="another output=...")
     absent = [name for name in PACKAGES[output.suffix] if importlib.util.find_spec(name) is None]
     if absent:
-        raise UserError(f"{output.suffix} needs {', '.join(absent)}\n  try: pip install 'unetseg[export]'")
+        raise UserError(f"{output.suffix} needs {', '.join(absent)}", advice="pip install 'unetseg[export]'")
 
 
-def described(path: str, known: dict[str, Any]) -> dict[str, Any]:
+def metadata(path: str, known: dict[str, Any]) -> dict[str, Any]:
     """Return the metadata of an export: what the model is, takes and gives, and where it comes from.
 
     Args:
         path: of the checkpoint.
         known: its hyper-parameters.
     """
-    from unetseg import summary
+    from unetseg.runs.summary import provenance
 
     return {
         "input": "images: pictures x height x width x 3, uint8 RGB",
@@ -69,23 +74,23 @@ def described(path: str, known: dict[str, Any]) -> dict[str, Any]:
         "size": known["data"]["size"],
         **{name: value for name, value in known["model"].items() if name not in ("classes", "channels_last")},
         "checkpoint": path,
-        **summary.provenance(),
+        **provenance(),
     }
 
 
 def work(options: Export) -> Path:
     """Export, and end the process with status 1 where the export is not what the checkpoint is."""
-    from unetseg import exporting
+    from unetseg.inference.export import Mismatch
 
     try:
         return export(options)
-    except exporting.Mismatch as error:
+    except Mismatch as error:
         sys.exit(f"unetseg.export: {error}")
 
 
 def main() -> None:
     """Run from the command line."""
-    cli.run("export", Export, work, preflight=check)
+    command.run("export", Export, work, preflight=check)
 
 
 if __name__ == "__main__":

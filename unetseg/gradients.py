@@ -18,13 +18,11 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
-
-from unetseg.model.unet import SkipUnet
 
 CHUNK = 1 << 18  # entries that are summed at a time: their float64 copies stay in a processor's cache
 Table = dict[str, Tensor]
@@ -71,9 +69,9 @@ class GradientFlow:
     """
 
     def __init__(self, net: nn.Module, scale: Callable[[], float] | None = None):
-        nets = [module for module in net.modules() if isinstance(module, SkipUnet)]
+        nets: list[Any] = [module for module in net.modules() if hasattr(type(module), "fusions")]
         if len(nets) != 1:
-            raise RuntimeError(f"{type(net).__name__} holds {len(nets)} SkipUnets: give a module that holds exactly 1")
+            raise ValueError(f"{type(net).__name__} holds {len(nets)} SkipUnets: give a module that holds exactly 1")
         self.module, self.net, self.scale = net, nets[0], scale
         self._before: list[list[Tensor]] = []  # empty but inside the block
         self._gradients: Tensor | None = None
@@ -189,7 +187,7 @@ def is_compiled(module: nn.Module) -> bool:
     return any("_orig_mod" in m._modules or getattr(m, "_compiled_call_impl", None) for m in module.modules())
 
 
-def blocks_of(net: SkipUnet) -> dict[str, list[nn.Parameter]]:
+def blocks_of(net: Any) -> dict[str, list[nn.Parameter]]:
     """Return the parameters of every block, in forward order; each parameter is in exactly one.
 
     encoder1 ends at level 2, encoder4 at the bottleneck; decoder4 fuses level 4, decoder0 works at full resolution.

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from unetseg.config import UserError
+from unetseg.errors import UserError
 
-PATIENCE = timedelta(minutes=5)
-"""How long the first process is waited for."""
+PATIENCE = timedelta(hours=1)
+"""How long the first process is waited for: it may have to download the data, and checks them."""
 
 _kept: list[Any] = []
 """The first process's end of the store; without it the others could not read."""
@@ -65,9 +65,9 @@ def _number_and_count(machines: int) -> tuple[int, int]:
     missing = {"NODE_RANK", "MASTER_ADDR", "MASTER_PORT"} - here.keys()
     if machines > 1 and missing:
         raise UserError(
-            f"trainer.num_nodes={machines} without {', '.join(sorted(missing))} in the environment\n"
-            "  accepted: these on each machine, or torchrun, or srun\n"
-            "  try: the README's section on several devices"
+            f"trainer.num_nodes={machines} without {', '.join(sorted(missing))} in the environment",
+            accepted="these on each machine, or torchrun, or srun",
+            advice="the README's section on several devices",
         )
     return int(here.get("NODE_RANK", 0)), machines
 

@@ -17,14 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unetseg import cli
-from unetseg.config import UserError
-from unetseg.options import Predict
+from unetseg.errors import UserError
+from unetseg.options import command
+from unetseg.options.schema import Predict
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from unetseg.pictures import Picture
+    from unetseg.data.pictures import Picture
 
 
 def predict(options: Predict) -> list[Path]:
@@ -32,9 +32,9 @@ def predict(options: Predict) -> list[Path]:
     from rich.console import Console
     from rich.progress import track
 
-    from unetseg.outputs import Outputs
-    from unetseg.pictures import opened
-    from unetseg.predictor import load
+    from unetseg.data.pictures import opened
+    from unetseg.inference.outputs import Outputs
+    from unetseg.inference.predictor import load
 
     console = Console(stderr=True)
     model = load(
@@ -78,7 +78,7 @@ def predict(options: Predict) -> list[Path]:
 
 def files_of(images: str) -> list[Path]:
     """Return the pictures that are meant: the file, those in the folder, or those that the pattern finds."""
-    from unetseg.data.examples import IMAGE_SUFFIXES
+    from unetseg.data.pictures import IMAGE_SUFFIXES
 
     path = Path(images)
     if path.is_dir():
@@ -91,27 +91,28 @@ def check_files(options: Predict) -> None:
     files = files_of(options.images)
     if not files:
         raise UserError(
-            f"images={options.images} holds no picture\n  accepted: .jpg, .png, .tif ...\n  try: images=FILE"
+            f"images={options.images} holds no picture", accepted=".jpg, .png, .tif ...", advice="images=FILE"
         )
     first: dict[str, Path] = {}
     for path in files:
         if path.stem in first:
             raise UserError(
-                f"{first[path.stem]} and {path} would have the same mask, {path.stem}.png\n"
-                "  accepted: pictures whose names differ without their endings\n"
-                f"  try: two commands, images='DIR/*{path.suffix}' and another, with an output=... each"
+                f"{first[path.stem]} and {path} would have the same mask, {path.stem}.png",
+                accepted="pictures whose names differ without their endings",
+                advice=f"two commands, images='DIR/*{path.suffix}' and another, with an output=... each",
             )
         first[path.stem] = path
         if path.resolve().parent == Path(options.output).resolve():
             raise UserError(
-                f"output={options.output} holds the picture {path.name}, which a mask might replace\n"
-                f"  accepted: a folder without the pictures\n  try: output={Path(options.output) / 'masks'}"
+                f"output={options.output} holds the picture {path.name}, which a mask might replace",
+                accepted="a folder without the pictures",
+                advice=f"output={Path(options.output) / 'masks'}",
             )
 
 
 def main() -> None:
     """Run from the command line."""
-    if any(cli.run("predict", Predict, predict, preflight=check_files)):
+    if any(command.run("predict", Predict, predict, preflight=check_files)):
         sys.exit(1)
 
 

@@ -11,9 +11,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unetseg import cli
-from unetseg.config import UserError
-from unetseg.options import Report
+from unetseg.errors import UserError
+from unetseg.options import command
+from unetseg.options.schema import Report
 
 if TYPE_CHECKING:
     from unetseg.reporting import document
@@ -26,14 +26,14 @@ def report(options: Report) -> Path:
     """Write the report of the runs below a folder; return the path of report.html."""
     output = Path(options.output) if options.output else Path(options.runs) / "report"
     check_output(output)
-    from unetseg.reporting import document, sections, sweep
+    from unetseg.reporting import document, results, sections
 
-    runs = sweep.read(Path(options.runs))
+    runs = results.read(Path(options.runs))
     made = sections.report(runs)
     path = write(made, output)
     print(path)
     if options.wandb:
-        from unetseg import wandb_report
+        from unetseg.runs import wandb_report
 
         of_run = runs.runs[0].options
         address = wandb_report.publish(
@@ -55,8 +55,9 @@ def check_output(output: Path) -> None:
             return
     if output.exists():
         raise UserError(
-            f"output={output} exists and holds no report\n  accepted: a new or empty folder, or one with a report of "
-            "this command, which is replaced\n  try: another output=..."
+            f"output={output} exists and holds no report",
+            accepted=("a new or empty folder, or one with a report of this command, which is replaced"),
+            advice="another output=...",
         )
 
 
@@ -78,7 +79,7 @@ def write(made: document.Document, output: Path) -> Path:
 
 def main() -> None:
     """Run from the command line."""
-    cli.run("report", Report, report)
+    command.run("report", Report, report)
 
 
 if __name__ == "__main__":

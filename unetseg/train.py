@@ -9,50 +9,76 @@ python -m unetseg.train --help                                      every option
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unetseg import cli, launch, preflight
-from unetseg.config import Train
-from unetseg.runs import RunFolder, one_word, overrides_of, run_folder_of, variant, write_json
+from unetseg import launch
+from unetseg.files import write_json
+from unetseg.names import one_word
+from unetseg.options import command
+from unetseg.options.compose import values_of
+from unetseg.options.schema import Train
+from unetseg.options.settings import variant
+from unetseg.runs.folder import RunFolder, overrides_of, run_folder_of
+from unetseg.training import preflight
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
 
 
-def train(options: Train) -> dict[str, Any]:
-    """Train, test the best checkpoint, fill the run folder; return the summary."""
+def train(options: Train, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
+    """Train, test the best checkpoint and fill the run folder.
+
+    Args:
+        options: of the run.
+        callbacks: of Lightning's, which are called before unetseg's own.
+
+    Returns:
+        The summary, as in summary.json.
+    """
     import lightning as L
 
-    from unetseg import build, callbacks, checkpointing, figures, loggers, summary
+    from unetseg.data.sources import make_data
+    from unetseg.evaluation import plots
+    from unetseg.evaluation.cost import cost
+    from unetseg.evaluation.record import TestRecord
+    from unetseg.runs import wandb_run
+    from unetseg.runs.summary import provenance
+    from unetseg.training import build, resume
+    from unetseg.training.callbacks import Cost
 
     L.seed_everything(options.seed, workers=True, verbose=False)
-    data = build.make_data(options.data, options.seed, skip_unreadable=options.guards.unreadable_image == "skip")
+    skip_unreadable = options.guards.unreadable_image == "skip"
+    data = make_data(options.data.model_dump(), options.seed, skip_unreadable=skip_unreadable)
     module = build.make_module(options)
-    run = RunFolder.resumed(options) if options.resume else RunFolder.create(options)
-    start = checkpointing.rewind(run) if options.resume else None
-    sinks = build.make_loggers(options, run)
-    record, cost = callbacks.TestRecord(run), callbacks.Cost()
+    run = (RunFolder.resumed if options.resume else RunFolder.create)(options, data.check)
+    start = resume.rewind(run) if options.resume else None
+    loggers = build.make_loggers(options, run)
+    record, speed = TestRecord(run), Cost()
     guard, watchers = build.make_watchers(options, run)
-    best, last = checkpointing.make_checkpointing(run)
-    continuation = checkpointing.Continuation(run, options.checkpoint)
+    best, last = resume.make_checkpointing(run)
+    continuation = resume.Continuation(run, options.checkpoint)
     with ExitStack() as stack:
-        stack.enter_context(checkpointing.explaining_full_disks(run))
+        stack.enter_context(resume.explaining_full_disks(run))
         stack.callback(run.release)
-        stack.callback(loggers.finish, sinks)
-        ours = [continuation, *watchers, record, cost, best, last]
-        trainer = build.make_trainer(options.trainer, sinks, ours, run.path)
-        shared = build.share_out(options, trainer, data, module)
+        stack.callback(wandb_run.finish, loggers)
+        ours = [*callbacks, continuation, *watchers, record, speed, best, last]
+        trainer = build.make_trainer(options.trainer, loggers, ours, run.path)
+        batch = build.set_batch_size_and_learning_rate(options, trainer, data, module)
         trainer.fit(module, data, ckpt_path=start)
         trainer.test(module, data, ckpt_path=best.best_model_path or None, verbose=False)
-        content = {
+        summary = {
             **record.over_the_set(),
-            **summary.cost(module.model, options.data.size),
-            **cost.measured(),
+            **cost(module.model, options.data.size),
+            **speed.measured(),
             **guard.counted(),
-            **shared,
-            "variant": variant(options.model),
+            **batch,
+            "variant": variant(options.model.model_dump()),
             "skip": one_word(options.model.skip),
             "skip_flow": one_word(options.model.skip_flow),
-            **{name: getattr(options.model, name) for name in ("encoder", "short_skips", "match_parameters")},
+            **options.model.model_dump(include={"encoder", "short_skips", "match_parameters"}),
             "data": options.data.name,
             "size": options.data.size,
             "epochs": trainer.current_epoch,
@@ -60,20 +86,20 @@ def train(options: Train) -> dict[str, Any]:
             "precision": str(trainer.precision),
             "seed": options.seed,
             "folder": str(run.path),
-            **summary.provenance(),
+            **provenance(),
         }
         if trainer.is_global_zero:
-            write_json(run.summary, content)
-            figures.curves(run.metrics, run.figures / "curves.png")
-        loggers.log_summary(sinks, content)
+            write_json(run.summary, summary)
+            plots.curves(run.metrics, run.figures / "curves.png")
+        wandb_run.log_summary(loggers, summary)
         if options.wandb.log_model:
-            loggers.log_model(sinks, run.best)
-    return content
+            wandb_run.log_model(loggers, run.best)
+    return summary
 
 
 def main() -> None:
     """Run from the command line."""
-    summaries = cli.run(
+    summaries = command.run(
         "train",
         Train,
         train,
@@ -82,30 +108,30 @@ def main() -> None:
         inherit=options_of_the_run,
     )
     if summaries and launch.is_first():
-        from unetseg import summary
+        from unetseg.runs.summary import show
 
-        summary.show(summaries)
+        show(summaries)
         compare(summaries)
 
 
 def options_of_the_run(overrides: list[str]) -> list[str]:
     """Return the options that a resumed run began with, as overrides."""
-    given = cli.given(overrides)
+    given = values_of(overrides)
     run = run_folder_of(given["resume"]) if "resume" in given else None
     return overrides_of(run) if run else []
 
 
 def compare(summaries: list[dict[str, Any]]) -> None:
     """Draw the gradient flow of several runs into one figure beside their folders."""
-    from unetseg import figures
+    from unetseg.evaluation import plots
 
-    alone = len({s["variant"] for s in summaries}) == len(summaries)
-    runs = {s["variant"] if alone else Path(s["folder"]).name: RunFolder(s["folder"]) for s in summaries}
+    different = len({s["variant"] for s in summaries}) == len(summaries)
+    runs = {s["variant"] if different else Path(s["folder"]).name: RunFolder(s["folder"]) for s in summaries}
     tables = {label: run.gradient_flow for label, run in runs.items() if run.gradient_flow.exists()}
     if len(tables) > 1:
         last = Path(summaries[-1]["folder"])
         path = last.with_name(f"{last.name}.gradients.png")
-        figures.compare_gradients(tables, path)
+        plots.compare_gradients(tables, path)
         print(f"gradient flow side by side: {path}")
 
 

@@ -18,18 +18,20 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import lightning as L
 from lightning.pytorch.profilers import Profiler
 
-from unetseg import build, cli, module
-from unetseg.config import Train
+from unetseg.evaluation.metrics import SegmentationScores
 from unetseg.gradients import GradientFlow
-from unetseg.metrics import SegmentationScores
+from unetseg.options.compose import compose
+from unetseg.options.schema import Train
+from unetseg.training import module
 
 WAITING, STEP, METRICS, FLOW, OTHER = "waiting for data", "step", "metrics", "gradient flow", "logging and other"
 ROWS = (WAITING, STEP, METRICS, FLOW, OTHER)
 VALIDATION = "validation"
 BATCH_END = "Cost.on_train_batch_end"
-"""The action at whose end unetseg.callbacks.Cost has taken a batch's time."""
+"""The action at whose end unetseg.training.callbacks.Cost has taken a batch's time."""
 
 
 class Rows(Profiler):
@@ -90,17 +92,23 @@ def row_of(action: str) -> str | None:
     return OTHER if action.startswith("[Callback]") or ".on_" in action else None
 
 
+class Watch(L.Callback):
+    """Lets `rows` be the Trainer's profiler, and its validation report to it."""
+
+    def __init__(self, rows: Rows):
+        self.rows = rows
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        """Set the profiler before the first batch."""
+        trainer.profiler = self.rows
+        evaluation = trainer.fit_loop.epoch_loop.val_loop
+        if stage == "fit":
+            evaluation.run = self.rows.wrapped(VALIDATION, evaluation.run)  # type: ignore[method-assign]
+
+
 @contextmanager
 def watched(rows: Rows) -> Iterator[None]:
-    """Let `rows` be the profiler of every Trainer that unetseg.build makes, and let our own parts report to it."""
-    make = build.make_trainer
-
-    def make_trainer(arguments: dict[str, Any], *rest: Any) -> Any:
-        trainer = make({**arguments, "profiler": rows}, *rest)
-        evaluation = trainer.fit_loop.epoch_loop.val_loop
-        evaluation.run = rows.wrapped(VALIDATION, evaluation.run)  # type: ignore[method-assign]
-        return trainer
-
+    """Let our own parts report to `rows`."""
     hooks = [(GradientFlow, name, FLOW) for name in vars(GradientFlow) if name.startswith("_on_")]
     counting = [
         (module, "class_map", METRICS),
@@ -108,7 +116,6 @@ def watched(rows: Rows) -> Iterator[None]:
         (SegmentationScores, "update", METRICS),
     ]
     with ExitStack() as stack:
-        stack.enter_context(patch.object(build, "make_trainer", make_trainer))
         for owner, name, row in [*hooks, *counting, (module.SegmentationModule, "log", OTHER)]:
             stack.enter_context(patch.object(owner, name, rows.wrapped(row, getattr(owner, name))))
         yield
@@ -120,7 +127,7 @@ def breakdown(overrides: list[str]) -> dict[str, Any]:
 
     rows = Rows()
     with watched(rows):
-        summary = train(cli.compose("train", Train, overrides))
+        summary = train(compose("train", Train, overrides), callbacks=[Watch(rows)])
     return {"batches": rows.batches, "images_per_second": summary["images_per_second"], "seconds": rows.seconds}
 
 

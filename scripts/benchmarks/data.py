@@ -19,8 +19,9 @@ from benchmarks.comparison import interleaved, spread, timed
 from benchmarks.pictures import link_pets
 from benchmarks.processes import training
 from benchmarks.report import Result, Row, listed
-from unetseg import build, cli
-from unetseg.config import Pets, Train
+from unetseg.data.sources import make_data
+from unetseg.options.compose import compose
+from unetseg.options.schema import Pets, Train
 
 WORKERS = (0, 1, 2)
 DECODING = "decode only"
@@ -36,8 +37,8 @@ def caches() -> list[str]:
 
 def epoch(overrides: list[str]) -> Callable[[], int]:
     """Return a function that loads the training images once and returns their number; its workers live on."""
-    options = cli.compose("train", Train, overrides)
-    data = build.make_data(options.data, options.seed)
+    options = compose("train", Train, overrides)
+    data = make_data(options.data.model_dump(), options.seed)
     data.prepare_data()
     data.setup()
     loader = data.train_dataloader()

@@ -19,7 +19,7 @@ def main() -> None:
     train = door.train
 
     def until_the_first_step(options: Any) -> dict[str, Any]:
-        from unetseg.module import SegmentationModule  # what train imports next itself
+        from unetseg.training.module import SegmentationModule
 
         def training_step(self: Any, batch: Any, batch_idx: int) -> None:
             file.write_text(str(time.time()))

@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import lightning as L
 import numpy as np
@@ -25,8 +24,8 @@ import torch
 from benchmarks import processes
 from benchmarks.pictures import link_pets
 from benchmarks.report import Result, Row
-from unetseg import build, cli
-from unetseg.config import Train
+from unetseg.options.compose import compose
+from unetseg.options.schema import Train
 
 MIB = 2**20
 EPOCHS = 40
@@ -75,13 +74,8 @@ def trained(overrides: list[str], every: int, look: Callable[[], int] = in_use) 
     """Train in this process with unetseg.train; return (step, bytes) of every n-th step."""
     from unetseg.train import train
 
-    memory, make = Memory(every, look), build.make_trainer
-
-    def make_trainer(arguments: dict[str, Any], loggers: Any, callbacks: list[Any], root: Path) -> L.Trainer:
-        return make(arguments, loggers, [*callbacks, memory], root)
-
-    with patch.object(build, "make_trainer", make_trainer):
-        train(cli.compose("train", Train, overrides))
+    memory = Memory(every, look)
+    train(compose("train", Train, overrides), callbacks=[memory])
     return memory.found
 
 

@@ -8,7 +8,7 @@ import torch
 from benchmarks.comparison import interleaved, spread, timed
 from benchmarks.report import Result, Row, listed
 from benchmarks.steps import batch, stepper
-from unetseg.metrics import SegmentationScores, image_counts
+from unetseg.evaluation.metrics import SegmentationScores, image_counts
 from unetseg.model import Segmenter
 from unetseg.model.segmenter import class_map
 

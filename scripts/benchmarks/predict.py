@@ -19,12 +19,11 @@ import torch
 
 from benchmarks.comparison import interleaved, spread, timed
 from benchmarks.report import Result, Row, listed
-from unetseg.engines import TorchEngine
-from unetseg.exported import load_exported
-from unetseg.exporting import write
+from unetseg.inference.engines import TorchEngine, load_exported
+from unetseg.inference.export import export
+from unetseg.inference.predictor import TILE, Predictor
 from unetseg.model import Segmenter
 from unetseg.model.segmenter import MEAN, STD, class_map
-from unetseg.predictor import TILE, Predictor
 
 PREDICTORS = ("smp.Unet", "unetseg", "unetseg, ONNX")
 """Who predicts; the first is what the others are held against."""
@@ -83,7 +82,7 @@ def measure(encoder: str, size: int, large: tuple[int, int], rounds: int) -> Res
     fresh = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "model.onnx"
-        write(segmenter(encoder), {"classes": ["background", "pet"], "size": size}, exported)
+        export(segmenter(encoder), {"classes": ["background", "pet"], "size": size}, exported)
         for shape, tile in (((size, size), 0), (tuple(large), TILE)):
             picture = f"{shape[1]} x {shape[0]}"
             image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from unetseg.build import best_precision
-from unetseg.losses import make_loss
 from unetseg.model import Segmenter
+from unetseg.training.build import best_precision
+from unetseg.training.losses import make_loss
 
 
 def batch(size: int, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,11 +16,13 @@ import pytest
 import torch
 from conftest import TINY
 
-from unetseg import build, cli
-from unetseg.config import Train, UserError
-from unetseg.data import cache
+from unetseg.data import cache, dataset
 from unetseg.data.cache import Cache
-from unetseg.data.examples import Example, Unreadable
+from unetseg.data.pictures import Unreadable
+from unetseg.data.sources import make_data
+from unetseg.errors import UserError
+from unetseg.options.compose import compose
+from unetseg.options.schema import Train
 
 FORK = multiprocessing.get_context("fork")
 SIZE, LENGTH = 32, 20
@@ -37,12 +39,12 @@ def places(tmp_path, monkeypatch):
 
 @pytest.fixture
 def examples(tmp_path):
-    """Twenty files each; what they hold is never looked at."""
-    files = [Example(str(i), tmp_path / f"{i}.jpg", tmp_path / f"{i}.png", "") for i in range(LENGTH)]
-    for example in files:
-        example.image.write_text("picture")
-        example.mask.write_text("mask")
-    return files
+    """Image and mask of each example; what they hold is never looked at."""
+    pairs = [(tmp_path / f"{i}.jpg", tmp_path / f"{i}.png") for i in range(LENGTH)]
+    for image, mask in pairs:
+        image.write_text("picture")
+        mask.write_text("mask")
+    return pairs
 
 
 def square(index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -71,8 +73,8 @@ def holds_all(squares: Cache) -> bool:
 
 def batches(drawn, *overrides: str):
     """Return the batches of two augmented training epochs and of validation."""
-    options = cli.compose("train", Train, [*TINY, f"data.root={drawn}", *overrides])
-    data = build.make_data(options.data, 0)
+    options = compose("train", Train, [*TINY, f"data.root={drawn}", *overrides])
+    data = make_data(options.data.model_dump(), 0)
     data.prepare_data()
     data.setup()
     train = data.train_dataloader()
@@ -98,10 +100,9 @@ def test_with_a_cache_the_batches_are_the_same_to_the_last_bit(kind, workers, dr
 
 
 def test_a_second_run_decodes_nothing(drawn, plain, monkeypatch):
-    from unetseg.data import loading
 
     batches(drawn, "data.size=48", "data.cache=disk")
-    monkeypatch.setattr(loading, "read_image", refused)
+    monkeypatch.setattr(dataset, "read_image", refused)
     again = batches(drawn, "data.size=48", "data.cache=disk")
     assert torch.equal(again[0].images, plain[0].images)
 
@@ -115,9 +116,9 @@ def room(monkeypatch, total: int, free: int | None = None) -> None:
 @pytest.mark.parametrize(("quarters", "kept"), [(4, {"train", "val"}), (3.99, {"val"})])
 def test_by_itself_it_keeps_in_memory_what_takes_at_most_a_quarter_of_it(quarters, kept, drawn, plain, monkeypatch):
     room(monkeypatch, int(quarters * 18 * (4 * 48**2 + 1)))
-    options = cli.compose("train", Train, [*TINY, f"data.root={drawn}", "data.size=48"]).data
+    options = compose("train", Train, [*TINY, f"data.root={drawn}", "data.size=48"]).data
     assert options.cache == "auto"
-    data = build.make_data(options, 0)
+    data = make_data(options.model_dump(), 0)
     data.prepare_data()
     data.setup()
     assert len(data.collection.splits["train"]) == 18
@@ -151,19 +152,19 @@ def test_the_threads_that_decode_outlive_it_because_a_fork_must_not_meet_their_e
 
 @pytest.mark.parametrize("change", ["picture", "picture of the same size and time", "mask", "size", "values", "order"])
 def test_what_has_changed_is_decoded_again(change, examples):
-    arguments = {"examples": examples, "values": VALUES, "size": SIZE, "read": square}
+    arguments = {"files": examples, "values": VALUES, "size": SIZE, "read": square}
     Cache("disk", **arguments)
     if change in ("picture", "mask"):
-        path = examples[3].image if change == "picture" else examples[3].mask
+        path = examples[3][0] if change == "picture" else examples[3][1]
         path.write_text("another")
     elif change == "picture of the same size and time":
-        path, before = examples[3].image, examples[3].image.stat()
+        path, before = examples[3][0], examples[3][0].stat()
         path.write_bytes(bytes(before.st_size))
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     made = {
         "size": {"size": 8, "read": lambda index: (np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8))},
         "values": {"values": VALUES[::-1]},
-        "order": {"examples": examples[::-1]},
+        "order": {"files": examples[::-1]},
     }.get(change, {})
     decoded = []
 
@@ -274,12 +275,11 @@ import os, sys
 from pathlib import Path
 import numpy as np
 from unetseg.data import cache
-from unetseg.data.examples import Example
 folder = Path(sys.argv[1])
 cache.SHARED_MEMORY = folder / "ram"
 square = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
-examples = [Example("0", folder / "0.jpg", folder / "0.png", "")]
-kept = cache.Cache("ram", examples, np.arange(256, dtype=np.uint8), 8, lambda index: square)
+files = [(folder / "0.jpg", folder / "0.png")]
+kept = cache.Cache("ram", files, np.arange(256, dtype=np.uint8), 8, lambda index: square)
 assert kept.path.exists()
 if sys.argv[2] == "killed":
     os.kill(os.getpid(), 9)

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from unetseg import build, cli
-from unetseg.config import IGNORE, Train
-from unetseg.data.loading import EpochSampler
+from unetseg.data.dataset import EpochSampler
+from unetseg.data.sources import make_data
 from unetseg.data.transforms import Transform
+from unetseg.names import IGNORE
+from unetseg.options.compose import compose
+from unetseg.options.schema import Train
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +20,8 @@ def make(drawn):
 
     def build_it(*overrides: str, seed: int = 0):
         tiny = ("data=synthetic", "data.size=64", "data.train_images=20", "data.test_images=7", "data.batch_size=4")
-        options = cli.compose("train", Train, [*tiny, f"data.root={drawn}", *overrides])
-        data = build.make_data(options.data, seed)
+        options = compose("train", Train, [*tiny, f"data.root={drawn}", *overrides])
+        data = make_data(options.data.model_dump(), seed)
         data.prepare_data()
         data.setup()
         return data

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unetseg import cli
-from unetseg.config import IGNORE, Train, UserError
 from unetseg.data import folder
-from unetseg.data.examples import INVALID, check_headers, read_mask
+from unetseg.data.dataset import check_headers
+from unetseg.data.pictures import INVALID, read_mask
+from unetseg.data.sources import find
+from unetseg.errors import UserError
+from unetseg.names import IGNORE
+from unetseg.options.compose import compose
+from unetseg.options.schema import Train
 
 
 @pytest.fixture
@@ -26,7 +30,7 @@ def own(tmp_path):
 
 def options(root, *overrides: str):
     three = "data.classes=[sky,tree,road]"
-    return cli.compose("train", Train, ["data=folder", f"data.root={root}", three, *overrides]).data
+    return compose("train", Train, ["data=folder", f"data.root={root}", three, *overrides]).data
 
 
 def names(collection):
@@ -34,7 +38,7 @@ def names(collection):
 
 
 def test_ratios_split_every_picture_once_the_same_for_the_same_seed(own):
-    first, again, other = (names(folder.load(options(own, f"data.split_seed={s}"))) for s in (0, 0, 1))
+    first, again, other = (names(find(options(own, f"data.split_seed={s}").model_dump(), 0)) for s in (0, 0, 1))
     assert first == again
     assert first != other
     assert {split: len(part) for split, part in first.items()} == {"train": 14, "val": 3, "test": 3}
@@ -44,7 +48,7 @@ def test_ratios_split_every_picture_once_the_same_for_the_same_seed(own):
 def test_split_files_decide_and_may_name_files(own):
     for split, part in (("train", "p00\np01.png\n"), ("val", "p02\n"), ("test", "p03\n\n")):
         (own / f"{split}.txt").write_text(part)
-    collection = folder.load(options(own))
+    collection = find(options(own).model_dump(), 0)
     assert names(collection) == {"train": ["p00", "p01"], "val": ["p02"], "test": ["p03"]}
     assert check_headers([e for part in collection.splits.values() for e in part]) == {}
 
@@ -52,34 +56,34 @@ def test_split_files_decide_and_may_name_files(own):
 def test_some_split_files_only_are_refused(own):
     (own / "train.txt").write_text("p00\n")
     with pytest.raises(UserError, match=r"has train\.txt only"):
-        folder.load(options(own))
+        find(options(own).model_dump(), 0)
 
 
 def test_a_picture_in_two_splits_is_refused(own):
     for split in ("train", "val", "test"):
         (own / f"{split}.txt").write_text("p00\n")
     with pytest.raises(UserError, match=r"p00 stands in train\.txt and in val\.txt"):
-        folder.load(options(own))
+        find(options(own).model_dump(), 0)
 
 
 def test_a_listed_picture_or_a_mask_that_is_absent_is_named(own):
     for split, name in (("train", "p00"), ("val", "p01"), ("test", "p99")):
         (own / f"{split}.txt").write_text(f"{name}\n")
-    assert "p99 does not exist" in str(check_headers(folder.load(options(own)).splits["test"])[0])
+    assert "p99 does not exist" in str(check_headers(find(options(own).model_dump(), 0).splits["test"])[0])
     (own / "masks/p00.png").unlink()
-    assert "p00.png does not exist" in str(check_headers(folder.load(options(own)).splits["train"])[0])
+    assert "p00.png does not exist" in str(check_headers(find(options(own).model_dump(), 0).splits["train"])[0])
 
 
 def test_too_few_pictures_for_three_splits_are_refused(tmp_path):
     for part in ("images", "masks"):
         (tmp_path / part).mkdir()
     with pytest.raises(UserError, match=r"leaves the (train|val|test) split empty \(0 pictures"):
-        folder.load(options(tmp_path))
+        find(options(tmp_path).model_dump(), 0)
 
 
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(UserError, match="lacks images, masks"):
-        folder.load(options(tmp_path))
+        find(options(tmp_path).model_dump(), 0)
 
 
 def test_mask_values_are_classes_and_the_ignored_one_is_not():

@@ -6,14 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unetseg import cli
-from unetseg.config import IGNORE, Train, UserError
 from unetseg.data import pets
-from unetseg.data.examples import check_headers, read_image, read_mask
+from unetseg.data.dataset import check_headers
+from unetseg.data.pictures import read_image, read_mask
+from unetseg.data.sources import find
+from unetseg.errors import UserError
+from unetseg.names import IGNORE
+from unetseg.options.compose import compose
+from unetseg.options.schema import Train
 
 
 def options(*overrides: str):
-    return cli.compose("train", Train, ["data=synthetic", *overrides]).data
+    return compose("train", Train, ["data=synthetic", *overrides]).data
 
 
 @pytest.fixture
@@ -34,12 +38,16 @@ def layout(tmp_path):
     return tmp_path
 
 
+def load(root, options, seed):
+    return find({**options.model_dump(), "name": "pets", "root": root}, seed)
+
+
 def all_examples(collection):
     return [example for split in collection.splits.values() for example in split]
 
 
 def test_validation_is_every_tenth_line_of_trainval(layout):
-    splits = pets.load(layout, options(), seed=0).splits
+    splits = load(layout, options(), seed=0).splits
     assert [e.name for e in splits["val"]] == ["Big_Cat_0", "Big_Cat_10", "dog_8"]
     assert len(splits["train"]) == 27
     assert len(splits["test"]) == 10
@@ -48,7 +56,7 @@ def test_validation_is_every_tenth_line_of_trainval(layout):
 
 def test_a_drawn_share_is_seeded_and_stratified_by_breed(layout):
     first, again, other = (
-        [e.name for e in pets.load(layout, options("data.validation=0.25"), seed=s).splits["val"]] for s in (0, 0, 1)
+        [e.name for e in load(layout, options("data.validation=0.25"), seed=s).splits["val"]] for s in (0, 0, 1)
     )
     assert first == again
     assert first != other
@@ -57,7 +65,11 @@ def test_a_drawn_share_is_seeded_and_stratified_by_breed(layout):
 
 
 def test_the_breed_is_what_stands_before_the_last_underscore(layout):
-    assert {e.group for e in all_examples(pets.load(layout, options(), seed=0))} == {"Big_Cat", "dog", "owl"}
+    assert {e.group for e in all_examples(load(layout, options(), seed=0))} == {
+        "Big_Cat",
+        "dog",
+        "owl",
+    }
 
 
 @pytest.mark.parametrize(
@@ -70,7 +82,7 @@ def test_the_breed_is_what_stands_before_the_last_underscore(layout):
     ],
 )
 def test_what_the_trimap_values_mean(layout, settings, classes, pet, background, boundary):
-    collection = pets.load(layout, options(*settings), seed=0)
+    collection = load(layout, options(*settings), seed=0)
     mask = read_mask(collection.splits["train"][0].mask, collection.values)
     assert collection.classes == classes
     assert (mask[12, 12], mask[0, 0], mask[8, 10]) == (pet, background, boundary)
@@ -81,7 +93,7 @@ def test_a_missing_part_of_the_layout_is_named_with_the_ways_on(layout, part):
     path = layout / part
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(UserError) as caught:
-        pets.load(layout, options(), seed=0)
+        load(layout, options(), seed=0)
     assert part in str(caught.value)
     assert "data=synthetic" in str(caught.value)
 
@@ -100,7 +112,7 @@ def damage(layout, kind):
 @pytest.mark.parametrize("kind", ["absent", "not a picture", "empty"])
 def test_bad_files_are_named_before_training(layout, kind):
     damage(layout, kind)
-    examples = all_examples(pets.load(layout, options(), seed=0))
+    examples = all_examples(load(layout, options(), seed=0))
     ((position, error),) = check_headers(examples).items()
     assert examples[position].name == "dog_3"
     assert "dog_3" in str(error)
@@ -109,7 +121,7 @@ def test_bad_files_are_named_before_training(layout, kind):
 def test_a_mask_of_another_size_is_named_before_training(layout):
     damage(layout, "other size")
     with pytest.raises(UserError, match="dog_3"):
-        check_headers(all_examples(pets.load(layout, options(), seed=0)))
+        check_headers(all_examples(load(layout, options(), seed=0)))
 
 
 def test_a_strange_mask_value_is_named_with_the_accepted_ones(layout):
@@ -129,7 +141,7 @@ def test_a_coloured_mask_is_refused(layout):
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
 def test_other_formats_inside_a_jpg_name_load(layout, kind):
     Image.fromarray(np.full((24, 32, 3), 90, np.uint8)).save(layout / "images/dog_3.jpg", format=kind)
-    assert read_image(layout / "images/dog_3.jpg", 8).shape == (24, 32, 3)
+    assert read_image(layout / "images/dog_3.jpg").shape == (24, 32, 3)
 
 
 def test_a_trimap_without_a_pet_loads(layout):
@@ -139,13 +151,12 @@ def test_a_trimap_without_a_pet_loads(layout):
 
 
 def test_the_real_pictures_load(pets: object):
-    from unetseg.data import pets as loader
 
-    collection = loader.load(pets, options(), seed=0)
+    collection = load(pets, options(), seed=0)
     assert [len(collection.splits[s]) for s in ("train", "val", "test")] == [347, 39, 174]
     assert check_headers(all_examples(collection)) == {}
     example = collection.splits["test"][0]
-    assert read_image(example.image, 1000).shape[:2] == read_mask(example.mask, collection.values).shape
+    assert read_image(example.image).shape[:2] == read_mask(example.mask, collection.values).shape
 
 
 def test_an_absent_set_is_downloaded_by_torchvision_to_the_place_where_it_is_looked_for(tmp_path, monkeypatch):

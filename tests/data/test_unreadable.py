@@ -8,8 +8,10 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from unetseg import build, cli
-from unetseg.config import Train, UserError
+from unetseg.data.sources import make_data
+from unetseg.errors import UserError
+from unetseg.options.compose import compose
+from unetseg.options.schema import Train
 from unetseg.train import train as run_training
 
 
@@ -23,8 +25,8 @@ def prepared(root, *overrides: str, skip: bool = True):
     """Return the ready data module."""
     pets = ("data=pets", "data.size=64", f"data.root={root}", "data.batch_size=4", "data.workers=0")
     others = [override for override in TINY if not override.startswith("data")]
-    options = cli.compose("train", Train, [*others, *pets, "model.weights=null", *overrides])
-    data = build.make_data(options.data, 0, skip_unreadable=skip)
+    options = compose("train", Train, [*others, *pets, "model.weights=null", *overrides])
+    data = make_data(options.data.model_dump(), 0, skip_unreadable=skip)
     data.setup()
     return data
 
@@ -62,7 +64,7 @@ def test_a_run_counts_and_records_what_it_left_out_before_training_and_in_it(own
     pets = ("data=pets", "data.size=64", f"data.root={own}", "data.batch_size=4", "data.workers=0")
     small = ("model.encoder=resnet18", "model.weights=null", "trainer.max_epochs=2", "guards.unreadable_image=skip")
     others = [override for override in TINY if not override.startswith("data")]
-    options = cli.compose("train", Train, [*others, *pets, *small, f"output={tmp_path}", "name=run"])
+    options = compose("train", Train, [*others, *pets, *small, f"output={tmp_path}", "name=run"])
     assert run_training(options)["unreadable_images"] == 2
     table = pd.read_csv(tmp_path / "run/left_out.csv")
     assert table.name.tolist() == [train[3], train[5]], "each once, not in every epoch"
@@ -145,7 +147,7 @@ def test_normally_nothing_is_unreadable(own):
 
 
 def test_it_is_an_option_of_training():
-    options = cli.compose("train", Train, ["data=synthetic"])
+    options = compose("train", Train, ["data=synthetic"])
     assert options.guards.unreadable_image == "stop"
     with pytest.raises(UserError, match="stop or skip"):
-        cli.compose("train", Train, ["data=synthetic", "guards.unreadable_image=ignore"])
+        compose("train", Train, ["data=synthetic", "guards.unreadable_image=ignore"])

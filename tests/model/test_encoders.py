@@ -5,9 +5,9 @@ import torch
 from segmentation_models_pytorch.encoders import encoders
 from torch import nn
 
-from unetseg.config import RESNETS
 from unetseg.model import SkipUnet
 from unetseg.model.encoders import make_encoder
+from unetseg.names import RESNETS
 
 
 def plain(name, **options):

@@ -7,10 +7,9 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
-from unetseg import checkpoint
-from unetseg.config import UserError
-from unetseg.exporting import save_pretrained
-from unetseg.model import Segmenter, SkipUnet
+from unetseg.errors import UserError
+from unetseg.inference.export import save_pretrained
+from unetseg.model import Segmenter, SkipUnet, checkpoint
 from unetseg.model.segmenter import MEAN, STD
 
 IMAGES = torch.randn(2, 3, 61, 95, generator=torch.Generator().manual_seed(0))

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from unetseg.config import FLOWS, SKIPS
 from unetseg.model.skips import FLOWS as FLOW_FUNCTIONS
 from unetseg.model.skips import FUSIONS, Add, Attention, Concat, NoSkip, Placebo
+from unetseg.names import FLOWS, SKIPS
 
 DEEP = torch.tensor([[[[1.0]], [[2.0]]]])
 SKIP = torch.tensor([[[[10.0]]]])

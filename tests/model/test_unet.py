@@ -4,9 +4,9 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
-from unetseg.config import ENCODERS, FLOWS, SKIPS
 from unetseg.gradients import GradientFlow
 from unetseg.model import SkipUnet
+from unetseg.names import ENCODERS, FLOWS, SKIPS
 
 SIZES = [(128, 128), (125, 187)]
 

@@ -5,7 +5,7 @@ import torch
 from conftest import SHARED
 from safetensors.torch import save_file
 
-from unetseg.config import UserError
+from unetseg.errors import UserError
 from unetseg.model import SkipUnet
 from unetseg.model.weights import load_encoder
 

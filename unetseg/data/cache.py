@@ -1,4 +1,4 @@
-"""Decoded squares in one memory-mapped file, shared by all processes of a machine.
+"""Resized images and masks in one memory-mapped file, shared by all processes of a machine.
 
 A file is written under another name and renamed when it is whole, so that a process may be killed at any moment. Its
 name says what it was made from: of pictures that have changed, a new one is made. Who builds or opens a file holds the
@@ -11,6 +11,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import itertools
 import os
 import shutil
 import weakref
@@ -25,10 +26,10 @@ import numpy as np
 from PIL import __version__ as pillow
 from rich.progress import track
 
-from unetseg.config import UserError
-from unetseg.data.examples import Example, Unreadable
+from unetseg.data.pictures import Unreadable
+from unetseg.errors import UserError
 
-VERSION = f"1 {cv2.__version__} {pillow}"
+VERSION = f"2 {cv2.__version__} {pillow}"
 """Of the file's format, and of what decodes the pictures."""
 SHARED_MEMORY = Path("/dev/shm")
 QUARTER = 4
@@ -40,15 +41,15 @@ ADVICE = {
 
 
 class Cache:
-    """The squares of a split's N examples: image SxSx3 and mask SxS, uint8.
+    """The resized examples of a split, N of them: image SxSx3 and mask SxS, uint8.
 
     Args:
         kind: disk: under $XDG_CACHE_HOME, for later runs too; ram: under /dev/shm, until the last process that uses it
             ends (if it is killed: until the next cache is opened there).
-        examples: the N examples that `read` reads.
+        files: image and mask of each example.
         values: the table by which it translates masks.
         size: S.
-        read: maps a position to the square, or raises Unreadable; called from several threads.
+        read: maps a position to image and mask, or raises Unreadable; called from several threads.
 
     Raises:
         UserError: there is no room.
@@ -57,18 +58,18 @@ class Cache:
     def __init__(
         self,
         kind: str,
-        examples: Sequence[Example],
+        files: Sequence[tuple[Path, Path]],
         values: np.ndarray,
         size: int,
         read: Callable[[int], tuple[np.ndarray, np.ndarray]],
     ):
         folder = folder_of(kind)
-        files, state = _fingerprints(examples, values, size)
-        self.path = folder / f"{files}-{state}.squares"
+        names, state = _fingerprints(files, values, size)
+        self.path = folder / f"{names}-{state}.squares"
         self.record = np.dtype(
             [("image", np.uint8, (size, size, 3)), ("mask", np.uint8, (size, size)), ("whole", np.bool_)]
         )
-        self.length, self.size = len(examples), size
+        self.length, self.size = len(files), size
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _locked(folder):
@@ -77,13 +78,13 @@ class Cache:
                     _remove_unused(set(folder.glob("*.squares")) - {self.path})
                 file = _opened(self.path)
                 if file is None:
-                    _remove(folder.glob(f"{files}-*.squares"))  # the same pictures, in an earlier state
+                    _remove(folder.glob(f"{names}-*.squares"))  # the same pictures, in an earlier state
                     self._build(read)
                     file = self.path.open("rb")
                     fcntl.flock(file, fcntl.LOCK_SH)
         except OSError as error:
             needed = f"data.cache={kind} needs {self.length * self.record.itemsize:,} bytes in {folder}"
-            raise UserError(f"{needed}: {error.strerror}\n  try: {ADVICE[kind]}") from None
+            raise UserError(f"{needed}: {error.strerror}", advice=ADVICE[kind]) from None
         self.records = self._mapped()
         if kind == "disk":
             file.close()
@@ -162,16 +163,15 @@ def folder_of(kind: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unetseg"
 
 
-def _fingerprints(examples: Sequence[Example], values: np.ndarray, size: int) -> tuple[str, str]:
+def _fingerprints(files: Sequence[tuple[Path, Path]], values: np.ndarray, size: int) -> tuple[str, str]:
     """Return a hash of which files are to become what, and one of the state in which these files are."""
-    files, state = hashlib.sha256(b"%d" % size + values.tobytes()), hashlib.sha256(VERSION.encode())
-    for example in examples:
-        for path in (example.image, example.mask):
-            status = path.stat()
-            files.update(os.fsencode(path.absolute()) + b"\0")
-            # the time of the last change, unlike that of the last writing, no program can set
-            state.update(b"%d %d\0" % (status.st_size, status.st_ctime_ns))
-    return files.hexdigest()[:16], state.hexdigest()[:16]
+    names, state = hashlib.sha256(b"%d" % size + values.tobytes()), hashlib.sha256(VERSION.encode())
+    for path in itertools.chain.from_iterable(files):
+        status = path.stat()
+        names.update(os.fsencode(path.absolute()) + b"\0")
+        # the time of the last change, unlike that of the last writing, no program can set
+        state.update(b"%d %d\0" % (status.st_size, status.st_ctime_ns))
+    return names.hexdigest()[:16], state.hexdigest()[:16]
 
 
 @contextmanager

@@ -13,13 +13,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from unetseg import launch
-from unetseg.config import UserError
-from unetseg.data import resident
+from unetseg.data import device
 from unetseg.data.cache import Cache, modest
-from unetseg.data.examples import Collection, Listing, Unreadable, check_headers
-from unetseg.data.loading import Batch, EpochSampler, Examples, collate
-from unetseg.data.resident import Order, Recipes, Resident
+from unetseg.data.dataset import Batch, Collection, EpochSampler, Examples, Listing, check_headers, collate
+from unetseg.data.device import AugmentationBatch, AugmentationExamples, DeviceImages
+from unetseg.data.pictures import Unreadable
 from unetseg.data.transforms import Transform
+from unetseg.errors import UserError
 
 
 class SegmentationData(L.LightningDataModule):
@@ -56,16 +56,11 @@ class SegmentationData(L.LightningDataModule):
     ):
         super().__init__()
         self.find, self.prepare, self.test_split = find, prepare, test_split
-        self.size, self.batch_size, self.workers, self.augment, self.seed = (
-            size,
-            batch_size,
-            workers,
-            augment,
-            seed,
-        )
+        self.size, self.batch_size, self.workers = size, batch_size, workers
+        self.augment, self.seed = augment, seed
         self.cache, self.skip_unreadable = cache, skip_unreadable
         self.caches: dict[str, Cache | None] = {}
-        self.residents: dict[str, Resident] = {}
+        self.on_device: dict[str, DeviceImages] = {}
         self.collection: Collection | None = None
         self.left_out: list[str] = []
         """Names of the pictures of all splits whose files could not be opened, with skip_unreadable."""
@@ -83,6 +78,15 @@ class SegmentationData(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the training examples go on from there."""
         self.done = state_dict["epoch"], state_dict["examples"]
+
+    def check(self) -> None:
+        """Download or generate, find and check the files, before anything else of a run is made.
+
+        Raises:
+            UserError: the data set can't be trained on.
+        """
+        self.prepare_data()
+        self.setup()
 
     def prepare_data(self) -> None:
         """Download or generate what is absent."""
@@ -122,7 +126,7 @@ class SegmentationData(L.LightningDataModule):
         if shuffle:
             share["done"] = self.done
         on_device = self.cache == "device" and each_epoch
-        dataset = (Recipes if on_device else Examples)(
+        dataset = (AugmentationExamples if on_device else Examples)(
             examples,
             self.collection.values,
             Transform(self.size, augment),
@@ -130,10 +134,10 @@ class SegmentationData(L.LightningDataModule):
             skip_unreadable=self.skip_unreadable,
         )
         collating: Callable[[list[Any]], Any] = collate
-        if isinstance(dataset, Recipes):
-            if split not in self.residents:
-                self.residents[split] = Resident(split, Cache("ram", *self._squares(dataset)), self._device())
-            dataset.whole, collating = self.residents[split].whole, partial(resident.collate, split, self.size)
+        if isinstance(dataset, AugmentationExamples):
+            if split not in self.on_device:
+                self.on_device[split] = DeviceImages(split, Cache("ram", *self._cached(dataset)), self._device())
+            dataset.whole, collating = self.on_device[split].whole, partial(device.collate, split, self.size)
         else:
             if split not in self.caches:
                 self.caches[split] = self._cache(dataset, each_epoch)
@@ -150,8 +154,8 @@ class SegmentationData(L.LightningDataModule):
         )
 
     def _cache(self, dataset: Examples, each_epoch: bool) -> Cache | None:
-        """Return what keeps the squares of a split; ranks that differ in it load the same all the same."""
-        what = self._squares(dataset)
+        """Return what keeps the resized images of a split; ranks that differ in it load the same all the same."""
+        what = self._cached(dataset)
         if self.cache in ("ram", "disk"):
             return Cache(self.cache, *what)
         if self.cache == "auto" and each_epoch and modest(len(dataset), self.size):
@@ -159,15 +163,16 @@ class SegmentationData(L.LightningDataModule):
                 return Cache("ram", *what)
         return None
 
-    def _squares(self, dataset: Examples) -> tuple[Any, ...]:
-        return dataset.examples, dataset.values, self.size, dataset.square
+    def _cached(self, dataset: Examples) -> tuple[Any, ...]:
+        """Return Cache's arguments but for its kind."""
+        return [(e.image, e.mask) for e in dataset.examples], dataset.values, self.size, dataset.resized
 
     def _device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
-    def on_after_batch_transfer(self, batch: Batch | Order, dataloader_idx: int) -> Batch:
+    def on_after_batch_transfer(self, batch: Batch | AugmentationBatch, dataloader_idx: int) -> Batch:
         """Return the batch that is asked for, where the device holds the examples."""
-        return self.residents[batch.split].batch(batch) if isinstance(batch, Order) else batch
+        return self.on_device[batch.split].batch(batch) if isinstance(batch, AugmentationBatch) else batch
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the shuffled, augmented training examples."""

@@ -6,27 +6,42 @@ train.txt, val.txt, test.txt: one NAME a line (optional; without them the pictur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from unetseg.config import IGNORE, Folder, UserError, class_names
-from unetseg.data.examples import IMAGE_SUFFIXES, INVALID, Collection, Example, missing_layout
+from unetseg.data.dataset import Collection, Example, missing_layout
+from unetseg.data.pictures import IMAGE_SUFFIXES, INVALID
+from unetseg.errors import UserError
+from unetseg.names import IGNORE
 
 SPLITS = {"train": "train.txt", "val": "val.txt", "test": "test.txt"}
 
 
-def load(options: Folder) -> Collection:
-    """Return the examples of a folder."""
-    root = Path(options.root)
+def load(
+    root: Path, *, classes: Sequence[str], ignore_index: int | None, ratios: Sequence[float], split_seed: int
+) -> Collection:
+    """Return the examples of a folder.
+
+    Args:
+        root: holds images/ and masks/.
+        classes: names of the mask values 0, 1, ...
+        ignore_index: the mask value that is left out, if any.
+        ratios: shares of train, validation and test where there are no split files.
+        split_seed: of that split.
+
+    Raises:
+        UserError: the layout is another, or a split is empty or lists a picture twice.
+    """
     missing = missing_layout(root, ("images", "masks"))
     if missing:
-        raise UserError(f"data.root={root} lacks {', '.join(missing)}\n  accepted: a folder with images/ and masks/")
+        raise UserError(f"data.root={root} lacks {', '.join(missing)}", accepted="a folder with images/ and masks/")
     images = {path.stem: path for path in sorted((root / "images").iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
     given = [name for name in SPLITS.values() if (root / name).exists()]
     if given and len(given) < len(SPLITS):
-        raise UserError(f"{root} has {', '.join(given)} only\n  accepted: all of {', '.join(SPLITS.values())}, or none")
-    names = _listed(root) if given else _drawn(list(images), options)
+        raise UserError(f"{root} has {', '.join(given)} only", accepted=f"all of {', '.join(SPLITS.values())}, or none")
+    names = _listed(root) if given else _drawn(list(images), ratios, split_seed)
     for split, members in names.items():
         if not members:
             raise UserError(f"data.root={root} leaves the {split} split empty ({len(images)} pictures in images/)")
@@ -37,7 +52,7 @@ def load(options: Folder) -> Collection:
         ]
         for split, members in names.items()
     }
-    return Collection(class_names(options), value_table(len(options.classes), options.ignore_index), splits)
+    return Collection(tuple(classes), value_table(len(classes), ignore_index), splits)
 
 
 def value_table(classes: int, ignore_index: int | None) -> np.ndarray:
@@ -62,15 +77,15 @@ def _listed(root: Path) -> dict[str, list[str]]:
         ]
         for name in names[split]:
             if name in seen:
-                raise UserError(f"{name} stands in {seen[name]} and in {file}\n  accepted: each picture once")
+                raise UserError(f"{name} stands in {seen[name]} and in {file}", accepted="each picture once")
             seen[name] = file
     return names
 
 
-def _drawn(names: list[str], options: Folder) -> dict[str, list[str]]:
+def _drawn(names: list[str], ratios: Sequence[float], seed: int) -> dict[str, list[str]]:
     """Split the names by the ratios, the same for the same seed."""
-    order = np.random.default_rng(options.split_seed).permutation(len(names))
-    first = round(len(names) * options.ratios[0])
-    second = first + round(len(names) * options.ratios[1])
+    order = np.random.default_rng(seed).permutation(len(names))
+    first = round(len(names) * ratios[0])
+    second = first + round(len(names) * ratios[1])
     parts = {"train": order[:first], "val": order[first:second], "test": order[second:]}
     return {split: sorted(names[i] for i in part) for split, part in parts.items()}

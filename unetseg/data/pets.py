@@ -6,14 +6,22 @@ annotations/trainval.txt, test.txt: NAME CLASS-ID SPECIES BREED-ID
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from unetseg.config import IGNORE, PETS_ROOT, Pets, Synthetic, UserError, class_names
-from unetseg.data.examples import INVALID, Collection, Example, missing_layout
-from unetseg.preflight import ways_on
+from unetseg.data.dataset import Collection, Example, missing_layout
+from unetseg.data.pictures import INVALID
+from unetseg.errors import UserError, first_line
+from unetseg.names import IGNORE, PETS_ROOT
 
+WAYS_ON = (
+    f"copy the set's images/ and annotations/ into {PETS_ROOT}/",
+    "data.root=FOLDER that holds images/ and annotations/",
+    "the same command with data=synthetic, which needs no download",
+)
+"""What a user without the pets and without a network can do."""
 LAYOUT = ("images", "annotations/trimaps", "annotations/trainval.txt", "annotations/test.txt")
 
 
@@ -25,31 +33,36 @@ def download() -> Path:
         try:
             OxfordIIITPet(str(PETS_ROOT.parent), target_types="segmentation", download=True)
         except (OSError, RuntimeError) as error:
-            raise UserError(f"Oxford-IIIT Pet could not be downloaded: {error}\n{ways_on()}") from None
+            raise UserError(f"Oxford-IIIT Pet could not be downloaded: {first_line(error)}", advice=WAYS_ON) from None
     return PETS_ROOT
 
 
-def load(root: Path, options: Pets | Synthetic, seed: int) -> Collection:
+def load(
+    root: Path, *, classes: Sequence[str], target: str, border: str, validation: str | float, seed: int
+) -> Collection:
     """Return the examples of a set in the Pets layout.
 
     Validation is every 10th line of trainval, as in smp's example, or a share of each breed drawn with `seed`.
 
     Args:
         root: folder that holds images/ and annotations/.
-        options: target, border and validation.
+        classes: names of the classes.
+        target: "pet" (two classes) or "trimap" (three).
+        border: with "pet", what trimap value 3 counts as: "pet", "background" or "ignore".
+        validation: "every_10th" line, or a share in 0..0.5.
         seed: of the drawn validation share.
     """
     missing = missing_layout(root, LAYOUT)
     if missing:
-        raise UserError(f"data.root={root} lacks {', '.join(missing)}\n{ways_on()}")
+        raise UserError(f"data.root={root} lacks {', '.join(missing)}", advice=WAYS_ON)
     trainval, test = (_examples(root, root / "annotations" / f"{split}.txt") for split in ("trainval", "test"))
-    if options.validation == "every_10th":
+    if isinstance(validation, str):
         held_out = set(range(0, len(trainval), 10))
     else:
-        held_out = _stratified(trainval, options.validation, seed)
+        held_out = _stratified(trainval, validation, seed)
     return Collection(
-        classes=class_names(options),
-        values=value_table(options.target, options.border),
+        classes=tuple(classes),
+        values=value_table(target, border),
         splits={
             "train": [example for i, example in enumerate(trainval) if i not in held_out],
             "val": [trainval[i] for i in sorted(held_out)],
@@ -69,7 +82,7 @@ def value_table(target: str, border: str) -> np.ndarray:
 def _examples(root: Path, split: Path) -> list[Example]:
     names = [line.split()[0] for line in split.read_text().splitlines() if line.strip() and not line.startswith("#")]
     if not names:
-        raise UserError(f"{split} lists no picture\n  accepted: lines of NAME CLASS-ID SPECIES BREED-ID")
+        raise UserError(f"{split} lists no picture", accepted="lines of NAME CLASS-ID SPECIES BREED-ID")
     return [
         Example(
             name=name,

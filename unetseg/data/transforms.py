@@ -1,4 +1,4 @@
-"""From pictures of any size to squares of data.size, with and without augmentation."""
+"""From pictures of any size to images of size x size, with and without augmentation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from unetseg.config import IGNORE
+from unetseg.names import IGNORE
 
 FILL = (124, 116, 104)
 """The mean colour of ImageNet, for what lies outside a picture that was moved."""
@@ -19,8 +19,8 @@ UNCHANGED = (1, 1, 1, 0)
 """What changes nothing about each: three factors, and a share of the circle."""
 
 
-class Recipe(NamedTuple):
-    """What the augmentation of one picture does, as numbers."""
+class Augmentation(NamedTuple):
+    """The parameters of one picture's augmentation."""
 
     move: np.ndarray
     """3x3: maps positions (x, y, 1) in the picture to those in the result, in pixels."""
@@ -43,29 +43,29 @@ class Transform:
         cv2.setNumThreads(0)  # the loader's processes are the parallelism
         self.size, self.steps = size, _augmentation() if augment else []
 
-    def square(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def resize(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Map an image hxwx3 and a mask HxW, uint8, to SxSx3 and SxS: the part that every epoch has in common."""
         return squashed(image, self.size), cv2.resize(mask, (self.size, self.size), interpolation=cv2.INTER_NEAREST)
 
     def __call__(self, image: np.ndarray, mask: np.ndarray, key: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Map what `square` takes, or gives, to SxSx3 and SxS; the key, e.g. (seed, epoch, index), decides the rest."""
-        image, mask = self.square(image, mask)
+        """Map what `resize` takes, or gives, to SxSx3 and SxS; the key, e.g. (seed, epoch, index), decides the rest."""
+        image, mask = self.resize(image, mask)
         for step in self._steps(key):
             done = step(image=image, mask=mask)
             image, mask = done["image"], done["mask"]
         return image, mask
 
-    def recipe(self, key: tuple[int, ...]) -> Recipe:
-        """Return what __call__ does to a square with this key."""
+    def parameters(self, key: tuple[int, ...]) -> Augmentation:
+        """Return what __call__ does to a resized image with this key."""
         import albumentations as A
 
         move, colours = np.eye(3), np.tile(np.array(UNCHANGED, np.float32), (len(COLOURS), 1))
-        square = {"image": np.broadcast_to(np.uint8(0), (self.size, self.size, 3))}
+        blank = {"image": np.broadcast_to(np.uint8(0), (self.size, self.size, 3))}
         for step in self._steps(key):
             if not step.should_apply():
                 continue
-            drawn = step.update_transform_params(step.get_params(), square)
-            drawn |= step.get_params_dependent_on_data(drawn, square)
+            drawn = step.update_transform_params(step.get_params(), blank)
+            drawn |= step.get_params_dependent_on_data(drawn, blank)
             if isinstance(step, A.HorizontalFlip):
                 move = np.array([[-1, 0, self.size - 1], [0, 1, 0], [0, 0, 1]]) @ move
             elif isinstance(step, A.Affine):
@@ -73,7 +73,7 @@ class Transform:
             else:
                 for turn, colour in enumerate(drawn["order"]):
                     colours[turn, colour] = drawn[COLOURS[colour]]
-        return Recipe(move, colours)
+        return Augmentation(move, colours)
 
     def _steps(self, key: tuple[int, ...]) -> Sequence[Any]:
         """Return albumentations' steps, all drawing from one stream of numbers that begins with the key.
@@ -96,7 +96,7 @@ def squashed(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _augmentation() -> Sequence[Any]:
-    """Return albumentations' steps, from squares to squares."""
+    """Return albumentations' steps, from resized images to the same size."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
     import albumentations as A
 

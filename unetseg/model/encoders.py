@@ -9,11 +9,13 @@ from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from unetseg.accepted import LEVELS
-from unetseg.config import RESNETS
+from unetseg.names import LEVELS, RESNETS
 
 DEPTH = LEVELS + 1
 """Encoder stages; the deepest has no long skip, its features enter the decoder."""
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+"""Of RGB in 0..1: every ResNet and DenseNet of smp was trained with these."""
 
 
 class Plain(nn.Module):

@@ -13,8 +13,9 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from segmentation_models_pytorch.base.hub_mixin import SMPHubMixin
 
-from unetseg.accepted import LEVELS
-from unetseg.config import UserError
+from unetseg.errors import UserError
+from unetseg.model.encoders import MEAN, STD
+from unetseg.names import LEVELS
 
 OURS = "_skip_unet"
 """Key of SkipUnet's arguments in config.json; smp passes over keys that begin with an underscore."""
@@ -73,16 +74,15 @@ class HubFolder(SMPHubMixin):
         """
         if OURS not in (config or {}):
             raise UserError(
-                f"{model_id} holds no SkipUnet\n  accepted: a folder or repository of SkipUnet.save_pretrained\n"
-                "  try: smp.from_pretrained, and SkipUnet.load_state_dict with its state_dict()"
+                f"{model_id} holds no SkipUnet",
+                accepted="a folder or repository of SkipUnet.save_pretrained",
+                advice="smp.from_pretrained, and SkipUnet.load_state_dict with its state_dict()",
             )
         arguments = {**named, **config[OURS]}  # type: ignore[index]
         return super()._from_pretrained(model_id=model_id, strict=strict, **arguments)
 
     def hub_config(self) -> dict[str, Any]:
         """Return config.json: the arguments of smp.Unet where the network is one, and in any case SkipUnet's."""
-        from unetseg.model.segmenter import MEAN, STD  # which imports SkipUnet, which is made with this class
-
         arguments = {**self.config, "weights": None}  # they are in the folder
         preprocessing = {"input_space": "RGB", "input_range": [0, 1], "mean": MEAN, "std": STD}  # smp's words
         return {

@@ -7,11 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unetseg.model.encoders import MEAN, STD
 from unetseg.model.unet import SkipUnet
-
-# Every ResNet and DenseNet of smp was trained with these (RGB, of values in 0..1).
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
 class Segmenter(nn.Module):

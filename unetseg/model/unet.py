@@ -13,12 +13,11 @@ from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
 from torch import Tensor, nn
 
-from unetseg.accepted import LEVELS, one_or_per_level
-from unetseg.config import FLOWS, SKIPS
 from unetseg.model.decoder import Decoder, DecoderBlock, matched_channels
 from unetseg.model.encoders import make_encoder
 from unetseg.model.hub import HubFolder
 from unetseg.model.skips import Fusion
+from unetseg.names import FLOWS, LEVELS, SKIPS, nearest_first
 
 
 class SkipUnet(nn.Module, HubFolder):
@@ -96,7 +95,11 @@ class SkipUnet(nn.Module, HubFolder):
         return [cast(DecoderBlock, block).fusion for block in reversed(self.decoder.blocks[:-1])]
 
 
-def _per_level(value: str | Sequence[str], names: Sequence[str], key: str) -> list[str]:
-    """Return one name a level, finest first."""
-    found = one_or_per_level(value, names, key)
-    return [found] * LEVELS if isinstance(found, str) else found
+def _per_level(value: str | Sequence[str], names: Sequence[str], argument: str) -> list[str]:
+    """Return one name a level, finest first; raise a ValueError for another name or number of names."""
+    kinds = [value] * LEVELS if isinstance(value, str) else list(value)
+    unknown = [kind for kind in kinds if kind not in names]
+    if unknown or len(kinds) != LEVELS:
+        accepted = ", ".join(nearest_first(str(unknown[0]), names) if unknown else names)
+        raise ValueError(f"{argument}={value!r}: accepted are {accepted}, or a list of {LEVELS} of them, finest first")
+    return kinds

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from unetseg.config import UserError
+from unetseg.errors import UserError, first_line
 
 # torchvision's DenseNet files of before 2018 write denselayer1.norm.1.weight for denselayer1.norm1.weight
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
 @dataclass(frozen=True)
-class Report:
+class MatchedNames:
     """Which names of a file found their place in the encoder."""
 
     matched: list[str]
@@ -36,7 +36,7 @@ class Report:
         return "\n".join(lines)
 
 
-def load_encoder(encoder: nn.Module, path: str | Path) -> Report:
+def load_encoder(encoder: nn.Module, path: str | Path) -> MatchedNames:
     """Load a state dict, plain as torchvision's and smp's are, into an encoder.
 
     Args:
@@ -52,22 +52,23 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> Report:
     try:
         state = load_file(path) if Path(path).suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # damaged bytes make the unpickler fail in every way there is
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"model.weights={path} can't be read: {reason}\n  accepted: a state dict of tensors") from None
+        raise UserError(
+            f"model.weights={path} can't be read: {first_line(error)}", accepted="a state dict of tensors"
+        ) from None
     state = {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in state.items()}
     own = encoder.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
-    report = Report(
+    names = MatchedNames(
         matched=sorted(fitting),
         missing=sorted(own.keys() - fitting.keys()),
         unexpected=sorted(state.keys() - own.keys()),
     )
     if not fitting:
         raise UserError(
-            f"model.weights={path} fits no parameter of the encoder ({report})\n"
-            "  accepted: a state dict of the same encoder, named as torchvision and smp name it\n"
-            "  try: the model.encoder that the file was made for"
+            f"model.weights={path} fits no parameter of the encoder ({names})",
+            accepted="a state dict of the same encoder, named as torchvision and smp name it",
+            advice="the model.encoder that the file was made for",
         )
     # nn.Module's own method: smp's encoders override it without `strict`
     nn.Module.load_state_dict(encoder, fitting, strict=False)
-    return report
+    return names

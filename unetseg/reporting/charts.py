@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from unetseg.evaluation import plots
 from unetseg.reporting.document import Panel
 from unetseg.reporting.findings import Pair
-from unetseg.reporting.sweep import Setting
+from unetseg.reporting.results import Setting
 
 matplotlib.use("Agg")
 
@@ -82,12 +82,7 @@ def forest(name: str, title: str, found: Sequence[Pair]) -> Panel:
 def heatmap(name: str, title: str, table: pd.DataFrame, low: float, high: float) -> Panel:
     """Return log10 of the gradient's rms, block (row) by step (column), in colours from `low` to `high`."""
     figure, axis = _axes(title, (NARROW[0], 2.5))
-    axis.set_facecolor("#c9ced4")
-    image = axis.imshow(table.to_numpy(), aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
-    axis.set_yticks(range(len(table)), list(table.index))
-    ticks = np.unique(np.linspace(0, table.shape[1] - 1, min(5, table.shape[1])).round().astype(int))
-    axis.set_xticks(ticks, [str(table.columns[tick]) for tick in ticks])
-    axis.set_xlabel("step")
+    image = plots.heatmap(axis, table, low, high)
     axis.tick_params(length=2)
     bar = figure.colorbar(image, ax=axis, pad=0.02, aspect=28)
     bar.outline.set_visible(False)  # type: ignore[operator]

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from unetseg.reporting.sweep import Run, Setting, Sweep
-from unetseg.statistics import LEVEL, Comparison, compare, holm
+from unetseg.evaluation.plots import band_labels
+from unetseg.evaluation.statistics import LEVEL, Comparison, best_median_worst, compare, holm
+from unetseg.reporting.results import Run, Setting, Sweep
 
 METRICS = {"iou": "IoU per image", "boundary_iou": "Boundary IoU per image"}
 """What settings are compared in, image by image: columns of per_image.csv."""
@@ -126,8 +127,7 @@ def edge_errors(setting: Setting) -> pd.DataFrame:
     if not all(path.exists() for path in paths):
         return pd.DataFrame()
     table = pd.concat([pd.read_csv(path) for path in paths]).groupby(["from_px", "to_px"])[["pixels", "errors"]].sum()
-    spans = [(f"{low:.0f}", f"{high:.0f}") for low, high in table.index]
-    bands = [f"≥ {low}" if high == "inf" else low if low == high else f"{low}–{high}" for low, high in spans]
+    bands = band_labels(table.index)
     return pd.DataFrame([(table.errors / table.pixels.where(table.pixels > 0)).to_numpy()], columns=bands)
 
 
@@ -147,20 +147,13 @@ def levels(sweep: Sweep) -> list[str]:
     return sorted({level for run in sweep.runs for level in _readings(run, "skip", "skip_share")})
 
 
-def best_median_worst(sweep: Sweep, each: int = 2) -> list[Picked]:
+def picked_images(sweep: Sweep, each: int = 2) -> list[Picked]:
     """Return images by their mean IoU over settings and seeds; none where the settings have different images."""
     names = sweep.settings[0].images
     if names is None or any(setting.images != names for setting in sweep.settings):
         return []
     iou = np.mean([setting.scores("iou").mean(0) for setting in sweep.settings], axis=0)
-    order = np.argsort(-iou, kind="stable")
-    middle = max(0, len(order) // 2 - each // 2)
-    ranked = {"best": order[:each], "median": order[middle : middle + each], "worst": order[-each:]}
-    rank_of = {int(place): rank for rank, places in reversed(ranked.items()) for place in places}
-    return [
-        Picked(rank, names[place], float(iou[place]))
-        for place, rank in sorted(rank_of.items(), key=lambda item: -iou[item[0]])
-    ]
+    return [Picked(rank, names[place], float(iou[place])) for place, rank in best_median_worst(iou, each).items()]
 
 
 def _readings(run: Run, kind: str, metric: str) -> pd.DataFrame:

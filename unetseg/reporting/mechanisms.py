@@ -7,8 +7,8 @@ import pandas as pd
 
 from unetseg.reporting import charts, findings
 from unetseg.reporting.document import Block, Figure, Section, Table
+from unetseg.reporting.results import Sweep
 from unetseg.reporting.sentences import change, interval, listed, number
-from unetseg.reporting.sweep import Sweep
 
 INDICES = {"vanishing_slope": "vanishing slope", "centre_dip": "centre dip"}
 CUT = "mean"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from unetseg.names import minutes
+from unetseg.options.messages import written
+from unetseg.options.settings import flat
 from unetseg.reporting.document import Code, Section, Table
+from unetseg.reporting.results import Sweep
 from unetseg.reporting.sentences import listed, number
-from unetseg.reporting.sweep import Sweep
-from unetseg.runs import flat
-from unetseg.validation import written
 
 
 def common(sweep: Sweep, key: str) -> str:
@@ -68,4 +69,4 @@ def _together(values: list[Any]) -> str:
 
 
 def _time(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+    return "–" if seconds is None else minutes(seconds)

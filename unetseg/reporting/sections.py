@@ -7,8 +7,8 @@ from unetseg.reporting.document import Block, Document, Figure, Section, Table
 from unetseg.reporting.findings import METRICS, Pair
 from unetseg.reporting.mechanisms import edges, gradients, lesions
 from unetseg.reporting.provenance import common, provenance
+from unetseg.reporting.results import Sweep
 from unetseg.reporting.sentences import change, interval, number, p_value
-from unetseg.reporting.sweep import Sweep
 
 COSTS = (
     ("parameters", "parameters (M)", 1e6, 2, ""),
@@ -139,17 +139,17 @@ def curves(sweep: Sweep) -> Section | None:
 def examples(sweep: Sweep) -> Section:
     """Return the best, median and worst test images as every setting sees them."""
     title = "Best, median and worst images"
-    picked = findings.best_median_worst(sweep)
+    picked = findings.picked_images(sweep)
     if not picked:
         return Section(title, "Not shown: the settings have different test images.")
     gone = [run.place for run in (s.runs[0] for s in sweep.settings) if not run.folder.best.is_file()]
     if gone:
         return Section(title, f"Not shown: checkpoints/best.ckpt is not there any more ({', '.join(gone)}).")
-    from unetseg.reporting import pictures  # torch
+    from unetseg.reporting import examples as drawn_examples  # torch
 
     try:
-        rows = pictures.examples(sweep, picked)
-    except pictures.Gone as reason:
+        rows = drawn_examples.examples(sweep, picked)
+    except drawn_examples.Gone as reason:
         return Section(title, f"Not shown: {reason}.")
     lead = (
         f"By the mean IoU over all settings and seeds, the test images reach from {number(picked[-1].iou)} to "

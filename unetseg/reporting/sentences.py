@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from unetseg.reporting.findings import Pair
-from unetseg.reporting.sweep import Setting, Sweep
+from unetseg.reporting.results import Setting, Sweep
 
 MINUS = "−"
 

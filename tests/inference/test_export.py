@@ -1,0 +1,296 @@
+"""Exports: the probabilities of the checkpoint in other runtimes, at every size; nothing else is written or read."""
+
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unetseg.errors import UserError
+from unetseg.export import export, work
+from unetseg.inference import export as exporters
+from unetseg.inference.engines import TorchEngine, load_exported
+from unetseg.inference.export import PictureModel, traced
+from unetseg.inference.predictor import Predictor
+from unetseg.model import Segmenter, checkpoint
+from unetseg.model.segmenter import probabilities
+from unetseg.options.compose import compose
+from unetseg.options.schema import Export, Train
+
+ODD = [(1, 32, 32), (1, 1, 50), (2, 33, 95), (1, 141, 64)]
+MIXED = {"skip": ["attention", "add", "placebo", "concat"], "skip_flow": ["both", "backward", "forward", "both"]}
+
+
+def pictures(batch: int, height: int, width: int) -> np.ndarray:
+    """Return patches of colour, BxHxWx3 uint8."""
+    patches = np.random.default_rng(0).integers(0, 256, (batch, height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    return patches.repeat(8, 1).repeat(8, 2)[:, :height, :width]
+
+
+def random_model(encoder: str = "resnet18", classes: int = 3, **settings) -> Segmenter:
+    """Return a model whose batch normalisation has seen pictures, so that its probabilities differ."""
+    torch.manual_seed(0)
+    model = Segmenter(classes=classes, encoder=encoder, weights=None, **settings)
+    for _ in range(3):
+        model(torch.from_numpy(pictures(4, 64, 64)).permute(0, 3, 1, 2))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A checkpoint with a fusion of every kind and a flow of every kind."""
+    model = {"encoder": "resnet18", "match_parameters": False, "short_skips": True, **MIXED}
+    options = compose("train", Train, ["data=synthetic", "data.size=64", "data.target=trimap"])
+    options = options.model_copy(update={"model": options.model.model_copy(update=model)})
+    known = checkpoint.hyper_parameters(options)
+    known["model"]["decoder_channels"] = [64, 32, 16, 16, 8]  # for speed
+    weights = random_model(**MIXED, decoder_channels=[64, 32, 16, 16, 8]).state_dict()
+    path = tmp_path_factory.mktemp("saved") / "model.ckpt"
+    state = {f"{checkpoint.PREFIX}{name}": value for name, value in weights.items()}
+    torch.save({"hyper_parameters": known, "state_dict": state}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exports(saved) -> dict[str, Path]:
+    """The checkpoint's exports, by suffix."""
+    paths = {suffix: saved.with_suffix(suffix) for suffix in (".onnx", ".pt2")}
+    for path in paths.values():
+        export(options(saved, path))
+    return paths
+
+
+def options(path: Path, output: Path, **others) -> Export:
+    return Export(checkpoint=str(path), output=str(output), **{"overwrite": False, **others})
+
+
+def engine_of(path: Path) -> TorchEngine:
+    model, known = checkpoint.load(path)
+    return TorchEngine(model, classes=tuple(known["classes"]), size=known["data"]["size"], device="cpu")
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_an_export_is_the_checkpoint_at_every_size(saved, exports, suffix):
+    ours, theirs = engine_of(saved), load_exported(exports[suffix])
+    assert (theirs.classes, theirs.size) == (ours.classes, ours.size) == (("background", "pet", "boundary"), 64)
+    for shape in ODD:
+        found = theirs.probabilities(pictures(*shape))
+        assert found.dtype == np.float32
+        assert found.shape == (shape[0], 3, *shape[1:])
+        np.testing.assert_allclose(found, ours.probabilities(pictures(*shape)), atol=1e-5)
+        np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+    mirrored = pictures(1, 40, 56)[:, :, ::-1]
+    np.testing.assert_allclose(theirs.probabilities(mirrored), ours.probabilities(mirrored), atol=1e-5)
+
+
+SETTINGS = [
+    {"skip": "concat", "classes": 2},
+    {"skip": "add", "skip_flow": "forward"},
+    {"skip": "attention", "skip_flow": "backward"},
+    {"skip": "none"},
+    {"short_skips": False, "normalisation": "none"},
+    {"encoder": "densenet121", "skip": "add"},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_every_setting_becomes_a_program_without_what_only_training_needs(settings):
+    model = random_model(**settings)
+    program = traced(PictureModel(model))
+    assert not any("detach" in str(node.target) or "dropout" in str(node.target) for node in program.graph.nodes)
+    assert not any("num_batches_tracked" in name for name in program.state_dict)
+    assert not any(parameter.requires_grad for parameter in program.state_dict.values())
+    run = program.module(check_guards=False)
+    with torch.inference_mode():
+        for shape in [(1, 32, 47), (2, 61, 33)]:
+            images = torch.from_numpy(pictures(*shape))
+            expected = probabilities(model(images.permute(0, 3, 1, 2)))
+            assert torch.allclose(run(images), expected, atol=1e-5)
+
+
+def test_exporting_leaves_the_model_as_it_was():
+    model = random_model(**MIXED)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    PictureModel(model)
+    assert [fusion.flow for fusion in model.net.fusions] == MIXED["skip_flow"]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_file_says_what_the_model_is_and_where_it_comes_from(saved, exports):
+    import onnx
+
+    model = onnx.load(exports[".onnx"])
+    assert model.metadata_props[-1].key == "sha256"
+    found = {entry.key: json.loads(entry.value) for entry in model.metadata_props[:-1]}
+    assert found["classes"] == ["background", "pet", "boundary"]
+    assert (found["size"], found["encoder"], found["seed"], found["data"]) == (64, "resnet18", 0, "synthetic")
+    assert (found["skip"], found["skip_flow"]) == (MIXED["skip"], MIXED["skip_flow"])
+    assert found["checkpoint"] == str(saved)
+    assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert "git_commit" in found
+    assert [entry.dim_param for entry in model.graph.input[0].type.tensor_type.shape.dim] == [
+        "batch", "height", "width", ""]  # fmt: skip
+    with zipfile.ZipFile(exports[".pt2"]) as archive:
+        entries = {name.rpartition("/")[2] for name in archive.namelist() if "/extra/" in name}
+    assert entries == found.keys()
+
+
+def test_exports_name_no_file_of_this_machine(exports):
+    for path in exports.values():
+        assert str(Path(exporters.__file__).parent).encode() not in path.read_bytes()
+
+
+def parity(engines, images) -> None:
+    """Hold engines against the first: 1e-3 in probability, and 0.01 % of all pixels in another class."""
+    changed = pixels = 0
+    for image in images:
+        first, *others = (engine.probabilities(image[None])[0] for engine in engines)
+        for other in others:
+            assert np.abs(first - other).max() < 1e-3
+            changed += (first.argmax(0) != other.argmax(0)).sum()
+            pixels += first[0].size
+    assert changed <= 1e-4 * pixels
+
+
+def test_torch_onnx_and_pt2_agree_on_generated_pictures_at_their_own_sizes(saved, exports):
+    sizes = np.random.default_rng(1).integers(40, 200, (6, 2))
+    parity([engine_of(saved), *map(load_exported, exports.values())], [pictures(1, *size)[0] for size in sizes])
+
+
+def test_torch_onnx_and_pt2_agree_on_20_pets_at_their_own_sizes(saved, exports, pets):
+    files = sorted((pets / "images").glob("*.jpg"))
+    images = [np.array(Image.open(file).convert("RGB")) for file in files[:: len(files) // 20][:20]]
+    engines = [engine_of(saved), *map(load_exported, exports.values())]
+    parity(engines, images)
+    ours, *others = (np.concatenate([mask.ravel() for mask in Predictor(engine)(images[:5])]) for engine in engines)
+    assert all((ours != other).mean() <= 1e-4 for other in others)
+
+
+def written_before(monkeypatch, path: Path) -> None:
+    """Let the export to .pt2 be this file, without the tracer."""
+    monkeypatch.setattr(exporters, "traced", lambda model: None)
+    monkeypatch.setitem(exporters.WRITERS, ".pt2", lambda program, entries: path.read_bytes())
+
+
+def test_what_differs_from_the_checkpoint_is_not_written(saved, exports, tmp_path, monkeypatch):
+    content = torch.load(saved, weights_only=True)
+    content["state_dict"]["model.net.segmentation_head.0.bias"][0] += 0.05
+    torch.save(content, tmp_path / "other.ckpt")
+    written_before(monkeypatch, exports[".pt2"])
+    with pytest.raises(SystemExit, match=r"differs from the checkpoint by .*: not written"):
+        work(options(tmp_path / "other.ckpt", tmp_path / "model.pt2"))
+    assert [path.name for path in tmp_path.iterdir()] == ["other.ckpt"]
+
+
+def test_nothing_is_overwritten_unasked(saved, exports, tmp_path, monkeypatch):
+    written_before(monkeypatch, exports[".pt2"])
+    output = tmp_path / "model.pt2"
+    output.write_text("mine")
+    with pytest.raises(UserError, match="overwrite=true"):
+        export(options(saved, output))
+    assert output.read_text() == "mine"
+    export(options(saved, output, overwrite=True))
+    assert output.read_bytes() == exports[".pt2"].read_bytes()
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_wrong_options_end_the_command_with_status_2_at_once(saved, tmp_path):
+    for output in ("model.tflite", str(saved)):
+        command = [sys.executable, "-m", "unetseg.export", f"checkpoint={saved}", f"output={output}"]
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        assert "accepted: FILE.onnx or FILE.pt2" in ended.stderr
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_a_missing_package_names_the_extra(saved, exports, tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else name)
+    with pytest.raises(UserError, match=r"pip install 'unetseg\[export\]'"):
+        export(options(saved, tmp_path / "model.onnx"))
+    if package == "onnxruntime":
+        with pytest.raises(UserError, match=r"pip install 'unetseg\[export\]'"):
+            load_exported(exports[".onnx"])
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "truncated", "flipped"])
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_a_damaged_file_is_refused(exports, tmp_path, suffix, damage):
+    whole = exports[suffix].read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 1  # one bit of a weight
+    content = {"empty": b"", "text": b"text", "truncated": whole[: len(whole) // 2], "flipped": bytes(flipped)}[damage]
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.\w+ can't be loaded: "):
+        load_exported(path)
+
+
+def test_foreign_files_are_refused(tmp_path):
+    import onnx
+    from onnx import TensorProto, helper
+
+    one = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", one[:1], one[1:])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(made, tmp_path / "model.onnx")
+    torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.ones(1),)), tmp_path / "model.pt2")
+    for suffix in (".onnx", ".pt2"):
+        with pytest.raises(UserError, match="doesn't say its classes"):
+            load_exported(tmp_path / f"model{suffix}")
+    with pytest.raises(UserError, match=r"accepted: \.onnx, \.pt2"):
+        load_exported(tmp_path / "model.ckpt")
+
+
+ATTACKS = ["pickled input", "pickled weight", "formula", "function", "library", "twice", "name"]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_pt2_that_carries_code_is_refused_and_nothing_of_it_runs(exports, tmp_path, attack):
+    trace = tmp_path / "ran"
+
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(trace), "w"))
+
+    bomb = io.BytesIO()
+    torch.save(Bomb(), bomb)
+    code = f"open('{trace}','w')"
+    path = tmp_path / "model.pt2"
+    with zipfile.ZipFile(exports[".pt2"]) as source, zipfile.ZipFile(path, "w") as target:
+        for entry in source.namelist():
+            content, name = source.read(entry), entry.partition("/")[2]
+            if attack == "pickled input" and name == "data/sample_inputs/model.pt":
+                content = bomb.getvalue()
+            elif attack == "pickled weight" and name == "data/weights/model_weights_config.json":
+                content = content.replace(b'"use_pickle": false', b'"use_pickle": true', 1)
+            elif attack == "pickled weight" and name == "data/weights/weight_0":
+                content = bomb.getvalue()
+            elif name == "models/model.json":
+                program = json.loads(content)
+                nodes = program["graph_module"]["graph"]["nodes"]
+                if attack == "formula":
+                    text = content.decode()
+                    start = text.index('"expr_str": "') + len('"expr_str": "')
+                    content = (text[:start] + code + text[text.index('"', start) :]).encode()
+                elif attack in ("function", "name"):
+                    nodes[0]["target" if attack == "function" else "name"] = (
+                        "torch.load" if attack == "function" else f"x: {code}"
+                    )
+                    content = json.dumps(program).encode()
+            target.writestr(entry, content)
+        root = source.namelist()[0].partition("/")[0]
+        if attack == "library":
+            target.writestr(f"{root}/data/aotinductor/model/model.so", b"")
+        elif attack == "twice":
+            target.writestr(f"{root}/data/Sample_inputs/model.pt", bomb.getvalue())
+    with pytest.raises(UserError, match=r"model\.pt2 can't be loaded"):
+        load_exported(path)
+    assert not trace.exists()

@@ -1,0 +1,269 @@
+"""A wrong option is told in one message, at once, with exit status 2; what conf/ ships is right."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from unetseg.errors import UserError
+from unetseg.names import nearest_first
+from unetseg.options.compose import compose, compose_runs, experiment_axes, runs_of, values_of
+from unetseg.options.messages import trainer_arguments
+from unetseg.options.schema import Evaluate, Train
+from unetseg.options.settings import override, variant
+from unetseg.options.validation import describe
+
+SYNTHETIC = ["data=synthetic"]
+
+
+def message(*overrides: str) -> str:
+    """Return what the user is told about wrong overrides."""
+    with pytest.raises(UserError) as caught:
+        compose("train", Train, [*SYNTHETIC, *overrides])
+    return str(caught.value)
+
+
+def timed(module: str, *arguments: str, folder: Path = ROOT) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run a module; return what it did and its seconds on the processor, which other programs' load doesn't change."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, cwd=folder)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+WRONG = [
+    ("model.skip=bogus", "model.skip=bogus is not accepted", "or one per level, 4 in all", "try: model.skip="),
+    ("model.skip=[none,concat]", "model.skip=[none,concat]", "4 in all, finest first", "[none,concat,concat,concat]"),
+    ("model.skip=[none,concat,ad,add]", "[none,concat,ad,add]", "add, ", "try:"),
+    ("model.skip_flow=up", "model.skip_flow=up", "both, forward, backward", "try: model.skip_flow="),
+    ("model.encoder=resnet35", "model.encoder=resnet35", "accepted: resnet34, resnet50", "try: model.encoder=resnet34"),
+    ("model.encoder=vgg16", "model.encoder=vgg16", "densenet121", "try:"),
+    ("model.weights=absent.pth", "model.weights=absent.pth", "imagenet, null, or the path", "model.weights=null"),
+    ("data.batch_size=-1", "data.batch_size=-1", "greater than or equal to 1", "try:"),
+    ("data.size=abc", "data.size=abc", "integer", "try:"),
+    ("data.similarity=1.5", "data.similarity=1.5", "less than or equal to 1", "try:"),
+    ("data.validation=0.7", "data.validation=0.7", "every_10th, or a share", "try: data.validation=every_10th"),
+    ("model.skp=none", "model.skp is not an option", "model.skip", "try: model.skip"),
+    ("trainer.max_epoch=3", "trainer.max_epoch is not an option", "max_epochs", "try: trainer.max_epochs"),
+    ("trainer.max_epochs=many", "trainer", "a whole number for trainer.max_epochs", "try: trainer.max_epochs=10"),
+    ("loss=dise", "loss=dise", "dice, bce, bce_dice or cross_entropy", "try:"),
+    ("+nonsense=1", "nonsense is not an option", "accepted", "try:"),
+    ("model.short_skips=false model.encoder=densenet121", "model", "resnet50", "try: model.encoder=resnet50"),
+    ("name=a/b", "name=a/b", "plain folder name", "try: name=null"),
+    ("optimizer.lr=nan", "optimizer.lr=nan", "finite", "try:"),
+    ("model.skip", "model.skip", "KEY=VALUE", "try:"),
+    ("output=a,b", "output=a,b may be the values of several runs", "output='a,b'", "try one of:"),
+    ("experiment=nope", "experiment=nope", "skip_ablation", "try:"),
+]
+
+
+@pytest.mark.parametrize(("override", "given", "accepted", "advice"), WRONG, ids=[case[0] for case in WRONG])
+def test_a_wrong_option_is_named_with_what_is_accepted_and_what_to_try(override, given, accepted, advice):
+    text = message(*override.split())
+    assert given in text
+    assert accepted in text
+    assert advice in text
+
+
+def test_all_that_is_wrong_is_told_at_once():
+    text = message("model.skip=bogus", "data.batch_size=0")
+    assert "model.skip=bogus" in text
+    assert "data.batch_size=0" in text
+
+
+def test_a_loss_for_two_classes_is_refused_for_three():
+    assert "dice or cross_entropy with 3" in message("data.target=trimap", "loss=bce")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["model.skip=bogus"],
+        ["data.root=/does/not/exist"],
+        ["data=petz"],
+        ["-m", *SYNTHETIC, "model.skip=concat,none,bogus"],
+        ["data=folder"],
+    ],
+    ids=" ".join,
+)
+def test_the_command_fails_within_two_seconds_without_a_traceback(arguments, tmp_path):
+    done, seconds = timed("unetseg.train", *arguments, folder=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("unetseg.train: ")
+    assert "try" in done.stderr
+    assert not list(tmp_path.iterdir()), "a refused command leaves nothing behind"
+    assert seconds < 2, seconds
+
+
+def test_imagenet_weights_without_a_network_are_refused_with_the_two_ways_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    command = [sys.executable, "-m", "unetseg.train", *SYNTHETIC, "model.weights=imagenet"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "model.weights=PATH" in done.stderr
+    assert "model.weights=null" in done.stderr
+
+
+def test_a_download_of_weights_that_breaks_off_is_told_with_the_two_ways_on(monkeypatch):
+    from unetseg.training import build
+
+    def broken(**_):
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(build, "Segmenter", broken)
+    with pytest.raises(UserError, match=r"reset by peer(.|\n)*model.weights=PATH(.|\n)*model.weights=null"):
+        build.make_module(compose("train", Train, [*SYNTHETIC, "model.weights=imagenet"]))
+
+
+def test_compile_without_a_compiler_is_refused(monkeypatch):
+    from unetseg.training import preflight
+
+    monkeypatch.setenv("CXX", sys.executable)
+    preflight.train(compose("train", Train, [*SYNTHETIC, "compile=true"]))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"no-such-compiler is not on the PATH(.|\n)*try: compile=false"):
+        preflight.train(compose("train", Train, [*SYNTHETIC, "compile=true"]))
+
+
+def test_absent_pets_without_a_network_are_refused_with_the_three_ways_on(tmp_path, monkeypatch):
+    from unetseg.training import preflight
+
+    monkeypatch.setattr(preflight, "_answers", lambda address: False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        preflight.train(compose("train", Train, ["model.weights=null"]))
+    for way in ("data/oxford-iiit-pet", "data.root=FOLDER", "data=synthetic"):
+        assert way in str(caught.value)
+
+
+def test_an_unknown_key_inside_an_experiment_file_is_refused(tmp_path, monkeypatch):
+    import shutil
+
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    (tmp_path / "conf/experiment/mine.yaml").write_text("# @package _global_\nmodel:\n  skipp: none\n")
+    monkeypatch.setattr("unetseg.options.compose.CONF", tmp_path / "conf")
+    assert "model.skipp is not an option" in message("experiment=mine")
+
+
+def test_any_argument_of_the_trainer_can_be_given_without_a_plus():
+    assert compose("train", Train, [*SYNTHETIC, "trainer.limit_train_batches=3"]).trainer["limit_train_batches"] == 3
+    assert {"max_epochs", "strategy", "precision"} <= set(trainer_arguments())
+    assert not {"self", "callbacks", "logger"} & set(trainer_arguments())
+
+
+@pytest.mark.parametrize("path", ["runs/lr=1", "runs/epoch=1-step=20", "it's mine", "my runs/a=b", "(old)"])
+def test_a_path_needs_no_quotes_of_hydras(path):
+    quoted = path.replace("'", r"\'")
+    for given in (f"output={path}", f"output='{quoted}'", f'output="{path}"'):
+        assert compose("train", Train, [*SYNTHETIC, given]).output == path
+        assert values_of([*SYNTHETIC, given]) == {"data": "synthetic", "output": path}
+
+
+@pytest.mark.parametrize("path", ["läufe, a=b", 'the "last" run', "[old]"])
+def test_what_one_process_tells_another_comes_back_as_it_was(path):
+    assert compose("train", Train, [*SYNTHETIC, override("output", path)]).output == path
+
+
+def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults():
+    recipe = yaml.safe_load((ROOT / "conf/recipe/from_scratch.yaml").read_text())
+    assert compose("train", Train, SYNTHETIC).model.encoder == recipe["model"]["encoder"]
+    assert compose("train", Train, [*SYNTHETIC, "model.encoder=resnet34"]).model.encoder == "resnet34"
+
+
+def test_the_cells_of_a_sweep_are_the_product_of_its_axes():
+    cells = runs_of(["model.skip=concat,[none,add,add,add]", "seed=range(0,2)", "name=x"])
+    assert cells == [
+        ["model.skip=concat", "seed=0", "name=x"],
+        ["model.skip=concat", "seed=1", "name=x"],
+        ["model.skip=[none,add,add,add]", "seed=0", "name=x"],
+        ["model.skip=[none,add,add,add]", "seed=1", "name=x"],
+    ]
+
+
+def test_an_experiment_brings_its_axes_and_the_user_sets_them_anew():
+    def axes(*overrides):
+        return experiment_axes("train", Train, [*SYNTHETIC, "experiment=skip_ablation", *overrides])
+
+    assert axes() == ["model.skip=concat,add,none", "seed=0,1,2"]
+    assert axes("model.skip=concat,none") == ["seed=0,1,2"]
+    assert axes("seed=5", "model.skip=add") == []
+    assert experiment_axes("train", Train, SYNTHETIC) == []
+
+
+def test_two_equal_runs_in_a_sweep_are_refused():
+    with pytest.raises(UserError, match=r"would be the same: model=\{skip:concat\} and model=\{skip:add\}\n"):
+        compose_runs("train", Train, runs_of([*SYNTHETIC, "model={skip:concat},{skip:add}", "model.skip=none"]))
+
+
+EXPERIMENTS = sorted((ROOT / "conf/experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_composes_and_opens_with_purpose_command_duration_and_result(path, tmp_path, monkeypatch):
+    head = path.read_text().partition("\ndefaults")[0]
+    assert head.startswith("# @package _global_")
+    for word in ("Purpose:", "Command:", "Duration:", "Result:", f"experiment={path.stem}"):
+        assert word in head, word
+    axes = experiment_axes("train", Train, [f"experiment={path.stem}"])
+    runs = compose_runs("train", Train, runs_of([*axes, f"experiment={path.stem}"]))
+    assert len({variant(run.model.model_dump()) for run in runs}) > 1
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_hydra_makes_the_same_runs_of_an_experiments_axes(path):
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    given = [f"experiment={path.stem}"]
+    overrides = [*experiment_axes("train", Train, given), *given]
+    (hydras,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), None)
+    composed = [[compose("train", Train, list(job)) for job in jobs] for jobs in (hydras, runs_of(overrides))]
+    assert composed[0] == composed[1]
+
+
+def test_there_are_experiments():
+    assert EXPERIMENTS
+
+
+@pytest.mark.parametrize("data", ["pets", "synthetic", "folder"])
+def test_help_describes_every_option(data, tmp_path):
+    options = {"data": {"name": data}}
+    for schema in (Train, Evaluate):
+        lines = describe(schema, options)
+        assert len(lines) > 10
+        assert all(lines.values()), [key for key, text in lines.items() if not text]
+
+
+def test_help_takes_under_two_seconds_and_shows_values():
+    done, seconds = timed("unetseg.train", "--help", *SYNTHETIC)
+    assert seconds < 2, seconds
+    assert done.returncode == 0
+    assert "model.encoder=resnet18" in done.stdout
+    assert "python -m unetseg.train" in done.stdout
+
+
+@pytest.mark.parametrize("door", ["evaluate", "report", "ablate"])
+def test_help_needs_nothing_else(door):
+    done, _ = timed(f"unetseg.{door}", "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"usage: python -m unetseg.{door}" in done.stdout
+
+
+def test_an_option_without_a_default_is_asked_for_with_what_it_means():
+    with pytest.raises(UserError, match=r"data\.root is not given\n  accepted: folder with images/ and masks/"):
+        compose("train", Train, ["data=folder"])
+
+
+def test_hydras_own_flags_work():
+    done, _ = timed("unetseg.train", *SYNTHETIC, "--cfg", "job", "model.skip=none")
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["model"]["skip"] == "none"
+
+
+def test_names_alike_come_first():
+    assert nearest_first("densnet121", ("resnet18", "densenet201", "densenet121"))[:2] == ["densenet121", "densenet201"]

@@ -1,0 +1,52 @@
+"""W&B: online only with a key, and never in the way of the training."""
+
+import pytest
+import wandb
+
+from unetseg.options.compose import compose
+from unetseg.options.schema import Train
+from unetseg.runs import wandb_run
+from unetseg.runs.folder import RunFolder
+
+OPTIONS = ["data=synthetic", "model.skip=[none,concat,add,concat]"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "key", "mode"),
+    [
+        ("auto", True, "online"),
+        ("auto", False, "offline"),
+        ("offline", True, "offline"),
+        ("disabled", True, "disabled"),
+    ],
+)
+def test_auto_is_online_only_with_a_key(asked, key, mode, monkeypatch):
+    monkeypatch.setattr(wandb, "login", lambda **_: key)
+    assert wandb_run.wandb_mode(compose("train", Train, [*OPTIONS, f"wandb.mode={asked}"])) == mode
+
+
+def test_without_a_network_an_online_run_goes_on_offline(tmp_path, monkeypatch, capsys):
+    begin, modes = wandb.init, []
+
+    def unreachable(mode, **arguments):
+        modes.append(mode)
+        if mode == "online":
+            raise wandb.errors.CommError("timed out")
+        return begin(mode=mode, **arguments)
+
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
+    monkeypatch.setattr(wandb, "init", unreachable)
+    logger = wandb_run.wandb_logger(compose("train", Train, OPTIONS), RunFolder(tmp_path))
+    wandb_run.finish([logger])
+    assert modes == ["online", "offline"]
+    printed = capsys.readouterr().out
+    assert "logged offline: timed out" in printed
+    assert "wandb sync" in printed
+
+
+def test_options_have_flat_names():
+    flat = wandb_run.flat_config(compose("train", Train, OPTIONS))
+    assert flat["skip"] == "none-concat-add-concat"
+    assert flat["encoder"] == "resnet18"
+    assert flat["data_size"] == 128
+    assert not [key for key, value in flat.items() if isinstance(value, dict) or "." in key]

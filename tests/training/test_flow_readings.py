@@ -1,0 +1,88 @@
+"""Gradient flow in a training run: read on the chosen steps, before clipping, and without changing anything."""
+
+import pandas as pd
+import pytest
+import torch
+
+
+def readings(run):
+    return pd.read_csv(run.gradient_flow)
+
+
+def rms_of_the_first_step(run):
+    table = readings(run)
+    return table[(table.step == 0) & (table.metric == "rms")].set_index("block").value
+
+
+@pytest.fixture
+def steps(tiny):
+    """Return a function that trains two epochs of five steps with a reading on every second."""
+    return lambda *overrides: tiny("gradients.every_n_steps=2", *overrides)
+
+
+def test_every_nth_step_is_read_logged_and_drawn(steps):
+    run = steps()
+    table = readings(run)
+    assert list(table.columns) == ["step", "epoch", "kind", "block", "metric", "value"]
+    assert sorted(table.step.unique()) == [0, 2, 4, 6, 8]
+    assert dict(zip(table.step, table.epoch, strict=True)) == {0: 0, 2: 0, 4: 0, 6: 1, 8: 1}
+    assert set(table.kind) == {"skip", "block", "net"}
+    logged = pd.read_csv(run.metrics)
+    share = logged[logged.name == "gradient/skip_share/level1"]
+    assert list(share.step) == [0, 2, 4, 6, 8]
+    assert {"gradient/rms/stem", "gradient/update_ratio/head", "gradient/vanishing_slope"} <= set(logged.name)
+    assert (run.figures / "gradient_flow.png").stat().st_size > 10_000
+
+
+def test_readings_leave_the_weights_bit_identical(steps, tiny):
+    read, unread = (torch.load(run.last, weights_only=True)["state_dict"] for run in (steps("name=a"), tiny("name=b")))
+    assert all(torch.equal(read[key], unread[key]) for key in unread)
+
+
+def test_zero_switches_the_probes_off(tiny):
+    run = tiny("gradients.every_n_steps=0", "trainer.max_epochs=1")
+    assert not run.gradient_flow.exists()
+    assert "gradient" not in run.metrics.read_text()
+
+
+def test_gradients_are_read_before_clipping(steps):
+    free = steps("name=a", "trainer.max_epochs=1")
+    clipped = steps("name=b", "trainer.max_epochs=1", "trainer.gradient_clip_val=1e-6")
+    pd.testing.assert_series_equal(rms_of_the_first_step(free), rms_of_the_first_step(clipped))
+
+
+def test_accumulated_micro_batches_count_as_one_step(steps):
+    run = steps("trainer.accumulate_grad_batches=2")
+    table = readings(run)
+    assert sorted(table.step.unique()) == [0, 2, 4]
+    assert (table[table.metric == "update_ratio"].value > 0).all()
+
+
+def test_a_cut_skip_is_seen_as_a_share_of_zero(steps):
+    table = readings(steps("model.skip=[none,concat,add,concat]", "trainer.max_epochs=1"))
+    shares = table[table.metric == "skip_share"].groupby("block").value
+    assert (shares.min() == 0)["level1"]
+    assert (shares.max() == 0)["level1"]
+    assert (shares.max() > 0)[["level2", "level3", "level4"]].all()
+
+
+def test_without_long_skips_normalisation_and_good_weights_the_early_blocks_starve():
+    """The textbook case of experiment=vanishing, one step of it."""
+    from unetseg.gradients import GradientFlow
+    from unetseg.model import Segmenter
+    from unetseg.training.losses import make_loss
+
+    found = {}
+    for skip in ("concat", "none"):
+        torch.manual_seed(0)
+        plain = {"short_skips": False, "normalisation": "none", "initialisation": "glorot"}
+        model = Segmenter(classes=2, encoder="resnet101", weights=None, skip=skip, **plain)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0)
+        images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+        with GradientFlow(model) as flow:
+            make_loss("bce", 2)(model(images), images[:, 0] // 128).backward()
+            optimizer.step()
+        found[skip] = {(r.block, r.metric): r.value for r in flow.read()}
+    assert found["none"]["stem", "rms"] < 1e-10 * found["concat"]["stem", "rms"]
+    assert found["none"]["stem", "stalled"] > 0.99
+    assert found["concat"]["stem", "stalled"] < 0.01

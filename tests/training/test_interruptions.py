@@ -1,0 +1,185 @@
+"""Nothing is lost when a training is killed, asked to stop, runs out of disk, or meets a loss that isn't a number."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import time
+
+import lightning as L
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, TINY, Forked
+
+from unetseg.errors import Halt, UserError
+from unetseg.model import checkpoint
+from unetseg.options.compose import compose
+from unetseg.options.schema import Train
+from unetseg.runs.folder import RunFolder
+from unetseg.runs.wandb_run import begun_before
+from unetseg.train import train
+
+LONG = ("trainer.max_epochs=500", "trainer.log_every_n_steps=1")
+
+
+@pytest.fixture
+def soak(drawn):
+    spec = importlib.util.spec_from_file_location("soak", ROOT / "scripts/soak.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.start = Forked
+    return module
+
+
+def test_a_run_that_is_killed_three_times_ends_as_the_undisturbed_one(soak, tmp_path):
+    assert soak.soak(tmp_path, 3, 0, ["data.train_images=30", "trainer.max_epochs=3", "data.workers=0"]) == []
+
+
+def test_the_comparison_of_the_kill_test_sees_what_differs(soak, tiny, tmp_path):
+    one, other = (tiny(f"name={name}", f"seed={seed}", "trainer.max_epochs=1") for seed, name in enumerate("ab"))
+    lines = other.metrics.read_text().splitlines(keepends=True)
+    other.metrics.write_text("".join([*lines, lines[-1]]))
+    found = soak.differences(one.path, other.path)
+    assert {"last.ckpt: state_dict", "last.ckpt: optimizer_states", "metrics.csv", "per_image.csv"} <= set(found)
+    assert found[-1].endswith("stands 2 times")
+
+
+@pytest.mark.parametrize(("sign", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=lambda value: str(value))
+def test_a_run_that_is_asked_to_stop_writes_its_checkpoint_and_says_how_to_go_on(drawn, tmp_path, sign, status):
+    run, log = RunFolder(tmp_path / "run"), tmp_path / "log"
+    process = Forked([*TINY, *LONG, f"data.root={drawn}", f"output={tmp_path}", "name=run"], log)
+    wait_for(lambda: run.metrics.exists() and run.metrics.read_text().count("val/iou,") > 1)
+    os.kill(process.pid, sign)
+    assert process.wait(60) == status, log.read_text()
+    assert f"try: python -m unetseg.train resume={run.path}" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    step = torch.load(run.last, weights_only=True)["global_step"]
+    assert f"stopped after step {step}" in log.read_text()
+    rows = pd.read_csv(run.metrics)
+    assert rows[rows.name == "train/loss"].step.tolist() == list(range(step)), "the last step is recorded, and no other"
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system with room for two checkpoints and not for a third."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root can make a small file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_ends_the_run_with_a_message_and_the_last_checkpoint_whole(drawn, tmp_path, small_disk):
+    run, log = RunFolder(small_disk / "run"), tmp_path / "log"
+    options = [*TINY, "trainer.max_epochs=3", "checkpoint.every_n_steps=2", f"data.root={drawn}"]
+    assert Forked([*options, f"output={small_disk}", "name=run"], log).wait(120) == 1, log.read_text()
+    text = log.read_text()
+    assert f"no room to write {run.checkpoints}" in text
+    assert f"resume={run.path}" in text
+    assert "No space left on device" in text
+    assert "Traceback" not in text
+    assert {path.name for path in run.checkpoints.iterdir()} <= {"best.ckpt", "last.ckpt"}
+    checkpoint.load(run.last)
+    subprocess.run(["mount", "-o", "remount,size=2g", small_disk], check=True)
+    assert Forked([f"resume={run.path}"], log).wait(120) == 0, log.read_text()
+    undisturbed = compose("train", Train, [*options, f"output={tmp_path}", "name=whole"])
+    assert run.metrics.read_text() == RunFolder(train(undisturbed)["folder"]).metrics.read_text()
+
+
+class Sick(torch.nn.Module):
+    """A loss that is NaN at certain batches."""
+
+    def __init__(self, loss, batches):
+        super().__init__()
+        self.loss, self.batches, self.count = loss, batches, 0
+
+    def forward(self, logits, target):
+        self.count += self.training
+        sick = self.training and self.count - 1 in self.batches
+        return self.loss(logits, target) * (float("nan") if sick else 1.0)
+
+
+@pytest.fixture
+def sick(tiny):
+    """Return a function that trains with losses that are NaN at the given batches."""
+
+    class Infect(L.Callback):
+        def __init__(self, batches):
+            self.batches = batches
+
+        def on_fit_start(self, trainer, module):
+            module.loss = Sick(module.loss, self.batches)
+
+    def run(batches, *overrides):
+        often = ("trainer.log_every_n_steps=1", "gradients.every_n_steps=2")
+        return tiny(*often, *overrides, callbacks=[Infect(batches)])
+
+    return run
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_with_the_pictures_and_the_last_reading(sick, tmp_path):
+    with pytest.raises(Halt, match="the loss of step 8 is NaN or inf") as caught:
+        sick([8], "name=run")
+    lines = str(caught.value).splitlines()
+    assert lines[1].count(",") == 3, "the four pictures of the batch"
+    assert "rms at step 6: stem " in lines[2]
+    weights = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert all(weight.isfinite().all() for weight in weights.values())
+
+
+def test_no_checkpoint_is_written_with_the_weights_of_a_broken_step(sick, tmp_path):
+    with pytest.raises(Halt):
+        sick([3], "name=run", "checkpoint.every_n_steps=4")
+    assert not (tmp_path / "run/checkpoints/last.ckpt").exists()
+
+
+def test_a_batch_that_is_left_out_leaves_no_trace_but_its_record(sick):
+    run = sick([1, 4], "guards.nonfinite_loss=skip", "trainer.max_epochs=1", "name=run")
+    table = pd.read_csv(run.left_out)
+    assert table.step.tolist() == [1] * 4 + [4] * 2
+    assert set(table.reason) == {"nonfinite_loss"}
+    losses = pd.read_csv(run.metrics).query("name == 'train/loss'").set_index("step").value
+    assert losses.index[losses.isna()].tolist() == [1, 4]
+    content = torch.load(run.last, weights_only=True)
+    assert all(weight.isfinite().all() for weight in content["state_dict"].values())
+    taken = {int(state["step"]) for state in content["optimizer_states"][0]["state"].values()}
+    assert taken == {3}, "five batches, three steps"
+    assert content["state_dict"]["model.net.encoder.bn1.num_batches_tracked"] == 3
+
+
+def test_when_every_batch_is_broken_skipping_ends(sick):
+    with pytest.raises(Halt, match="10 batches in a row"):
+        sick(range(100), "guards.nonfinite_loss=skip", "trainer.max_epochs=4")
+
+
+def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path):
+    run = RunFolder(tmp_path)
+    assert begun_before(run) is None
+    for name in ("offline-run-20260101_101010-abc123", "run-20260102_101010-abc123"):
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+    assert begun_before(run) == "abc123"
+
+
+def test_a_global_batch_is_shared_out_and_the_learning_rate_scaled(tiny):
+    import json
+
+    run = tiny("data.global_batch_size=8", "trainer.accumulate_grad_batches=2", "trainer.max_epochs=1",
+               "data.batch_size=2", "optimizer.lr_scaling=sqrt", "optimizer.lr=0.001")  # fmt: skip
+    found = json.loads(run.summary.read_text())
+    assert (found["devices"], found["batch_size"], found["global_batch_size"]) == (1, 4, 8)
+    assert found["lr"] == pytest.approx(0.002)
+
+
+def test_a_global_batch_that_cannot_be_shared_out_is_refused(tiny):
+    with pytest.raises(UserError, match=r"global_batch_size=7(.|\n)*multiple of 2"):
+        tiny("data.global_batch_size=7", "trainer.accumulate_grad_batches=2")

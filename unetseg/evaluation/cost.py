@@ -1,0 +1,40 @@
+"""What a model costs: parameters, operations and memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def cost(model: nn.Module, size: int) -> dict[str, int]:
+    """Return what the model costs for one picture of size x size.
+
+    Returns:
+        parameters; flops: floating-point operations of a forward pass, where a multiplication with its addition counts
+        as two, in convolutions and matrix products (torch.utils.flop_counter); activation_memory: bytes that a forward
+        pass in float32 keeps for the backward pass, the peak of a training step besides weights and gradients.
+    """
+    was_training = model.training
+    device = next(model.parameters()).device
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    uncompiled = torch.compiler.set_stance("force_eager")  # what is compiled may keep less, and can't be counted
+    with torch.enable_grad(), uncompiled, hooks, FlopCounterMode(display=False) as counter:
+        # in eval mode, which keeps the same tensors: a batch of one is too small for batch normalisation's statistics
+        logits = model.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
+    del logits  # until here the kept storages were alive, so that no address was used twice
+    model.train(was_training)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops": counter.get_total_flops(),
+        "activation_memory": sum(kept.values()),
+    }

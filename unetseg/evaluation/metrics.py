@@ -1,0 +1,171 @@
+"""Segmentation metrics from counts of pixels, summed first and divided once.
+
+Every number comes from `image_counts`: whole pixels per image and class. A data set's IoU divides the sums over all
+its images; a mean of batch values would weigh pictures by the batch they fell into.
+
+Legend: B images, C classes, H x W pixels. Pixels whose target is IGNORE are never counted.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+from unetseg.names import IGNORE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COUNTS = ("intersection", "predicted", "true", "boundary_intersection", "boundary_predicted", "boundary_true")
+"""What is counted per image and class: pixels of the masks, then pixels of their boundary bands."""
+
+BOUNDARY_RATIO = 0.02
+"""Width of the boundary band as a share of the image's diagonal (Cheng et al. 2021, Boundary IoU)."""
+
+EDGE_DISTANCES = (1, 2, 4, 8, 16, 32)
+"""Upper limits, in pixels, of the bands in which errors are counted; what is farther is one more band."""
+
+
+def image_counts(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
+    """Count each image's pixels.
+
+    Args:
+        predicted: BxHxW integers, 0 ... C-1.
+        target: BxHxW integers, 0 ... C-1 or IGNORE.
+        classes: C.
+
+    Returns:
+        BxCx6 int64 in the order of COUNTS.
+    """
+    height, width = target.shape[-2:]
+    radius = max(1, round(BOUNDARY_RATIO * (height**2 + width**2) ** 0.5))
+    valid = target != IGNORE
+    index = torch.arange(classes, device=target.device).view(1, -1, 1, 1)
+    masks = [(labels.unsqueeze(1) == index) & valid.unsqueeze(1) for labels in (predicted, target)]
+    bands = [(mask & ~erode(mask, radius)) for mask in masks]
+    pairs = [(a & b, a, b) for a, b in (masks, bands)]
+    return torch.stack([area.sum((-2, -1)) for pair in pairs for area in pair], dim=-1)
+
+
+def edge_bands(target: Tensor, classes: int) -> Tensor:
+    """Return which band of EDGE_DISTANCES each pixel lies in, BxHxW int64: 0 ... 6, and 7 where the target is IGNORE.
+
+    The distance to the edge is that to the nearest pixel of another class, in the chessboard metric (the larger of the
+    steps across and down), in which the bands of Boundary IoU are drawn too: a pixel beside another class has 1. The
+    border of the picture and ignored pixels are no edge; a picture of one class lies in the last band.
+
+    Args:
+        target: BxHxW integers, 0 ... C-1 or IGNORE.
+        classes: C.
+    """
+    index = torch.arange(classes, device=target.device).view(1, -1, 1, 1)
+    own = target.unsqueeze(1) == index
+    free_of_others = own | (target == IGNORE).unsqueeze(1)
+    bands = torch.zeros(target.shape, dtype=torch.int64, device=target.device)
+    for distance in EDGE_DISTANCES:
+        bands += (erode(free_of_others, distance, outside=True) & own).any(1)
+    return torch.where(target == IGNORE, len(EDGE_DISTANCES) + 1, bands)
+
+
+def errors_by_band(predicted: Tensor, target: Tensor, bands: Tensor) -> Tensor:
+    """Return the pixels and the wrong pixels of each image and band, Bx7x2 int64, from BxHxW each."""
+    count = len(EDGE_DISTANCES) + 2
+    images = torch.arange(len(bands), device=bands.device).view(-1, 1, 1)
+    cells = (images * count + bands).flatten()
+    wrong = cells[(predicted != target).flatten()]
+    counts = [torch.bincount(found, minlength=len(bands) * count).view(-1, count)[:, :-1] for found in (cells, wrong)]
+    return torch.stack(counts, dim=-1)
+
+
+def edge_table(counts: Tensor) -> pd.DataFrame:
+    """Return the error rate by distance to the edge from the pixels and errors of each band, 7x2."""
+    import pandas as pd
+
+    pixels, errors = counts.T.numpy()
+    return pd.DataFrame(
+        {
+            "from_px": [1, *(limit + 1 for limit in EDGE_DISTANCES)],
+            "to_px": [*EDGE_DISTANCES, math.inf],
+            "pixels": pixels,
+            "errors": errors,
+            "error_rate": errors / np.where(pixels, pixels, np.nan),
+        }
+    )
+
+
+def erode(mask: Tensor, radius: int, outside: bool = False) -> Tensor:
+    """Erode ...xHxW booleans by a square of side 2 * radius + 1; what lies outside the image counts as `outside`.
+
+    The same as `radius` erosions by 3x3, as in the reference code of Boundary IoU. A window of n is the conjunction of
+    two windows of n/2, so it takes log2(n) passes over bits, fifty times faster than max-pooling here.
+    """
+    side = 2 * radius + 1
+    for dim, padding in ((-2, (0, 0, radius, radius)), (-1, (radius, radius))):
+        mask = F.pad(mask, padding, value=outside)
+        window = 1
+        while window < side:
+            step = min(window, side - window)
+            length = mask.shape[dim] - step
+            mask = mask.narrow(dim, 0, length) & mask.narrow(dim, step, length)
+            window += step
+    return mask
+
+
+def scores(counts: Tensor) -> dict[str, Tensor]:
+    """Turn counts, ...xCx6, into iou, dice and boundary_iou, each of shape ... in 0..1 (float64).
+
+    Two classes: the scores of class 1, the foreground. More: the mean over the classes that occur in the prediction
+    or in the target. Where no class occurs (an image without foreground, predicted as such) a score is 1, as in smp.
+    """
+    counts = counts.double()
+    if counts.shape[-2] == 2:
+        counts = counts[..., 1:, :]
+    intersection, predicted, true, *boundary = counts.unbind(-1)
+    return {
+        "iou": _mean_over_classes(intersection, predicted + true - intersection),
+        "dice": _mean_over_classes(2 * intersection, predicted + true),
+        "boundary_iou": _mean_over_classes(boundary[0], boundary[1] + boundary[2] - boundary[0]),
+    }
+
+
+def _mean_over_classes(part: Tensor, whole: Tensor) -> Tensor:
+    """Return the mean of part / whole, ...xC, over the classes whose whole isn't 0, and 1 where there are none."""
+    occurs = whole > 0
+    ratio = torch.where(occurs, part / whole.clamp(min=1), 0.0)
+    return torch.where(occurs.any(-1), ratio.sum(-1) / occurs.sum(-1).clamp(min=1), 1.0)
+
+
+class SegmentationScores(Metric):
+    """A data set's scores: sums of counts over images, batches and processes.
+
+    Args:
+        classes: C.
+    """
+
+    full_state_update = False
+    counts: Tensor
+    iou_sum: Tensor
+    images: Tensor
+
+    def __init__(self, classes: int):
+        super().__init__()
+        self.add_state("counts", torch.zeros(classes, len(COUNTS), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("iou_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, counts: Tensor) -> None:
+        """Add the BxCx6 counts of some images."""
+        self.counts += counts.sum(0)
+        self.iou_sum += scores(counts)["iou"].sum()
+        self.images += len(counts)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return iou, dice and boundary_iou over all pixels, and the mean iou_per_image; nan if there is no image."""
+        over_all = {name: value.masked_fill(self.images == 0, math.nan) for name, value in scores(self.counts).items()}
+        return {**over_all, "iou_per_image": self.iou_sum / self.images}

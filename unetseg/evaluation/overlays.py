@@ -1,0 +1,46 @@
+"""Masks drawn on pictures, as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unetseg.names import IGNORE
+
+PALETTE = np.array(
+    [[0, 0, 0], [255, 96, 55], [64, 160, 255], [120, 220, 90], [250, 210, 60], [200, 120, 250]], np.uint8
+)
+"""Colours of the classes 0, 1, ...; class 0 is not drawn."""
+MISSED, INVENTED = (64, 130, 255), (255, 60, 60)
+"""Colours of errors: a class overlooked, and one seen where there is none."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture with its masks, all of one size."""
+
+    name: str
+    image: np.ndarray
+    """HxWx3 uint8."""
+    target: np.ndarray
+    """HxW uint8 classes, IGNORE included."""
+    predicted: np.ndarray
+    """HxW uint8 classes."""
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.55) -> np.ndarray:
+    """Return the picture, HxWx3 uint8, with the classes of the mask, HxW, tinted; class 0 and IGNORE stay."""
+    drawn = (mask > 0) & (mask != IGNORE)
+    colours = PALETTE[np.where(drawn, (mask - 1) % (len(PALETTE) - 1) + 1, 0)]
+    mixed = (1 - opacity) * image + opacity * colours
+    return np.where(drawn[..., None], mixed, image).astype(np.uint8)
+
+
+def errors(image: np.ndarray, target: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Return a pale picture, HxWx3 uint8, with missed pixels blue and invented ones red."""
+    pale = (0.35 * image + 0.65 * 255).astype(np.uint8)
+    wrong = (predicted != target) & (target != IGNORE)
+    pale[wrong & (target > 0)] = MISSED
+    pale[wrong & (target == 0)] = INVENTED
+    return pale

@@ -1,0 +1,223 @@
+"""Pictures of a run. Plotting only: what is drawn has been measured elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+
+from unetseg.evaluation.overlays import Sample, errors, overlay
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+matplotlib.use("Agg")
+
+RESOLUTION = 2.0**-25
+"""Half the relative spacing of float32 numbers: a smaller update leaves a weight as it was."""
+
+
+def predictions(samples: Sequence[Sample], captions: Sequence[str], path: Path) -> None:
+    """Write one row a sample: the picture, the truth, the prediction, the errors; a caption stands at its left."""
+    columns = ("picture", "truth", "prediction", "errors (blue missed, red invented)")
+    figure = Figure(figsize=(8, 1.95 * len(samples) + 0.4), dpi=110, layout="constrained")
+    axes = figure.subplots(len(samples), len(columns), squeeze=False)
+    for row, sample, caption in zip(axes, samples, captions, strict=True):
+        pictures = (
+            sample.image,
+            overlay(sample.image, sample.target),
+            overlay(sample.image, sample.predicted),
+            errors(sample.image, sample.target, sample.predicted),
+        )
+        for axis, picture in zip(row, pictures, strict=True):
+            axis.imshow(picture)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        row[0].set_ylabel(f"{caption}\n{sample.name}", fontsize=8)
+    for axis, column in zip(axes[0], columns, strict=True):
+        axis.set_title(column, fontsize=8)
+    figure.savefig(path)
+
+
+def curves(metrics: Path, path: Path) -> None:
+    """Write the learning curves of a metrics.csv: losses over steps, IoU and Boundary IoU over epochs."""
+    table = _read(metrics)
+    figure = Figure(figsize=(9, 2.8), dpi=110, layout="constrained")
+    panels = (
+        ("loss", "step", ("train/loss", "val/loss")),
+        ("IoU", "epoch", ("train/iou", "val/iou", "val/iou_per_image")),
+        ("Boundary IoU", "epoch", ("train/boundary_iou", "val/boundary_iou")),
+    )
+    for axis, (title, x, names) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for name in names:
+            rows = table[table.name == name]
+            if len(rows):
+                axis.plot(rows[x], rows.value, marker="." if len(rows) < 40 else None, linewidth=1.2, label=name)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel(x, fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize=7)
+    figure.savefig(path)
+
+
+def gradient_flow(table: Path, path: Path) -> None:
+    """Write the picture of a gradient_flow.csv.
+
+    Left, block by step: log10 rms of the gradient, as in Drozdzal et al. 2016, hatched where half of the block's
+    weights or more were left as they were. Right: the skip share of each level, and how far each block moved.
+    """
+    readings = _read(table)
+    blocks = readings[readings.kind == "block"]
+    order = list(dict.fromkeys(blocks.block))
+    rms, stalled, ratio = (
+        blocks[blocks.metric == metric].pivot(index="block", columns="step", values="value").loc[order]
+        for metric in ("rms", "stalled", "update_ratio")
+    )
+    steps = rms.columns.to_numpy()
+    figure = Figure(figsize=(9, 4.2), dpi=110, layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))  # type: ignore[misc]
+    heat = left.subplots()
+    image = heatmap(heat, np.log10(rms.where(rms > 0)))
+    for row, column in np.argwhere(stalled.to_numpy() >= 0.5):
+        heat.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, hatch="////", edgecolor="white", lw=0))
+    heat.tick_params(labelsize=8)
+    heat.set_title(
+        "gradient, log10 rms" + (" (hatched: half the weights stalled)" if (stalled >= 0.5).any(axis=None) else ""),
+        fontsize=9,
+    )
+    left.colorbar(image, ax=heat).ax.tick_params(labelsize=8)
+
+    shares, moves = right.subplots(2, 1, sharex=True)
+    levels = readings[(readings.kind == "skip") & (readings.metric == "skip_share")]
+    for number, (level, rows) in enumerate(levels.groupby("block")):
+        shares.plot(
+            rows.step, rows.value, color=matplotlib.colormaps["plasma"](number / 4.5), label=level, linewidth=1.4
+        )
+    shares.axhline(0, color="grey", linewidth=0.6)
+    shares.set_title("skip share of the encoder's gradient", fontsize=9)
+    shares.legend(fontsize=7, ncols=2)
+    for number, block in enumerate(order):
+        colour = matplotlib.colormaps["viridis"](number / len(order))
+        moves.plot(steps, ratio.loc[block].where(ratio.loc[block] > 0), color=colour, linewidth=1.1, label=block)
+    moves.set_yscale("log")
+    smallest = np.nanmin(ratio.where(ratio > 0).to_numpy(), initial=1.0)
+    if smallest < 2 * RESOLUTION:
+        moves.axhspan(smallest / 2, RESOLUTION, color="red", alpha=0.15)
+        moves.text(steps[0], RESOLUTION / 2, "stalled: below half a float32 step", fontsize=7, va="top")
+    moves.set_title("update ratio, first block dark, head bright", fontsize=9)
+    moves.set_xlabel("step", fontsize=8)
+    for axis in (shares, moves):
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.3)
+    figure.savefig(path)
+
+
+def heatmap(axis: Axes, table: pd.DataFrame, low: float | None = None, high: float | None = None) -> AxesImage:
+    """Draw log10 of the gradient's rms, block (row) by step (column), in colours from `low` to `high`; nan is grey."""
+    axis.set_facecolor("#c9ced4")
+    image = axis.imshow(table.to_numpy(), aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+    axis.set_yticks(range(len(table)), list(table.index))
+    ticks = np.unique(np.linspace(0, table.shape[1] - 1, min(5, table.shape[1])).round().astype(int))
+    axis.set_xticks(ticks, [str(table.columns[tick]) for tick in ticks])
+    axis.set_xlabel("step")
+    return image
+
+
+def compare_gradients(tables: dict[str, Path], path: Path) -> None:
+    """Write, for several runs by their labels, what each block gets of the gradient and how many weights stand still.
+
+    Lines are medians over the readings, bands reach from the least to the greatest.
+    """
+    figure = Figure(figsize=(9, 3.4), dpi=110, layout="constrained")
+    gradient, still = figure.subplots(1, 2)
+    for number, (label, table) in enumerate(tables.items()):
+        readings = _read(table)
+        blocks = readings[readings.kind == "block"]
+        order = list(dict.fromkeys(blocks.block))
+        for axis, metric in ((gradient, "rms"), (still, "stalled")):
+            values = blocks[blocks.metric == metric].pivot(index="step", columns="block", values="value")[order]
+            if metric == "rms":
+                values = values.where(values > 0)  # a gradient of zero has no place on a logarithmic axis: a gap
+            low, middle, high = values.min(), values.median(), values.max()
+            axis.plot(order, middle, marker=".", color=f"C{number}", label=label)
+            axis.fill_between(order, low, high, color=f"C{number}", alpha=0.15, linewidth=0)
+    gradient.set_yscale("log")
+    gradient.set_title("gradient of each block: rms", fontsize=9)
+    still.set_title("share of weights that a step leaves bit-identical", fontsize=9)
+    still.set_ylim(-0.03, 1.03)
+    for axis in (gradient, still):
+        axis.tick_params(axis="x", rotation=60, labelsize=8)
+        axis.tick_params(axis="y", labelsize=8)
+        axis.grid(alpha=0.3)
+    gradient.legend(fontsize=8)
+    figure.savefig(path)
+
+
+def edge_distance(tables: dict[str, pd.DataFrame], path: Path) -> None:
+    """Write the error rate by distance to the mask's edge, a line for each table by its label."""
+    figure = Figure(figsize=(5, 3.2), dpi=110, layout="constrained")
+    _error_rates(figure.subplots(), tables)
+    figure.savefig(path)
+
+
+def lesions(tables: dict[str, pd.DataFrame], path: Path) -> None:
+    """Write the picture of evaluate's lesions: the Shapley values of each level, and where the errors of a cut lie."""
+    figure = Figure(figsize=(11, 3.4), dpi=110, layout="constrained")
+    iou, boundary, where = figure.subplots(1, 3)
+    worth, rates = tables["shapley"], tables["lesion_edge_distance"]
+    cuts = list(worth.cut.unique())
+    for axis, name, title in ((iou, "iou", "IoU"), (boundary, "boundary_iou", "Boundary IoU")):
+        for number, cut in enumerate(cuts):
+            rows = worth[worth.cut == cut]
+            errors = np.abs(rows[[f"{name}_low", f"{name}_high"]].to_numpy().T - rows[name].to_numpy())
+            places = np.arange(len(rows)) + 0.27 * (number - 1)
+            axis.bar(places, rows[name], width=0.25, yerr=errors, capsize=2, label=cut, color=f"C{number}")
+        axis.set_xticks(np.arange(len(rows)), [f"level {level}" for level in rows.level], fontsize=8)
+        axis.axhline(0, color="grey", linewidth=0.6)
+        axis.set_title(f"Shapley value of each long skip, {title}", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.grid(axis="y", alpha=0.3)
+    iou.legend(title="cut by", fontsize=7, title_fontsize=7)
+    levels = [str(level) for level in rows.level]
+    shown = {"intact": rates[rates.cut == "intact"]}
+    for gone in [*levels, "+".join(levels)]:
+        label = "all cut" if gone not in levels else f"level {gone} cut"
+        shown[label] = rates[(rates.cut == "mean") & (rates.levels == gone)]
+    _error_rates(where, shown)
+    where.set_title("errors, cut by the mean", fontsize=9)
+    figure.savefig(path)
+
+
+def _error_rates(axis: Axes, tables: dict[str, pd.DataFrame]) -> None:
+    for label, table in tables.items():
+        axis.plot(range(len(table)), table.error_rate, marker=".", linewidth=1.2, label=label)
+    names = band_labels(zip(table.from_px, table.to_px, strict=True))
+    axis.set_xticks(range(len(names)), names, fontsize=8)
+    axis.set_xlabel("pixels to the mask's edge", fontsize=8)
+    axis.set_ylabel("share of wrong pixels", fontsize=8)
+    axis.set_ylim(bottom=0)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.3)
+    if len(tables) > 1:
+        axis.legend(fontsize=7)
+
+
+def band_labels(bands: Iterable[tuple[float, float]]) -> list[str]:
+    """Return the names of bands of distances in pixels, from and to each: 1, 2, 3–4, ... ≥ 33."""
+    ends = [(f"{low:.0f}", f"{high:.0f}") for low, high in bands]
+    return [f"≥ {low}" if high == "inf" else low if low == high else f"{low}–{high}" for low, high in ends]
+
+
+def _read(table: Path) -> pd.DataFrame:
+    import pandas as pd  # a second that the first training step needn't wait for
+
+    return pd.read_csv(table)

@@ -1,0 +1,129 @@
+"""What a test writes: the scores of every image, errors by distance to the edge, and figures of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from torch import Tensor, distributed, nn
+
+from unetseg.data.dataset import Batch, Examples, collate
+from unetseg.evaluation import plots
+from unetseg.evaluation.metrics import edge_bands, edge_table, errors_by_band, scores
+from unetseg.evaluation.overlays import Sample
+from unetseg.evaluation.statistics import best_median_worst
+from unetseg.model.segmenter import class_map
+from unetseg.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class TestRecord(L.Callback):
+    """Writes per_image.csv, edge_distance.csv and figures of both, and keeps the scores over the set.
+
+    Under several processes each has counted its own images; together they have every image once.
+
+    Args:
+        run: the folder that is written to.
+        each: how many images of the best, of the median and of the worst are drawn.
+    """
+
+    __test__ = False  # no test class, whatever pytest makes of the name
+
+    def __init__(self, run: RunFolder, each: int = 2):
+        self.run, self.each = run, each
+        self.counts: dict[int, Tensor] = {}
+        self.edges: dict[int, Tensor] = {}
+        self.per_image: pd.DataFrame
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the counts of the batch's images."""
+        indices, counts = batch.indices.tolist(), outputs["counts"]
+        errors = errors_by_band(outputs["predicted"], batch.masks, edge_bands(batch.masks, counts.shape[1]))
+        self.counts.update(zip(indices, counts.cpu(), strict=True))
+        self.edges.update(zip(indices, errors.cpu(), strict=True))
+
+    def on_test_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Bring all images together and write what is known of each."""
+        import pandas as pd
+
+        if trainer.world_size > 1:
+            parts: list[Any] = [None] * trainer.world_size
+            distributed.all_gather_object(parts, (self.counts, self.edges))
+            for counts, edges in parts:
+                self.counts |= counts
+                self.edges |= edges
+        self.counts = dict(sorted(self.counts.items()))
+        dataset: Examples = trainer.test_dataloaders.dataset  # type: ignore[union-attr]
+        examples = [dataset.examples[index] for index in self.counts]
+        columns = {name: value.numpy() for name, value in scores(torch.stack([*self.counts.values()])).items()}
+        self.per_image = pd.DataFrame(
+            {"name": [e.name for e in examples], "group": [e.group for e in examples]}
+            | {name: columns[name] for name in ("iou", "dice", "boundary_iou")}
+        )
+        if trainer.is_global_zero:
+            self.per_image.to_csv(self.run.per_image, index=False)
+            errors = edge_table(torch.stack([*self.edges.values()]).sum(0))
+            errors.to_csv(self.run.edge_distance, index=False)
+            plots.edge_distance({"": errors}, self.run.figures / "edge_distance.png")
+            self._draw(trainer, module, dataset)
+
+    def over_the_set(self) -> dict[str, float]:
+        """Return the scores over all images, in float64."""
+        counts = torch.stack([*self.counts.values()])
+        named = {f"test/{name}": value.item() for name, value in scores(counts.sum(0)).items()}
+        return {**named, "test/iou_per_image": float(self.per_image.iou.mean()), "test/images": len(counts)}
+
+    def by_group(self) -> pd.DataFrame:
+        """Return the scores over the images of each group, and the number of images."""
+        import pandas as pd
+
+        counts = torch.stack([*self.counts.values()])
+        rows = []
+        for group, members in self.per_image.groupby("group").indices.items():
+            over_group = {name: value.item() for name, value in scores(counts[members].sum(0)).items()}
+            over_group["iou_per_image"] = float(self.per_image.iou.iloc[members].mean())
+            rows.append({"group": group, "images": len(members), **over_group})
+        return pd.DataFrame(rows)
+
+    def _draw(self, trainer: L.Trainer, module: L.LightningModule, dataset: Examples) -> None:
+        iou = self.per_image.iou
+        ranks = best_median_worst(iou.to_numpy(), self.each)
+        positions = list(self.counts)
+        with trainer.precision_plugin.forward_context():
+            samples = predict_samples(module.get_submodule("model"), dataset, [positions[row] for row in ranks])
+        captions = [f"{rank}: IoU {iou[row]:.3f}" for row, rank in ranks.items()]
+        plots.predictions(samples, captions, self.run.figures / "predictions.png")
+
+
+@torch.inference_mode()
+def predict_samples(model: nn.Module, dataset: Examples, indices: Sequence[int]) -> list[Sample]:
+    """Return examples of a data set with what a model predicts for them, without those that can't be read.
+
+    Args:
+        model: maps Bx3xSxS uint8 to logits, BxKxSxS, on its own device.
+        dataset: the examples.
+        indices: their positions.
+    """
+    batch = collate([dataset.load(0, index) for index in indices])
+    predicted = class_map(model(batch.images.to(next(model.parameters()).device))).cpu()
+    return [
+        Sample(
+            name=dataset.examples[index].name,
+            image=batch.images[row].permute(1, 2, 0).numpy(),
+            target=batch.masks[row].numpy(),
+            predicted=predicted[row].numpy(),
+        )
+        for row, index in enumerate(batch.indices.tolist())
+    ]

@@ -1,0 +1,201 @@
+"""A checkpoint as a file for other runtimes: ONNX, or a program of torch.export; checked before it is called done.
+
+Both take `images`, BxHxWx3 uint8 RGB as pictures come (B, H and W are free), normalise inside, and give
+`probabilities`, BxCxHxW float32. What is known of the model stands in the file's metadata, JSON by name.
+
+Legend: B pictures, C classes, K channels of logits, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges
+
+from unetseg.files import drafted
+from unetseg.inference.engines import READERS, seal
+from unetseg.model import checkpoint
+from unetseg.model.decoder import DecoderBlock
+from unetseg.model.segmenter import Segmenter, probabilities
+from unetseg.model.skips import Fusion
+from unetseg.runs.folder import run_folder_of
+
+TOLERANCE = 1e-3
+"""How far a probability of the exported file may be from the checkpoint's."""
+SHAPES = ((1, 64, 64), (2, 61, 95), (3, 32, 47))
+"""B, H, W of the pictures on which they are compared, besides one of the model's own size."""
+TRACED = (2, 70, 93)
+"""B, H, W of the example that the tracer sees: none is 1, no two levels have equal sides."""
+
+FREE = {"images": {0: Dim("batch", min=1), 1: Dim("height", min=65), 2: Dim("width", min=65)}}
+
+
+class Mismatch(Exception):
+    """The exported model doesn't give the checkpoint's probabilities."""
+
+
+class Withheld(nn.Module):
+    """A fusion whose long skip is withheld (skip_flow=backward): without a gradient, that is zeros."""
+
+    def __init__(self, fusion: Fusion):
+        super().__init__()
+        self.fusion = fusion
+
+    def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
+        """Map BxDxHxW and BxSxHxW to the fusion's Bx(out_channels)xHxW."""
+        return self.fusion.fuse(deep, torch.zeros_like(skip))
+
+
+class PictureModel(nn.Module):
+    """A Segmenter from pictures to probabilities, with nothing in it that only training needs.
+
+    Left out are gradients, the counters of batch normalisation, and the cuts of skip_flow; what they do to the
+    features stays. The memory layout is the plain one: torch.export can't say of a channels-last tensor of one channel
+    (attention's gate) how it lies in memory at every size.
+    """
+
+    def __init__(self, model: Segmenter):
+        super().__init__()
+        self.model = copy.deepcopy(model).eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
+        self.model.memory_format = torch.contiguous_format
+        for module in self.model.modules():
+            if isinstance(module, _BatchNorm):
+                module.num_batches_tracked = None
+        for block in cast(list[DecoderBlock], list(self.model.net.decoder.blocks)):
+            if block.fusion.flow == "backward":
+                block.fusion = Withheld(block.fusion)  # type: ignore[assignment]
+            else:
+                block.fusion.flow = "both"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map BxHxWx3 uint8 RGB to BxCxHxW float32 probabilities."""
+        return probabilities(self.model(images.permute(0, 3, 1, 2)))
+
+
+def export(model: Segmenter, metadata: dict[str, Any], output: Path) -> dict[str, float]:
+    """Export a model to FILE.onnx or FILE.pt2, which appears whole and checked, or not at all.
+
+    Args:
+        model: what to export, on the CPU.
+        metadata: plain values by name, with `classes` (names) and `size` among them, see `engines.Engine`.
+        output: where to; what lies there is replaced.
+
+    Returns:
+        The largest difference of a probability to the model's own, by the shape of the pictures.
+
+    Raises:
+        Mismatch: a difference is above TOLERANCE.
+    """
+    entries = {name: json.dumps(value) for name, value in metadata.items()}
+    with quietly():
+        content = WRITERS[output.suffix](traced(PictureModel(model)), entries)
+    errors = largest_errors(content, output.suffix, model, metadata["size"])
+    worst = max(errors.values())
+    if not worst <= TOLERANCE:  # true of NaN as well
+        raise Mismatch(f"{output.name} differs from the checkpoint by {worst:.1e}, above {TOLERANCE:.0e}: not written")
+    with drafted(output) as draft:
+        draft.write_bytes(content)
+    return errors
+
+
+def save_pretrained(path: str | Path, folder: str | Path) -> None:
+    """Write a run folder or a checkpoint as a folder of the Hugging Face Hub, see `unetseg.model.hub`.
+
+    The model card states the run's data and, where it is finished, its scores on the test split.
+    """
+    model, known = checkpoint.load(path)
+    run, data = run_folder_of(path), known["data"]
+    scores = json.loads(run.summary.read_text()) if run is not None and run.summary.exists() else {}
+    model.net.save_pretrained(
+        folder,
+        dataset=f"{data['name']} at {data['size']} px: {', '.join(known['classes'])}",
+        metrics={name: value for name, value in scores.items() if name.startswith("test/")},
+    )
+
+
+def traced(model: PictureModel) -> ExportedProgram:
+    """Return the model as a program whose B, H and W are free."""
+    example = torch.zeros(*TRACED, 3, dtype=torch.uint8)
+    with torch.no_grad():
+        program = torch.export.export(model, (example,), dynamic_shapes=FREE)
+    # From 65 on no level of any encoder is 1 pixel wide, and the tracer needs not ask how such a tensor lies in memory.
+    # The answer changes no number: smaller pictures are let in, and `largest_errors` looks at one of 32.
+    for symbol in program.range_constraints:
+        program.range_constraints[symbol] = ValueRanges(1, int_oo)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # names the files of this machine
+    return program
+
+
+def as_onnx(program: ExportedProgram, entries: dict[str, str]) -> bytes:
+    """Return a program as an ONNX file with the entries as its metadata."""
+    made = torch.onnx.export(
+        program,
+        dynamo=True,
+        input_names=["images"],
+        output_names=["probabilities"],
+        dynamic_shapes=FREE,
+        verbose=False,
+    )
+    assert made is not None
+    made.model.metadata_props.update(entries)
+    body = made.model_proto.SerializeToString()
+    return body + seal(body)
+
+
+def as_pt2(program: ExportedProgram, entries: dict[str, str]) -> bytes:
+    """Return a program as torch.export.save writes it, with the entries as extra files."""
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files=entries)
+    return buffer.getvalue()
+
+
+WRITERS = {".onnx": as_onnx, ".pt2": as_pt2}
+
+
+def largest_errors(content: bytes, suffix: str, model: Segmenter, size: int) -> dict[str, float]:
+    """Return the largest difference of a probability between an exported file and its model, by shape BxHxW.
+
+    Args:
+        content: the file.
+        suffix: .onnx or .pt2.
+        model: in eval mode, on the CPU.
+        size: side of a further square picture.
+    """
+    engine = READERS[suffix](content)
+    generator = np.random.default_rng(0)
+    found = {}
+    for batch, height, width in (*SHAPES, (1, size, size)):
+        patches = generator.integers(0, 256, (batch, height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+        images = patches.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width]
+        with torch.inference_mode():
+            expected = probabilities(model(torch.from_numpy(images).permute(0, 3, 1, 2))).numpy()
+        found[f"{batch}x{height}x{width}"] = float(np.abs(engine.probabilities(images) - expected).max())
+    return found
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep the exporters' notes from the screen; their errors are exceptions."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,47 @@
+"""Names that every part of the package may know, and how they are written."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+DENSENETS = ("densenet121", "densenet161", "densenet169", "densenet201")
+ENCODERS = RESNETS + DENSENETS
+SKIPS = ("concat", "add", "attention", "placebo", "none")
+FLOWS = ("both", "forward", "backward")
+LEVELS = 4
+"""Long skips of a U-Net with five encoder stages; level 1 is the finest (stride 2)."""
+IGNORE = 255
+"""The mask value that neither the loss nor a metric counts."""
+PET_CLASSES = {"pet": ("background", "pet"), "trimap": ("background", "pet", "boundary")}
+"""The classes of a set in the layout of Oxford-IIIT Pet, by its `target`."""
+PETS_ROOT = Path("data/oxford-iiit-pet")
+"""Where `data=pets` looks, and downloads to, when `data.root` is null."""
+
+
+def nearest_first(given: str, names: Sequence[str]) -> list[str]:
+    """Return the names by their likeness to what was given; of two alike, the one that agrees in more places first."""
+
+    def likeness(name: str) -> tuple[float, int]:
+        same_places = sum(a == b for a, b in zip(given, name, strict=False))
+        return difflib.SequenceMatcher(None, given, name).ratio(), same_places
+
+    return sorted(names, key=likeness, reverse=True)
+
+
+def one_word(per_level: str | Sequence[str]) -> str:
+    """Return a setting as one word: concat, or none-concat-add-concat (finest first)."""
+    return per_level if isinstance(per_level, str) else "-".join(per_level)
+
+
+def class_names(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the classes 0, 1, ... of a data set, given the data section of a run's options."""
+    return tuple(data["classes"]) if data["name"] == "folder" else PET_CLASSES[data["target"]]
+
+
+def minutes(seconds: float) -> str:
+    """Return a duration as minutes and seconds: 4:05."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

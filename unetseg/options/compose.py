@@ -1,0 +1,139 @@
+"""From arguments of the command line to options: Hydra composes conf/ and the overrides, the schema validates them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from unetseg.errors import UserError
+from unetseg.options.messages import trainer_arguments
+from unetseg.options.schema import Section
+from unetseg.options.validation import Schema, describe, unknown_option, validate
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
+"""Inside the package in a wheel, at the root of a checkout."""
+
+
+def compose(command: str, schema: type[Schema], overrides: list[str]) -> Schema:
+    """Return the validated options that conf/<command>.yaml and the overrides make, or raise a UserError."""
+    return validate(schema, plain(composed(command, schema, overrides), schema))
+
+
+def compose_runs(command: str, schema: type[Schema], runs: list[list[str]]) -> list[Schema]:
+    """Return the validated options of each run of a sweep, or raise a UserError where two would be the same."""
+    composed_runs: list[Schema] = []
+    for overrides in runs:
+        options = compose(command, schema, overrides)
+        if options in composed_runs:
+            twin = runs[composed_runs.index(options)]
+            only_in_twin = " ".join(override for override in twin if override not in overrides)
+            only_here = " ".join(override for override in overrides if override not in twin)
+            raise UserError(
+                f"two runs of the sweep would be the same: {only_in_twin} and {only_here}",
+                accepted="a sweep whose runs differ; what comes last holds",
+                advice="leave one of the axes out",
+            )
+        composed_runs.append(options)
+    return composed_runs
+
+
+def runs_of(overrides: list[str]) -> list[list[str]]:
+    """Return the overrides of every run of a sweep that is written in Hydra's comma syntax."""
+    axes = []
+    for override in _parse(overrides):
+        values = override.sweep_string_iterator() if override.is_sweep_override() else [None]
+        key = override.get_key_element()
+        axes.append([override.input_line if value is None else f"{key}={value}" for value in values])
+    return [list(run) for run in itertools.product(*axes)]
+
+
+def experiment_axes(command: str, schema: type[Section], overrides: list[str]) -> list[str]:
+    """Return the experiment's own axes as overrides, but for those that the user sets."""
+    set_by_user = {override.get_key_element() for override in _parse(overrides)}
+    options = plain(composed(command, schema, runs_of(overrides)[0]), schema)
+    return [f"{key}={values}" for key, values in options.get("sweep", {}).items() if key not in set_by_user]
+
+
+def values_of(overrides: list[str]) -> dict[str, str]:
+    """Return what each of the overrides sets, without the quotes around it."""
+    parsed = _parse([as_override(override) for override in overrides])
+    return {override.get_key_element(): str(override.value()) for override in parsed}
+
+
+def as_override(argument: str) -> str:
+    """Return an argument of the command line as an override of Hydra's.
+
+    A Trainer argument that conf/ doesn't name needs no `+`, and a path with `=` in it, such as that of a run of a
+    sweep, no quotes.
+    """
+    key, equals, value = argument.partition("=")
+    of_trainer = key.startswith("trainer.") and key.split(".")[1] in trainer_arguments()
+    override = f"++{argument}" if of_trainer else argument
+    escaped = value.replace("'", r"\'")
+    quoted = f"{override.partition('=')[0]}='{escaped}'"
+    return quoted if equals and not _parses(override) and _parses(quoted) else override
+
+
+def composed(command: str, schema: type[Schema], overrides: list[str]) -> DictConfig:
+    """Return the options as Hydra composes them; its errors become UserErrors."""
+    overrides = [as_override(override) for override in overrides]
+    _parse(overrides)
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra.compose(command, overrides=overrides)
+    except MissingConfigException as error:
+        group, _, given = str(error.missing_cfg_file).rpartition("/")
+        accepted = ", ".join(error.options or [])
+        raise UserError(f"{group or 'config'}={given} is not accepted", accepted=accepted, advice="--help") from None
+    except HydraException as error:
+        if ambiguous := re.match(r"Ambiguous value for argument '(.+?)=(.+)'\n", str(error)):
+            key, value = ambiguous.groups()
+            ways = (
+                f"{key}={value} in a sweep: train --multirun, or ablate",
+                f"'{key}=[{value}]'",
+                f"\"{key}='{value}'\"",
+            )
+            raise UserError(
+                f"{key}={value} may be the values of several runs, a list, or one value with a comma", advice=ways
+            ) from None
+        unknown = re.search(r"Could not override '([^']+)'", str(error))
+        if unknown is None:
+            raise UserError(str(error), advice="--help") from None
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            defaults: Any = OmegaConf.to_container(hydra.compose(command))
+        raise unknown_option(schema, defaults, unknown[1]) from None
+
+
+def plain(options: DictConfig, schema: type[Schema]) -> dict[str, Any]:
+    """Return composed options, resolved, as plain dicts, lists, strings and numbers."""
+    try:
+        return OmegaConf.to_container(options, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        key = error.full_key or "an option"
+        known: Any = OmegaConf.to_container(options)
+        accepted = describe(schema, known).get(key, "a value")
+        raise UserError(f"{key} is not given", accepted=accepted, advice=f"{key}=...") from None
+
+
+def _parses(override: str) -> bool:
+    try:
+        _parse([override])
+    except UserError:
+        return False
+    return True
+
+
+def _parse(overrides: list[str]) -> list[Any]:
+    try:
+        return OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise UserError(str(error), accepted="KEY=VALUE", advice="--help") from None

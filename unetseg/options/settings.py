@@ -1,0 +1,109 @@
+"""What sets two sets of options apart, and the names that settings and runs get by it.
+
+Options are taken as plain values, as they stand in a config.yaml.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from unetseg.names import one_word
+from unetseg.options.messages import written
+
+NO_DIFFERENCE = (
+    *("name", "output", "resume", "allow_changes", "sweep", "jobs", "checkpoint."),
+    *("trainer.enable_progress_bar", "data.workers"),
+)
+"""Options, or sections of them, that don't change what a run computes: where its folder lies, what is shown, how
+pictures are loaded and when the run is saved."""
+
+
+def flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options by their dotted keys."""
+    by_key: dict[str, Any] = {}
+    for key, value in options.items():
+        by_key |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return by_key
+
+
+def differences(recorded: dict[str, Any], options: dict[str, Any]) -> list[str]:
+    """Return what sets options apart from those of a config.yaml, "key: recorded -> new" each."""
+    before, now = flat(recorded), flat(options)
+    return [
+        f"{key}: {before.get(key)} -> {now.get(key)}"
+        for key in sorted(before.keys() | now.keys())
+        if not begins_with(key, NO_DIFFERENCE)
+        and not (key == "data.cache" and "device" not in (before.get(key), now.get(key)))
+        and before.get(key) != now.get(key)
+    ]
+
+
+def axes_of(runs: Sequence[dict[str, Any]], ignored: Sequence[str] = ()) -> dict[str, list[Any]]:
+    """Return the options in which runs differ, each with its values in the order of the runs.
+
+    A run from before an option existed lacks it, which is no difference; of the Trainer's arguments a run has only
+    those that were given.
+
+    Args:
+        runs: their options.
+        ignored: keys, or sections that end in a dot, which are no axes.
+    """
+    tables = [{key: value for key, value in flat(run).items() if not begins_with(key, ignored)} for run in runs]
+    axes = {}
+    for key in dict.fromkeys(key for table in tables for key in table):
+        having = tables if key.startswith("trainer.") else [table for table in tables if key in table]
+        values = list({json.dumps(table.get(key)): table.get(key) for table in having}.values())
+        if len(values) > 1:
+            axes[key] = values
+    return axes
+
+
+def begins_with(key: str, keys: Sequence[str]) -> bool:
+    """Return whether a dotted key is one of `keys`, or lies in a section among them, which ends in a dot."""
+    return any(key == one or (one.endswith(".") and key.startswith(one)) for one in keys)
+
+
+def override(key: str, value: Any) -> str:
+    """Return a setting as an override for Hydra, which takes JSON's quotes, but not its numbers for letters."""
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+
+
+IN_THE_VARIANT = ("model.skip", "model.skip_flow", "model.match_parameters", "model.short_skips")
+"""The options that `variant` tells."""
+
+
+def variant(model: dict[str, Any]) -> str:
+    """Return what sets a model apart in an ablation: "add", "concat backward", "none matched", "none plain"."""
+    words = [one_word(model["skip"])]
+    if model["skip_flow"] != "both":
+        words.append(one_word(model["skip_flow"]))
+    words += ["matched"] * model["match_parameters"] + ["plain"] * (not model["short_skips"])
+    return " ".join(words)
+
+
+def setting_name(options: dict[str, Any], axes: Iterable[str]) -> list[str]:
+    """Return the words that name a setting: its variant, and key=value for the other options that vary.
+
+    Args:
+        options: of a run of this setting.
+        axes: keys of the options that vary among the runs; the seed is no part of a setting.
+    """
+    values = flat(options)
+    others = [key for key in axes if key != "seed" and key not in IN_THE_VARIANT and key in values]
+    short = {key: "data" if key == "data.name" else key.rpartition(".")[2] for key in others}
+    return [variant(options["model"]), *(f"{name}={written(values[key])}" for key, name in short.items())]
+
+
+def run_name(options: dict[str, Any], axes: Iterable[str]) -> str:
+    """Return the folder name of a run in a sweep: its setting and its seed."""
+    words = [*setting_name(options, axes), f"seed{options['seed']}"]
+    return "_".join(words).replace(" ", "-").replace("/", "-")
+
+
+def timed_name(options: dict[str, Any]) -> str:
+    """Return the folder name of a single run: data, encoder, setting, seed and the time."""
+    start = f"{options['data']['name']}_{options['model']['encoder']}_{run_name(options, ())}"
+    return f"{start}_{datetime.now():%Y-%m-%d_%H-%M-%S}"

@@ -1,0 +1,81 @@
+"""Test images as each setting sees them, predicted anew from the checkpoints: run folders hold no predictions."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from unetseg.data.dataset import Examples
+from unetseg.data.sources import make_data
+from unetseg.errors import UserError, first_line
+from unetseg.evaluation.metrics import erode
+from unetseg.evaluation.overlays import Sample, overlay
+from unetseg.evaluation.record import predict_samples
+from unetseg.model import checkpoint
+from unetseg.names import IGNORE
+from unetseg.reporting.document import Figure, Panel
+from unetseg.reporting.findings import Picked
+from unetseg.reporting.results import Run, Sweep
+from unetseg.reporting.sentences import number
+
+ROOM, GAP = 960, 14
+"""Pixels of the page that a row of pictures has, and that lie between two."""
+
+
+class Gone(Exception):
+    """What the pictures need isn't there any more; the text says what."""
+
+
+def examples(sweep: Sweep, picked: Sequence[Picked]) -> list[Figure]:
+    """Return a row for each image: the picture with its truth, and what each setting's first run predicts."""
+    seen = [_samples(setting.runs[0], [image.name for image in picked]) for setting in sweep.settings]
+    cells = len(seen) + 2
+    width = max(88, min(170, (ROOM - GAP * (cells - 1)) // cells))
+    figures = []
+    for row, image in enumerate(picked):
+        first, stem = seen[0][row], f"image_{row + 1}"
+        panels = [
+            _panel(f"{stem}_picture", first.image, f"{image.rank}: {image.name}, mean IoU {number(image.iou)}"),
+            _panel(f"{stem}_truth", overlay(first.image, first.target), "truth"),
+        ]
+        for position, (setting, samples) in enumerate(zip(sweep.settings, seen, strict=True), start=1):
+            sample = samples[row]
+            drawn = outlined(overlay(sample.image, sample.predicted), sample.target)
+            iou = setting.runs[0].per_image.iou[image.name]
+            panels.append(_panel(f"{stem}_setting_{position}", drawn, f"{setting.name} {number(iou)}"))
+        figures.append(Figure(panels, width=width))
+    return figures
+
+
+def outlined(picture: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return the picture, HxWx3 uint8, with the edges between the classes of the target, HxW, in white."""
+    edge = np.zeros(target.shape, bool)
+    for label in np.setdiff1d(target, [0, IGNORE]):
+        mask = torch.from_numpy(target == label)
+        edge |= (mask & ~erode(mask, 1, outside=True)).numpy()
+    return np.where(edge[..., None], np.uint8(255), picture)
+
+
+def _samples(run: Run, names: Sequence[str]) -> list[Sample]:
+    """Return the named test images of a run with their masks and what its best checkpoint predicts."""
+    try:
+        data = make_data({**run.options["data"], "cache": "none"}, run.seed)
+        data.setup()
+        dataset: Examples = data.loader("test").dataset  # type: ignore[assignment]
+        model, _ = checkpoint.load(run.folder.best)
+        places = {example.name: place for place, example in enumerate(dataset.examples)}
+        return predict_samples(model, dataset, [places[name] for name in names])
+    except (UserError, OSError) as error:
+        raise Gone(f"the data or the checkpoint of {run.place} can't be read ({first_line(error)})") from None
+    except KeyError as error:
+        raise Gone(f"the data of {run.place} holds no test image {error}") from None
+
+
+def _panel(name: str, picture: np.ndarray, caption: str) -> Panel:
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, format="png")
+    return Panel(name, content.getvalue(), caption, caption)

@@ -1,0 +1,43 @@
+"""metrics.csv: every scalar that a run logs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from unetseg.files import append_rows
+from unetseg.runs.folder import METRICS_COLUMNS
+
+
+class LongCsv(Logger):
+    """metrics.csv: one row for every logged scalar: step, epoch, name, value.
+
+    Values are written with all their digits, so that two equal runs write equal files.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """Return Lightning's name of the logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Return Lightning's version of the logger: there is one file a run."""
+        return ""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append the scalars of a step."""
+        epoch = int(metrics.get("epoch", 0))
+        rows = [(step, epoch, name, repr(float(value))) for name, value in metrics.items() if name != "epoch"]
+        append_rows(self.path, METRICS_COLUMNS, rows)

@@ -1,0 +1,127 @@
+"""What is said of a run at its end: where it came from, and tables of its scores."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from unetseg.names import minutes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LESION_SCORES = (("IoU", "iou"), ("boundary", "boundary_iou"))
+PACKAGES = ("torch", "torchvision", "lightning", "segmentation-models-pytorch", "albumentations", "numpy")
+
+
+def provenance() -> dict[str, Any]:
+    """Return what is needed to repeat a run: command, versions, git commit, machine."""
+    return {
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "versions": {"python": platform.python_version(), "unetseg": _version("unetseg")}
+        | {name: _version(name) for name in PACKAGES},
+        "git_commit": git_commit(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+    }
+
+
+def git_commit() -> str | None:
+    """Return the commit of this checkout, with "-dirty" where tracked files differ; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        git = ["git", "-C", str(here)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("-dirty" if changed.stdout.strip() else "")
+
+
+def show(summaries: Sequence[dict[str, Any]]) -> None:
+    """Print the runs of a call, one row each."""
+    rows = [
+        {
+            "skip": s["variant"],
+            "encoder": s["encoder"],
+            "seed": str(s["seed"]),
+            **_scores({name.removeprefix("test/"): value for name, value in s.items()}),
+            "weights": f"{s['parameters'] / 1e6:.2f} M",
+            "images/s": f"{s['images_per_second']:.1f}",
+            "time": minutes(s["seconds"]),
+        }
+        for s in summaries
+    ]
+    _print_table("on the test split", rows)
+    for entry in summaries:
+        print(entry["folder"])
+
+
+def show_groups(groups: pd.DataFrame, summary: dict[str, Any]) -> None:
+    """Print the scores of each group, and below them those over all images."""
+    over_all = {name.removeprefix("test/"): value for name, value in summary.items() if name.startswith("test/")}
+    rows = (
+        [*groups.to_dict("records"), {"group": "all", **over_all}]
+        if len(groups) > 1
+        else [{"group": "all", **over_all}]
+    )
+    _print_table(
+        f"on the {summary['split']} split",
+        [{"group": row["group"], "images": str(row["images"]), **_scores(row)} for row in rows],
+    )
+    print(summary["folder"])
+
+
+def show_lesions(tables: dict[str, pd.DataFrame]) -> None:
+    """Print what each level alone and all together lose when cut, and each level's Shapley value."""
+    lesion, worth = tables["lesion"], tables["shapley"].set_index(["cut", "level"])
+    levels = [str(level) for level in worth.index.unique("level")]
+    rows = []
+    for _, row in lesion[lesion.levels.isin([*levels, "+".join(levels)])].iterrows():
+        alone = row["levels"] in levels
+        line = {"cut by": row["cut"], "level": row["levels"] if alone else "all"}
+        for title, name in LESION_SCORES:
+            line[f"{title} lost"] = _with_interval(row, f"{name}_loss")
+            share = worth.loc[(row["cut"], int(row["levels"]))] if alone else None
+            line[f"{title} Shapley"] = "" if share is None else _with_interval(share, name)
+        rows.append(line)
+    _print_table("what this model loses without its long skips (95 % over the images)", rows)
+
+
+def _with_interval(row: pd.Series, name: str) -> str:
+    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
+
+
+def _scores(row: dict[str, Any]) -> dict[str, str]:
+    names = {"IoU": "iou", "per image": "iou_per_image", "Dice": "dice", "boundary": "boundary_iou"}
+    return {title: f"{row[name]:.4f}" for title, name in names.items()}
+
+
+def _print_table(title: str, rows: Sequence[dict[str, str]]) -> None:
+    """Print rows of strings under their names; words stand left, numbers right."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in rows[0]:
+        table.add_column(
+            name, justify="left" if name in ("skip", "encoder", "group", "cut by") else "right", no_wrap=True
+        )
+    for row in rows:
+        table.add_row(*row.values())
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,175 @@
+"""The runs of a sweep, each a process of its own: started, watched, and stopped together.
+
+Each is `python -m unetseg.train` in a fresh process, so that any number of devices and any strategy works (within one
+process, Lightning's further ranks would run the whole sweep again).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from unetseg.errors import UserError
+from unetseg.options.schema import Train
+from unetseg.options.settings import differences, override
+from unetseg.runs.folder import RunFolder
+
+TRAIN = (sys.executable, "-m", "unetseg.train")
+PATIENCE = 15.0
+"""Seconds that a run has to end by itself when the sweep is stopped."""
+
+
+@dataclass
+class SweepRun:
+    """One run of a sweep."""
+
+    name: str
+    overrides: list[str]
+    options: Train
+    folder: RunFolder
+    log: Path
+    state: str = "waiting"
+    """waiting, running, done or failed."""
+    started: float = 0.0
+    epochs_before: int = 0
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    def look(self) -> None:
+        """Find out what an earlier call left; refuse a folder whose run has other options."""
+        if self.folder.config.exists():
+            changed = differences(yaml.safe_load(self.folder.config.read_text()), self.options.model_dump())
+            if changed:
+                raise UserError(
+                    f"{self.folder.path} holds a run with other options: {'; '.join(changed)}",
+                    accepted="a sweep of the same options, which goes on",
+                    advice="another name=... or output=...",
+                )
+        self.state = "done" if self.folder.summary.exists() else "waiting"
+
+    def start(self, gpus: Sequence[str], threads: int | None) -> None:
+        """Train, from where an earlier process left it, with these GPUs and this many threads."""
+        begun = self.folder.config.exists()
+        resume = [override("resume", str(self.folder.path))]
+        where = resume if begun else [override("name", self.name), override("output", str(self.folder.path.parent))]
+        overrides = where if begun else [*self.overrides, *where, "++trainer.enable_progress_bar=false"]
+        environment = dict(os.environ)
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        if threads:
+            environment.setdefault("OMP_NUM_THREADS", str(threads))
+        self.started, self.epochs_before, self.state = time.monotonic(), self.progress()[0], "running"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*TRAIN, *overrides],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+                start_new_session=True, preexec_fn=_die_with_the_parent,
+            )  # fmt: skip
+
+    def poll(self) -> None:
+        """Notice that the process has ended."""
+        if self.process is not None and self.process.poll() is not None:
+            self.state = "done" if self.process.returncode == 0 and self.folder.summary.exists() else "failed"
+            self.process = None
+
+    def stop(self, sign: signal.Signals) -> None:
+        """Send a signal to the process and all that it started."""
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, sign)
+
+    def progress(self) -> tuple[int, float | None]:
+        """Return the epochs that are done, and the last val/iou."""
+        values = []
+        if self.folder.metrics.exists():
+            rows = (line.split(",") for line in self.folder.metrics.read_text().splitlines())
+            values = [float(row[3]) for row in rows if len(row) == 4 and row[2] == "val/iou" and row[3]]
+        return len(values), values[-1] if values else None
+
+    def seconds_left(self) -> float | None:
+        """Return how long the training will take at the pace of this process's epochs so far."""
+        done = self.progress()[0]
+        epochs = self.options.trainer.get("max_epochs")
+        if self.state != "running" or not epochs or done <= self.epochs_before:
+            return None
+        return (time.monotonic() - self.started) / (done - self.epochs_before) * (epochs - done)
+
+    def tail(self, lines: int = 15) -> str:
+        """Return the end of the log."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n".join(text.splitlines()[-lines:])
+
+
+def run_all(runs: Sequence[SweepRun], jobs: int) -> Iterator[None]:
+    """Run those that wait, `jobs` at once; yield now and then, so that the caller can show how far they are."""
+    gpus = visible_gpus()
+    # two processes that both use every core slow each other down tenfold
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if jobs > 1 and hasattr(os, "sched_getaffinity") else None
+    slots: list[SweepRun | None] = [None] * jobs
+    with _stopping(runs):
+        while True:
+            for slot, run in enumerate(slots):
+                if run is not None:
+                    run.poll()
+                if run is None or run.state != "running":
+                    slots[slot] = next((r for r in runs if r.state == "waiting"), None)
+                    if (fresh := slots[slot]) is not None:
+                        fresh.start(share(gpus, jobs, slot), threads)
+            yield
+            if not any(slots):
+                return
+            time.sleep(0.5)
+
+
+def share(gpus: Sequence[str], jobs: int, slot: int) -> list[str]:
+    """Return the GPUs of one of `jobs` slots: each its own where there are enough, otherwise some share one."""
+    return list(gpus[slot::jobs]) or list(gpus[slot % len(gpus) :][:1]) if gpus else []
+
+
+def visible_gpus() -> list[str]:
+    """Return the names under which CUDA shows its devices to this process."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+    return [str(number) for number, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU"))]
+
+
+@contextmanager
+def _stopping(runs: Sequence[SweepRun]) -> Iterator[None]:
+    """End all processes when the block is left early, by Ctrl-C, by SIGTERM or by an error."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for run in runs:
+            run.stop(signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE
+        for run in runs:
+            if run.process is not None:
+                try:
+                    run.process.wait(max(0.0, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    run.stop(signal.SIGKILL)
+                    run.process.wait()
+
+
+def _die_with_the_parent() -> None:
+    """Ask Linux to kill this process when its parent is gone, also by kill -9: two would train in one folder."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -1,0 +1,107 @@
+"""A run as it is logged to Weights & Biases."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from unetseg import launch
+from unetseg.names import one_word
+from unetseg.options.schema import Train
+from unetseg.options.settings import variant
+from unetseg.runs.folder import RunFolder
+
+
+def flat_config(options: Train) -> dict[str, Any]:
+    """Return the options with flat keys, as W&B's filters and groupings want them: skip, encoder, data_size, ..."""
+    flat: dict[str, Any] = {}
+    for key, value in options.model_dump(exclude={"wandb"}).items():
+        if not isinstance(value, dict):
+            flat[key] = value
+            continue
+        prefix = "" if key == "model" else f"{key}_"
+        flat |= {f"{prefix}{name}": entry for name, entry in value.items()}
+    words = {name: one_word(flat[name]) for name in ("skip", "skip_flow")}
+    return flat | words | {"variant": variant(options.model.model_dump())}
+
+
+def wandb_mode(options: Train) -> Literal["online", "offline", "disabled"]:
+    """Return the mode; `auto` is online only where W&B finds a key."""
+    import wandb
+
+    mode = options.wandb.mode
+    if mode == "offline" or mode == "disabled":
+        return mode
+    return "online" if wandb.login(prompt=False, verify=False) else "offline"
+
+
+def begun_before(run: RunFolder) -> str | None:
+    """Return the id of the W&B run that a resumed run goes on with."""
+    folders = sorted((run.path / "wandb").glob("*run-*-*"))
+    return folders[-1].name.rpartition("-")[2] if folders else None
+
+
+def wandb_logger(options: Train, run: RunFolder) -> WandbLogger:
+    """Return the W&B logger of a run, started on the first process; its files lie in the run folder."""
+    if not launch.is_first():
+        return WandbLogger()
+    os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours at the end says where the run is
+    import wandb
+
+    arguments: dict[str, Any] = {
+        "project": options.wandb.project,
+        "entity": options.wandb.entity,
+        "name": run.path.name,
+        "dir": run.path.resolve(),  # a W&B service that another process started has another working directory
+        "config": flat_config(options),
+        "settings": wandb.Settings(init_timeout=10),  # seconds; the default waits for minutes
+    }
+    if before := begun_before(run):
+        arguments |= {"id": before, "resume": "allow"}
+    try:
+        experiment = wandb.init(mode=wandb_mode(options), **arguments)
+    except wandb.errors.CommError as error:
+        print(f"W&B can't be reached, the run is logged offline: {error}")
+        experiment = wandb.init(mode="offline", **arguments)
+    return WandbLogger(experiment=experiment)
+
+
+@rank_zero_only
+def log_summary(loggers: list[Logger], summary: dict[str, Any]) -> None:
+    """Put a run's summary beside its curves in W&B."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update(summary)
+
+
+@rank_zero_only
+def log_model(loggers: list[Logger], checkpoint: Path) -> None:
+    """Upload a checkpoint as the artifact model-RUN_ID:best, where W&B is online; unetseg.load reads it back."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and not (logger.experiment.offline or logger.experiment.disabled):
+            import wandb
+
+            artifact = wandb.Artifact(f"model-{logger.experiment.id}", type="model")
+            artifact.add_file(str(checkpoint), name="best.ckpt")
+            logger.experiment.log_artifact(artifact, aliases=["best"])
+
+
+@rank_zero_only
+def finish(loggers: list[Logger]) -> None:
+    """Close W&B's run and say where it is; left open, the next run of this process would be merged into it."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            run = logger.experiment
+            place = (
+                f"W&B: {run.url}"
+                if run.url
+                else f"W&B was offline; to upload this run: wandb sync {shlex.quote(str(Path(run.dir).parent))}"
+            )
+            run.finish()
+            if not run.disabled:
+                print(place)

@@ -1,0 +1,184 @@
+"""From validated options to the objects of a training: the one file that knows all of them."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from unetseg import launch
+from unetseg.data.datamodule import SegmentationData
+from unetseg.errors import UserError, first_line
+from unetseg.model.segmenter import Segmenter
+from unetseg.model.weights import load_encoder
+from unetseg.names import class_names
+from unetseg.options.schema import Train
+from unetseg.runs.folder import RunFolder
+from unetseg.runs.metrics_csv import LongCsv
+from unetseg.runs.wandb_run import wandb_logger
+from unetseg.training.callbacks import ProgressBar, SamplePictures
+from unetseg.training.distributed import JointBatchNorm
+from unetseg.training.flow_readings import FlowReadings
+from unetseg.training.guards import Guard
+from unetseg.training.losses import make_loss
+from unetseg.training.module import SegmentationModule
+from unetseg.training.preflight import no_weights
+from unetseg.training.resume import AtomicIO
+
+
+def make_module(options: Train) -> SegmentationModule:
+    """Return the untrained module; says which encoder weights matched where they come from a file."""
+    weights = options.model.weights
+    try:
+        model = Segmenter(weights="imagenet" if weights == "imagenet" else None, **segmenter_arguments(options))
+    except Exception as error:  # a download that breaks off; the hub's client has many ways to say so
+        if weights != "imagenet":
+            raise
+        raise no_weights(options.model.encoder, first_line(error)) from None
+    if weights not in (None, "imagenet"):
+        matched = load_encoder(model.net.encoder, weights)
+        if launch.is_first():
+            print(f"{weights}: {matched}")
+    if options.compile:
+        model.compile()  # in place: a checkpoint's keys stay what they are
+    classes = len(class_names(options.data.model_dump()))
+    return SegmentationModule(
+        model,
+        make_loss(options.loss, classes),
+        classes=classes,
+        lr=options.optimizer.lr,
+        weight_decay=options.optimizer.weight_decay,
+        hyper_parameters=hyper_parameters(options),
+        skip_nonfinite=options.guards.nonfinite_loss == "skip",
+    )
+
+
+def hyper_parameters(options: Train) -> dict[str, Any]:
+    """Return what a checkpoint carries: dicts, lists, strings and numbers only, so that weights_only=True loads it."""
+    return {
+        "model": segmenter_arguments(options),
+        "classes": list(class_names(options.data.model_dump())),
+        "data": options.data.model_dump(),
+        "loss": options.loss,
+        "seed": options.seed,
+    }
+
+
+def segmenter_arguments(options: Train) -> dict[str, Any]:
+    """Return the arguments of Segmenter; the encoder's first weights are not part of what a model is."""
+    return {
+        **options.model.model_dump(exclude={"weights"}),
+        "classes": len(class_names(options.data.model_dump())),
+        "channels_last": options.channels_last,
+    }
+
+
+def make_loggers(options: Train, run: RunFolder) -> list[Logger]:
+    """Return metrics.csv's logger, and W&B's if asked for."""
+    return [LongCsv(run.metrics), *([wandb_logger(options, run)] if options.logger == "wandb" else [])]
+
+
+def make_watchers(options: Train, run: RunFolder) -> tuple[Guard, list[Callback]]:
+    """Return what watches the training: a guard, sample pictures, and the gradient flow unless it is switched off."""
+    every = options.gradients.every_n_steps
+    flow = FlowReadings(every, run.gradient_flow, run.figures / "gradient_flow.png") if every else None
+    guard = Guard(run.left_out, flow)
+    return guard, [SamplePictures(class_names(options.data.model_dump())), *([flow] if flow else []), guard]
+
+
+def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: list[Callback], root: Path) -> L.Trainer:
+    """Return Lightning's Trainer with our defaults for what the arguments leave open."""
+    ours: dict[str, Any] = {
+        "precision": best_precision(arguments.get("accelerator", "auto")),
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # EpochSampler shares the examples out itself, each exactly once
+    }
+    quieten()
+    given = {name: value for name, value in arguments.items() if value is not None}
+    progress = [ProgressBar()] if given.get("enable_progress_bar", True) else []
+    plugins: list[Any] = [AtomicIO()]
+    if given.get("sync_batchnorm") and is_cpu(given.get("accelerator", "auto")):
+        given["sync_batchnorm"] = False
+        plugins.append(JointBatchNorm())
+    try:
+        return L.Trainer(
+            **ours | given,
+            logger=loggers,
+            callbacks=[*callbacks, *progress],
+            default_root_dir=str(root),
+            plugins=plugins,
+            enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        written = ", ".join(f"trainer.{name}={value}" for name, value in given.items())
+        raise UserError(f"Lightning's Trainer refuses {written}", accepted=str(error), advice="--help") from None
+
+
+def quieten() -> None:
+    """Silence what Lightning says of itself on every start; its warnings about the run stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
+    warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
+    warnings.filterwarnings("ignore", message=".*training_step. returned .None.")  # Guard says more of it
+    # of an epoch whose batches were all left out
+    warnings.filterwarnings("ignore", message="The ..compute.. method of metric SegmentationScores was called before")
+    # EpochSampler goes on where the run was
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+
+
+def set_batch_size_and_learning_rate(
+    options: Train, trainer: L.Trainer, data: SegmentationData, module: SegmentationModule
+) -> dict[str, Any]:
+    """Set the batch of each device and the learning rate by the devices that there are; return what came out.
+
+    Raises:
+        UserError: data.global_batch_size can't be shared out evenly.
+    """
+    parts = trainer.world_size * trainer.accumulate_grad_batches
+    wanted = options.data.global_batch_size
+    if wanted is not None and wanted % parts:
+        near = max(parts, wanted // parts * parts)
+        raise UserError(
+            f"data.global_batch_size={wanted} on {trainer.world_size} devices, accumulated "
+            f"{trainer.accumulate_grad_batches} times",
+            accepted=f"a multiple of {parts}",
+            advice=f"data.global_batch_size={near}",
+        )
+    data.batch_size = options.data.batch_size if wanted is None else wanted // parts
+    times = data.batch_size * parts / options.data.batch_size
+    module.lr = options.optimizer.lr * {"none": 1.0, "linear": times, "sqrt": times**0.5}[options.optimizer.lr_scaling]
+    shared = {
+        "devices": trainer.world_size,
+        "batch_size": data.batch_size,
+        "global_batch_size": data.batch_size * parts,
+        "lr": module.lr,
+    }
+    if trainer.world_size > 1 and trainer.is_global_zero:
+        print(", ".join(f"{name} {value}" for name, value in shared.items()))
+    return shared
+
+
+def is_cpu(accelerator: str) -> bool:
+    """Return whether this accelerator of Lightning's is the CPU here."""
+    return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+
+
+def best_precision(accelerator: str) -> str:
+    """Return bf16-mixed where the device computes in bfloat16, otherwise 32-true."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif is_cpu(accelerator):
+        fast = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+    else:
+        fast = False
+    return "bf16-mixed" if fast else "32-true"

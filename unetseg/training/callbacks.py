@@ -1,0 +1,98 @@
+"""What is shown and measured while a run trains: a progress bar, sample pictures, speed and memory."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import WandbLogger
+
+from unetseg.data.dataset import Batch, Examples
+from unetseg.evaluation.record import predict_samples
+from unetseg.names import IGNORE
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar without the logger's version number."""
+
+    def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+        """Return what is shown behind the bar."""
+        return {name: value for name, value in super().get_metrics(trainer, module).items() if name != "v_num"}
+
+
+class SamplePictures(L.Callback):
+    """Sends a few validation pictures, spread over the split, to W&B with the prediction and the truth as masks.
+
+    Args:
+        classes: names of the classes.
+        count: number of pictures.
+    """
+
+    def __init__(self, classes: Sequence[str], count: int = 6):
+        self.labels = {**dict(enumerate(classes)), IGNORE: "ignored"}
+        self.count = count
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Predict the pictures and log them."""
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        if trainer.sanity_checking or not trainer.is_global_zero or not loggers:
+            return
+        dataset: Examples = trainer.val_dataloaders.dataset  # type: ignore[union-attr]
+        length = len(dataset)
+        indices = np.unique(np.linspace(0, length - 1, min(self.count, length)).round().astype(int)).tolist()
+        with trainer.precision_plugin.forward_context():
+            shown = predict_samples(module.get_submodule("model"), dataset, indices)
+        masks = [{"prediction": s.predicted, "truth": s.target} for s in shown]
+        for logger in loggers:
+            logger.log_image(
+                "val/predictions",
+                [sample.image for sample in shown],
+                step=trainer.global_step,
+                caption=[sample.name for sample in shown],
+                masks=[
+                    {name: {"mask_data": mask, "class_labels": self.labels} for name, mask in pair.items()}
+                    for pair in masks
+                ],
+            )
+
+
+class Cost(L.Callback):
+    """What a training run costs: speed, memory and time.
+
+    Speed is training images a second over the batches of all epochs but the first batch of each (it waits for the
+    loader's processes to start); validation is not counted.
+    """
+
+    def __init__(self) -> None:
+        self.started = self.last = time.perf_counter()
+        self.images = 0
+        self.training_seconds = 0.0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Take the time since the last batch."""
+        now = time.perf_counter()
+        if batch_idx > 0:
+            self.images += len(batch.indices) * trainer.world_size
+            self.training_seconds += now - self.last
+        self.last = now
+
+    def measured(self) -> dict[str, float]:
+        """Return images_per_second, peak_memory (bytes: the device's, or this process's on a CPU) and seconds."""
+        if torch.cuda.is_available():
+            memory = torch.cuda.max_memory_allocated()
+        else:
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+        return {
+            "images_per_second": self.images / self.training_seconds if self.images else 0.0,
+            "peak_memory": memory,
+            "seconds": time.perf_counter() - self.started,
+        }

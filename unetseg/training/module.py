@@ -1,0 +1,156 @@
+"""The LightningModule: model, loss, metrics and optimizer, each handed in or built from numbers."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, cast
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from unetseg.data.dataset import Batch
+from unetseg.errors import UserError
+from unetseg.evaluation.metrics import SegmentationScores, image_counts
+from unetseg.model.segmenter import class_map
+
+STAGES = ("train", "val", "test")
+
+
+class SegmentationModule(L.LightningModule):
+    """Trains and evaluates a Segmenter.
+
+    Args:
+        model: maps Bx3xHxW uint8 to logits BxKxHxW.
+        loss: maps float32 logits and BxHxW classes to a scalar.
+        classes: number of classes.
+        lr: AdamW's learning rate, lowered to 0 along a cosine over all steps.
+        weight_decay: AdamW's.
+        hyper_parameters: plain values that are kept in the checkpoint.
+        skip_nonfinite: take no step on a batch whose loss is NaN or inf, and let it leave no trace.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        *,
+        classes: int,
+        lr: float = 0.0,
+        weight_decay: float = 0.0,
+        hyper_parameters: dict[str, Any] | None = None,
+        skip_nonfinite: bool = False,
+    ):
+        super().__init__()
+        self.save_hyperparameters(hyper_parameters or {}, logger=False)
+        self.model, self.loss, self.classes = model, loss, classes
+        self.lr, self.weight_decay, self.skip_nonfinite = lr, weight_decay, skip_nonfinite
+        # ModuleDict refuses the key "train"
+        self.scores = nn.ModuleDict({f"{stage}_scores": SegmentationScores(classes) for stage in STAGES})
+        # the mean over images; Lightning's own rounds their number per process down, and "disable" forgets it
+        self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric(nan_strategy=math.nan) for stage in STAGES[1:]})
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Return the loss of a batch, and count its pixels; None if the batch is left out."""
+        before = [buffer.clone() for buffer in self.model.buffers()] if self.skip_nonfinite else []
+        loss, _, counts = self._step(batch)
+        self.log("train/loss", loss, prog_bar=True)
+        if self.skip_nonfinite and not loss.isfinite():  # the same on all processes: the loss is of their whole batch
+            with torch.no_grad():
+                for buffer, value in zip(self.model.buffers(), before, strict=True):
+                    buffer.copy_(value)
+            return None
+        self._metric("train").update(counts)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the predicted class maps, BxHxW uint8, and the counts, BxCx6."""
+        return self._evaluation_step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the predicted class maps, BxHxW uint8, and the counts, BxCx6."""
+        return self._evaluation_step(batch, "test")
+
+    def on_train_epoch_start(self) -> None:
+        """Begin to count anew."""
+        self._metric("train").reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of the validation split, and those of the epoch's training batches.
+
+        The latter were taken while the weights were changing. Both are written before the checkpoint, so that a run
+        which is resumed from it has every row.
+        """
+        if not self.trainer.sanity_checking:
+            scores = self._metric("train").compute()
+            named = {f"train/{name}": scores[name].float() for name in ("iou", "boundary_iou")}
+            self.log_dict(named, sync_dist=True)
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores of the test split."""
+        self._log_scores("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the scores of the epoch's training batches so far, those of all processes."""
+        metric = self._metric("train")
+        with metric.sync_context():
+            checkpoint["train_scores"] = copy.deepcopy(metric.metric_state)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Take the weights over; raise a UserError where they are another model's."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            raise UserError(
+                f"the weights don't fit this model: {error}", advice="the options of the checkpoint"
+            ) from None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take these scores over, on one of the processes."""
+        if self._trainer is not None and self.trainer.is_global_zero and "train_scores" in checkpoint:
+            for name, value in checkpoint["train_scores"].items():
+                setattr(self._metric("train"), name, value.to(self.device))
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW and a cosine from lr to 0 over all steps of the run."""
+        # one pass over the weights; not with float16, whose scaler it would take over from Lightning's clipping, nor
+        # where gradients are clipped in bfloat16: Lightning refuses that, though there is no scaler
+        clipped = self.trainer.precision == "bf16-mixed" and self.trainer.gradient_clip_val
+        fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed" and not clipped
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _evaluation_step(self, batch: Batch, stage: str) -> dict[str, Tensor]:
+        loss, predicted, counts = self._step(batch)
+        self._metric(stage).update(counts)
+        mean = cast(MeanMetric, self.losses[f"{stage}_loss"])
+        mean.update(loss, len(batch.indices))
+        self.log(f"{stage}/loss", mean)
+        return {"predicted": predicted, "counts": counts}
+
+    def _step(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        logits = self.model(batch.images)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 is too coarse for a loss
+        predicted = class_map(logits.detach())
+        counts = image_counts(predicted, batch.masks, self.classes)
+        return self.loss(logits, batch.masks), predicted, counts
+
+    def _metric(self, stage: str) -> SegmentationScores:
+        return cast(SegmentationScores, self.scores[f"{stage}_scores"])
+
+    def _log_scores(self, stage: str) -> None:
+        scores = self._compute(stage)
+        # the counts were summed over processes already; sync_dist averages equal values, and keeps Lightning quiet
+        self.log_dict({f"{stage}/{name}": v for name, v in scores.items() if name != "iou"}, sync_dist=True)
+        self.log(f"{stage}/iou", scores["iou"], prog_bar=True, sync_dist=True)
+
+    def _compute(self, stage: str) -> dict[str, Tensor]:
+        metric = self._metric(stage)
+        scores = metric.compute()
+        metric.reset()
+        return {name: value.float() for name, value in scores.items()}

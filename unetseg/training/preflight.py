@@ -1,0 +1,103 @@
+"""Cheap looks at the world before anything heavy is imported: what must be downloaded, and is there a network?"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from unetseg.errors import UserError
+from unetseg.names import PETS_ROOT
+from unetseg.options.schema import Pets, Train
+from unetseg.runs.folder import check_resume
+
+HUB = "https://huggingface.co"
+PETS_HOST = "https://www.robots.ox.ac.uk"
+TIMEOUT = 3.0
+"""Seconds that a host has to answer."""
+
+
+def train(options: Train) -> None:
+    """Raise a UserError if the run can't be resumed, or needs a download that can't work or a key that isn't there."""
+    if options.resume:
+        check_resume(options)
+    if options.model.weights == "imagenet" and not _cached(options.model.encoder):
+        endpoint = os.environ.get("HF_ENDPOINT", HUB)
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        if offline or not _answers(endpoint):
+            raise no_weights(options.model.encoder, "HF_HUB_OFFLINE is set" if offline else "no network")
+    compiler = os.environ.get("CXX", "g++")
+    if options.compile and shutil.which(compiler) is None:
+        raise UserError(
+            f"compile=true: torch.compile needs a C++ compiler, and {compiler} is not on the PATH",
+            accepted="g++, or the one that CXX in the environment names",
+            advice="compile=false",
+        )
+    if options.data.cache == "device" and options.data.augment and find_spec("kornia") is None:
+        raise UserError(
+            "data.cache=device augments with kornia, which is not installed",
+            advice="pip install 'unetseg[device]', or data.cache=ram",
+        )
+    if options.logger == "wandb" and options.wandb.mode == "online":
+        import wandb
+
+        if not wandb.login(prompt=False, verify=False):
+            raise UserError(
+                "wandb.mode=online needs a key",
+                accepted="WANDB_API_KEY in the environment, or `wandb login` once",
+                advice="wandb.mode=offline",
+            )
+    if isinstance(options.data, Pets) and options.data.root is None:
+        absent = not (PETS_ROOT / "images").is_dir() or not (PETS_ROOT / "annotations").is_dir()
+        if absent and not _answers(PETS_HOST):
+            from unetseg.data.pets import WAYS_ON  # which imports torch
+
+            raise UserError(
+                f"Oxford-IIIT Pet is not at {PETS_ROOT} and can't be downloaded: no network", advice=WAYS_ON
+            )
+
+
+def one_device(options: Train) -> None:
+    """Raise a UserError if a run of a Hydra multirun asks for several processes."""
+    devices, nodes = options.trainer.get("devices"), options.trainer.get("num_nodes")
+    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)  # "auto" is all that there are
+    strategy = str(options.trainer.get("strategy") or "auto")
+    if not one or nodes not in (None, 1) or strategy.startswith(("ddp", "fsdp", "deepspeed")):
+        raise UserError(
+            f"trainer.devices={devices}, trainer.strategy={strategy} in a multirun: each further process would run all "
+            "of the sweep again, and train on a part of the data",
+            accepted="one device and no strategy",
+            advice="the same options with python -m unetseg.ablate, which gives each run processes of its own",
+        )
+
+
+def no_weights(encoder: str, reason: str) -> UserError:
+    """Return the error for ImageNet weights that can't be fetched."""
+    return UserError(
+        f"model.weights=imagenet: {encoder}'s weights are not cached and can't be downloaded ({reason})",
+        advice=(
+            "model.weights=PATH of a .pth or .safetensors state dict of the encoder",
+            "model.weights=null, which starts from random weights",
+        ),
+    )
+
+
+def _cached(encoder: str) -> bool:
+    """Return whether smp's weights of the encoder lie in the hub's cache."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    return any(cache.glob(f"models--smp-hub--{encoder}.imagenet/snapshots/*/model.safetensors"))
+
+
+def _answers(address: str) -> bool:
+    """Return whether a host answers, through the environment's proxies if there are any."""
+    try:
+        urlopen(Request(address, method="HEAD"), timeout=TIMEOUT).close()
+    except HTTPError:
+        return True
+    except OSError:
+        return False
+    return True

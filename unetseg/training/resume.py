@@ -1,0 +1,246 @@
+"""When checkpoints are written, how, and what they hold beyond Lightning's own: a run goes on as if undisturbed.
+
+last.ckpt is written after each epoch, every few minutes or steps, and when the run is asked to stop. In the middle of
+an epoch that happens between two steps: what the first of them logs is in the tables, and nothing of the second.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shlex
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
+
+from unetseg import launch
+from unetseg.errors import Halt
+from unetseg.files import drafted
+from unetseg.options.schema import Checkpoint
+from unetseg.runs.folder import RunFolder
+
+REQUEUE = 75
+"""Exit status of a run that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h, "try again later"."""
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit status after Ctrl-C, as in a shell."""
+
+
+class AtomicIO(TorchCheckpointIO):
+    """Writes a checkpoint beside the one that it replaces, which stays whole until the new one is.
+
+    Lightning's own writes to the folder for temporary files, from which a file can't be moved in one step to another
+    file system.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint; raise an OSError where there is no room for it."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with drafted(path) as draft, draft.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException as error:
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch's doesn't say why
+            if isinstance(cause, OSError):
+                raise OSError(cause.errno, cause.strerror, str(path)) from None
+            raise
+
+
+class Checkpointing(ModelCheckpoint):
+    """Finds its checkpoints also when the run folder was moved before it was resumed."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state over with paths in this folder, and not in the one where it was written."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {moved(key): moved(entry) for key, entry in value.items()}
+            return value.replace(state_dict["dirpath"], str(self.dirpath)) if isinstance(value, str) else value
+
+        super().load_state_dict(moved(state_dict))
+
+
+class Continuation(L.Callback):
+    """Writes last.ckpt in the middle of epochs, and ends the run when it is asked to stop.
+
+    SIGTERM, SLURM's SIGUSR1 and Ctrl-C are requests: the step is finished, the checkpoint written, and the process ends
+    with a status that says so. All processes of the run do so after the same step, whichever of them was asked. A
+    validation is finished first. A second Ctrl-C ends the process at once.
+
+    Args:
+        run: the folder that is written to.
+        every: minutes and steps between two writes.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self, run: RunFolder, every: Checkpoint):
+        self.run, self.every = run, every
+        self.asked: signal.Signals | None = None
+        self.written = time.monotonic()
+        self.random: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the length of each table in bytes, and the random numbers' state on the first process."""
+        tables = {path.name: path.stat().st_size for path in self.run.tables if path.exists()}
+        return {"tables": tables, "random": random_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state of the random numbers until the training is about to go on."""
+        self.random = state_dict["random"]
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Say that the next batch has not been fetched; Lightning counts it as the one being worked on."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            if counts["ready"] > counts["processed"]:
+                counts["ready"] = counts["processed"]
+                progress["is_last_batch"] = False
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Take the signals over from Lightning, whose handlers broadcast from wherever they interrupt."""
+        self._listen()
+
+    def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Take the signals over for the test, too."""
+        self._listen()
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Write last.ckpt if it is time, and stop if that was asked for; both between two steps."""
+        if self.random:
+            restore_random_state(self.random)
+            self.random = {}
+        loop = trainer.fit_loop.epoch_loop
+        loop._batches_that_stepped = trainer.global_step  # that loggers get; wrong after some restarts
+        done = loop.batch_progress.current.completed
+        if done % trainer.accumulate_grad_batches:
+            return
+        due, stop = self._agreed(trainer)
+        if (due or stop) and done > 0:  # otherwise the end of the epoch before has been written
+            trainer.save_checkpoint(self.run.last)
+            self.written = time.monotonic()
+        if stop:
+            self._stop(f"after step {trainer.global_step}")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Count the minutes from here, where last.ckpt is written as well."""
+        self.written = time.monotonic()
+
+    def on_test_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Stop if that was asked for: the training is over, and last.ckpt has its end.
+
+        The processes agree on it before the batches that all of them have; some may have one more.
+        """
+        loader: Any = trainer.test_dataloaders
+        of_all = -(-(len(loader.dataset) // trainer.world_size) // loader.batch_size)
+        if batch_idx < of_all and self._agreed(trainer)[1]:
+            self._stop("in the test")
+
+    def _agreed(self, trainer: L.Trainer) -> tuple[bool, bool]:
+        """Return whether a write is due and whether a stop was asked for, the same on all processes."""
+        minutes, steps = self.every.every_n_minutes, self.every.every_n_steps
+        due = bool(minutes) and time.monotonic() - self.written > 60 * (minutes or 0)
+        due |= bool(steps) and trainer.global_step % (steps or 1) == 0
+        if trainer.world_size == 1:
+            return due, self.asked is not None
+        flags = torch.tensor([due, self.asked is not None], dtype=torch.int32, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+        due, stop = flags.tolist()
+        return bool(due), bool(stop)
+
+    def _listen(self) -> None:
+        for number in self.SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and self.asked == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = signal.Signals(number)
+        if launch.is_first():
+            print(
+                f"{self.asked.name}: stopping at the next step"
+                + (", Ctrl-C again: at once" * (number == signal.SIGINT))
+            )
+
+    def _stop(self, when: str) -> None:
+        raise Halt(
+            f"stopped {when}\n  try: python -m unetseg.train resume={shlex.quote(str(self.run.path))}",
+            INTERRUPTED if self.asked == signal.SIGINT else REQUEUE,
+        )
+
+
+def rewind(run: RunFolder) -> Path | None:
+    """Return the checkpoint from which a run goes on, None to start anew; the tables are cut back to it."""
+    lengths: dict[str, int] = {}
+    if run.last.exists():
+        content = torch.load(run.last, map_location="cpu", weights_only=True, mmap=True)
+        lengths = content["callbacks"][Continuation.__qualname__]["tables"]
+    if launch.is_first():
+        for draft in run.checkpoints.glob("*.tmp"):
+            draft.unlink()
+        for table in filter(Path.exists, run.tables):
+            length = lengths.get(table.name, 0)
+            if not length:
+                table.unlink()
+            elif table.stat().st_size > length:
+                os.truncate(table, length)
+    return run.last if run.last.exists() else None
+
+
+@contextmanager
+def explaining_full_disks(run: RunFolder) -> Iterator[None]:
+    """Turn the error that there is no room to write into a Halt that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Halt(
+            f"no room to write {error.filename or 'a file'}: {error.strerror}\n"
+            "  what was written before is whole\n"
+            f"  try: make room, then python -m unetseg.train resume={shlex.quote(str(run.path))}"
+        ) from None
+
+
+def make_checkpointing(run: RunFolder) -> tuple[Checkpointing, Checkpointing]:
+    """Return what keeps the best checkpoint by val/iou, and what keeps the last.
+
+    They are two, because ModelCheckpoint(save_last=True) writes the last one only when it is the best so far.
+    """
+    names: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
+    best = Checkpointing(run.checkpoints, filename="best", monitor="val/iou", mode="max", **names)
+    return best, Checkpointing(run.checkpoints, filename="last", **names)
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of every process-wide source of random numbers, in values that weights_only=True loads."""
+    kind, keys, *position = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state())  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), *position),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Go on with the random numbers where `random_state` was taken."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
