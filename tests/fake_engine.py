@@ -36,11 +36,12 @@ def save_untrained(path: Path, *overrides: str) -> Path:
     from unetseg.model import Segmenter, checkpoint
     from unetseg.options.compose import compose
     from unetseg.options.schema import Train
+    from unetseg.training import build
 
     options = compose("train", Train, [*TINY, "model.encoder=resnet18", *overrides])
     torch.manual_seed(0)
-    model = Segmenter(weights=None, **checkpoint.segmenter_arguments(options))
+    model = Segmenter(weights=None, **build.segmenter_arguments(options))
     state = {f"{checkpoint.PREFIX}{name}": value for name, value in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"hyper_parameters": checkpoint.hyper_parameters(options), "state_dict": state}, path)
+    torch.save({"hyper_parameters": build.hyper_parameters(options), "state_dict": state}, path)
     return path

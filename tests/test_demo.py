@@ -25,6 +25,7 @@ from unetseg.inference.demo_page import NO_LEVELS, CutMasks, SwitchedModel, page
 from unetseg.model import Segmenter, checkpoint
 from unetseg.options.compose import compose
 from unetseg.options.schema import Demo, Train
+from unetseg.training import build
 
 NARROW = [64, 32, 16, 16, 8]
 PETS = ("background", "pet")
@@ -40,7 +41,7 @@ def saved(path: Path, skip, target: str = "trimap", weights=None) -> Path:
     """Write a checkpoint of random weights whose batch normalisation has seen a picture; or of the given weights."""
     chosen = compose("train", Train, ["data=synthetic", "data.size=64", f"data.target={target}"])
     net = chosen.model.model_copy(update={"encoder": "resnet18", "skip": skip, "initialisation": "he"})
-    known = checkpoint.hyper_parameters(chosen.model_copy(update={"model": net}))
+    known = build.hyper_parameters(chosen.model_copy(update={"model": net}))
     known["model"]["decoder_channels"] = NARROW  # for speed
     torch.manual_seed(0)
     model = Segmenter(weights=None, **known["model"])

@@ -22,6 +22,7 @@ from unetseg.model import Segmenter, checkpoint
 from unetseg.model.segmenter import probabilities
 from unetseg.options.compose import compose
 from unetseg.options.schema import Export, Train
+from unetseg.training import build
 
 ODD = [(1, 32, 32), (1, 1, 50), (2, 33, 95), (1, 141, 64)]
 MIXED = {"skip": ["attention", "add", "placebo", "concat"], "skip_flow": ["both", "backward", "forward", "both"]}
@@ -48,7 +49,7 @@ def saved(tmp_path_factory) -> Path:
     model = {"encoder": "resnet18", "match_parameters": False, "short_skips": True, **MIXED}
     options = compose("train", Train, ["data=synthetic", "data.size=64", "data.target=trimap"])
     options = options.model_copy(update={"model": options.model.model_copy(update=model)})
-    known = checkpoint.hyper_parameters(options)
+    known = build.hyper_parameters(options)
     known["model"]["decoder_channels"] = [64, 32, 16, 16, 8]  # for speed
     weights = random_model(**MIXED, decoder_channels=[64, 32, 16, 16, 8]).state_dict()
     path = tmp_path_factory.mktemp("saved") / "model.ckpt"
