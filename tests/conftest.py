@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import resource
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -55,6 +57,14 @@ def pets() -> Path:
     if not (SHARED / "pets").is_dir():
         pytest.skip("the real pictures are not here")
     return SHARED / "pets"
+
+
+def timed(module: str, *arguments: str, folder: Path = ROOT) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run a module; return what it did and its seconds on the processor, which other programs' load doesn't change."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, cwd=folder)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 class Forked:

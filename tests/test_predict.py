@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from conftest import ROOT
+from conftest import ROOT, timed
 from fake_engine import Brightness, save_untrained
 from PIL import Image
-from test_options import timed
 
 from unetseg import predict as door
 from unetseg.data import tiff

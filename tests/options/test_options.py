@@ -1,13 +1,11 @@
 """A wrong option is told in one message, at once, with exit status 2; what conf/ ships is right."""
 
-import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, timed
 
 from unetseg.errors import UserError
 from unetseg.names import nearest_first
@@ -25,14 +23,6 @@ def message(*overrides: str) -> str:
     with pytest.raises(UserError) as caught:
         compose("train", Train, [*SYNTHETIC, *overrides])
     return str(caught.value)
-
-
-def timed(module: str, *arguments: str, folder: Path = ROOT) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Run a module; return what it did and its seconds on the processor, which other programs' load doesn't change."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, cwd=folder)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 WRONG = [
