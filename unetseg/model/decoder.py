@@ -47,6 +47,14 @@ class Decoder(nn.Module):
         skip: kind of each level's fusion, finest first.
         flow: what each level's long skip lets through, finest first.
         normalisation: "batch" or "none".
+
+    Example:
+        >>> decoder = Decoder([3, 8, 8, 16], [16, 8, 4], skip=["concat", "none"], flow=["both", "both"],
+        ...                   normalisation="batch")
+        >>> features = [torch.zeros(2, 3, 32, 32), torch.zeros(2, 8, 16, 16), torch.zeros(2, 8, 8, 8),
+        ...             torch.zeros(2, 16, 4, 4)]
+        >>> decoder(features).shape
+        torch.Size([2, 4, 32, 32])
     """
 
     def __init__(

@@ -21,6 +21,12 @@ class Segmenter(nn.Module):
         classes: number of classes.
         channels_last: run in the memory layout with channels innermost.
         net: arguments of SkipUnet.
+
+    Example:
+        >>> model = Segmenter(classes=2, encoder="resnet18", skip="add", weights=None).eval()
+        >>> images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+        >>> class_map(model(images)).shape
+        torch.Size([1, 64, 96])
     """
 
     mean: Tensor

@@ -42,6 +42,11 @@ class Fusion(nn.Module, ABC):
     Attributes:
         out_channels: width of the result.
         carries_features: whether the encoder's features can change the result.
+
+    Example:
+        >>> fusion = FUSIONS["concat"](deep_channels=8, skip_channels=4)
+        >>> fusion(torch.zeros(2, 8, 16, 16), torch.zeros(2, 4, 16, 16)).shape
+        torch.Size([2, 12, 16, 16])
     """
 
     out_channels: int

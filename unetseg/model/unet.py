@@ -45,6 +45,12 @@ class SkipUnet(nn.Module, HubFolder):
 
     Raises:
         ValueError: an unknown kind, a list of the wrong length, a DenseNet without short skips or normalisation.
+
+    Example:
+        >>> import torch
+        >>> net = SkipUnet("resnet18", skip=["none", "concat", "add", "concat"], weights=None, classes=3)
+        >>> net(torch.zeros(2, 3, 64, 96)).shape
+        torch.Size([2, 3, 64, 96])
     """
 
     def __init__(

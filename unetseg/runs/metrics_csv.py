@@ -16,6 +16,15 @@ class LongCsv(Logger):
     """metrics.csv: one row for every logged scalar: step, epoch, name, value.
 
     Values are written with all their digits, so that two equal runs write equal files.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "metrics.csv"
+        >>> LongCsv(path).log_metrics({"train/loss": 0.5, "epoch": 0}, step=7)
+        >>> print(path.read_text())
+        step,epoch,name,value
+        7,0,train/loss,0.5
+        <BLANKLINE>
     """
 
     def __init__(self, path: Path):

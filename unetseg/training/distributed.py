@@ -49,6 +49,11 @@ class JointBatchNorm2d(nn.BatchNorm2d):
 
     As torch.nn.SyncBatchNorm, which takes no tensors of a CPU. In evaluation, alone and in its state dict it is an
     nn.BatchNorm2d (affine and with running statistics, as those of the encoders and the decoder are).
+
+    Example:
+        >>> model = join_batch_norm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
+        >>> type(model[1]).__name__
+        'JointBatchNorm2d'
     """
 
     running_mean: Tensor

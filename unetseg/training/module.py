@@ -30,6 +30,13 @@ class SegmentationModule(L.LightningModule):
         weight_decay: AdamW's.
         hyper_parameters: plain values that are kept in the checkpoint.
         skip_nonfinite: take no step on a batch whose loss is NaN or inf, and let it leave no trace.
+
+    Example:
+        >>> from unetseg.model import Segmenter
+        >>> from unetseg.training.losses import Dice
+        >>> model = Segmenter(classes=2, encoder="resnet18", weights=None)
+        >>> module = SegmentationModule(model, Dice(), classes=2, lr=1e-3)
+        >>> # L.Trainer(max_epochs=10).fit(module, SegmentationData(...))
     """
 
     def __init__(
