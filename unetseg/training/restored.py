@@ -86,8 +86,9 @@ def _is_optimizer(value: Any) -> bool:
     groups = value.get("param_groups")
     if not isinstance(groups, list) or not groups or not all(map(_is_settings, groups)):
         return False
-    entries = value["state"].values()
-    kinds = all(
-        isinstance(e, dict) and all(isinstance(v, Tensor) or _is_setting(v) for v in e.values()) for e in entries
-    )
-    return kinds and all(map(_is_count, value["state"]))
+    return all(_is_count(number) and _is_moments(entry) for number, entry in value["state"].items())
+
+
+def _is_moments(value: Any) -> bool:
+    """Whether this is what an optimizer keeps of one weight."""
+    return isinstance(value, dict) and all(isinstance(v, Tensor) or _is_setting(v) for v in value.values())
