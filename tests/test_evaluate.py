@@ -9,7 +9,7 @@ import torch
 from conftest import TINY
 
 from unetseg.errors import UserError
-from unetseg.evaluate import data_of_the_run, evaluate
+from unetseg.evaluate import evaluate, options_of
 from unetseg.options.compose import compose
 from unetseg.options.schema import Evaluate, Train
 
@@ -25,8 +25,9 @@ def run(drawn, tmp_path_factory):
 
 
 def scored(*overrides: str):
-    overrides = ["accelerator=cpu", *data_of_the_run(list(overrides)), *overrides]
-    return evaluate(compose("evaluate", Evaluate, overrides))
+    options = options_of(["accelerator=cpu", *overrides])
+    assert options is not None
+    return evaluate(options)
 
 
 def test_the_scores_of_the_run_come_out_again_from_its_folder(run):
@@ -65,21 +66,67 @@ def test_data_options_can_be_changed_one_by_one(run, tmp_path):
     assert content["test/iou"] != json.loads(run.summary.read_text())["test/iou"]
 
 
-def test_other_data_can_be_named(run, drawn_set, tmp_path):
-    content = scored(f"checkpoint={run.best}", "data=pets", f"data.root={drawn_set}", "data.size=64", "data.workers=0")
+def test_other_data_is_scored_at_the_size_of_the_model(run, drawn_set, tmp_path):
+    content = scored(f"checkpoint={run.best}", "data=pets", f"data.root={drawn_set}", "data.workers=0")
     assert content["test/iou"] == json.loads(run.summary.read_text())["test/iou"]
+    assert content["data"]["size"] == 64
 
 
-def test_a_moved_checkpoint_still_works_with_named_data(run, drawn_set, tmp_path):
-    shutil.copy(run.best, tmp_path / "model.ckpt")
-    own = ["data=pets", f"data.root={drawn_set}", "data.size=64", "data.workers=0"]
-    content = scored(f"checkpoint={tmp_path}/model.ckpt", *own)
-    assert content["folder"] == f"{tmp_path}/evaluation/pets_test"
+@pytest.fixture
+def alone(run, tmp_path):
+    """The checkpoint, copied out of its run folder."""
+    return shutil.copy(run.best, tmp_path / "model.ckpt")
+
+
+def test_a_checkpoint_outside_of_its_folder_carries_its_data_options(run, alone, tmp_path):
+    content = scored(f"checkpoint={alone}")
+    assert content["test/iou"] == json.loads(run.summary.read_text())["test/iou"]
+    assert content["folder"] == f"{tmp_path}/evaluation/synthetic_test"
+    assert content["data"]["size"] == 64
+
+
+@pytest.mark.parametrize(
+    "above", ["lr: 0.1", "a: &a [*a]", "- data", "", "data: {name: ../../x}\nmodel: {}\ntrainer: {}"]
+)
+def test_another_programs_config_makes_no_run_folder(alone, tmp_path, above):
+    (tmp_path / "project/checkpoints").mkdir(parents=True)
+    path = shutil.move(alone, tmp_path / "project/checkpoints/unet.ckpt")
+    (tmp_path / "project/config.yaml").write_text(above)
+    options = options_of([f"checkpoint={path}"])
+    assert (options.data.name, options.data.size) == ("synthetic", 64)
+
+
+def test_what_the_user_gives_holds_before_what_the_checkpoint_knows(alone, tmp_path, drawn_set):
+    options = options_of([f"checkpoint={alone}", "data.size=96", "data.border=ignore", "split=val"])
+    assert (options.data.size, options.data.border, options.split) == (96, "ignore", "val")
+    (tmp_path / "images").mkdir()
+    options = options_of([f"checkpoint={alone}", "data=folder", f"data.root={tmp_path}"])
+    assert (options.data.size, options.data.classes) == (64, ["background", "pet"])
+
+
+def test_an_option_that_does_not_exist_is_told_with_the_nearest(run):
+    with pytest.raises(UserError, match=r"data\.bordr is not an option\n.*\n.*data\.border"):
+        options_of([f"checkpoint={run.path}", "data.bordr=ignore"])
+
+
+def test_a_record_of_a_stranger_is_text(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "hunter2")
+    copy = shutil.copytree(run.path, tmp_path / "copy")
+    config = copy / "config.yaml"
+    config.write_text(config.read_text().replace("border: pet", "border: ${oc.env:SECRET}"))
+    with pytest.raises(UserError, match=r"data\.border=\$\{oc\.env:SECRET\} is not accepted"):
+        options_of([f"checkpoint={copy}"])
 
 
 def test_data_of_other_classes_is_refused(run):
     with pytest.raises(UserError, match=r"knows 2 classes .* the data has 3"):
         scored(f"checkpoint={run.best}", "data.target=trimap")
+
+
+@pytest.mark.parametrize("classes", ["[pet,background]", "[background,cat]"])
+def test_classes_are_compared_by_name_and_order(run, tmp_path, classes):
+    with pytest.raises(UserError, match=r"knows 2 classes \(background, pet\), the data has 2"):
+        scored(f"checkpoint={run.best}", "data=folder", f"data.root={tmp_path}", f"data.classes={classes}")
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "truncated", "foreign", "code"])
@@ -97,7 +144,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_nothing_of_it_runs(run, tmp
     else:
         path.write_bytes({"empty": b"", "text": b"text", "truncated": run.best.read_bytes()[:5000]}[kind])
     with pytest.raises(UserError, match=r"model\.ckpt can't be loaded"):
-        scored(f"checkpoint={path}", "data=synthetic")
+        scored(f"checkpoint={path}")
     assert not (tmp_path / "ran").exists()
 
 

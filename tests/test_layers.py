@@ -8,8 +8,8 @@ import pytest
 from conftest import ROOT
 
 FLOORS = (
-    {"names", "errors", "files"},
-    {"launch"},
+    {"names", "errors"},
+    {"files", "launch"},
     {"gradients", "options"},
     {"data", "model"},
     {"runs"},

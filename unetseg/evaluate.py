@@ -2,7 +2,8 @@
 
 python -m unetseg.evaluate checkpoint=runs/NAME                                 the test split of the run's own data
 python -m unetseg.evaluate checkpoint=runs/NAME data.border=ignore split=val    the same data, differently
-python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER    other data
+python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER    other data, at the model's own size
+python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER split=all      a hold-out set, whole
 python -m unetseg.evaluate checkpoint=runs/NAME lesion=true                     what each long skip contributes
 """
 
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 from unetseg.errors import UserError
 from unetseg.files import write_json
 from unetseg.names import class_names
-from unetseg.options import command
+from unetseg.options import command, recorded
 from unetseg.options.compose import values_of
-from unetseg.options.schema import Evaluate
-from unetseg.runs.folder import RunFolder, overrides_of, run_folder_of
+from unetseg.options.messages import one_of
+from unetseg.options.schema import DATA, Evaluate
+from unetseg.options.validation import validate
+from unetseg.runs.folder import RunFolder, run_folder_of
 
 if TYPE_CHECKING:
     import lightning as L
@@ -40,11 +43,12 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
 
     model, known = checkpoint.load(options.checkpoint)
     classes = class_names(options.data.model_dump())
-    if len(classes) != len(known["classes"]):
+    if list(classes) != known["classes"]:
         raise UserError(
             f"the checkpoint knows {len(known['classes'])} classes ({', '.join(known['classes'])}), "
             f"the data has {len(classes)} ({', '.join(classes)})",
-            accepted="data with the same classes",
+            accepted="data with the same classes in the same order",
+            advice=f"data.classes=[{','.join(known['classes'])}], where that is what the masks hold",
         )
     if options.lesion and not lesions.levels_to_cut(model):
         raise UserError(
@@ -112,18 +116,48 @@ def output_folder(options: Evaluate) -> Path:
     return next(parent / name for name in names if not (parent / name).exists())
 
 
-def data_of_the_run(overrides: list[str]) -> list[str]:
-    """Return the data options of the checkpoint's own run as overrides, unless the user names other data."""
+OF_THE_MODEL = ("size", "range", "batch_size", "target", "border")
+"""The data options of a run that hold for other data sets too."""
+
+
+def options_of(overrides: list[str]) -> Evaluate | None:
+    """Return the options of an evaluation: what the checkpoint knows of its data, where the user says nothing else.
+
+    They are those of its run folder's config.yaml; a checkpoint outside of its folder carries them, too.
+
+    Args:
+        overrides: of the command line. Without a checkpoint that exists there is nothing to know, and None comes back.
+    """
     given = values_of(overrides)
-    run = run_folder_of(given.get("checkpoint", ""))
-    if run is None or "data" in given:
-        return []
-    return overrides_of(run, "data.")
+    path = Path(given.get("checkpoint", ""))
+    if not given.get("checkpoint") or not path.exists():
+        return None
+    run = run_folder_of(path)
+    if run is not None:
+        data = recorded.of_training(run.config)["data"]
+    else:
+        from unetseg.model import checkpoint
+
+        data = checkpoint.read_hyper_parameters(path)["data"]
+    name = given.get("data", data["name"])
+    if name not in list(DATA):
+        return None  # whose message comes from Hydra
+    base = recorded.defaults("evaluate", Evaluate, name)
+    base["data"] |= data if name == data["name"] else _for_other_data(data, name)
+    return recorded.with_overrides("evaluate", Evaluate, base, overrides)
+
+
+def _for_other_data(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return what a run's data options say of another data set: how the model sees pictures, and its classes."""
+    own = recorded.defaults("evaluate", Evaluate, one_of(data["name"], list(DATA)))["data"] | data | {"root": "."}
+    known = validate(DATA[data["name"]], own).model_dump()  # but for the root, which may be gone
+    kept = {key: known[key] for key in OF_THE_MODEL if key in known and key in DATA[name].model_fields}
+    return kept | ({"classes": list(class_names(known))} if name == "folder" else {})
 
 
 def main() -> None:
     """Run from the command line."""
-    command.run("evaluate", Evaluate, evaluate, inherit=data_of_the_run)
+    command.run("evaluate", Evaluate, evaluate, inherit=options_of)
 
 
 if __name__ == "__main__":

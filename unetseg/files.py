@@ -1,22 +1,32 @@
-"""Files that appear whole or not at all, and tables that grow by rows."""
+"""Files that appear whole or not at all, tables that grow by rows, and no way out of a folder through a link.
+
+A run folder may be a stranger's: a link in it, followed while writing, would lead to any file of ours.
+"""
 
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from unetseg.errors import UserError
 
 
 @contextmanager
 def drafted(path: Path) -> Iterator[Path]:
     """Give the path of a draft beside `path`, which takes its place at the end of the block.
 
-    Other programs never see a half-written file; where the block raises, what lay at `path` stays as it was.
+    Other programs never see a half-written file; where the block raises, what lay at `path` stays as it was. A link at
+    `path` is replaced, what it leads to stays as it was.
     """
     draft = path.with_name(f".{path.name}.tmp")
+    draft.unlink(missing_ok=True)  # what was left by a killed process, or lies there to be written through
     try:
         yield draft
         draft.replace(path)
@@ -37,8 +47,54 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Append rows to a CSV table, which begins with the names of its columns."""
-    with path.open("a", newline="", encoding="utf-8") as file:
+    with open(path, "a", newline="", encoding="utf-8", opener=no_link) as file:
         writer = csv.writer(file, lineterminator="\n")
         if file.tell() == 0:
             writer.writerow(columns)
         writer.writerows(rows)
+
+
+def no_link(path: str, flags: int) -> int:
+    """Open a file that is neither a link nor a pipe nor a device: the `opener` of `open`.
+
+    Raises:
+        UserError: it is one of them.
+    """
+    try:
+        number = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise _no_plain_file(path) from None
+        raise
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise _no_plain_file(path)
+    return number
+
+
+def refuse_links(folder: Path, but_for: Sequence[str] = ()) -> None:
+    """Raise a UserError where something in a folder leads out of it, or is neither a file nor a folder.
+
+    Args:
+        folder: all that lies in it, at any depth, is looked at.
+        but_for: names of folders in it whose content is left alone; they may be no links themselves.
+    """
+    inside = folder.resolve()
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            mode, target = path.lstat().st_mode, None
+            with suppress(OSError, RuntimeError):  # links that lead in a circle
+                target = path.resolve()
+            leads_out = stat.S_ISLNK(mode) and (target is None or not target.is_relative_to(inside))
+            if leads_out or not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise _no_plain_file(str(path))
+        if Path(parent) == folder:
+            folders[:] = [name for name in folders if name not in but_for]
+
+
+def _no_plain_file(path: str) -> UserError:
+    return UserError(
+        f"{path} is a link, a pipe or a device",
+        accepted="a folder whose files lie in it",
+        advice="a copy that holds the files themselves: cp -rL FOLDER COPY",
+    )

@@ -12,6 +12,7 @@ DENSENETS = ("densenet121", "densenet161", "densenet169", "densenet201")
 ENCODERS = RESNETS + DENSENETS
 SKIPS = ("concat", "add", "attention", "placebo", "none")
 FLOWS = ("both", "forward", "backward")
+LOSSES = ("dice", "bce", "bce_dice", "cross_entropy")
 LEVELS = 4
 """Long skips of a U-Net with five encoder stages; level 1 is the finest (stride 2)."""
 IGNORE = 255

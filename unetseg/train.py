@@ -21,7 +21,7 @@ from unetseg.options import command
 from unetseg.options.compose import values_of
 from unetseg.options.schema import Train
 from unetseg.options.settings import variant
-from unetseg.runs.folder import RunFolder, overrides_of, run_folder_of
+from unetseg.runs.folder import RunFolder, options_of
 from unetseg.training import preflight
 
 if TYPE_CHECKING:
@@ -62,13 +62,14 @@ def train(options: Train, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     continuation = resume.Continuation(run, options.checkpoint)
     with ExitStack() as stack:
         stack.enter_context(resume.explaining_full_disks(run))
+        stack.enter_context(resume.explaining_damage(run))
         stack.callback(run.release)
         stack.callback(wandb_run.finish, loggers)
         ours = [*callbacks, continuation, *watchers, record, speed, best, last]
         trainer = build.make_trainer(options.trainer, loggers, ours, run.path)
         batch = build.set_batch_size_and_learning_rate(options, trainer, data, module)
-        trainer.fit(module, data, ckpt_path=start)
-        trainer.test(module, data, ckpt_path=best.best_model_path or None, verbose=False)
+        trainer.fit(module, data, ckpt_path=start, weights_only=True)
+        trainer.test(module, data, ckpt_path=best.best_model_path or None, verbose=False, weights_only=True)
         summary = {
             **record.over_the_set(),
             **cost(module.model, options.data.size),
@@ -114,11 +115,11 @@ def main() -> None:
         compare(summaries)
 
 
-def options_of_the_run(overrides: list[str]) -> list[str]:
-    """Return the options that a resumed run began with, as overrides."""
-    given = values_of(overrides)
-    run = run_folder_of(given["resume"]) if "resume" in given else None
-    return overrides_of(run) if run else []
+def options_of_the_run(overrides: list[str]) -> Train | None:
+    """Return the options of the run that is resumed, changed by the overrides; None where none is."""
+    folder = values_of(overrides).get("resume")
+    run = RunFolder(folder) if folder else None
+    return options_of(run, overrides) if run and run.config.is_file() else None
 
 
 def compare(summaries: list[dict[str, Any]]) -> None:

@@ -73,7 +73,84 @@ def test_weights_that_do_not_fit_are_an_error(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["_skip_unet"]["skip"] = "none"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RuntimeError, match="projection"):
+    with pytest.raises(UserError, match=r"don't fit the network: .*projection"):
+        SkipUnet.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "width"),
+    [
+        ({"classes": 5}, lambda net: net.segmentation_head[0].out_channels == 5),
+        ({"in_channels": 1}, lambda net: net.encoder.conv1.in_channels == 1),
+        ({"skip": "none"}, lambda net: net.skip == ["none"] * 4),
+        ({"encoder": "resnet34"}, lambda net: len(net.encoder.layer1) == 3),
+        ({"decoder_channels": (64, 32, 16, 16, 8)}, lambda net: net.segmentation_head[0].in_channels == 8),
+    ],
+    ids=str,
+)
+def test_what_the_caller_gives_holds_or_is_refused(tmp_path, given, width):
+    saved = trained()
+    saved.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=rf"don't fit the network: .*, which was given {next(iter(given))}"):
+        SkipUnet.from_pretrained(tmp_path, **given)
+    with pytest.warns(UserWarning, match="left as they were made"):
+        net = SkipUnet.from_pretrained(tmp_path, strict=False, **given)
+    assert width(net)
+    assert torch.equal(net.encoder.layer1[0].conv1.weight, saved.encoder.layer1[0].conv1.weight)
+
+
+def test_an_argument_that_changes_no_weight_holds_too(tmp_path):
+    trained().save_pretrained(tmp_path)
+    assert SkipUnet.from_pretrained(tmp_path, skip_flow="forward").skip_flow == ["forward"] * 4
+
+
+def test_a_folder_that_smp_has_saved_over_ours_loads_as_what_smp_made(tmp_path):
+    trained(decoder_channels=(64, 32, 16, 16, 8)).save_pretrained(tmp_path)
+    theirs = smp.from_pretrained(tmp_path, classes=5, strict=False)
+    theirs.save_pretrained(tmp_path)
+    assert torch.equal(SkipUnet.from_pretrained(tmp_path)(IMAGES), theirs(IMAGES))
+    smp.from_pretrained(tmp_path, activation="sigmoid").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="activation='sigmoid' is nothing that a SkipUnet has"):
+        SkipUnet.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("encoder", "tu-hf-hub:me/model"),
+        ("encoder", 3),
+        ("skip", ["none"]),
+        ("classes", 10**9),
+        ("decoder_channels", [10**9] * 5),
+        ("weights", "imagenet"),
+        ("hook", "x"),
+    ],
+)
+def test_what_a_folder_says_of_its_network_is_checked_before_it_is_built(tmp_path, monkeypatch, key, value):
+    trained().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["_skip_unet"][key] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(SkipUnet, "__init__", lambda *_, **__: pytest.fail("was built"))
+    with pytest.raises(UserError, match="holds no SkipUnet: "):
+        SkipUnet.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", "[" * 100_000, " " * 2**21], ids=lambda text: f"{text[:2]}{len(text)}"
+)
+def test_a_config_that_is_none_is_named(tmp_path, content):
+    trained().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"can't be loaded|holds no SkipUnet"):
+        SkipUnet.from_pretrained(tmp_path)
+
+
+def test_weights_that_are_nan_are_refused(tmp_path):
+    net = trained()
+    net.segmentation_head[0].bias.data.fill_(float("nan"))
+    net.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="holds NaN or infinity"):
         SkipUnet.from_pretrained(tmp_path)
 
 

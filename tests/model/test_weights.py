@@ -35,7 +35,54 @@ def test_a_state_dict_is_loaded_from_either_format(encoder, tmp_path, suffix):
 def test_names_of_another_shape_count_as_missing(encoder, tmp_path):
     state = {**encoder.state_dict(), "conv1.weight": torch.zeros(64, 1, 7, 7)}
     torch.save(state, tmp_path / "w.pth")
-    assert load_encoder(SkipUnet("resnet18", weights=None).encoder, tmp_path / "w.pth").missing == ["conv1.weight"]
+    net = SkipUnet("resnet18", weights=None)
+    with pytest.raises(UserError, match=r"(?s)missing: conv1.weight.*model.strict_weights=false"):
+        load_encoder(net.encoder, tmp_path / "w.pth")
+    assert load_encoder(net.encoder, tmp_path / "w.pth", strict=False).missing == ["conv1.weight"]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("resnet50", "resnet18"), ("resnet34", "resnet18"), ("resnet18", "resnet34")]
+)
+def test_weights_of_another_encoder_are_refused_unless_that_is_meant(tmp_path, theirs, ours):
+    torch.save(SkipUnet(theirs, weights=None).encoder.state_dict(), tmp_path / "w.pth")
+    encoder = SkipUnet(ours, weights=None).encoder
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    with pytest.raises(UserError, match=r"is not of this encoder: .* matched"):
+        load_encoder(encoder, tmp_path / "w.pth")
+    assert same(before, encoder.state_dict())
+    assert load_encoder(encoder, tmp_path / "w.pth", strict=False).matched
+
+
+def test_files_of_before_the_counters_of_batch_normalisation_are_whole(encoder, tmp_path):
+    state = {n: value for n, value in encoder.state_dict().items() if not n.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "w.pth", _use_new_zipfile_serialization=False)  # as torchvision's files of then
+    other = SkipUnet("resnet18", weights=None).encoder
+    assert load_encoder(other, tmp_path / "w.pth").matched == sorted(state)
+    assert same(state, other.state_dict())
+
+
+WEIGHT = torch.zeros(64, 3, 7, 7)
+NO_STATE_DICTS = {
+    "list": [WEIGHT],
+    "tensor": WEIGHT,
+    "number": 5,
+    "nothing": None,
+    "empty": {},
+    "numbers for names": {1: WEIGHT},
+    "no tensor": {"conv1.weight": None},
+    "sparse": {"conv1.weight": WEIGHT.to_sparse()},
+    "without values": {"conv1.weight": WEIGHT.to("meta")},
+    "NaN": {"conv1.weight": WEIGHT / 0},
+}
+
+
+@pytest.mark.parametrize("content", NO_STATE_DICTS.values(), ids=NO_STATE_DICTS)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_is_no_state_dict_is_refused(encoder, tmp_path, content, zipped):
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match="can't be read"):
+        load_encoder(encoder, tmp_path / "w.pth")
 
 
 def test_old_names_of_densenet_are_understood(tmp_path):

@@ -16,12 +16,12 @@ from unetseg.options.schema import Train
 from unetseg.runs.folder import RunFolder
 from unetseg.train import options_of_the_run, train
 from unetseg.training import preflight
-from unetseg.training.resume import make_checkpointing
+from unetseg.training.resume import make_checkpointing, rewind
 
 
 def resume(run, *more):
     overrides = [f"resume={run.path}", *more]
-    options = compose("train", Train, [*options_of_the_run(overrides), *overrides])
+    options = options_of_the_run(overrides)
     preflight.train(options)
     return train(options)
 
@@ -93,6 +93,117 @@ def test_the_best_checkpoint_is_still_known_after_the_folder_was_moved(stopped, 
     assert saver.best_model_score == state["best_model_score"]
     resume(moved)
     assert moved.summary.exists()
+
+
+@pytest.fixture
+def unfinished(whole, tmp_path):
+    """A copy of the undisturbed run from before its test, with an epoch to go."""
+    run = RunFolder(shutil.copytree(whole.path, tmp_path / "unfinished"))
+    run.summary.unlink()
+    return run
+
+
+def changed(path, alter) -> None:
+    """Change what a checkpoint holds."""
+    content = torch.load(path, weights_only=True)
+    alter(content)
+    torch.save(content, path)
+
+
+MORE = ("trainer.max_epochs=4", "allow_changes=[trainer.max_epochs]")
+
+
+def test_paths_in_a_checkpoint_are_not_followed(unfinished, tmp_path, monkeypatch):
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim/photo").write_text("precious")
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("was fetched"))
+    saver, _ = make_checkpointing(unfinished)
+
+    def alter(content):
+        victim = str(tmp_path / "victim")
+        content["callbacks"][saver.state_key] |= {
+            "dirpath": str(unfinished.checkpoints),
+            "best_model_path": "http://127.0.0.1:9/best.ckpt",
+            "kth_best_model_path": victim,
+            "best_k_models": {victim: torch.tensor(-1.0)},
+            "best_model_score": torch.tensor(-1.0),
+        }
+
+    changed(unfinished.last, alter)
+    resume(unfinished, *MORE)
+    assert (tmp_path / "victim/photo").read_text() == "precious"
+
+
+DAMAGE = {
+    "no epoch": lambda c: c.pop("epoch"),
+    "text for a number": lambda c: c.update(global_step="15"),
+    "another version": lambda c: c.update({"pytorch-lightning_version": "0.1.0"}),
+    "weights that are none": lambda c: c["state_dict"].update({"model.mean": 3}),
+    "sparse weights": lambda c: c["state_dict"].update({"model.mean": torch.zeros(3).to_sparse()}),
+    "moments of other weights": lambda c: c["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(3, 3)),
+    "no groups": lambda c: c["optimizer_states"][0].pop("param_groups"),
+    "a schedule of tensors": lambda c: c["lr_schedulers"][0].update(base_lrs=torch.zeros(3)),
+    "counts that are texts": lambda c: c["loops"]["fit_loop"]["epoch_progress"]["total"].update(ready="1"),
+    "no loop": lambda c: c["loops"].pop("fit_loop"),
+    "no tables": lambda c: c["callbacks"]["Continuation"].pop("tables"),
+    "random numbers of nothing": lambda c: c["callbacks"]["Continuation"]["random"].update(python=(3, (1,), None)),
+}
+
+
+@pytest.mark.parametrize("alter", DAMAGE.values(), ids=DAMAGE)
+def test_what_a_checkpoint_may_not_hold_is_named_in_a_message(unfinished, alter):
+    changed(unfinished.last, alter)
+    with pytest.raises(UserError, match=r"checkpoints.* can't be read: "):
+        resume(unfinished, *MORE)
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+@pytest.mark.parametrize("kind", ["cut", "flipped", "code"])
+def test_a_damaged_checkpoint_is_named_and_nothing_of_it_runs(unfinished, tmp_path, name, kind):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    path = unfinished.checkpoints / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content[: 10**6] if kind == "cut" else content)
+    if kind == "code":
+        torch.save({"state_dict": Bomb()}, path)
+    with pytest.raises(UserError, match=f"{name} can't be read: "):
+        resume(unfinished)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "name", [".lock", "metrics.csv", "config.yaml", "checkpoints", "checkpoints/last.ckpt", "wandb"]
+)
+def test_a_link_that_leads_out_of_the_folder_is_refused(unfinished, tmp_path, name):
+    outside, path = tmp_path / "outside", unfinished.path / name
+    if path.exists():
+        path.rename(outside)
+    else:
+        outside.mkdir()
+    before = outside.read_bytes() if outside.is_file() else sorted(outside.iterdir())
+    path.symlink_to(outside)
+    with pytest.raises(UserError, match=f"{name} is a link, a pipe or a device"):
+        resume(unfinished)
+    assert before == (outside.read_bytes() if outside.is_file() else sorted(outside.iterdir()))
+
+
+def test_rows_that_a_power_cut_took_are_told(unfinished, capsys):
+    rows = unfinished.metrics.read_bytes()
+    unfinished.metrics.write_bytes(rows[: len(rows) // 2])
+    rewind(unfinished)
+    assert "metrics.csv is " in capsys.readouterr().err
+    assert unfinished.metrics.read_bytes() == rows[: rows.rfind(b"\n", 0, len(rows) // 2) + 1]
+
+
+def test_options_in_the_folder_cannot_allow_their_own_change(unfinished):
+    text = unfinished.config.read_text().replace("allow_changes: []", "allow_changes: [seed]")
+    unfinished.config.write_text(text)
+    with pytest.raises(UserError, match="the run has other options: seed: 0 -> 5"):
+        resume(unfinished, "seed=5")
 
 
 def test_other_options_are_refused_and_listed(stopped):

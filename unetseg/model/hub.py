@@ -7,18 +7,36 @@ carries a name for its encoder that smp refuses: smp would ignore the skip setti
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
 from segmentation_models_pytorch.base.hub_mixin import SMPHubMixin
 
-from unetseg.errors import UserError
+from unetseg.errors import UserError, first_line
+from unetseg.model import archive, arguments
 from unetseg.model.encoders import MEAN, STD
 from unetseg.names import LEVELS
 
 OURS = "_skip_unet"
 """Key of SkipUnet's arguments in config.json; smp passes over keys that begin with an underscore."""
+
+FOLDERS = "a folder or repository of SkipUnet.save_pretrained"
+LARGEST_CONFIG = 2**20
+"""Bytes of a config.json that is read."""
+OF_THE_HUB = ("token", "revision", "cache_dir", "force_download", "local_files_only", "map_location")
+"""What of from_pretrained's arguments is none of SkipUnet's."""
+SMPS_OWN = {
+    "encoder_depth": LEVELS + 1,
+    "decoder_use_batchnorm": True,
+    "decoder_use_norm": "batchnorm",
+    "decoder_attention_type": None,
+    "decoder_interpolation": "nearest",
+    "activation": None,
+    "aux_params": None,
+}
+"""What smp.Unet is told where it is a SkipUnet; a folder that smp has saved says it."""
 
 CARD = """---
 {{ card_data }}
@@ -64,36 +82,87 @@ class HubFolder(SMPHubMixin):
         return super().save_pretrained(save_directory, **{"config": self.hub_config(), **named})
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, strict: bool = True, **given: Any) -> Any:
+        """Load the network of a folder or repository, in eval mode.
+
+        Args:
+            pretrained_model_name_or_path: what SkipUnet.save_pretrained has written, or smp over it.
+            strict: refuse weights that don't fit; False takes those that do, and warns of the rest.
+            given: arguments of SkipUnet, which hold instead of the folder's, or of huggingface_hub (token, revision,
+                cache_dir, force_download, local_files_only), or map_location.
+
+        Raises:
+            UserError: it holds no SkipUnet, or is damaged, or its weights don't fit.
+        """
+        of_the_hub = {name: given.pop(name) for name in OF_THE_HUB if name in given}
+        local = Path(pretrained_model_name_or_path, "config.json")
+        try:
+            if local.is_file() and local.stat().st_size > LARGEST_CONFIG:
+                raise ValueError(f"config.json is larger than {LARGEST_CONFIG >> 20} MiB")
+            return super().from_pretrained(pretrained_model_name_or_path, strict=strict, given=given, **of_the_hub)
+        except UserError:
+            raise
+        except (ValueError, RecursionError, AttributeError) as error:  # of JSON, and of what is no mapping
+            raise UserError(
+                f"{pretrained_model_name_or_path} can't be loaded: {first_line(error)}", accepted=FOLDERS
+            ) from None
+
+    @classmethod
     def _from_pretrained(
-        cls, *, model_id: str, config: dict[str, Any] | None, strict: bool = True, **named: Any
+        cls,
+        *,
+        model_id: str,
+        config: dict[str, Any] | None,
+        given: dict[str, Any],
+        strict: bool,
+        map_location: str = "cpu",
+        **named: Any,
     ) -> Any:
         """Build the network that config.json describes and load its weights; huggingface_hub calls it.
 
-        Raises:
-            UserError: the folder is not one that SkipUnet.save_pretrained has written.
+        What it has taken from config.json into `named` by itself is not used.
         """
-        if OURS not in (config or {}):
-            raise UserError(
-                f"{model_id} holds no SkipUnet",
-                accepted="a folder or repository of SkipUnet.save_pretrained",
-                advice="smp.from_pretrained, and SkipUnet.load_state_dict with its state_dict()",
-            )
-        arguments = {**named, **config[OURS]}  # type: ignore[index]
-        return super()._from_pretrained(model_id=model_id, strict=strict, **arguments)
+        recorded = recorded_arguments(model_id, config or {})
+        net = cls(**{**recorded, **given})
+        of_the_hub = {name: named[name] for name in OF_THE_HUB if name in named}
+        file = Path(model_id, "model.safetensors")
+        if not Path(model_id).is_dir():
+            file = Path(hf_hub_download(model_id, file.name, **of_the_hub))
+        if not file.is_file():
+            raise UserError(f"{model_id} holds no {file.name}", accepted=FOLDERS)
+        try:
+            state = archive.state_dict(file)
+            archive.check_finite(state)
+        except Exception as error:  # safetensors has an error of its own
+            raise UserError(f"{file} can't be read: {first_line(error)}", accepted=FOLDERS) from None
+        own = net.state_dict()
+        fitting = {name for name in own.keys() & state.keys() if own[name].shape == state[name].shape}
+        apart = sorted((own.keys() | state.keys()) - fitting)
+        if apart:
+            what = f"{len(apart)} of the weights of {model_id} don't fit the network: {', '.join(apart[:4])}"
+            if strict:
+                raise UserError(
+                    what + (f", which was given {', '.join(given)}" if given else ""),
+                    accepted="the arguments that it was saved with",
+                    advice="strict=False, which takes the weights that fit",
+                )
+            warnings.warn(f"{what}; they are left as they were made", stacklevel=4)
+        net.load_state_dict({name: state[name] for name in fitting}, strict=False)
+        return net.to(map_location).eval()
 
     def hub_config(self) -> dict[str, Any]:
         """Return config.json: the arguments of smp.Unet where the network is one, and in any case SkipUnet's."""
-        arguments = {**self.config, "weights": None}  # they are in the folder
+        recorded = {**self.config, "weights": None}  # they are in the folder
         preprocessing = {"input_space": "RGB", "input_range": [0, 1], "mean": MEAN, "std": STD}  # smp's words
         return {
             "_model_class": "Unet" if self.is_smp_unet else "SkipUnet",
             "_preprocessing": preprocessing,
-            OURS: arguments,
-            "encoder_name": arguments["encoder"] + (" of unetseg.model.SkipUnet" if not self.is_smp_unet else ""),
+            OURS: recorded,
+            "encoder_name": recorded["encoder"] + (" of unetseg.model.SkipUnet" if not self.is_smp_unet else ""),
             "encoder_weights": None,
-            "decoder_channels": arguments["decoder_channels"],
-            "in_channels": arguments["in_channels"],
-            "classes": arguments["classes"],
+            "decoder_channels": recorded["decoder_channels"],
+            "in_channels": recorded["in_channels"],
+            "classes": recorded["classes"],
         }
 
     @property
@@ -127,3 +196,33 @@ class HubFolder(SMPHubMixin):
             example=f"{theirs}\n\n# or\n{ours}" if self.is_smp_unet else ours,
             meaning="that of class 1 against class 0" if arguments["classes"] == 1 else "one channel a class",
         )
+
+
+def recorded_arguments(model_id: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Return SkipUnet's arguments in a config.json; of one that smp has saved since, those of smp.Unet.
+
+    Raises:
+        UserError: the folder is not one that SkipUnet.save_pretrained has written, or smp has made another network.
+    """
+    if OURS not in config:
+        raise UserError(
+            f"{model_id} holds no SkipUnet",
+            accepted=FOLDERS,
+            advice="smp.from_pretrained, and SkipUnet.load_state_dict with its state_dict()",
+        )
+    try:
+        recorded = config[OURS]
+        arguments.check(recorded, arguments.NET)
+        if config.get("_model_class") == "Unet":
+            smps = {
+                "encoder": "encoder_name",
+                **{name: name for name in ("decoder_channels", "in_channels", "classes")},
+            }
+            recorded = recorded | {ours: config[theirs] for ours, theirs in smps.items() if theirs in config}
+            arguments.check(recorded, arguments.NET)
+            for name, ours in SMPS_OWN.items():
+                if config.get(name, ours) != ours:
+                    raise ValueError(f"{name}={config[name]!r} is nothing that a SkipUnet has")
+    except ValueError as error:
+        raise UserError(f"{model_id} holds no SkipUnet: {error}", accepted=FOLDERS) from None
+    return recorded

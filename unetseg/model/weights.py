@@ -6,14 +6,17 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from unetseg.errors import UserError, first_line
+from unetseg.model import archive
 
 # torchvision's DenseNet files of before 2018 write denselayer1.norm.1.weight for denselayer1.norm1.weight
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+CLASSIFIER = ("fc.", "classifier.", "head.", "last_linear.")
+"""How the names begin of the layers that a classifier has and an encoder doesn't."""
+COUNTER = ".num_batches_tracked"
+"""How the names of batch normalisation's counters end, which old files lack; they weigh nothing."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,12 @@ class MatchedNames:
     unexpected: list[str]
     """Names of the file that the encoder doesn't have, e.g. the classifier's."""
 
+    @property
+    def are_another_encoders(self) -> bool:
+        """Whether more is missing or unexpected than a classifier's own layers and counters."""
+        missing = [name for name in self.missing if not name.endswith(COUNTER)]
+        return bool(missing) or any(not name.startswith(CLASSIFIER) for name in self.unexpected)
+
     def __str__(self) -> str:
         lines = [f"{len(self.matched)} matched, {len(self.missing)} missing, {len(self.unexpected)} unexpected"]
         lines += [
@@ -36,21 +45,23 @@ class MatchedNames:
         return "\n".join(lines)
 
 
-def load_encoder(encoder: nn.Module, path: str | Path) -> MatchedNames:
+def load_encoder(encoder: nn.Module, path: str | Path, *, strict: bool = True) -> MatchedNames:
     """Load a state dict, plain as torchvision's and smp's are, into an encoder.
 
     Args:
         encoder: the encoder of a SkipUnet.
         path: a .safetensors file, or a .pth file that torch.load reads with weights_only=True.
+        strict: refuse the weights of another encoder; False takes what fits, and leaves the rest at its random start.
 
     Returns:
         What matched; a name whose shape differs counts as missing.
 
     Raises:
-        UserError: the file can't be read, or not one of its names fits.
+        UserError: the file can't be read, is of another encoder, or not one of its names fits.
     """
     try:
-        state = load_file(path) if Path(path).suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        state = archive.state_dict(Path(path))
+        archive.check_finite(state)
     except Exception as error:  # damaged bytes make the unpickler fail in every way there is
         raise UserError(
             f"model.weights={path} can't be read: {first_line(error)}", accepted="a state dict of tensors"
@@ -63,11 +74,13 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> MatchedNames:
         missing=sorted(own.keys() - fitting.keys()),
         unexpected=sorted(state.keys() - own.keys()),
     )
-    if not fitting:
+    if not fitting or (strict and names.are_another_encoders):
+        fits = "is not of this encoder" if fitting else "fits no parameter of the encoder"
+        ways = ("the model.encoder that the file was made for", "model.strict_weights=false, which takes what fits")
         raise UserError(
-            f"model.weights={path} fits no parameter of the encoder ({names})",
+            f"model.weights={path} {fits}: {names}",
             accepted="a state dict of the same encoder, named as torchvision and smp name it",
-            advice="the model.encoder that the file was made for",
+            advice=ways if fitting else ways[0],
         )
     # nn.Module's own method: smp's encoders override it without `strict`
     nn.Module.load_state_dict(encoder, fitting, strict=False)

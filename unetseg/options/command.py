@@ -45,7 +45,7 @@ def run(
     together: bool = False,
     preflight: Callable[[Schema], None] = lambda options: None,
     preflight_sweep: Callable[[Schema], None] = lambda options: None,
-    inherit: Callable[[list[str]], list[str]] = lambda overrides: [],
+    inherit: Callable[[list[str]], Schema | None] = lambda overrides: None,
 ) -> list[Result]:
     """Compose and validate the options on the command line, then do the work.
 
@@ -59,7 +59,8 @@ def run(
             options of each run.
         preflight: cheap checks of the world (files, network) before anything heavy is imported.
         preflight_sweep: further ones of the runs of a Hydra multirun.
-        inherit: maps the overrides to further ones that hold where the user says nothing else.
+        inherit: maps overrides to the options of another run that they change, which don't go through Hydra again;
+            None where there is no other.
 
     Returns:
         What `work` returned, one entry a call. Leaves the process with status 2 on a UserError.
@@ -67,10 +68,7 @@ def run(
     results: list[Result] = []
 
     def one_run(options: DictConfig) -> None:
-        try:
-            results.append(work(validate(schema, plain(options, schema))))
-        except (UserError, Halt) as error:  # here, because Hydra would say more of it
-            leave(command, error)
+        results.append(_done(command, lambda options: work(validate(schema, plain(options, schema))), options))
 
     try:
         arguments = [as_override(argument) for argument in sys.argv[1:]]
@@ -78,7 +76,19 @@ def run(
         of_hydra = flags - OUR_FLAGS
         overrides = [a for a in arguments if a not in flags and ("=" in a or not of_hydra)]
         rest = [argument for argument in arguments if argument not in overrides]
-        overrides = [as_override(override) for override in inherit(overrides)] + overrides
+        runs = runs_of(overrides) if flags & MULTIRUN else [overrides]
+        inherited = [options for options in map(inherit, runs) if options is not None]
+        if inherited:
+            if of_hydra or len(inherited) < len(runs):
+                raise UserError(f"{' '.join(sorted(of_hydra)) or 'some runs'} with the options of another run")
+            if flags & HELP:
+                print(_help(command, schema, inherited[0].model_dump()))
+                return results
+            for options in inherited:
+                preflight(options)
+                if flags & MULTIRUN:
+                    preflight_sweep(options)
+            return [_done(command, work, options) for options in inherited]
         if flags & HELP:
             print(_help(command, schema, OmegaConf.to_container(composed(command, schema, overrides), resolve=True)))
             return results
@@ -104,6 +114,14 @@ def run(
             sys.exit(2)  # the first process says it
         leave(command, error)
     return results
+
+
+def _done(command: str, work: Callable[[Any], Result], options: Any) -> Result:
+    """Return what the work on some options returns; where it ends early, leave at once: Hydra would say more of it."""
+    try:
+        return work(options)
+    except (UserError, Halt) as error:
+        leave(command, error)
 
 
 def leave(command: str, error: UserError | Halt) -> NoReturn:

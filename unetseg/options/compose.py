@@ -49,7 +49,7 @@ def compose_runs(command: str, schema: type[Schema], runs: list[list[str]]) -> l
 def runs_of(overrides: list[str]) -> list[list[str]]:
     """Return the overrides of every run of a sweep that is written in Hydra's comma syntax."""
     axes = []
-    for override in _parse(overrides):
+    for override in parse(overrides):
         values = override.sweep_string_iterator() if override.is_sweep_override() else [None]
         key = override.get_key_element()
         axes.append([override.input_line if value is None else f"{key}={value}" for value in values])
@@ -58,14 +58,14 @@ def runs_of(overrides: list[str]) -> list[list[str]]:
 
 def experiment_axes(command: str, schema: type[Section], overrides: list[str]) -> list[str]:
     """Return the experiment's own axes as overrides, but for those that the user sets."""
-    set_by_user = {override.get_key_element() for override in _parse(overrides)}
+    set_by_user = {override.get_key_element() for override in parse(overrides)}
     options = plain(composed(command, schema, runs_of(overrides)[0]), schema)
     return [f"{key}={values}" for key, values in options.get("sweep", {}).items() if key not in set_by_user]
 
 
 def values_of(overrides: list[str]) -> dict[str, str]:
     """Return what each of the overrides sets, without the quotes around it."""
-    parsed = _parse([as_override(override) for override in overrides])
+    parsed = parse([as_override(override) for override in overrides])
     return {override.get_key_element(): str(override.value()) for override in parsed}
 
 
@@ -86,7 +86,7 @@ def as_override(argument: str) -> str:
 def composed(command: str, schema: type[Schema], overrides: list[str]) -> DictConfig:
     """Return the options as Hydra composes them; its errors become UserErrors."""
     overrides = [as_override(override) for override in overrides]
-    _parse(overrides)
+    parse(overrides)
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             return hydra.compose(command, overrides=overrides)
@@ -126,13 +126,14 @@ def plain(options: DictConfig, schema: type[Schema]) -> dict[str, Any]:
 
 def _parses(override: str) -> bool:
     try:
-        _parse([override])
+        parse([override])
     except UserError:
         return False
     return True
 
 
-def _parse(overrides: list[str]) -> list[Any]:
+def parse(overrides: list[str]) -> list[Any]:
+    """Return overrides as Hydra's parser reads them, or raise a UserError."""
     try:
         return OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:

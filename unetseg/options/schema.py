@@ -27,6 +27,7 @@ class Model(Section):
 
     encoder: str = Field(description="ResNet or DenseNet of smp: resnet18 ... 152, densenet121 ... 201")
     weights: str | None = Field(description="imagenet (downloaded by smp) | null | PATH of a .pth or .safetensors")
+    strict_weights: bool = Field(description="false: of a file of weights take what fits, also of another encoder's")
     skip: str | list[str] = Field(
         description="long skips: concat | add | attention | placebo | none, or one per level, finest first"
     )
@@ -284,7 +285,7 @@ class Evaluate(Section):
 
     checkpoint: ExistingCheckpoint = Field(description="a checkpoint of unetseg.train, or its run folder")
     data: Annotated[Pets | Folder | Synthetic, Field(discriminator="name")]
-    split: Literal["train", "val", "test"] = Field(description="part of the data: train | val | test")
+    split: Literal["train", "val", "test", "all"] = Field(description="part of the data: train | val | test | all")
     accelerator: str = Field(description="auto | cpu | gpu ..., as Lightning's Trainer takes it")
     lesion: bool = Field(description="true: cut every subset of the long skips, by zeros, means and other images")
     output: str | None = Field(description="folder for the results; null: evaluation/... in the run folder")

@@ -13,8 +13,9 @@ import yaml
 
 from unetseg import launch
 from unetseg.errors import UserError
-from unetseg.files import write_text
-from unetseg.options.settings import differences, flat, override, timed_name
+from unetseg.files import no_link, refuse_links, write_text
+from unetseg.options import recorded
+from unetseg.options.settings import differences, timed_name
 
 if TYPE_CHECKING:
     from unetseg.options.schema import Train
@@ -87,12 +88,14 @@ class RunFolder:
 
         def claim() -> RunFolder:
             check()
-            run = cls(str(options.resume)).claimed()
-            recorded = yaml.safe_load(run.config.read_text())
-            if differences(recorded, options.model_dump()):
+            run = cls(str(options.resume))
+            refuse_links(run.path, but_for=("wandb",))  # W&B's own links lead to its logs
+            run.claimed()
+            before = recorded.of_training(run.config)
+            if differences(before, options.model_dump()):
                 number = next(n for n in itertools.count(1) if not (run.path / f"config_{n}.yaml").exists())
-                write_text(run.path / f"config_{number}.yaml", run.config.read_text())
-                kept = {key: recorded.get(key) for key in ("name", "output", "resume", "allow_changes")}
+                write_text(run.path / f"config_{number}.yaml", run.config.read_text(encoding="utf-8"))
+                kept = {key: before[key] for key in ("name", "output", "resume", "allow_changes")}
                 write_text(run.config, yaml.safe_dump(options.model_dump() | kept, sort_keys=False))
             return run
 
@@ -100,7 +103,7 @@ class RunFolder:
 
     def claimed(self) -> RunFolder:
         """Keep other processes from training in this folder, until it is released or this process ends, however."""
-        self.lock = (self.path / ".lock").open("w")
+        self.lock = open(self.path / ".lock", "a", opener=no_link)  # noqa: SIM115
         try:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, loader processes don't inherit it
         except OSError:
@@ -136,7 +139,7 @@ def check_resume(options: Train) -> None:
     Those in `allow_changes` may differ, and so may what doesn't change a run's results.
     """
     run = RunFolder(str(options.resume))
-    changed = differences(yaml.safe_load(run.config.read_text()), options.model_dump())
+    changed = differences(recorded.of_training(run.config), options.model_dump())
     refused = [change for change in changed if change.partition(":")[0] not in options.allow_changes]
     if refused:
         names = ",".join(change.partition(":")[0] for change in changed)
@@ -149,17 +152,28 @@ def check_resume(options: Train) -> None:
         raise UserError(f"resume={options.resume}: this run is finished", accepted="a run without a summary.json")
 
 
-def overrides_of(run: RunFolder, section: str = "") -> list[str]:
-    """Return the options of a run's config.yaml, or of one section of it, as overrides for Hydra."""
-    options = yaml.safe_load(run.config.read_text())
-    options.pop("sweep", None)
-    data = options["data"].pop("name")
-    values = {key: value for key, value in flat(options).items() if key.startswith(section)}
-    return [f"data={data}", *(override(key, value) for key, value in values.items())]
+def options_of(run: RunFolder, overrides: list[str]) -> Train:
+    """Return the options of a run that is resumed: those of its config.yaml, changed by the command line's.
+
+    Raises:
+        UserError: see `unetseg.options.recorded`.
+    """
+    from unetseg.options.schema import Train
+
+    return recorded.with_overrides("train", Train, recorded.of_training(run.config), overrides)
 
 
 def run_folder_of(checkpoint: str | Path) -> RunFolder | None:
-    """Return the run folder that is meant: the path itself, or the folder whose checkpoints/ holds the file."""
+    """Return the run folder that is meant: the path itself, or the folder whose checkpoints/ holds the file.
+
+    A folder whose config.yaml is not that of a training is none.
+    """
     path = Path(checkpoint)
     candidate = RunFolder(path if path.is_dir() else path.absolute().parent.parent)
-    return candidate if candidate.config.exists() else None
+    if not path.is_dir() and path.absolute().parent != candidate.checkpoints:
+        return None
+    try:
+        recorded.of_training(candidate.config)
+    except UserError:
+        return None
+    return candidate

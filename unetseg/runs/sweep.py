@@ -18,9 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from unetseg.errors import UserError
+from unetseg.options import recorded
 from unetseg.options.schema import Train
 from unetseg.options.settings import differences, override
 from unetseg.runs.folder import RunFolder
@@ -48,7 +47,7 @@ class SweepRun:
     def look(self) -> None:
         """Find out what an earlier call left; refuse a folder whose run has other options."""
         if self.folder.config.exists():
-            changed = differences(yaml.safe_load(self.folder.config.read_text()), self.options.model_dump())
+            changed = differences(recorded.of_training(self.folder.config), self.options.model_dump())
             if changed:
                 raise UserError(
                     f"{self.folder.path} holds a run with other options: {'; '.join(changed)}",

@@ -43,7 +43,7 @@ def make_module(options: Train) -> SegmentationModule:
             raise
         raise no_weights(options.model.encoder, first_line(error)) from None
     if weights not in (None, "imagenet"):
-        matched = load_encoder(model.net.encoder, weights)
+        matched = load_encoder(model.net.encoder, weights, strict=options.model.strict_weights)
         if launch.is_first():
             print(f"{weights}: {matched}")
     if options.compile:
@@ -74,7 +74,7 @@ def hyper_parameters(options: Train) -> dict[str, Any]:
 def segmenter_arguments(options: Train) -> dict[str, Any]:
     """Return the arguments of Segmenter; the encoder's first weights are not part of what a model is."""
     return {
-        **options.model.model_dump(exclude={"weights"}),
+        **options.model.model_dump(exclude={"weights", "strict_weights"}),
         "classes": len(class_names(options.data.model_dump())),
         "channels_last": options.channels_last,
     }

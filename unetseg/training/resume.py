@@ -11,7 +11,9 @@ import os
 import random
 import shlex
 import signal
+import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +26,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from unetseg import launch
-from unetseg.errors import Halt
+from unetseg.errors import Halt, UserError, first_line
 from unetseg.files import drafted
+from unetseg.model import archive
 from unetseg.options.schema import Checkpoint
 from unetseg.runs.folder import RunFolder
+from unetseg.training import restored
 
 REQUEUE = 75
 """Exit status of a run that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h, "try again later"."""
@@ -57,19 +61,35 @@ class AtomicIO(TorchCheckpointIO):
                 raise OSError(cause.errno, cause.strerror, str(path)) from None
             raise
 
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint of this machine as data, and compare its checksums, whatever Lightning asks for.
+
+        Raises:
+            UserError: it is damaged, or holds more than tensors and plain values.
+        """
+        try:
+            return archive.load(Path(path))
+        except Exception as error:  # damaged bytes make the unpickler fail in every way there is
+            raise damaged(path, error) from None
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a checkpoint, which is a file; Lightning's own would remove a folder with all that lies in it."""
+        Path(path).unlink(missing_ok=True)
+
 
 class Checkpointing(ModelCheckpoint):
-    """Finds its checkpoints also when the run folder was moved before it was resumed."""
+    """Finds its file in its own folder, whatever path a checkpoint says: the folder was moved, or is a stranger's."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state over with paths in this folder, and not in the one where it was written."""
-
-        def moved(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {moved(key): moved(entry) for key, entry in value.items()}
-            return value.replace(state_dict["dirpath"], str(self.dirpath)) if isinstance(value, str) else value
-
-        super().load_state_dict(moved(state_dict))
+        """Take over the best score, where there is the file that has it."""
+        path = Path(str(self.dirpath), f"{self.filename}.ckpt")
+        if not path.is_file():
+            return
+        self.best_model_path = str(path)
+        best = restored.score(state_dict.get("best_model_score")) if self.monitor else None
+        if best is not None:
+            self.best_model_score = self.kth_value = best
+            self.best_k_models, self.kth_best_model_path = {str(path): best}, str(path)
 
 
 class Continuation(L.Callback):
@@ -184,21 +204,62 @@ class Continuation(L.Callback):
 
 
 def rewind(run: RunFolder) -> Path | None:
-    """Return the checkpoint from which a run goes on, None to start anew; the tables are cut back to it."""
+    """Return the checkpoint from which a run goes on, None to start anew; the tables are cut back to it.
+
+    Raises:
+        UserError: the checkpoint is damaged, or not what training writes.
+    """
     lengths: dict[str, int] = {}
     if run.last.exists():
-        content = torch.load(run.last, map_location="cpu", weights_only=True, mmap=True)
-        lengths = content["callbacks"][Continuation.__qualname__]["tables"]
+        try:
+            content = archive.load(run.last)
+            restored.check(content)
+            state = content["callbacks"].get(Continuation.__qualname__)
+            lengths = restored.tables(state)
+            check_random_state(state.get("random"))
+        except Exception as error:  # damaged bytes make the unpickler fail in every way there is
+            raise damaged(run.last, error) from None
     if launch.is_first():
         for draft in run.checkpoints.glob("*.tmp"):
-            draft.unlink()
-        for table in filter(Path.exists, run.tables):
-            length = lengths.get(table.name, 0)
-            if not length:
-                table.unlink()
-            elif table.stat().st_size > length:
-                os.truncate(table, length)
+            if not draft.is_dir():
+                draft.unlink()
+        for table in run.tables:
+            cut_back(table, lengths.get(table.name, 0))
     return run.last if run.last.exists() else None
+
+
+def cut_back(table: Path, length: int) -> None:
+    """Cut a table to its length at the checkpoint; say where rows are lost, and end it with a whole row."""
+    found = table.stat().st_size if table.exists() else 0
+    if found < length:
+        print(f"{table} is {length - found} bytes shorter than last.ckpt says: rows of it are lost", file=sys.stderr)
+        content = table.read_bytes() if found else b""
+        length = content.rfind(b"\n") + 1
+    if found and not length:
+        table.unlink()
+    elif found > length:
+        os.truncate(table, length)
+
+
+def damaged(path: Path | str, error: Exception) -> UserError:
+    """Return the error for a checkpoint that a run can't go on from."""
+    return UserError(
+        f"{path} can't be read: {first_line(error)}",
+        accepted="a checkpoint as unetseg.train has written it",
+        advice="a copy of it, or a new run",
+    )
+
+
+@contextmanager
+def explaining_damage(run: RunFolder) -> Iterator[None]:
+    """Turn what goes wrong while Lightning takes a checkpoint over into a UserError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        names = (Path(frame.f_code.co_filename).name for frame, _ in traceback.walk_tb(error.__traceback__))
+        if isinstance(error, UserError) or "checkpoint_connector.py" not in names:
+            raise
+        raise damaged(run.checkpoints, error) from error
 
 
 @contextmanager
@@ -244,3 +305,12 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def check_random_state(state: Any) -> None:
+    """Raise an error where `restore_random_state` would; the state of now stays."""
+    before = random_state()
+    try:
+        restore_random_state(state)
+    finally:
+        restore_random_state(before)

@@ -1,0 +1,195 @@
+"""Options that stand in a config.yaml: plain values, whoever wrote them, and never commands.
+
+A run folder may be a stranger's. Nothing of its config.yaml goes through Hydra: no key is an override, no name leads to
+another file, `${...}` is text, and nothing is instantiated. What it holds is read within bounds, completed by conf/
+where an earlier version had fewer options, changed as the command line says, and validated like any other options.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from unetseg.errors import UserError, first_line
+from unetseg.files import no_link
+from unetseg.options.compose import CONF, as_override, composed, parse
+from unetseg.options.schema import DATA, Section, Train
+from unetseg.options.settings import flat
+from unetseg.options.validation import Schema, validate
+
+LARGEST = 2**20
+"""Bytes of a config.yaml; ours have some two thousand."""
+DEEPEST = 8
+MOST = 10_000
+"""Levels and values of a config.yaml; ours have three, and some hundred."""
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+SECTIONS = ("model", "data", "trainer")
+"""What every config.yaml of a training holds, and hardly another program's."""
+AS_RECORDED = ("trainer", "sweep")
+"""Sections that conf/ doesn't complete: an argument that a run did not give to the Trainer is none of that run."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the plain values of a YAML file.
+
+    Raises:
+        UserError: it can't be read, is no mapping, larger, deeper or fuller than options are, or holds anchors, tags,
+            dates, NUL or numbers beyond 64 bits.
+    """
+    accepted = "the config.yaml of a run folder"
+    try:
+        with open(path, "rb", opener=no_link) as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
+        text = content.decode("utf-8")
+        _check_events(text)
+        values = yaml.load(text, Loader=LOADER)
+        _check_plain(values)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} can't be read: {first_line(error)}", accepted=accepted) from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no options", accepted=accepted)
+    return values
+
+
+def of_training(path: Path) -> dict[str, Any]:
+    """Return the options of a run's config.yaml, in which those that an earlier version lacked are conf/'s.
+
+    They are not validated yet: `with_overrides` does it. `resume` and `allow_changes` are the command line's alone.
+
+    Raises:
+        UserError: as `read`, or it is not that of a training.
+    """
+    recorded = read(path)
+    absent = [name for name in SECTIONS if not isinstance(recorded.get(name), dict)]
+    if absent:
+        raise UserError(
+            f"{path} is not that of a training: it has no {', '.join(absent)}",
+            accepted="the config.yaml of a run folder, as unetseg.train writes it",
+        )
+    name = recorded["data"].get("name")
+    if name not in list(DATA):
+        raise UserError(f"data.name={str(name)[:80]} in {path} is not accepted", accepted=", ".join(map(str, DATA)))
+    completed = dict(recorded)
+    for key, default in defaults("train", Train, name).items():
+        section = recorded.get(key, default)
+        fill = isinstance(default, dict) and isinstance(section, dict) and key not in AS_RECORDED
+        completed[key] = {**default, **section} if fill else section
+    return completed | {"resume": None, "allow_changes": []}
+
+
+def defaults(command: str, schema: type[Section], data: str) -> dict[str, Any]:
+    """Return what conf/ says where nothing is given but the data set; options without a default are absent."""
+    return copy.deepcopy(_defaults(command, schema, data))
+
+
+def with_overrides(command: str, schema: type[Schema], recorded: dict[str, Any], overrides: list[str]) -> Schema:
+    """Return recorded options, changed by overrides of the command line and validated.
+
+    Args:
+        command: name of the config in conf/.
+        schema: of the options.
+        recorded: plain values, which are not changed.
+        overrides: as Hydra takes them; its own (hydra.*) are passed over.
+
+    Raises:
+        UserError: an option is unknown or not accepted, or a whole group of conf/ is chosen.
+    """
+    options = copy.deepcopy(recorded)
+    data = recorded["data"]["name"]
+    own = [
+        (override, text)
+        for override, text in zip(parse(list(map(as_override, overrides))), overrides, strict=True)
+        if override.key_or_group.partition(".")[0].partition("/")[0] != "hydra"
+    ]
+    single = [text for override, text in own if override.key_or_group != "data"]
+    given = _resolved(command, schema, [f"data={data}", *single])
+    for override, text in own:
+        key = override.key_or_group
+        value = None if override.is_delete() else override.value()
+        if (CONF / key).is_dir() and not isinstance(value, dict):
+            if (key, value) != ("data", data):
+                raise UserError(
+                    f"{text} beside options that are recorded (data={data})",
+                    accepted=f"single options beside them, such as {key}.OPTION=VALUE",
+                )
+            continue
+        for leaf in flat({key: value}) if isinstance(value, dict) else [key]:
+            _take(options, given, leaf.split("."))
+    try:
+        return validate(schema, options)
+    except UserError as error:
+        raise UserError(f"among the options that are recorded, and those given now: {error}") from None
+
+
+@functools.cache
+def _defaults(command: str, schema: type[Section], data: str) -> dict[str, Any]:
+    def given(values: dict[str, Any]) -> dict[str, Any]:
+        return {k: given(v) if isinstance(v, dict) else v for k, v in values.items() if v != "???"}
+
+    return given(_resolved(command, schema, [f"data={data}"]))
+
+
+def _resolved(command: str, schema: type[Section], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return what conf/ and overrides of the command line make."""
+    try:
+        return OmegaConf.to_container(composed(command, schema, list(overrides)), resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {first_line(error)}", advice="--help") from None
+
+
+def _take(options: dict[str, Any], given: dict[str, Any], path: list[str]) -> None:
+    """Set the option at a path to what was given; remove it where it was taken away."""
+    *sections, name = path
+    for section in sections:
+        given = given.get(section, {})
+        options = options.setdefault(section, {})
+    if name in given:
+        options[name] = given[name]
+    else:
+        options.pop(name, None)
+
+
+def _check_events(text: str) -> None:
+    """Raise a ValueError at the first sign of more than a few plain values, before anything is built of it."""
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, Loader=LOADER)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise ValueError("it has anchors or aliases")
+        if getattr(event, "tag", None) is not None:
+            raise ValueError(f"it has tags ({event.tag[:80]})")
+        if depth > DEEPEST or count > MOST:
+            raise ValueError(f"it is deeper than {DEEPEST} levels, or has more than {MOST} values")
+
+
+def _check_plain(value: Any) -> None:
+    """Raise a ValueError where a value, or one within, is no text, number, truth value, null, list or mapping."""
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError("a key is no text")
+        for key, entry in value.items():
+            _check_plain(key)
+            _check_plain(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            _check_plain(entry)
+    elif isinstance(value, str):
+        value.encode("utf-8")  # which no half of a surrogate pair can be
+        if "\0" in value:
+            raise ValueError("a text holds NUL")
+    elif isinstance(value, int):
+        if abs(value) >= 2**63:
+            raise ValueError("a number is beyond 64 bits")
+    elif value is not None and not isinstance(value, float):
+        raise ValueError(f"{value!r} is a {type(value).__name__}; in quotes it is text")

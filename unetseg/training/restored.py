@@ -1,0 +1,94 @@
+"""What last.ckpt may hold: it may be a stranger's, or damaged, and Lightning believes all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unetseg.model import archive
+
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "model.mean", "model.std")
+"""How the names in a state dict end that are no parameters."""
+
+
+def check(content: Any) -> None:
+    """Raise a ValueError that names what is not of the kind or shape that training writes.
+
+    Paths in it are nobody's business here: those of the folder are used in any case.
+    """
+    parts: dict[str, Callable[[Any], bool]] = {
+        "epoch": _is_count,
+        "global_step": _is_count,
+        "pytorch-lightning_version": lambda value: isinstance(value, str) and value.startswith("2."),
+        "state_dict": lambda value: isinstance(value, dict),
+        "optimizer_states": lambda value: isinstance(value, list) and all(map(_is_optimizer, value)),
+        "lr_schedulers": lambda value: isinstance(value, list) and all(map(_is_settings, value)),
+        "loops": _are_counts,
+        "callbacks": lambda value: isinstance(value, dict) and all(isinstance(v, dict) for v in value.values()),
+        "SegmentationData": _are_counts,
+    }
+    if not isinstance(content, dict):
+        raise ValueError("it is no checkpoint")
+    for name, fits in parts.items():
+        if name not in content or not fits(content[name]):
+            raise ValueError(f"its {name} is not what training writes")
+    archive.check_dense(content["state_dict"])
+    shapes = [value.shape for name, value in content["state_dict"].items() if not name.endswith(BUFFERS)]
+    for optimizer in content["optimizer_states"]:
+        for number, entry in optimizer["state"].items():
+            tensors = [value for value in entry.values() if isinstance(value, Tensor)]
+            if number >= len(shapes) or any(t.numel() > 1 and t.shape != shapes[number] for t in tensors):
+                raise ValueError("its optimizer's state is of other weights")
+
+
+def tables(state: Any) -> dict[str, int]:
+    """Return the lengths of the tables in Continuation's state; raise a ValueError where they are none."""
+    lengths = state.get("tables") if isinstance(state, dict) else None
+    if not isinstance(lengths, dict) or not _are_counts(lengths):
+        raise ValueError("it doesn't say how long the tables were")
+    return lengths
+
+
+def score(value: Any) -> Tensor | None:
+    """Return a score as a tensor of one finite number, or None where it is none."""
+    if not isinstance(value, Tensor) or value.numel() != 1 or not torch.isfinite(value).all():
+        return None
+    return value.detach().clone().reshape(())
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _are_counts(value: Any) -> bool:
+    """Whether this is counts and truth values by their names, at any depth."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) for key in value) and all(map(_are_counts, value.values()))
+    return isinstance(value, bool) or _is_count(value)
+
+
+def _is_setting(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_setting, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _is_settings(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(k, str) and _is_setting(v) for k, v in value.items())
+
+
+def _is_optimizer(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("state"), dict):
+        return False
+    groups = value.get("param_groups")
+    if not isinstance(groups, list) or not groups or not all(map(_is_settings, groups)):
+        return False
+    return all(_is_count(number) and _is_moments(entry) for number, entry in value["state"].items())
+
+
+def _is_moments(value: Any) -> bool:
+    """Whether this is what an optimizer keeps of one weight."""
+    return isinstance(value, dict) and all(isinstance(v, Tensor) or _is_setting(v) for v in value.values())
