@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -179,33 +179,48 @@ def read_raw_mask(path: Path) -> RawMask:
 
 def _tiff_mask(path: Path) -> np.ndarray:
     """Return the values of a mask in a TIFF that only tifffile reads."""
-    with path.open("rb") as file:
-        if file.read(4) not in TIFF_MARKS:
-            raise UnidentifiedImageError
-    stored = TiffPicture(path, photometrics=("MINISBLACK",))
-    try:
+    if not _is_tiff(path):
+        raise UnidentifiedImageError
+    with closing(TiffPicture(path, photometrics=("MINISBLACK",))) as stored:
         check_size(path, stored.height, stored.width)
         if stored.page.samplesperpixel != 1 or stored.dtype.kind == "f":
             raise ValueError(f"its values are {stored.page.samplesperpixel} of {stored.dtype} a pixel")
         return stored.raw(0, stored.height)[..., 0]
-    finally:
-        stored.close()
 
 
-def size_of(path: Path) -> tuple[int, int]:
-    """Return H and W of a picture or a mask as it will be read, from the head of its file."""
+def size_of(path: Path, value_range: Range = None) -> tuple[int, int]:
+    """Return H and W of a picture as it will be read, from the head of its file.
+
+    Raises:
+        UserError: its head says that it will not be read.
+    """
     with naming(path):
         if _is_tiff(path):
-            try:
-                stored = TiffPicture(path, photometrics=("MINISBLACK", "RGB", "PALETTE"))
-                stored.close()
+            with suppress(UnknownLayout), closing(TiffPicture(path)) as stored:
+                check_type(stored.dtype, value_range)
                 return stored.height, stored.width
-            except UnknownLayout:
-                pass
         with Image.open(path, formats=FORMATS) as picture:
-            width, height = picture.size
-            turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-            return (width, height) if turned else (height, width)  # PIL gives a TIFF's size as it will be
+            _check_kind(picture, value_range)
+            return _upright_size(picture)
+
+
+def mask_size_of(path: Path) -> tuple[int, int]:
+    """Return H and W of a mask as it will be read, from the head of its file."""
+    with naming(path):
+        try:
+            with Image.open(path, formats=FORMATS) as picture:
+                return _upright_size(picture)
+        except UnidentifiedImageError:
+            if not _is_tiff(path):
+                raise
+            with closing(TiffPicture(path)) as stored:
+                return stored.height, stored.width
+
+
+def _upright_size(picture: Image.Image) -> tuple[int, int]:
+    width, height = picture.size
+    turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+    return (width, height) if turned else (height, width)  # PIL gives a TIFF's size as it will be
 
 
 def check_size(path: Path, height: int, width: int) -> None:
@@ -348,26 +363,32 @@ def _check_tiff(image: Image.Image) -> None:
             raise ValueError("it has several pages")
 
 
-def upright(image: Image.Image, value_range: Range = None) -> np.ndarray:
-    """Return a PIL image of any mode as HxWx3 uint8 RGB, turned as its EXIF data say."""
-    kind = image.format or ""
+def _check_kind(image: Image.Image, value_range: Range) -> None:
+    """Raise an error if there is no one clear meaning of the values in a PIL image."""
+    kind, mode = image.format or "", image.mode
     if kind == "TIFF":
         _check_tiff(image)
-        if image.tag_v2.get(262) == 0 and image.mode not in ("1", "L"):  # type: ignore[attr-defined]
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        if tags.get(262) == 0 and mode not in ("1", "L"):
             raise ValueError("its 0 is white, in more than 8 bits")
-    if value_range is not None:
-        if kind in OWN_RANGE:
-            raise ValueError(f"{kind} with a range: it is for PNG, TIFF and arrays")
-        if not image.mode.startswith(("I", "F")) and "16" in str(getattr(image, "tile", "")):
-            raise ValueError(
-                "8 of its 16 bits would be left before the range is applied (pip install imagecodecs)"
-            )
+        if value_range is not None and 16 in tags.get(258, ()) and not mode.startswith("I"):
+            raise ValueError("8 of its 16 bits would be left before the range is applied: pip install imagecodecs")
+    if value_range is not None and kind in OWN_RANGE:
+        raise ValueError(f"{kind} with a range: it is for PNG, TIFF and arrays")
+    if mode == "F" or (mode == "I" and kind != "PPM"):
+        check_type(np.dtype(np.float32 if mode == "F" else np.int32), value_range)
+    if mode.startswith(("I", "F")) and "transparency" in image.info:
+        raise ValueError("it has 16 bits and a transparent colour")
+
+
+def upright(image: Image.Image, value_range: Range = None) -> np.ndarray:
+    """Return a PIL image of any mode as HxWx3 uint8 RGB, turned as its EXIF data say."""
+    _check_kind(image, value_range)
+    kind = image.format
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
-        if "transparency" in image.info:
-            raise ValueError("it has 16 bits and a transparent colour")
         array = np.asarray(image)
-        sixteen = image.mode != "F" and (image.mode != "I" or kind == "PPM")  # PIL has brought a PGM to 0..65535
+        sixteen = image.mode.startswith("I;16") or kind == "PPM"  # PIL has brought a PGM to 0..65535
         return rgb(array.astype(np.uint16) if sixteen else array, value_range)
     if image.has_transparency_data:
         return rgb(np.asarray(image.convert("RGBA")))
