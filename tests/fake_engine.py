@@ -17,6 +17,7 @@ class Brightness:
 
     classes = ("dark", "bright")
     size = 64
+    value_range = None
 
     def __init__(self, radius: int = 0):
         self.radius = radius

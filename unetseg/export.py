@@ -72,6 +72,7 @@ def metadata(path: str, known: dict[str, Any]) -> dict[str, Any]:
         **{name: known[name] for name in ("classes", "loss", "seed")},
         "data": known["data"]["name"],
         "size": known["data"]["size"],
+        "range": known["data"].get("range"),
         **{name: value for name, value in known["model"].items() if name not in ("classes", "channels_last")},
         "checkpoint": path,
         **provenance(),

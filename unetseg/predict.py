@@ -62,7 +62,7 @@ def predict(options: Predict) -> list[Path]:
     unreadable = []
     for path in track(due, "predicting", console=console):
         try:
-            with opened(path) as picture:
+            with opened(path, model.value_range) as picture:
                 outputs.write(path, picture, bands)
         except UserError as error:
             unreadable.append(path)

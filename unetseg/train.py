@@ -51,7 +51,10 @@ def train(options: Train, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
 
     L.seed_everything(options.seed, workers=True, verbose=False)
     skip_unreadable = options.guards.unreadable_image == "skip"
-    data = make_data(options.data.model_dump(), options.seed, skip_unreadable=skip_unreadable)
+    normalised = options.model.normalisation == "batch"
+    data = make_data(
+        options.data.model_dump(), options.seed, skip_unreadable=skip_unreadable, batch_normalisation=normalised
+    )
     module = build.make_module(options)
     run = (RunFolder.resumed if options.resume else RunFolder.create)(options, data.check)
     start = resume.rewind(run) if options.resume else None

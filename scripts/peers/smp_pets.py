@@ -4,7 +4,8 @@
 
 PETS has the official layout: images/*.jpg, annotations/{trainval,test}.txt, annotations/trimaps/*.png.
 Source: examples/binary_segmentation_intro.ipynb of qubvel-org/segmentation_models.pytorch, in our own words,
-but with Unet for FPN, a seed, and images scaled to 0..1 before the mean and std (theirs are not: issue 1224).
+but with Unet for FPN, a seed, images scaled to 0..1 before the mean and std (theirs are not: issue 1224), and masks
+resized as ours are, to the class of most of each pixel's area, so that both are scored on the same truth.
 The recipe is fixed: squash to a square, the boundary is pet, every 10th line of trainval.txt validates, no
 augmentation, Dice, Adam 2e-4 with a cosine to 1e-5, float32; the weights of the last step are tested.
 Took 13 min on two CPU cores for 347 training images (resnet50, 128 px, 10 epochs): test IoU .821 (one seed).
@@ -17,6 +18,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import segmentation_models_pytorch as smp
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
@@ -25,6 +27,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import pil_to_tensor
+
+from unetseg.data.transforms import majority
 
 
 class Pets(Dataset):
@@ -44,8 +48,9 @@ class Pets(Dataset):
         """Image 3xSxS uint8 in 0..255 and mask 1xSxS uint8, 1 where the pet is."""
         name = self.names[index]
         image = Image.open(self.root / f"images/{name}.jpg").convert("RGB").resize(self.size, Image.BILINEAR)
-        trimap = Image.open(self.root / f"annotations/trimaps/{name}.png").resize(self.size, Image.NEAREST)
-        return pil_to_tensor(image), (pil_to_tensor(trimap) != 2).byte()  # 1 pet, 2 background, 3 boundary
+        trimap = np.asarray(Image.open(self.root / f"annotations/trimaps/{name}.png"))
+        mask = majority((trimap != 2).astype(np.uint8), self.size[0])  # 1 pet, 2 background, 3 boundary
+        return pil_to_tensor(image), torch.from_numpy(mask)[None]
 
 
 class PetSegmenter(LightningModule):

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from unetseg.data import folder
-from unetseg.data.dataset import check_headers
 from unetseg.data.pictures import INVALID, read_mask
 from unetseg.data.sources import find
+from unetseg.data.survey import survey
 from unetseg.errors import UserError
 from unetseg.names import IGNORE
 from unetseg.options.compose import compose
@@ -33,6 +33,10 @@ def options(root, *overrides: str):
     return compose("train", Train, ["data=folder", f"data.root={root}", three, *overrides]).data
 
 
+def looked_at(root, *overrides: str, how: str = "headers"):
+    return survey(find(options(root, *overrides).model_dump(), 0), how)
+
+
 def names(collection):
     return {split: [e.name for e in examples] for split, examples in collection.splits.items()}
 
@@ -50,7 +54,7 @@ def test_split_files_decide_and_may_name_files(own):
         (own / f"{split}.txt").write_text(part)
     collection = find(options(own).model_dump(), 0)
     assert names(collection) == {"train": ["p00", "p01"], "val": ["p02"], "test": ["p03"]}
-    assert check_headers([e for part in collection.splits.values() for e in part]) == {}
+    assert not any(survey(collection, "headers").unreadable.values())
 
 
 def test_some_split_files_only_are_refused(own):
@@ -69,9 +73,11 @@ def test_a_picture_in_two_splits_is_refused(own):
 def test_a_listed_picture_or_a_mask_that_is_absent_is_named(own):
     for split, name in (("train", "p00"), ("val", "p01"), ("test", "p99")):
         (own / f"{split}.txt").write_text(f"{name}\n")
-    assert "p99 does not exist" in str(check_headers(find(options(own).model_dump(), 0).splits["test"])[0])
+    assert "p99 does not exist, but test.txt lists it" in str(looked_at(own).unreadable["test"][0])
     (own / "masks/p00.png").unlink()
-    assert "p00.png does not exist" in str(check_headers(find(options(own).model_dump(), 0).splits["train"])[0])
+    error = str(looked_at(own).unreadable["train"][0])
+    assert "p00.png does not exist" in error
+    assert "masks holds p0" in error, "what lies there"
 
 
 def test_too_few_pictures_for_three_splits_are_refused(tmp_path):
@@ -93,9 +99,16 @@ def test_mask_values_are_classes_and_the_ignored_one_is_not():
 
 
 def test_masks_of_two_classes_may_be_written_as_0_and_255(tmp_path):
-    Image.fromarray(np.array([[0, 255, 1]], np.uint8)).save(tmp_path / "m.png")
-    assert read_mask(tmp_path / "m.png", folder.value_table(2, None)).tolist() == [[0, 1, 1]]
-    assert read_mask(tmp_path / "m.png", folder.value_table(2, 255)).tolist() == [[0, IGNORE, 1]]
+    for values, ignored, classes in (
+        ([0, 255], None, [0, 1]),
+        ([0, 1], None, [0, 1]),
+        ([0, 255, 1], 255, [0, IGNORE, 1]),
+        ([0, 255, 1], 1, [0, 1, IGNORE]),
+    ):
+        Image.fromarray(np.array([values], np.uint8)).save(tmp_path / "m.png")
+        assert read_mask(tmp_path / "m.png", folder.value_table(2, ignored)).tolist() == [classes]
+    with pytest.raises(UserError, match="1 and 255: which is the foreground"):
+        read_mask(tmp_path / "m.png", folder.value_table(2, None))
 
 
 def test_palette_and_bilevel_masks_give_their_indices(tmp_path):

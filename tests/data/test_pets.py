@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from unetseg.data import pets
-from unetseg.data.dataset import check_headers
 from unetseg.data.pictures import read_image, read_mask
 from unetseg.data.sources import find
+from unetseg.data.survey import survey
 from unetseg.errors import UserError
 from unetseg.names import IGNORE
 from unetseg.options.compose import compose
@@ -112,16 +112,17 @@ def damage(layout, kind):
 @pytest.mark.parametrize("kind", ["absent", "not a picture", "empty"])
 def test_bad_files_are_named_before_training(layout, kind):
     damage(layout, kind)
-    examples = all_examples(load(layout, options(), seed=0))
-    ((position, error),) = check_headers(examples).items()
-    assert examples[position].name == "dog_3"
+    found = load(layout, options(), seed=0)
+    unreadable = survey(found, "headers").unreadable
+    ((name, error),) = [(found.splits[s][at].name, e) for s, errors in unreadable.items() for at, e in errors.items()]
+    assert name == "dog_3"
     assert "dog_3" in str(error)
 
 
 def test_a_mask_of_another_size_is_named_before_training(layout):
     damage(layout, "other size")
     with pytest.raises(UserError, match="dog_3"):
-        check_headers(all_examples(load(layout, options(), seed=0)))
+        survey(load(layout, options(), seed=0), "headers")
 
 
 def test_a_strange_mask_value_is_named_with_the_accepted_ones(layout):
@@ -154,7 +155,7 @@ def test_the_real_pictures_load(pets: object):
 
     collection = load(pets, options(), seed=0)
     assert [len(collection.splits[s]) for s in ("train", "val", "test")] == [347, 39, 174]
-    assert check_headers(all_examples(collection)) == {}
+    assert not any(survey(collection, "headers").unreadable.values())
     example = collection.splits["test"][0]
     assert read_image(example.image).shape[:2] == read_mask(example.mask, collection.values).shape
 

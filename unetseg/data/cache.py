@@ -14,6 +14,8 @@ import hashlib
 import itertools
 import os
 import shutil
+import stat
+import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -26,10 +28,10 @@ import numpy as np
 from PIL import __version__ as pillow
 from rich.progress import track
 
-from unetseg.data.pictures import Unreadable
+from unetseg.data.pictures import Range, Unreadable
 from unetseg.errors import UserError
 
-VERSION = f"2 {cv2.__version__} {pillow}"
+VERSION = f"3 {cv2.__version__} {pillow}"
 """Of the file's format, and of what decodes the pictures."""
 SHARED_MEMORY = Path("/dev/shm")
 QUARTER = 4
@@ -50,9 +52,10 @@ class Cache:
         values: the table by which it translates masks.
         size: S.
         read: maps a position to image and mask, or raises Unreadable; called from several threads.
+        value_range: by which it reads pictures.
 
     Raises:
-        UserError: there is no room.
+        UserError: there is no room, or the folder belongs to somebody else.
     """
 
     def __init__(
@@ -62,9 +65,10 @@ class Cache:
         values: np.ndarray,
         size: int,
         read: Callable[[int], tuple[np.ndarray, np.ndarray]],
+        value_range: Range = None,
     ):
         folder = folder_of(kind)
-        names, state = _fingerprints(files, values, size)
+        names, state = _fingerprints(files, values, size, value_range)
         self.path = folder / f"{names}-{state}.squares"
         self.record = np.dtype(
             [("image", np.uint8, (size, size, 3)), ("mask", np.uint8, (size, size)), ("whole", np.bool_)]
@@ -72,11 +76,13 @@ class Cache:
         self.length, self.size = len(files), size
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not private(folder, 0o022 if kind == "disk" else 0o077):
+                raise UserError(f"data.cache={kind}: {folder} is open to others, or theirs", advice=ADVICE[kind])
             with _locked(folder):
                 _remove(folder.glob("*.partial"))  # nobody else is building
                 if kind == "ram":
                     _remove_unused(set(folder.glob("*.squares")) - {self.path})
-                file = _opened(self.path)
+                file = _opened(self.path, self.length * self.record.itemsize)
                 if file is None:
                     _remove(folder.glob(f"{names}-*.squares"))  # the same pictures, in an earlier state
                     self._build(read)
@@ -122,7 +128,7 @@ class Cache:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         try:
-            with partial.open("wb") as file:
+            with open(partial, "wb", opener=_not_by_link) as file:
                 file.truncate(self.length * each)
                 written = [_decoders(os.getpid()).submit(write, index) for index in range(self.length)]
                 try:
@@ -159,13 +165,39 @@ def modest(length: int, size: int) -> bool:
 def folder_of(kind: str) -> Path:
     """Return where the files of a kind, disk or ram, lie."""
     if kind == "ram":
-        return SHARED_MEMORY / f"unetseg-{os.getuid()}"
+        return _own_folder(SHARED_MEMORY / f"unetseg-{os.getuid()}")
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unetseg"
 
 
-def _fingerprints(files: Sequence[tuple[Path, Path]], values: np.ndarray, size: int) -> tuple[str, str]:
+def private(folder: Path, others: int) -> bool:
+    """Return whether a folder, and no link, is this user's, and no one else has one of these rights to it."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & others
+
+
+def _own_folder(folder: Path) -> Path:
+    """Return the folder, or another name where somebody else was faster: all may write to its parent."""
+    for found in [folder, *sorted(folder.parent.glob(f"{folder.name}-*"))]:
+        if private(found, 0o077):
+            return found
+    if not os.path.lexists(folder):
+        return folder  # to be made
+    return Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+
+
+def _not_by_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def _fingerprints(
+    files: Sequence[tuple[Path, Path]], values: np.ndarray, size: int, value_range: Range
+) -> tuple[str, str]:
     """Return a hash of which files are to become what, and one of the state in which these files are."""
-    names, state = hashlib.sha256(b"%d" % size + values.tobytes()), hashlib.sha256(VERSION.encode())
+    how = f"{size} {None if value_range is None else [*map(float, value_range)]}"
+    names, state = hashlib.sha256(how.encode() + values.tobytes()), hashlib.sha256(VERSION.encode())
     for path in itertools.chain.from_iterable(files):
         status = path.stat()
         names.update(os.fsencode(path.absolute()) + b"\0")
@@ -177,19 +209,20 @@ def _fingerprints(files: Sequence[tuple[Path, Path]], values: np.ndarray, size: 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keep other processes from building and opening files of this folder."""
-    with (folder / "lock").open("w") as file:
+    with open(folder / "lock", "w", opener=_not_by_link) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _opened(path: Path) -> BinaryIO | None:
-    """Return a file with a shared lock, or None if there is none any more."""
+def _opened(path: Path, length: int) -> BinaryIO | None:
+    """Return a file of this length with a shared lock, or None if there is none (any more), or it was cut short."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
         return None
     fcntl.flock(file, fcntl.LOCK_SH)  # waits for one who is just removing it
-    if os.fstat(file.fileno()).st_nlink:
+    status = os.fstat(file.fileno())
+    if status.st_nlink and status.st_size == length:
         return file
     file.close()
     return None

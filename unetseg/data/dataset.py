@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
 from unetseg.data.cache import Cache
-from unetseg.data.pictures import Unreadable, read_image, read_mask, size_of
+from unetseg.data.pictures import Range, Unreadable, read_image, read_mask
 from unetseg.data.transforms import Transform
 from unetseg.errors import UserError
 
@@ -61,35 +60,31 @@ class Collection:
     values: np.ndarray
     """256 uint8: the class of each mask value, IGNORE, or pictures.INVALID."""
     splits: Mapping[str, Sequence[Example]]
-    """train, val and test."""
-
-
-def check_headers(examples: Sequence[Example]) -> dict[int, Unreadable]:
-    """Read the headers of all files, before training starts; return, by position, why some can't be read.
-
-    Raises:
-        UserError: a mask hasn't its picture's size.
-    """
-
-    def check(example: Example) -> Unreadable | None:
-        try:
-            (height, width), (mask_height, mask_width) = size_of(example.image), size_of(example.mask)
-        except Unreadable as error:
-            return error
-        if (height, width) != (mask_height, mask_width):
-            raise UserError(
-                f"{example.mask} is {mask_width}x{mask_height}, its picture {example.image} {width}x{height}",
-                accepted="a mask of the picture's size",
-            )
-        return None
-
-    with ThreadPoolExecutor(8) as pool:
-        return {position: error for position, error in enumerate(pool.map(check, examples)) if error}
+    """train, val and test, or those of them that are needed; all: every example of the set."""
+    missing: Mapping[Path, Unreadable] = field(default_factory=dict)
+    """Of files that aren't there: what is to be said of them."""
 
 
 def missing_layout(root: Path, parts: Sequence[str]) -> list[str]:
     """Return the parts of a layout (files or folders under root) that do not exist."""
     return [part for part in parts if not (root / part).exists()]
+
+
+def read_list(file: Path) -> list[str]:
+    """Return the lines of a list, in UTF-8 or, with its mark at the beginning, in UTF-16.
+
+    Raises:
+        UserError: it is in another encoding.
+    """
+    content = file.read_bytes()
+    wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise UserError(f"{file} is in an unknown encoding", accepted="UTF-8, or UTF-16 with its mark")
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 class Batch(NamedTuple):
@@ -128,6 +123,7 @@ class Examples(Dataset[Item]):
         transform: what is done to each.
         seed: of the augmentation.
         skip_unreadable: return an Unread in place of what can't be read, and don't raise.
+        value_range: what becomes black and what white of pictures of more than 8 bits, see `pictures.opened`.
     """
 
     def __init__(
@@ -138,9 +134,10 @@ class Examples(Dataset[Item]):
         seed: int,
         *,
         skip_unreadable: bool = False,
+        value_range: Range = None,
     ):
         self.examples, self.values, self.transform, self.seed = examples, values, transform, seed
-        self.skip_unreadable = skip_unreadable
+        self.skip_unreadable, self.value_range = skip_unreadable, value_range
         self.cache: Cache | None = None
         """Holds what `resized` returns, if given."""
 
@@ -167,7 +164,7 @@ class Examples(Dataset[Item]):
     def resized(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Read an example and resize it: image SxSx3 and mask SxS, uint8."""
         example = self.examples[index]
-        return self.transform.resize(read_image(example.image), read_mask(example.mask, self.values))
+        return self.transform.resize(read_image(example.image, self.value_range), read_mask(example.mask, self.values))
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

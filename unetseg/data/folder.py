@@ -1,26 +1,35 @@
 """A user's own pictures:
 
-images/NAME.jpg (or png, bmp, tif, webp)    masks/NAME.png with the class as the value, or 0/255 for two classes
-train.txt, val.txt, test.txt: one NAME a line (optional; without them the pictures are split by seeded ratios)
+images/NAME.jpg (or another of IMAGE_SUFFIXES)   masks/NAME.png (or another, lossless) with the class as the value, or
+                                                 0/255 for two classes; NAME may begin with folders
+train.txt, val.txt, test.txt: one NAME a line, or the path of a picture, or those of a picture and its mask (optional;
+                              without them the pictures are split by seeded ratios)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from unetseg.data.dataset import Collection, Example, missing_layout
-from unetseg.data.pictures import IMAGE_SUFFIXES, INVALID
+from unetseg.data.dataset import Collection, Example, missing_layout, read_list
+from unetseg.data.pictures import IMAGE_SUFFIXES, INVALID, Unreadable
 from unetseg.errors import UserError
-from unetseg.names import IGNORE
+from unetseg.names import IGNORE, nearest_first
 
 SPLITS = {"train": "train.txt", "val": "val.txt", "test": "test.txt"}
+ENDINGS = ", ".join(IMAGE_SUFFIXES)
 
 
 def load(
-    root: Path, *, classes: Sequence[str], ignore_index: int | None, ratios: Sequence[float], split_seed: int
+    root: Path,
+    *,
+    classes: Sequence[str],
+    ignore_index: int | None,
+    ratios: Sequence[float],
+    split_seed: int,
+    needed: Sequence[str] = tuple(SPLITS),
 ) -> Collection:
     """Return the examples of a folder.
 
@@ -30,29 +39,129 @@ def load(
         ignore_index: the mask value that is left out, if any.
         ratios: shares of train, validation and test where there are no split files.
         split_seed: of that split.
+        needed: the splits that are asked for; all: every picture that is listed, or that there is without lists.
 
     Raises:
-        UserError: the layout is another, or a split is empty or lists a picture twice.
+        UserError: the layout is another, a split is empty or lists a picture twice, or a name is ambiguous.
     """
-    missing = missing_layout(root, ("images", "masks"))
-    if missing:
-        raise UserError(f"data.root={root} lacks {', '.join(missing)}", accepted="a folder with images/ and masks/")
-    images = {path.stem: path for path in sorted((root / "images").iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    lacking = missing_layout(root, ("images", "masks"))
+    if lacking:
+        raise UserError(f"data.root={root} lacks {', '.join(lacking)}", accepted="a folder with images/ and masks/")
+    images = Files(root / "images")
     given = [name for name in SPLITS.values() if (root / name).exists()]
-    if given and len(given) < len(SPLITS):
+    absent = [SPLITS[split] for split in needed if split != "all" and SPLITS[split] not in given]
+    if given and absent:
         raise UserError(f"{root} has {', '.join(given)} only", accepted=f"all of {', '.join(SPLITS.values())}, or none")
-    names = _listed(root) if given else _drawn(list(images), ratios, split_seed)
-    for split, members in names.items():
-        if not members:
-            raise UserError(f"data.root={root} leaves the {split} split empty ({len(images)} pictures in images/)")
-    splits = {
-        split: [
-            Example(name, images.get(name, root / "images" / name), root / "masks" / f"{name}.png", "")
-            for name in members
-        ]
-        for split, members in names.items()
-    }
-    return Collection(tuple(classes), value_table(len(classes), ignore_index), splits)
+    masks = Files(root / "masks")
+    missing: dict[Path, Unreadable] = {}
+    if given:
+        members = _listed(root, images, masks, missing)
+        members["all"] = [example for part in members.values() for example in part]
+    else:
+        every = _found(images, masks, missing)
+        named = _drawn(list(every), ratios, split_seed)
+        members = {split: [every[name] for name in names] for split, names in named.items()}
+        members["all"] = list(every.values())
+    for split in needed:
+        if not members[split]:
+            raise _empty(root, split, images)
+    for example in members["all"]:
+        if not example.name.isprintable() or any(0xD800 <= ord(letter) < 0xE000 for letter in example.name):
+            raise UserError(
+                f"{example.name!r} in {images.folder} can't be written into the tables of a run",
+                accepted="names of letters in UTF-8",
+                advice="another name for it",
+            )
+    splits = {split: members[split] for split in needed}
+    return Collection(tuple(classes), value_table(len(classes), ignore_index), splits, missing)
+
+
+class Files:
+    """The pictures in a folder and in those below it, by their paths without endings, relative to it.
+
+    Hidden files are none: macOS leaves ._NAME.jpg beside NAME.jpg on foreign disks.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.named: dict[str, list[Path]] = {}
+        self.others: list[Path] = []
+        self.names: set[str] = set()
+        """Paths with endings."""
+        for path in sorted(folder.rglob("*")):
+            below = path.relative_to(folder)
+            if any(part.startswith(".") for part in below.parts) or path.is_dir():
+                continue
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                self.named.setdefault(below.with_suffix("").as_posix(), []).append(path)
+                self.names.add(below.as_posix())
+            else:
+                self.others.append(path)
+
+    def one(self, name: str) -> Path | None:
+        """Return the only file of this name, None if there is none; a UserError names both where there are two."""
+        paths = self.named.get(name, [])
+        if len(paths) > 1:
+            raise UserError(
+                f"{paths[0]} and {paths[1]} have the same name without their endings: which one is meant?",
+                accepted="one picture and one mask of each name",
+                advice="another name for one of them, or lists (train.txt, ...) that name pictures with their endings",
+            )
+        return paths[0] if paths else None
+
+    def exactly(self, name: str) -> Path | None:
+        """Return the file of this name with its ending, in small letters or capitals; None if there is none."""
+        if name in self.names:
+            return self.folder / name
+        alike = [path for path in self.named.get(_stem(name), []) if path.suffix.lower() == _ending(name)]
+        return alike[0] if len(alike) == 1 else None
+
+    def nearest(self, name: str) -> str:
+        """Return what lies there that is most like a name, in words."""
+        files = [*self.names, *(path.relative_to(self.folder).as_posix() for path in self.others)]
+        if not files:
+            return f"{self.folder} is empty"
+        short = sorted(files, key=lambda file: (abs(len(file) - len(name)), file))[:200]  # likeness takes its time
+        return f"{self.folder} holds {', '.join(nearest_first(name, short)[:3])}" + ", ..." * (len(files) > 3)
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).with_suffix("").as_posix()
+
+
+def _ending(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _empty(root: Path, split: str, images: Files) -> UserError:
+    """Return the error for a split without pictures."""
+    count = sum(map(len, images.named.values()))
+    others = {path.suffix for path in images.others}
+    beside = f", besides files that end in {', '.join(sorted(others))}" if others else ""
+    return UserError(
+        f"data.root={root} leaves the {split} split empty ({count} pictures in images/{beside})",
+        accepted=f"pictures that end in {ENDINGS}",
+    )
+
+
+def _found(images: Files, masks: Files, missing: dict[Path, Unreadable]) -> dict[str, Example]:
+    """Return an example for each picture, by its name; add to `missing` the masks that aren't there."""
+    every = {}
+    for name in images.named:
+        image, mask = images.one(name), masks.one(name)
+        assert image is not None
+        every[name] = Example(name, image, mask or masks.folder / f"{name}.png", "")
+    lacking = [name for name, example in every.items() if not masks.named.get(name)]
+    if lacking:
+        some = ", ".join(lacking[:3]) + ", ..." * (len(lacking) > 3)
+        error = Unreadable(
+            f"{len(lacking)} of {len(every)} pictures have no mask of their name in {masks.folder}: {some}; "
+            f"{masks.nearest(f'{lacking[0]}.png')}",
+            accepted=f"masks/NAME with the picture's NAME, that end in {ENDINGS}",
+            advice="the same names, or train.txt, val.txt, test.txt that list those pictures which have one",
+        )
+        missing.update((every[name].mask, error) for name in lacking)
+    return every
 
 
 def value_table(classes: int, ignore_index: int | None) -> np.ndarray:
@@ -66,20 +175,62 @@ def value_table(classes: int, ignore_index: int | None) -> np.ndarray:
     return values
 
 
-def _listed(root: Path) -> dict[str, list[str]]:
-    """Read the split files; a picture may be listed once only."""
-    names: dict[str, list[str]] = {}
+def _listed(root: Path, images: Files, masks: Files, missing: dict[Path, Unreadable]) -> dict[str, list[Example]]:
+    """Read the split files that there are, a picture once only; add to `missing` what is absent."""
+    members: dict[str, list[Example]] = {split: [] for split in SPLITS}
     seen: dict[str, str] = {}
     for split, file in SPLITS.items():
-        lines = [line.strip() for line in (root / file).read_text().splitlines()]
-        names[split] = [
-            Path(line).stem if Path(line).suffix.lower() in IMAGE_SUFFIXES else line for line in lines if line
-        ]
-        for name in names[split]:
-            if name in seen:
-                raise UserError(f"{name} stands in {seen[name]} and in {file}", accepted="each picture once")
-            seen[name] = file
-    return names
+        for line in read_list(root / file) if (root / file).exists() else []:
+            example = _example(root, file, line, images, masks, missing)
+            if example.name in seen:
+                raise UserError(
+                    f"{example.name} stands in {seen[example.name]} and in {file}", accepted="each picture once"
+                )
+            seen[example.name] = file
+            members[split].append(example)
+    return members
+
+
+def _example(root: Path, file: str, line: str, images: Files, masks: Files, missing: dict[Path, Unreadable]) -> Example:
+    """Return what a line means: a name, a picture, or a picture and its mask."""
+    image, mask = _image(root, line, images), None
+    columns = line.split()
+    if image is None and len(columns) == 2:
+        image, mask = _image(root, columns[0], images), _within(root, columns[1], masks)
+        if image and mask is None:
+            raise UserError(
+                f"{file} has the line '{line}', whose second column is no mask",
+                accepted="a NAME, or the paths of a picture and its mask, a line",
+                advice="the first column alone",
+            )
+    if image is None:
+        image = images.folder / line
+        missing[image] = Unreadable(
+            f"{image} does not exist, but {file} lists it; {images.nearest(line)}",
+            accepted=f"the NAME of a picture that ends in {ENDINGS}, with or without its ending",
+        )
+    name = _stem(image.relative_to(images.folder).as_posix()) if _ending(image.name) in IMAGE_SUFFIXES else line
+    mask = mask or masks.one(name)
+    if mask is None:
+        mask = masks.folder / f"{name}.png"
+        missing[mask] = Unreadable(
+            f"{mask} does not exist, nor {name} with another ending, but {file} lists {line}; "
+            f"{masks.nearest(mask.name)}",
+            accepted=f"masks/NAME with the picture's NAME, that end in {ENDINGS}",
+        )
+    return Example(name, image, mask, "")
+
+
+def _image(root: Path, line: str, images: Files) -> Path | None:
+    """Return the picture that a line names, in full or without its ending."""
+    exact = _within(root, line, images)
+    return exact or (images.one(line) if _ending(line) not in IMAGE_SUFFIXES else None)
+
+
+def _within(root: Path, line: str, files: Files) -> Path | None:
+    """Return the file that a line names by its path below the folder or below the root."""
+    name = line.replace("\\", "/").removeprefix("./")
+    return files.exactly(name.removeprefix(f"{files.folder.name}/")) or files.exactly(name)
 
 
 def _drawn(names: list[str], ratios: Sequence[float], seed: int) -> dict[str, list[str]]:

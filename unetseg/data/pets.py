@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unetseg.data.dataset import Collection, Example, missing_layout
+from unetseg.data.dataset import Collection, Example, missing_layout, read_list
 from unetseg.data.pictures import INVALID
 from unetseg.errors import UserError, first_line
 from unetseg.names import IGNORE, PETS_ROOT
@@ -80,7 +80,7 @@ def value_table(target: str, border: str) -> np.ndarray:
 
 
 def _examples(root: Path, split: Path) -> list[Example]:
-    names = [line.split()[0] for line in split.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    names = [line.split()[0] for line in read_list(split) if not line.startswith("#")]
     if not names:
         raise UserError(f"{split} lists no picture", accepted="lines of NAME CLASS-ID SPECIES BREED-ID")
     return [

@@ -1,8 +1,11 @@
 """The one reader of pictures and masks: files, arrays and PIL's objects become upright RGB of 8 bits, read by rows.
 
-What is done to a picture: grey becomes RGB; 16 bits are scaled by their whole range (65535 is white), also where a
-camera filled 12 of them; transparency is laid on white; EXIF orientation is applied; of an animation or a file with
-several pages the first is taken. TIFFs are read by windows (tiff.py) where their layout allows it, the rest as a whole.
+What is done to a picture: grey becomes RGB; of more than 8 bits a stated range is mapped to 0..255, without one 16 bits
+by their whole range (65535 is white), also where a camera filled 12 of them; transparency is laid on white; EXIF
+orientation is applied; CMYK is converted as PIL does it; of an animation the first picture is taken. What has no one
+clear meaning is refused by name: a TIFF of several pages, a band that is neither colour nor transparency, 32-bit
+integers and floating-point numbers without a range. TIFFs are read by windows (tiff.py) where their layout allows it,
+the rest as a whole.
 
 Legend: H x W pixels.
 """
@@ -11,26 +14,41 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from unetseg.data.tiff import LAYOUTS, TIFF_MARKS, TiffPicture, UnknownLayout
+from unetseg.data.tiff import LAYOUTS, TIFF_MARKS, TiffPicture, UnknownLayout, check_samples
 from unetseg.errors import UserError, first_line
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
+    *(".avif", ".avifs", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+"""The endings, in small letters, of what is taken for a picture in a folder."""
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 """What PIL may open: some of its other formats run programs (EPS) or ask the network."""
+OWN_RANGE = ("PPM", "JPEG2000", "AVIF")
+"""Of these, what PIL scales by a depth that the file states: a range of ours would be laid on other values."""
+MOST = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+"""Pixels of a picture that is read as a whole: PIL's own bound against forged sizes."""
+BLOCK = 2**22
+"""Pixels that are converted at a time."""
 INVALID = 254
 """Marks mask values without a meaning in a value table; classes go from 0 to 253, 255 is IGNORE."""
+MANY = 6
+"""Values without a meaning from which on a mask looks anti-aliased, or like JPEG."""
 END_OF_JPEG = b"\xff\xd9"
 ORIENTATION = 0x0112
 """EXIF's tag for how a picture is turned."""
+
+Range = Sequence[float] | None
+"""The two values of a picture of more than 8 bits that become black and white; None: 0 and 65535, for 16 bits."""
 
 
 class Unreadable(UserError):
@@ -60,71 +78,185 @@ class ArrayPicture:
         return self.array[start:stop]
 
 
-def read_image(path: Path) -> np.ndarray:
+class RawMask(NamedTuple):
+    """A mask as it is stored."""
+
+    values: np.ndarray
+    """HxW uint8."""
+    bilevel: bool
+    """One bit a pixel: 1 is white, which may mean 1 or 255."""
+    palette: bytes
+    """Of a palette picture: three bytes a value."""
+
+
+def read_image(path: Path, value_range: Range = None) -> np.ndarray:
     """Return a picture as HxWx3 uint8 RGB, see `opened`; it owns its memory."""
-    with opened(path) as picture:
+    with opened(path, value_range) as picture:
+        check_size(path, picture.height, picture.width)
         return np.require(picture.rows(0, picture.height), requirements=["C", "W", "O"])
 
 
 def read_mask(path: Path, values: np.ndarray) -> np.ndarray:
-    """Return a mask as HxW uint8 classes (IGNORE included).
+    """Return a mask as HxW uint8 classes (IGNORE included), turned as its EXIF data say.
 
     Args:
-        path: a picture of one channel of 8 bits or less, grey or with a palette.
+        path: a picture of one channel, grey or with a palette, with values up to 255.
         values: 256 uint8: the class of each value, IGNORE, or INVALID.
 
     Raises:
-        UserError: a picture of another kind, or a value that is INVALID.
+        UserError: a picture of another kind, a value that is INVALID, or both 1 and 255 for one class.
         Unreadable: the file is absent or its bytes are no picture.
     """
-    with naming(path), Image.open(path, formats=FORMATS) as picture:
-        if picture.mode not in ("L", "P", "1"):
-            raise UserError(
-                f"{path} is a mask of mode {picture.mode}",
-                accepted="one channel of 8 bits or less (grey or palette) with the class as the value",
-            )
-        raw = np.asarray(picture).astype(np.uint8)  # a palette picture gives its indices, a bilevel one 0 and 1
+    raw = read_raw_mask(path).values
     mask = values[raw]
-    if (mask == INVALID).any():
-        unknown = np.unique(raw[mask == INVALID])[:5].tolist()
-        raise UserError(
-            f"{path} has the value {', '.join(map(str, unknown))}",
-            accepted=", ".join(map(str, np.flatnonzero(values != INVALID).tolist())),
-            advice="data.classes with a name for each value, or data.ignore_index",
-        )
+    if (mask == INVALID).any() or values[1] == values[255] != INVALID:
+        check_values(path, np.bincount(raw.ravel(), minlength=256) > 0, values)
     return mask
 
 
-def size_of(path: Path) -> tuple[int, int]:
-    """Return H and W of a picture or a mask as it will be read, from the head of its file."""
-    with naming(path), Image.open(path, formats=FORMATS) as picture:
-        width, height = picture.size
-        return (width, height) if picture.getexif().get(ORIENTATION, 1) > 4 else (height, width)
+def check_values(path: Path, found: np.ndarray, values: np.ndarray) -> None:
+    """Raise a UserError unless the values that occur in a mask, 256 booleans, have each a meaning by the table."""
+    unknown = np.flatnonzero(found & (values == INVALID)).tolist()
+    if unknown:
+        accepted = np.flatnonzero(values != INVALID).tolist()
+        shown = ", ".join(map(str, unknown[:5])) + ", ..." * (len(unknown) > 5)
+        if values[0] == INVALID:
+            advice: tuple[str, ...] = (
+                "trimaps of 1 pet, 2 background, 3 boundary; data=folder for masks of another kind",
+            )
+        elif len(unknown) >= MANY:
+            advice = (
+                "a threshold, as in 255 * (mask > 127), if its edges are anti-aliased or it was a JPEG",
+                "data.classes with a name for each value",
+            )
+        else:
+            advice = ("data.classes with a name for each value, counted from 0, or data.ignore_index",)
+        raise UserError(
+            f"{path} has the value{'s' * (len(unknown) > 1)} {shown}",
+            accepted=", ".join(map(str, accepted)),
+            advice=advice,
+        )
+    if found[1] and found[255] and values[1] == values[255]:
+        raise no_one_foreground(path, path)
+
+
+def no_one_foreground(one: Path, other: Path) -> UserError:
+    """Return the error for masks in which 1 and 255 both occur, where only one of them can be the foreground."""
+    where = f"{one} has the values 1 and 255" if one == other else f"{one} has the value 1, {other} the value 255"
+    return UserError(
+        f"{where}: which is the foreground?",
+        accepted="0 and 1, or 0 and 255; a third value is to be ignored or a class of its own",
+        advice="data.ignore_index=255, or data.ignore_index=1",
+    )
+
+
+def read_raw_mask(path: Path) -> RawMask:
+    """Return a mask as it is stored, upright.
+
+    Raises:
+        UserError: it is no picture of one channel with values up to 255.
+        Unreadable: the file is absent or its bytes are no picture.
+    """
+    accepted = "one channel (grey or palette) with the class, 0 to 255, as the value"
+    with naming(path):
+        try:
+            with Image.open(path, formats=FORMATS) as picture:
+                if picture.format == "TIFF":
+                    _check_tiff(picture)
+                stored_white = picture.format == "TIFF" and picture.tag_v2.get(262) == 0 and picture.mode != "1"
+                if (picture.mode not in ("L", "P", "1", "I") and not picture.mode.startswith("I;16")) or stored_white:
+                    kind = "TIFF whose 0 is white" if stored_white else f"mask of mode {picture.mode}"
+                    raise UserError(f"{path} is a {kind}", accepted=accepted)
+                upright_one = ImageOps.exif_transpose(picture)
+                palette = bytes(picture.palette.palette) if picture.mode == "P" and picture.palette else b""
+                values, bilevel = np.asarray(upright_one), picture.mode == "1"
+        except UnidentifiedImageError:
+            values, palette, bilevel = _tiff_mask(path), b"", False
+        if values.dtype not in (np.uint8, np.bool_) and (values.min() < 0 or values.max() > 255):
+            raise UserError(f"{path} has values from {values.min()} to {values.max()}", accepted=accepted)
+        return RawMask(values.astype(np.uint8), bilevel, palette)
+
+
+def _tiff_mask(path: Path) -> np.ndarray:
+    """Return the values of a mask in a TIFF that only tifffile reads."""
+    if not _is_tiff(path):
+        raise UnidentifiedImageError
+    with closing(TiffPicture(path, photometrics=("MINISBLACK",))) as stored:
+        check_size(path, stored.height, stored.width)
+        if stored.page.samplesperpixel != 1 or stored.dtype.kind == "f":
+            raise ValueError(f"its values are {stored.page.samplesperpixel} of {stored.dtype} a pixel")
+        return stored.raw(0, stored.height)[..., 0]
+
+
+def size_of(path: Path, value_range: Range = None) -> tuple[int, int]:
+    """Return H and W of a picture as it will be read, from the head of its file.
+
+    Raises:
+        UserError: its head says that it will not be read.
+    """
+    with naming(path):
+        if _is_tiff(path):
+            with suppress(UnknownLayout), closing(TiffPicture(path)) as stored:
+                check_type(stored.dtype, value_range)
+                return stored.height, stored.width
+        with Image.open(path, formats=FORMATS) as picture:
+            _check_kind(picture, value_range)
+            return _upright_size(picture)
+
+
+def mask_size_of(path: Path) -> tuple[int, int]:
+    """Return H and W of a mask as it will be read, from the head of its file."""
+    with naming(path):
+        try:
+            with Image.open(path, formats=FORMATS) as picture:
+                return _upright_size(picture)
+        except UnidentifiedImageError:
+            if not _is_tiff(path):
+                raise
+            with closing(TiffPicture(path)) as stored:
+                return stored.height, stored.width
+
+
+def _upright_size(picture: Image.Image) -> tuple[int, int]:
+    width, height = picture.size
+    turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+    return (width, height) if turned else (height, width)  # PIL gives a TIFF's size as it will be
+
+
+def check_size(path: Path, height: int, width: int) -> None:
+    """Raise an Unreadable if a picture is too large to be read as a whole."""
+    if height * width > MOST:
+        raise Unreadable(
+            f"{path} has {height * width:,} pixels",
+            accepted=f"up to {MOST:,} for what is squashed to a square",
+            advice="smaller pieces of it",
+        )
 
 
 @contextmanager
-def opened(image: Any) -> Iterator[Picture]:
+def opened(image: Any, value_range: Range = None) -> Iterator[Picture]:
     """Open a picture for reading; what is open is closed in the end.
 
     Args:
         image: a path, a PIL image, or an array of uint8 or uint16: HxW and HxWx1 grey, HxWx2 with alpha, HxWx3 RGB,
-            HxWx4 RGBA.
+            HxWx4 RGBA; with a range also of other integers and of floating-point numbers.
+        value_range: what becomes black and what white of more than 8 bits; 8 bits stay as they are.
 
     Raises:
         UserError: there is no such file, it can't be read, or it is no picture of these kinds.
     """
     if isinstance(image, np.ndarray):
-        yield ArrayPicture(rgb(image))
+        yield ArrayPicture(rgb(image, value_range))
     elif isinstance(image, Image.Image):
         with naming("the picture"):
-            array = upright(image)
+            array = upright(image, value_range)
         yield ArrayPicture(array)
     elif isinstance(image, str | Path):
         path = Path(image)
         if not path.is_file():
             raise Unreadable(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}", accepted="a picture")
         with naming(path):
-            picture = _from_file(path)
+            picture = _from_file(path, value_range)
         try:
             yield picture
         finally:
@@ -139,30 +271,59 @@ def opened(image: Any) -> Iterator[Picture]:
 class _NamedTiff(TiffPicture):
     """A TIFF as RGB, whose errors name the file."""
 
+    def __init__(self, path: Path, value_range: Range):
+        super().__init__(path)
+        self.value_range = value_range
+
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Return the rows from start to before stop, hxWx3 uint8 RGB."""
         with naming(self.path):
-            return rgb(self.raw(start, stop))
+            return rgb(self.raw(start, stop), self.value_range)
 
 
-def _from_file(path: Path) -> Picture:
+def _is_tiff(path: Path) -> bool:
     with path.open("rb") as file:
-        mark = file.read(4)
+        return file.read(4) in TIFF_MARKS
+
+
+def _from_file(path: Path, value_range: Range) -> Picture:
     layout = ""
-    if mark in TIFF_MARKS:
+    if _is_tiff(path):
         try:
-            return _NamedTiff(path)
+            picture = _NamedTiff(path, value_range)
+            try:
+                check_type(picture.dtype, value_range)
+            except UserError:
+                picture.close()
+                raise
+            return picture
         except UnknownLayout as error:
             layout = f" ({error}; by windows: {LAYOUTS})"
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return ArrayPicture(_jpeg(image, content) if image.format == "JPEG" else upright(image))
+            if image.format == "JPEG":
+                return ArrayPicture(_jpeg(image, content))
+            if image.format == "PNG" and content[24] == 16 and not image.mode.startswith("I"):
+                return ArrayPicture(_deep_png(image, content, value_range))
+            return ArrayPicture(upright(image, value_range))
     except Image.DecompressionBombError:
         raise UserError(
-            f"{path} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels{layout}",
+            f"{path} has more than {MOST:,} pixels{layout}",
             accepted="at that size a TIFF in tiles or strips, which is read by windows",
         ) from None
+
+
+def _deep_png(image: Image.Image, content: bytes, value_range: Range) -> np.ndarray:
+    """Return a PNG of several channels of 16 bits, of which PIL would keep the upper 8, as `upright` does."""
+    if "transparency" in image.info:
+        raise ValueError("it has 16 bits and a transparent colour")
+    image.load()  # OpenCV would fill up what is cut short
+    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3:
+        raise ValueError(f"its 16 bits of mode {image.mode} can't be decoded")
+    order = {"RGB": [2, 1, 0], "RGBA": [2, 1, 0, 3], "LA": [0, -1]}[image.mode]
+    return _turned(rgb(decoded[..., order], value_range), image.getexif().get(ORIENTATION, 1))
 
 
 def _jpeg(image: Image.Image, content: bytes) -> np.ndarray:
@@ -189,43 +350,106 @@ def _turned(array: np.ndarray, orientation: int) -> np.ndarray:
     return array
 
 
-def upright(image: Image.Image) -> np.ndarray:
+def _check_tiff(image: Image.Image) -> None:
+    """Raise a ValueError if PIL would pass over a part of a TIFF: further pages, or bands of which it knows nothing."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    check_samples(tags.get(262, 1), tags.get(277, 1), tags.get(338, ()))
+    if getattr(image, "n_frames", 1) > 1:
+        size = image.size
+        image.seek(1)
+        same, kind = image.size == size, image.tag_v2.get(254, 0)  # type: ignore[attr-defined]
+        image.seek(0)
+        if same and not kind & 5:  # neither a smaller copy nor a mask
+            raise ValueError("it has several pages")
+
+
+def _check_kind(image: Image.Image, value_range: Range) -> None:
+    """Raise an error if there is no one clear meaning of the values in a PIL image."""
+    kind, mode = image.format or "", image.mode
+    if kind == "TIFF":
+        _check_tiff(image)
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        if tags.get(262) == 0 and mode not in ("1", "L"):
+            raise ValueError("its 0 is white, in more than 8 bits")
+        if value_range is not None and 16 in tags.get(258, ()) and not mode.startswith("I"):
+            raise ValueError("8 of its 16 bits would be left before the range is applied: pip install imagecodecs")
+    if value_range is not None and kind in OWN_RANGE:
+        raise ValueError(f"{kind} with a range: it is for PNG, TIFF and arrays")
+    if mode == "F" or (mode == "I" and kind != "PPM"):
+        check_type(np.dtype(np.float32 if mode == "F" else np.int32), value_range)
+    if mode.startswith(("I", "F")) and "transparency" in image.info:
+        raise ValueError("it has 16 bits and a transparent colour")
+
+
+def upright(image: Image.Image, value_range: Range = None) -> np.ndarray:
     """Return a PIL image of any mode as HxWx3 uint8 RGB, turned as its EXIF data say."""
+    _check_kind(image, value_range)
+    kind = image.format
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits, in the variants that PIL has of them
-        return rgb(np.clip(np.asarray(image), 0, 65535).astype(np.uint16))
-    if image.mode == "F":
-        raise ValueError("its values are floating-point numbers without a known range")
+    if image.mode.startswith(("I", "F")):
+        array = np.asarray(image)
+        sixteen = image.mode.startswith("I;16") or kind == "PPM"  # PIL has brought a PGM to 0..65535
+        return rgb(array.astype(np.uint16) if sixteen else array, value_range)
     if image.has_transparency_data:
         return rgb(np.asarray(image.convert("RGBA")))
     return np.array(image.convert("RGB"))
 
 
-def rgb(array: np.ndarray) -> np.ndarray:
+def check_type(dtype: np.dtype, value_range: Range) -> None:
+    """Raise a UserError if the values of a picture have no meaning without a range, and there is none."""
+    if value_range is None and dtype not in (np.uint8, np.uint16):
+        raise UserError(
+            f"the values of a picture are {dtype} without a known range",
+            accepted="8 or 16 bits; others with a range",
+            advice=(
+                "data.range=[low,high] in training, which the checkpoint keeps",
+                "(255 * array).astype('uint8') of an array whose values are in 0..1",
+            ),
+        )
+
+
+def rgb(array: np.ndarray, value_range: Range = None) -> np.ndarray:
     """Return HxW, HxWx1 (grey), HxWx2 (grey, alpha), HxWx3 or HxWx4 (RGBA), uint8 or uint16, as HxWx3 uint8 RGB.
 
     Raises:
-        UserError: another shape or type, or no pixels.
+        UserError: another shape or type (without a range), no pixels, or values that are no numbers.
     """
     channels = array.shape[2] if array.ndim == 3 else 1
-    if (
-        array.ndim not in (2, 3)
-        or not 1 <= channels <= 4
-        or 0 in array.shape
-        or array.dtype not in (np.uint8, np.uint16)
-    ):
+    if array.ndim not in (2, 3) or not 1 <= channels <= 4 or 0 in array.shape or array.dtype.kind not in "uif":
         raise UserError(
             f"an array of shape {array.shape} and type {array.dtype} is no picture",
             accepted="HxW, HxWx3 or HxWx4, uint8 or uint16",
-            advice="(255 * array).astype('uint8') if its values are in 0..1",
         )
-    if array.dtype == np.uint16:
-        array = ((array.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    array = array.reshape(*array.shape[:2], channels)
-    if channels in (2, 4):
-        alpha = array[..., -1:].astype(np.uint16)
-        array = ((array[..., :-1] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return array if array.shape[2] == 3 else np.repeat(array, 3, axis=2)
+    check_type(array.dtype, value_range)
+    if channels == 3 and array.dtype == np.uint8:
+        return array
+    if channels in (2, 4) and array.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"{channels} channels of {array.dtype}: transparency", accepted="uint8 or uint16, or no alpha")
+    height, width = array.shape[:2]
+    found = np.empty((height, width, 3), np.uint8)
+    step = max(1, BLOCK // width)
+    for start in range(0, height, step):
+        block = array[start : start + step].reshape(-1, width, channels)
+        if channels in (2, 4):
+            alpha = eight_bits(block[..., -1:], None).astype(np.uint16)
+            colours = eight_bits(block[..., :-1], value_range)
+            found[start : start + step] = (colours * alpha + 255 * (255 - alpha) + 127) // 255
+        else:
+            found[start : start + step] = eight_bits(block, value_range)
+    return found
+
+
+def eight_bits(array: np.ndarray, value_range: Range) -> np.ndarray:
+    """Return values of any type as uint8: what lies beyond the range is black or white."""
+    if array.dtype == np.uint8:
+        return array
+    if value_range is None:
+        return ((array.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    low, high = value_range
+    share = (array.astype(np.float64) - low) / (high - low)
+    if not np.isfinite(share).all():
+        raise UserError("a picture has values that are no numbers (nan or infinite)", accepted="numbers")
+    return np.rint(255 * share.clip(0, 1)).astype(np.uint8)
 
 
 @contextmanager
@@ -235,8 +459,12 @@ def naming(what: str | Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except UserError:
+    except Unreadable:
         raise
+    except UserError as error:
+        if str(what) in str(error):
+            raise
+        raise UserError(f"{what}: {error}") from None
     except FileNotFoundError:
         raise Unreadable(f"{what} does not exist", advice="put it there, or drop its line from the lists") from None
     except Exception as error:  # damaged bytes make decoders fail in every way there is

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,29 @@ from unetseg.data.datamodule import SegmentationData
 from unetseg.data.dataset import Collection
 from unetseg.names import PETS_ROOT, class_names
 
+SPLITS = ("train", "val", "test")
+"""What a training needs."""
+
 
 def make_data(
-    data: Mapping[str, Any], seed: int, *, test_split: str = "test", skip_unreadable: bool = False
+    data: Mapping[str, Any],
+    seed: int,
+    *,
+    test_split: str | None = None,
+    skip_unreadable: bool = False,
+    batch_normalisation: bool = True,
 ) -> SegmentationData:
     """Return the loaders of a data set.
 
     Args:
         data: the data section of a run's options, as its config.yaml holds it.
         seed: of the order, the augmentation, and a validation split that is drawn.
-        test_split: the part that a test runs over.
+        test_split: the part that a test runs over, where nothing else of the set is needed: train, val, test or all.
+            None: the set is trained on, validated and tested.
         skip_unreadable: leave out what can't be read, and don't end the run.
+        batch_normalisation: of the model: a training batch of one picture can't be normalised.
     """
+    needed = SPLITS if test_split is None else (test_split,)
 
     def prepare() -> None:
         if data["name"] == "synthetic":
@@ -33,24 +46,29 @@ def make_data(
             pets.download()
 
     return SegmentationData(
-        lambda: find(data, seed),
+        lambda: find(data, seed, needed),
         prepare=prepare,
         **{key: data[key] for key in ("size", "batch_size", "workers", "augment", "cache")},
         seed=seed,
-        test_split=test_split,
+        test_split=test_split or "test",
         skip_unreadable=skip_unreadable,
+        value_range=data.get("range"),  # a run from before the option has none
+        look=data.get("check", "full"),
+        batch_normalisation=batch_normalisation,
     )
 
 
-def find(data: Mapping[str, Any], seed: int) -> Collection:
-    """Return the examples of a data set, whose files must be there."""
+def find(data: Mapping[str, Any], seed: int, needed: Sequence[str] = SPLITS) -> Collection:
+    """Return the examples of those splits of a data set that are needed; their files must be there."""
     classes = class_names(data)
     if data["name"] == "folder":
         given = {key: data[key] for key in ("ignore_index", "ratios", "split_seed")}
-        return folder.load(Path(data["root"]), classes=classes, **given)
+        return folder.load(Path(data["root"]), classes=classes, needed=needed, **given)
     root = generated_root(data) if data["name"] == "synthetic" else Path(data["root"] or PETS_ROOT)
     given = {key: data[key] for key in ("target", "border", "validation")}
-    return pets.load(root, classes=classes, seed=seed, **given)
+    found = pets.load(root, classes=classes, seed=seed, **given)
+    every = tuple(itertools.chain(*found.splits.values()))
+    return replace(found, splits={split: {**found.splits, "all": every}[split] for split in needed})
 
 
 def generated_root(data: Mapping[str, Any]) -> Path:

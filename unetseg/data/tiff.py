@@ -6,7 +6,7 @@ Legend: H x W pixels, S samples of a pixel.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,16 @@ TILE = 512
 MAX_WIDTH = 2**17
 MAX_SEGMENT = 2**28
 """Bytes of a tile or strip."""
+
+
+TYPES = ("uint8", "uint16", "int16", "uint32", "int32", "float16", "float32", "float64")
+LARGE = 200_000_000
+"""Pixels from which on a file must have the bytes for them."""
+DENSEST = 1100
+"""Times that Deflate makes a file smaller at most, rounded up."""
+COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
+"""Samples of a pixel that are colours, by the tag PhotometricInterpretation."""
+ALPHA = (1, 2)
 
 
 class UnknownLayout(Exception):
@@ -53,7 +63,7 @@ class TiffPicture:
         self.file.close()
 
     def raw(self, start: int, stop: int) -> np.ndarray:
-        """Return the rows from start to before stop as they are stored, hxWxS uint8 or uint16."""
+        """Return the rows from start to before stop as they are stored, hxWxS of one of TYPES."""
         page, file = self.page, self.file.filehandle
         shape = (stop - start, self.width, page.samplesperpixel)
         if page.is_memmappable:  # one run of bytes
@@ -73,15 +83,27 @@ class TiffPicture:
                 found[top - start : end - start, x:right] = segment[0, top - y : end - y, : right - x]
         return found
 
+    def _check_pages(self) -> None:
+        """Raise a ValueError if this is a stack: its second page is as large, and neither a copy nor a mask."""
+        if len(self.file.pages) > 1:
+            second = self.file.pages[1].aspage()
+            sides = (second.imagelength, second.imagewidth) == (self.page.imagelength, self.page.imagewidth)
+            if sides and not second.subfiletype & 5:
+                raise ValueError("it has several pages")
+
     def _check(self, photometrics: tuple[str, ...]) -> None:
         page = self.page
         kind = getattr(page.photometric, "name", str(page.photometric))
         orientation = page.tags.get("Orientation")
-        if kind not in photometrics or page.dtype is None or page.dtype not in (np.uint8, np.uint16):
+        if kind not in photometrics or page.dtype is None or str(page.dtype) not in TYPES:
             raise UnknownLayout(f"{kind} of {page.dtype}")
+        check_samples(page.photometric, page.samplesperpixel, page.extrasamples)
+        if tuple(page.extrasamples) == (1,):
+            raise UnknownLayout("colours that are multiplied by their transparency")
+        self._check_pages()
         self.dtype = np.dtype(page.dtype)
         if (
-            page.bitspersample not in (8, 16)
+            page.bitspersample != 8 * self.dtype.itemsize
             or page.planarconfig != 1
             or page.imagedepth != 1
             or page.samplesperpixel > 4
@@ -89,6 +111,9 @@ class TiffPicture:
             raise UnknownLayout(f"{page.samplesperpixel} samples of {page.bitspersample} bits in planes or volumes")
         if orientation is not None and orientation.value != 1:
             raise UnknownLayout("a turned picture")
+        pixels, size = page.imagewidth * page.imagelength, self.file.filehandle.size
+        if pixels > LARGE and pixels * page.samplesperpixel * self.dtype.itemsize > DENSEST * size:
+            raise ValueError(f"it claims {pixels:,} pixels, more than its {size:,} bytes can hold")
         if page.imagewidth > MAX_WIDTH:
             raise UnknownLayout(f"{page.imagewidth} pixels wide, more than {MAX_WIDTH}")
         if page.is_memmappable:
@@ -106,6 +131,22 @@ class TiffPicture:
             page.decode(None, 0)
         except (ValueError, NotImplementedError) as error:
             raise UnknownLayout(str(error).splitlines()[0]) from None
+
+
+def check_samples(photometric: int, samples: int, extra: Sequence[int]) -> None:
+    """Raise a ValueError if a pixel has samples of which the file doesn't say that they are colours or transparency.
+
+    Args:
+        photometric: the tag PhotometricInterpretation.
+        samples: of a pixel.
+        extra: the tag ExtraSamples: what those beyond the colours are.
+    """
+    colours = COLOURS.get(int(photometric), samples)
+    if samples != colours and not (samples == colours + 1 and len(extra) == 1 and extra[0] in ALPHA):
+        raise ValueError(
+            f"it has {samples} bands, of which {colours} {'is' if colours == 1 else 'are'} colour, and the others "
+            "not said to be transparency; take out those that are to be seen"
+        )
 
 
 def write(path: Path, rows: Iterable[np.ndarray], height: int, width: int, palette: np.ndarray | None = None) -> None:

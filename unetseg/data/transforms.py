@@ -45,7 +45,7 @@ class Transform:
 
     def resize(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Map an image hxwx3 and a mask HxW, uint8, to SxSx3 and SxS: the part that every epoch has in common."""
-        return squashed(image, self.size), cv2.resize(mask, (self.size, self.size), interpolation=cv2.INTER_NEAREST)
+        return squashed(image, self.size), majority(mask, self.size)
 
     def __call__(self, image: np.ndarray, mask: np.ndarray, key: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Map what `resize` takes, or gives, to SxSx3 and SxS; the key, e.g. (seed, epoch, index), decides the rest."""
@@ -88,11 +88,27 @@ class Transform:
 
 
 def squashed(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize HxWx3 uint8 to size x size: by areas where a side shrinks, which avoids aliasing."""
-    if image.shape[:2] == (size, size):
-        return image
-    method = cv2.INTER_AREA if size < max(image.shape[:2]) else cv2.INTER_LINEAR
-    return cv2.resize(image, (size, size), interpolation=method)
+    """Resize HxWx3 or HxW uint8 to size x size: by areas where a side shrinks, which avoids aliasing."""
+    height, width = image.shape[:2]
+    smaller = (min(width, size), min(height, size))
+    if smaller != (width, height):
+        # the sides that grow come after: with one that does, OpenCV's areas are samples of corners
+        image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
+    return image if smaller == (size, size) else cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def majority(mask: np.ndarray, size: int) -> np.ndarray:
+    """Resize HxW uint8 classes, resized as a picture is: to the class of most of each pixel's area, IGNORE included."""
+    if mask.shape == (size, size):
+        return mask
+    present: list[int] = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
+    areas = [squashed(cv2.compare(mask, float(label), cv2.CMP_EQ), size) for label in present[1:]]
+    most = 255 - sum(area.astype(np.int16) for area in areas)  # what is left is the first one's
+    found = np.full((size, size), present[0], np.uint8)
+    for label, area in zip(present[1:], areas, strict=True):
+        found[area > most] = label
+        most = np.maximum(most, area)
+    return found
 
 
 def _augmentation() -> Sequence[Any]:

@@ -121,17 +121,20 @@ def scores(counts: Tensor) -> dict[str, Tensor]:
     """Turn counts, ...xCx6, into iou, dice and boundary_iou, each of shape ... in 0..1 (float64).
 
     Two classes: the scores of class 1, the foreground. More: the mean over the classes that occur in the prediction
-    or in the target. Where no class occurs (an image without foreground, predicted as such) a score is 1, as in smp.
+    or in the target. Where no class occurs (an image without foreground, predicted as such) a score is 1, as in smp;
+    where no pixel is counted (all are ignored) it is nan, which says nothing.
     """
     counts = counts.double()
+    nothing = counts[..., COUNTS.index("true")].sum(-1) == 0
     if counts.shape[-2] == 2:
         counts = counts[..., 1:, :]
     intersection, predicted, true, *boundary = counts.unbind(-1)
-    return {
+    found = {
         "iou": _mean_over_classes(intersection, predicted + true - intersection),
         "dice": _mean_over_classes(2 * intersection, predicted + true),
         "boundary_iou": _mean_over_classes(boundary[0], boundary[1] + boundary[2] - boundary[0]),
     }
+    return {name: value.masked_fill(nothing, math.nan) for name, value in found.items()}
 
 
 def _mean_over_classes(part: Tensor, whole: Tensor) -> Tensor:
@@ -162,10 +165,13 @@ class SegmentationScores(Metric):
     def update(self, counts: Tensor) -> None:
         """Add the BxCx6 counts of some images."""
         self.counts += counts.sum(0)
-        self.iou_sum += scores(counts)["iou"].sum()
-        self.images += len(counts)
+        iou = scores(counts)["iou"]
+        self.iou_sum += iou.nansum()
+        self.images += (~iou.isnan()).sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """Return iou, dice and boundary_iou over all pixels, and the mean iou_per_image; nan if there is no image."""
-        over_all = {name: value.masked_fill(self.images == 0, math.nan) for name, value in scores(self.counts).items()}
-        return {**over_all, "iou_per_image": self.iou_sum / self.images}
+        """Return iou, dice and boundary_iou over all pixels, and iou_per_image, the mean over the images with a score.
+
+        All are nan where no pixel of any image is counted.
+        """
+        return {**scores(self.counts), "iou_per_image": self.iou_sum / self.images}

@@ -127,9 +127,10 @@ def interval(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def best_median_worst(scores: np.ndarray, each: int) -> dict[int, str]:
     """Return the positions of the best, median and worst of N scores, `each` of them, and which they are; best first.
 
-    Of few scores one may be two of these: then it is the first.
+    Of few scores one may be two of these: then it is the first. A nan is none of these.
     """
     order = np.argsort(-scores, kind="stable")
+    order = order[~np.isnan(scores[order])]
     middle = max(0, len(order) // 2 - each // 2)
     ranked = {"best": order[:each], "median": order[middle : middle + each], "worst": order[-each:]}
     rank_of = {int(place): rank for rank, places in reversed(ranked.items()) for place in places}

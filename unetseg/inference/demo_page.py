@@ -133,7 +133,7 @@ class SwitchedModel:
     def __init__(self, model: Segmenter, known: dict[str, Any]):
         self.classes = tuple(known["classes"])
         self.levels = levels_to_cut(model)
-        self._model, self._size = model, known["data"]["size"]
+        self._model, self._size, self._range = model, known["data"]["size"], known["data"].get("range")
 
     def __call__(self, image: Any, off: Sequence[int] = ()) -> CutMasks:
         """Return what the model makes of a picture, as `unetseg.load` reads it, intact and without the levels `off`.
@@ -144,7 +144,7 @@ class SwitchedModel:
         engine = CutEngine(self._model, classes=self.classes, size=self._size)
         engine.cut = off
         count = len(self.classes)
-        with opened(image) as picture:
+        with opened(image, self._range) as picture:
             if picture.height * picture.width > LARGEST:
                 raise UserError(
                     f"the picture has {picture.height * picture.width:,} pixels",

@@ -18,7 +18,7 @@ import json
 import logging
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,10 +49,12 @@ class Engine(Protocol):
     Attributes:
         classes: names of the C classes.
         size: side of the square that pictures had in training and in every score of the model.
+        value_range: by which training read pictures of more than 8 bits, see `unetseg.data.pictures.opened`.
     """
 
     classes: tuple[str, ...]
     size: int
+    value_range: Sequence[float] | None
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Map BxHxWx3 uint8 RGB, any H and W from 32 on, to BxCxHxW float32 in 0..1 that sums to 1 over C."""
@@ -68,6 +70,7 @@ class TorchEngine:
         size: see Engine.
         device: "auto" (an accelerator if there is one), or whatever torch.device takes: "cpu", "cuda", "cuda:1".
         precision: float32 | bfloat16; bfloat16 runs the convolutions in it and gives float32 probabilities.
+        value_range: see Engine.
 
     Raises:
         UserError: a device that isn't there, an unknown precision.
@@ -81,11 +84,13 @@ class TorchEngine:
         size: int,
         device: str = "auto",
         precision: str = "float32",
+        value_range: Sequence[float] | None = None,
     ):
         if precision not in PRECISIONS:
             raise UserError(f"precision={precision} is not accepted", accepted=", ".join(PRECISIONS))
         self.classes = classes
         self.size = size
+        self.value_range = value_range
         self.device = resolve_device(device)
         self.dtype = PRECISIONS[precision]
         try:
@@ -133,7 +138,7 @@ class OnnxEngine:
         available = runtime.get_available_providers()
         providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
         self.session = runtime.InferenceSession(content, options, providers=providers)
-        self.classes, self.size = metadata_of(self.session.get_modelmeta().custom_metadata_map)
+        self.classes, self.size, self.value_range = metadata_of(self.session.get_modelmeta().custom_metadata_map)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Map BxHxWx3 uint8 RGB to BxCxHxW float32 in 0..1 that sums to 1 over C."""
@@ -152,7 +157,7 @@ class ProgramEngine:
 
     def __init__(self, content: bytes):
         refuse_code(content)
-        entries = {"classes": "", "size": ""}  # torch forgets an empty dict
+        entries = {"classes": "", "size": "", "range": ""}  # torch forgets an empty dict
         level = logging.root.manager.disable
         logging.disable(logging.CRITICAL)  # of a damaged file torch logs a traceback before it raises
         try:
@@ -160,7 +165,7 @@ class ProgramEngine:
         finally:
             logging.disable(level)
         self.program = program.module(check_guards=False)  # guards are source code
-        self.classes, self.size = metadata_of(entries)
+        self.classes, self.size, self.value_range = metadata_of(entries)
 
     @torch.inference_mode()
     def probabilities(self, images: np.ndarray) -> np.ndarray:
@@ -190,11 +195,14 @@ def load_exported(path: str | Path) -> Engine:
         ) from None
 
 
-def metadata_of(entries: Mapping[str, str]) -> tuple[tuple[str, ...], int]:
-    """Return the names of the classes and the side of the training square from a file's metadata."""
+def metadata_of(entries: Mapping[str, str]) -> tuple[tuple[str, ...], int, tuple[float, float] | None]:
+    """Return the names of the classes, the side of the training square and the range from a file's metadata."""
     if not entries.get("classes") or not entries.get("size"):
         raise ValueError("it doesn't say its classes and size")
-    return tuple(str(name) for name in json.loads(entries["classes"])), int(json.loads(entries["size"]))
+    names, size = json.loads(entries["classes"]), json.loads(entries["size"])
+    given = json.loads(entries.get("range") or "null")  # a file from before the option has none
+    value_range = None if given is None else (float(given[0]), float(given[1]))
+    return tuple(str(name) for name in names), int(size), value_range
 
 
 def needed(package: str) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from unetseg.data.pictures import Picture, opened
+from unetseg.data.pictures import Picture, Range, opened
 from unetseg.data.transforms import squashed
 from unetseg.errors import UserError
 from unetseg.inference.engines import READERS, Engine, TorchEngine, load_exported
@@ -66,6 +66,11 @@ class Predictor:
         """Names of the classes 0, 1, ... of a mask."""
         return self.engine.classes
 
+    @property
+    def value_range(self) -> Range:
+        """What of pictures of more than 8 bits becomes black and white, as in training."""
+        return self.engine.value_range
+
     def __call__(self, image: Any) -> Any:
         """Return the class map, HxW uint8, of a picture, or the list of those of a list of pictures.
 
@@ -104,7 +109,9 @@ class Predictor:
         results = []
         for first in range(0, len(image), self.batch_size):
             with ExitStack() as stack:
-                pictures = [stack.enter_context(opened(one)) for one in image[first : first + self.batch_size]]
+                pictures = [
+                    stack.enter_context(opened(one, self.value_range)) for one in image[first : first + self.batch_size]
+                ]
                 results += [finish(bands) for bands in self.bands(pictures)]
         return results
 
@@ -170,6 +177,11 @@ def load(
         return Predictor(load_exported(Path(path)), **options)
     model, known = checkpoint.load(path)
     engine = TorchEngine(
-        model, classes=tuple(known["classes"]), size=known["data"]["size"], device=device, precision=precision
+        model,
+        classes=tuple(known["classes"]),
+        size=known["data"]["size"],
+        device=device,
+        precision=precision,
+        value_range=known["data"].get("range"),
     )
     return Predictor(engine, **options)

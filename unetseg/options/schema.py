@@ -104,6 +104,19 @@ class Data(Section):
     augment: bool = Field(description="random flip, scale, rotation and colour while training")
     cache: Literal["auto", "none", "ram", "disk", "device"] = Field(description="auto | none | ram | disk | device")
     global_batch_size: int | None = Field(ge=1, description="pictures per step over all devices; null: what comes out")
+    range: list[float] | None = Field(
+        description="[low,high]: the values of more than 8 bits that become black and white; null: 0 and 65535"
+    )
+    check: Literal["full", "headers", "none"] = Field(
+        description="what is read before training: full (every mask) | headers (sizes) | none"
+    )
+
+    @field_validator("range")
+    @classmethod
+    def _range(cls, value: list[float] | None) -> list[float] | None:
+        if value is not None and (len(value) != 2 or not value[0] < value[1]):
+            raise rejected("two numbers, the lower one first, or null", "data.range=[0,4095]")
+        return value
 
 
 class Trimaps(Data):

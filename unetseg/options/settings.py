@@ -15,7 +15,7 @@ from unetseg.options.messages import written
 
 NO_DIFFERENCE = (
     *("name", "output", "resume", "allow_changes", "sweep", "jobs", "checkpoint."),
-    *("trainer.enable_progress_bar", "data.workers"),
+    *("trainer.enable_progress_bar", "data.workers", "data.check"),
 )
 """Options, or sections of them, that don't change what a run computes: where its folder lies, what is shown, how
 pictures are loaded and when the run is saved."""

@@ -63,7 +63,7 @@ def outlined(picture: np.ndarray, target: np.ndarray) -> np.ndarray:
 def _samples(run: Run, names: Sequence[str]) -> list[Sample]:
     """Return the named test images of a run with their masks and what its best checkpoint predicts."""
     try:
-        data = make_data({**run.options["data"], "cache": "none"}, run.seed)
+        data = make_data({**run.options["data"], "cache": "none", "check": "none"}, run.seed, test_split="test")
         data.setup()
         dataset: Examples = data.loader("test").dataset  # type: ignore[assignment]
         model, _ = checkpoint.load(run.folder.best)
