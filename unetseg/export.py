@@ -1,7 +1,7 @@
 """Export a checkpoint for other runtimes; the file is compared with the checkpoint before it is called done.
 
 python -m unetseg.export checkpoint=runs/NAME output=model.onnx     for onnxruntime, and for unetseg.load
-python -m unetseg.export checkpoint=runs/NAME output=model.pt2      for torch.export.load, and for unetseg.load
+python -m unetseg.export checkpoint=runs/NAME output=model.pt2      for torch.export.load and unetseg.load(trust=True)
 
 Both take pictures as they come and give probabilities, see `unetseg.inference.export`. As a folder of the Hugging Face
 Hub: `unetseg.save_pretrained("runs/NAME", FOLDER)`.

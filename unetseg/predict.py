@@ -45,6 +45,7 @@ def predict(options: Predict) -> list[Path]:
         overlap=options.overlap,
         tta=options.tta,
         batch_size=options.batch_size,
+        trust=options.trust,
     )
     outputs = Outputs(
         Path(options.output),

@@ -18,8 +18,8 @@ import numpy as np
 
 from unetseg.data.pictures import Picture, opened
 from unetseg.data.transforms import squashed
-from unetseg.errors import UserError
-from unetseg.inference.engines import READERS, Engine, TorchEngine, load_exported
+from unetseg.errors import UserError, first_line
+from unetseg.inference.engines import READERS, Engine, TorchEngine, known_metadata, load_exported
 from unetseg.inference.tiling import GRID, enlarged, predict_tiles
 from unetseg.model import checkpoint
 from unetseg.runs import artifact
@@ -115,10 +115,25 @@ class Predictor:
         return TILE if picture.height * picture.width > LARGE else 0
 
     def _predict(self, images: np.ndarray) -> np.ndarray:
-        """Map BxHxWx3 uint8 to BxCxHxW float32 probabilities."""
-        found = self.engine.probabilities(images)
+        """Map BxHxWx3 uint8 to BxCxHxW float32 probabilities; raise a UserError where the model gives none."""
+        found = self._checked(self.engine.probabilities(images), images.shape)
         if self.tta:
-            found = (found + self.engine.probabilities(images[:, :, ::-1])[..., ::-1]) / 2
+            mirrored = self._checked(self.engine.probabilities(images[:, :, ::-1]), images.shape)
+            found = (found + mirrored[..., ::-1]) / 2
+        return found
+
+    def _checked(self, found: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        wanted = (shape[0], len(self.classes), *shape[1:3])
+        if found.shape != wanted or found.dtype != np.float32:
+            raise UserError(
+                f"the model gives {found.dtype} of shape {found.shape}", accepted=f"float32 of shape {wanted}"
+            )
+        if not np.isfinite(found.sum()):
+            raise UserError(
+                "the model's probabilities are not numbers (NaN)",
+                accepted="weights that are numbers",
+                advice="another checkpoint; precision=float32",
+            )
         return found
 
 
@@ -141,6 +156,7 @@ def load(
     overlap: int = 64,
     tta: bool = False,
     batch_size: int = 4,
+    trust: bool = False,
 ) -> Predictor:
     """Load a trained model as a function of pictures.
 
@@ -153,6 +169,8 @@ def load(
         overlap: pixels over which tiles are blended.
         tta: also ask for the mirror image.
         batch_size: pictures or tiles at once.
+        trust: open a .pt2, which is a program: it may do whatever you may do on this machine. Only for files that you
+            exported yourself, or whose author you would let run programs here. The other kinds are data and need none.
 
     Raises:
         UserError: the file can't be read safely or is no model of unetseg; an option isn't accepted.
@@ -167,9 +185,13 @@ def load(
                 accepted=("an exported file runs on the CPU, in the precision that it was exported in"),
                 advice="the checkpoint",
             )
-        return Predictor(load_exported(Path(path)), **options)
+        return Predictor(load_exported(Path(path), trust=trust), **options)
     model, known = checkpoint.load(path)
-    engine = TorchEngine(
-        model, classes=tuple(known["classes"]), size=known["data"]["size"], device=device, precision=precision
-    )
+    try:
+        classes, size = known_metadata(known["classes"], known["data"]["size"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{path} can't be used: {first_line(error)}", accepted="a checkpoint of unetseg.train"
+        ) from None
+    engine = TorchEngine(model, classes=classes, size=size, device=device, precision=precision)
     return Predictor(engine, **options)
