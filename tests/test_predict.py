@@ -1,6 +1,8 @@
 """The predict command: what it writes, what it keeps, and what it does with what it can't read."""
 
 import csv
+import errno
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from conftest import ROOT, timed
 from fake_engine import Brightness, save_untrained
 from PIL import Image
@@ -16,10 +19,10 @@ from PIL import Image
 from unetseg import predict as door
 from unetseg.data import tiff
 from unetseg.data.pictures import opened
-from unetseg.errors import UserError
+from unetseg.errors import Halt, UserError
 from unetseg.evaluation import overlays
 from unetseg.inference import outputs
-from unetseg.inference.outputs import Outputs
+from unetseg.inference.outputs import Outputs, claimed
 from unetseg.inference.predictor import Predictor, argmax
 from unetseg.options.compose import compose
 from unetseg.options.schema import Predict
@@ -124,6 +127,143 @@ def test_an_unreadable_picture_is_named_and_left_out_and_the_status_is_1(model, 
     assert "photos/b.png can't be read" in told.err.replace("\n", "")
     assert "2 predicted, 0 kept, 1 unreadable" in told.out
     assert contents(tmp_path / "out").keys() == {"a.png", "c.png", "predictions.csv"}
+
+
+def test_nothing_of_a_folder_is_passed_over_in_silence(model, photos, tmp_path, capsys):
+    (photos / "more/deep").mkdir(parents=True)
+    for name in ("more/d.png", "more/deep/e.png", "._a.jpg"):
+        Image.new("RGB", (40, 40)).save(photos / name, "PNG")
+    output = photos / "masks"  # its masks are no pictures that were forgotten
+    for _ in range(2):
+        predicted(model, photos, output)
+        told = capsys.readouterr().out
+        assert "2 passed over, by their names no pictures: ._a.jpg, notes.txt" in told
+        assert "2 pictures in further folders are not taken: images='FOLDER/**/*' takes them" in told
+    predicted(model, f"{photos}/*", tmp_path / "out")
+    told = capsys.readouterr()
+    assert "left out: " in told.err, "a pattern takes what it matches"
+    assert "5 pictures in further folders" in told.out
+    (tmp_path / "empty").mkdir()
+    (photos / "more").rename(tmp_path / "empty/more")
+    with pytest.raises(UserError, match=r"2 pictures in further folders(.|\n)*accepted: \.jpg, \.jpeg"):
+        predicted(model, tmp_path / "empty", tmp_path / "out2")
+
+
+NAMES = {
+    b"K\xe4tzchen": r"K\udce4tzchen.png",
+    b"a\n0 predicted, all good": r"a\n0 predicted, all good.png",
+    b"x\x1b[2Jy": r"x\x1b[2Jy.png",
+    "back\u202egnp".encode(): r"back\u202egnp.png",
+    b'say "hi", you': 'say "hi", you.png',
+    b"=1+2": "'=1+2.png",
+    b"-cmd": "'-cmd.png",
+    b"n" * 251: "n" * 251 + ".png",
+}
+
+
+def test_any_name_that_a_file_can_have_is_predicted_and_shown_without_its_powers(model, tmp_path, capsys):
+    folder, output = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    for name in NAMES:
+        Image.new("RGB", (40, 40)).save(folder / os.fsdecode(name + b".png"))
+    assert predicted(model, folder, output, "overlay=true", "probability=true") == []
+    assert {row["picture"] for row in table(output)} == set(NAMES.values())
+    assert {row["mask"] for row in table(output)} == set(NAMES.values())
+    assert {os.fsencode(path.stem) for path in output.glob("*.png")} == NAMES.keys()
+    before = contents(output)
+    predicted(model, folder, output, "overlay=true", "probability=true")
+    assert "0 predicted, 8 kept" in capsys.readouterr().out
+    assert {name: before[name] for name in before if name != "predictions.csv"}.items() <= contents(output).items()
+    for path in folder.iterdir():
+        path.write_bytes(b"no picture")
+    assert len(predicted(model, folder, tmp_path / "other")) == 8
+    told = capsys.readouterr().err
+    assert told.count("left out: ") == told.count("\nleft out: ") + told.startswith("left out: ") == 8
+    assert "\x1b[2J" not in told
+    assert "\u202e" not in told
+
+
+def test_one_picture_never_ends_a_folder(model, photos, tmp_path, capsys, monkeypatch):
+    from unetseg.inference.predictor import Predictor
+
+    bands, raised = Predictor.bands, iter([MemoryError(), RuntimeError("can't allocate"), None])
+
+    def failing(self, pictures):
+        if error := next(raised):
+            raise error
+        return bands(self, pictures)
+
+    monkeypatch.setattr(Predictor, "bands", failing)
+    assert [path.name for path in predicted(model, photos, tmp_path / "out")] == ["a.jpg", "b.png"]
+    assert "left out: " in (told := capsys.readouterr().err)
+    assert "a.jpg: MemoryError" in told
+    assert "b.png: can't allocate" in told
+    (tmp_path / "out/a.png").mkdir()  # can't be replaced
+    monkeypatch.setattr(Predictor, "bands", bands)
+    assert [path.name for path in predicted(model, photos, tmp_path / "out", "overwrite=true")] == ["a.jpg"]
+    assert len(table(tmp_path / "out")) == 2
+
+
+def test_a_model_of_weights_that_are_no_numbers_gives_no_mask(model, photos, tmp_path, capsys):
+    content = torch.load(model, weights_only=True)
+    content["state_dict"] = {name: value * float("nan") for name, value in content["state_dict"].items()}
+    torch.save(content, tmp_path / "nan.ckpt")
+    assert len(predicted(tmp_path / "nan.ckpt", photos, tmp_path / "out")) == 3
+    assert "not numbers (NaN)" in capsys.readouterr().err
+    assert contents(tmp_path / "out").keys() == {"predictions.csv"}
+
+
+def test_two_predicts_into_one_folder_are_refused(model, photos, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    with claimed(output), pytest.raises(UserError, match="being predicted into by another process"):
+        predicted(model, photos, output)
+    (output / ".predict.lock").touch()  # as a killed one leaves it
+    predicted(model, photos, output)
+    assert contents(output).keys() == {"a.png", "b.png", "c.png", "predictions.csv"}
+
+
+def test_a_link_in_the_output_leads_nowhere(model, photos, tmp_path):
+    output, victim = tmp_path / "out", tmp_path / "victim"
+    output.mkdir()
+    victim.write_text("precious")
+    for name in (".a.png.tmp", ".predictions.csv.tmp", "predictions.csv"):
+        (output / name).symlink_to(victim)
+    with pytest.raises(UserError, match="of another kind"):
+        predicted(model, photos, output)
+    (output / "predictions.csv").unlink()
+    predicted(model, photos, output)
+    (output / ".predict.lock").symlink_to(victim)
+    with pytest.raises(UserError, match=r"predict\.lock can't be written"):
+        predicted(model, photos, output)
+    (output / ".predict.lock").unlink()
+    (output / "overlay").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="is a link"):
+        predicted(model, photos, output, "overlay=true")
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_an_output_that_cannot_be_written_is_named(model, photos, tmp_path, monkeypatch, number):
+    def failing(*_, **__):
+        raise OSError(number, os.strerror(number), str(tmp_path / "out/a.png"))
+
+    monkeypatch.setattr(outputs, "_save", failing)
+    if number == errno.EACCES:  # one file's business
+        assert len(predicted(model, photos, tmp_path / "out")) == 3
+        return
+    with pytest.raises(Halt if number == errno.ENOSPC else UserError, match=r"a\.png can't be written"):
+        predicted(model, photos, tmp_path / "out")
+    with pytest.raises(UserError, match="is no folder"):
+        predicted(model, photos, photos / "a.jpg/out")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00,\n", b"picture\n" + b"x" * 200_000 + b"\n"], ids=["bytes", "long"])
+def test_a_table_that_is_none_is_refused(model, photos, tmp_path, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/predictions.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"predictions\.csv (can't be read|is of another kind)"):
+        predicted(model, photos, tmp_path / "out")
 
 
 class Killed(BaseException):

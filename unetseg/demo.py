@@ -15,9 +15,11 @@ import signal
 import socket
 import tempfile
 import threading
+from pathlib import Path
 
 from unetseg.errors import UserError
 from unetseg.options import command
+from unetseg.options.output import say, writing
 from unetseg.options.schema import Demo
 
 HOST = "127.0.0.1"
@@ -25,7 +27,9 @@ HOST = "127.0.0.1"
 
 def demo(options: Demo) -> None:
     """Serve the page until Ctrl-C or SIGTERM, which arrive as a KeyboardInterrupt."""
-    with tempfile.TemporaryDirectory(prefix="unetseg-demo-") as pictures:
+    with writing(Path(tempfile.gettempdir()), "TMPDIR"):
+        folder = tempfile.TemporaryDirectory(prefix="unetseg-demo-")
+    with folder as pictures:
         # gradio reads both when it is imported
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": pictures}
         from unetseg.inference import demo_page
@@ -34,15 +38,21 @@ def demo(options: Demo) -> None:
         model, known = checkpoint.load(options.checkpoint)
         page = demo_page.page(demo_page.SwitchedModel(model, known), options.checkpoint, known)
         address = demo_page.launch(page, HOST, free_port(options.port))
-        print(f"{address}   (Ctrl-C ends it)", flush=True)
+        say(f"{address}   (Ctrl-C ends it)")
         threading.Event().wait()
 
 
 def check(options: Demo) -> None:
-    """Raise a UserError where gradio is absent or the port can't be had."""
+    """Raise a UserError where gradio is absent, the port can't be had, or there is no room for pictures."""
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the page needs gradio", advice="pip install 'unetseg[demo]'")
     free_port(options.port)
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise UserError(
+            f"pictures can't be kept: {error.strerror}", advice="TMPDIR=FOLDER before the command"
+        ) from None
 
 
 def free_port(port: int) -> int:

@@ -10,6 +10,9 @@ python -m unetseg.evaluate checkpoint=runs/NAME lesion=true                     
 from __future__ import annotations
 
 import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ from unetseg.names import class_names
 from unetseg.options import command, recorded
 from unetseg.options.compose import values_of
 from unetseg.options.messages import one_of
+from unetseg.options.output import check_writable, writing
 from unetseg.options.schema import DATA, Evaluate
 from unetseg.options.validation import validate
 from unetseg.runs.folder import RunFolder, run_folder_of
@@ -58,15 +62,14 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     data = make_data(options.data.model_dump(), known["seed"], test_split=options.split)
     data.check()
     folder = RunFolder(output_folder(options))
-    try:
-        folder.path.mkdir(parents=True)
-    except FileExistsError:
-        raise UserError(f"{folder.path} exists", accepted="a new folder", advice="another output=...") from None
-    folder.figures.mkdir()
+    if os.path.lexists(folder.path):
+        raise UserError(f"{folder.path} exists", accepted="a new folder", advice="another output=...")
+    check_writable(folder.path)
     module = SegmentationModule(model, make_loss(known["loss"], len(classes)), classes=len(classes))
     record = TestRecord(folder)
     trainer = build.make_trainer({"accelerator": options.accelerator, "devices": 1}, [], [record], folder.path)
-    trainer.test(module, data, verbose=False)
+    with writing(folder.path), new_folder(folder):
+        trainer.test(module, data, verbose=False)
     groups = record.by_group()
     if len(groups) > 1:
         groups.to_csv(folder.path / "per_group.csv", index=False)
@@ -103,6 +106,20 @@ def measure_lesions(model: Segmenter, classes: int, batches: Any, trainer: L.Tra
         table.to_csv(folder.path / f"{name}.csv", index=False)
     plots.lesions(tables, folder.figures / "lesion.png")
     summary.show_lesions(tables)
+
+
+@contextmanager
+def new_folder(folder: RunFolder) -> Iterator[None]:
+    """Make the folder for the results; where nothing is written into it, it goes again."""
+    made = [path for path in (folder.figures, folder.path, *folder.path.absolute().parents) if not path.exists()]
+    folder.figures.mkdir(parents=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # it isn't empty
+            for path in made:
+                path.rmdir()
+        raise
 
 
 def output_folder(options: Evaluate) -> Path:

@@ -1,7 +1,7 @@
 """Export a checkpoint for other runtimes; the file is compared with the checkpoint before it is called done.
 
 python -m unetseg.export checkpoint=runs/NAME output=model.onnx     for onnxruntime, and for unetseg.load
-python -m unetseg.export checkpoint=runs/NAME output=model.pt2      for torch.export.load, and for unetseg.load
+python -m unetseg.export checkpoint=runs/NAME output=model.pt2      for torch.export.load and unetseg.load(trust=True)
 
 Both take pictures as they come and give probabilities, see `unetseg.inference.export`. As a folder of the Hugging Face
 Hub: `unetseg.save_pretrained("runs/NAME", FOLDER)`.
@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from unetseg.errors import UserError
+from unetseg.names import shown
 from unetseg.options import command
+from unetseg.options.output import check_writable, say, writing
 from unetseg.options.schema import Export
 
 PACKAGES: dict[str, tuple[str, ...]] = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".pt2": ()}
@@ -31,10 +33,13 @@ def export(options: Export) -> Path:
     check(options)
     model, known = checkpoint.load(options.checkpoint)
     output = Path(options.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for shape, error in write(model, metadata(options.checkpoint, known), output).items():
-        print(f"pictures {shape}: probabilities within {error:.1e} of the checkpoint's")
-    print(output)
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        errors = write(model, metadata(options.checkpoint, known), output)
+    lines = [
+        f"pictures {shape}: probabilities within {error:.1e} of the checkpoint's" for shape, error in errors.items()
+    ]
+    say("\n".join([*lines, shown(output)]))
     return output
 
 
@@ -45,13 +50,11 @@ def check(options: Export) -> None:
         raise UserError(
             f"output={output} is not accepted", accepted="FILE.onnx or FILE.pt2", advice="output=model.onnx"
         )
-    if output.is_dir() or (output.exists() and not options.overwrite):
+    if output.is_dir() or (os.path.lexists(output) and not options.overwrite):
         raise UserError(
             f"output={output} exists", accepted="a new file", advice="overwrite=true, or another output=..."
         )
-    above = next(folder for folder in output.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"output={output}: {above} is no folder to write into", advice="another output=...")
+    check_writable(output.parent)
     absent = [name for name in PACKAGES[output.suffix] if importlib.util.find_spec(name) is None]
     if absent:
         raise UserError(f"{output.suffix} needs {', '.join(absent)}", advice="pip install 'unetseg[export]'")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -17,6 +18,9 @@ from typing import Any
 
 from unetseg.errors import UserError
 
+LONGEST = 255
+"""Bytes of a file's name on the usual file systems."""
+
 
 @contextmanager
 def drafted(path: Path) -> Iterator[Path]:
@@ -25,13 +29,21 @@ def drafted(path: Path) -> Iterator[Path]:
     Other programs never see a half-written file; where the block raises, what lay at `path` stays as it was. A link at
     `path` is replaced, what it leads to stays as it was.
     """
-    draft = path.with_name(f".{path.name}.tmp")
+    draft = path.with_name(_fitting(f".{path.name}.tmp"))
     draft.unlink(missing_ok=True)  # what was left by a killed process, or lies there to be written through
     try:
         yield draft
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _fitting(name: str) -> str:
+    """Return a file's name, or its beginning and a checksum where it is longer than file systems allow."""
+    content = os.fsencode(name)
+    if len(content) <= LONGEST:
+        return name
+    return os.fsdecode(content[: LONGEST - 41]) + "." + hashlib.sha1(content).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ IGNORE = 255
 """The mask value that neither the loss nor a metric counts."""
 PET_CLASSES = {"pet": ("background", "pet"), "trimap": ("background", "pet", "boundary")}
 """The classes of a set in the layout of Oxford-IIIT Pet, by its `target`."""
+UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's categories of controls, formats (such as a change of direction), stray bytes and line separators."""
+FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+"""What a spreadsheet takes for the beginning of a formula."""
 PETS_ROOT = Path("data/oxford-iiit-pet")
 """Where `data=pets` looks, and downloads to, when `data.root` is null."""
 
@@ -41,6 +46,25 @@ def one_word(per_level: str | Sequence[str]) -> str:
 def class_names(data: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the classes 0, 1, ... of a data set, given the data section of a run's options."""
     return tuple(data["classes"]) if data["name"] == "folder" else PET_CLASSES[data["target"]]
+
+
+def shown(name: object) -> str:
+    r"""Return a name for people: what a terminal obeys, what can't be seen and bytes that are no UTF-8 are escaped.
+
+    Example:
+        >>> shown("a\n0 unreadable\x1b[2J.png")
+        'a\\n0 unreadable\\x1b[2J.png'
+    """
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in UNSEEN else letter
+        for letter in str(name)
+    )
+
+
+def cell(name: object) -> str:
+    """Return a name as the cell of a CSV table, in which no spreadsheet sees a formula; it is `shown` as well."""
+    text = shown(name)
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def minutes(seconds: float) -> str:

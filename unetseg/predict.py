@@ -5,38 +5,70 @@ python -m unetseg.predict checkpoint=FILE.onnx images='photos/*.jpg' output=mask
 python -m unetseg.predict checkpoint=runs/NAME images=slide.tif output=masks tile=512     at their own resolution
     overlay=true probability=true tta=true overwrite=true                                 more, see --help
 
-What is there already is kept, so that the same command goes on after a stop. Pictures that can't be read are named and
-left out, and the exit status is 1.
+What is there already is kept, so that the same command goes on after a stop. Pictures that can't be read or written are
+named and left out, and the exit status is 1; what a folder holds besides is counted and named.
 """
 
 from __future__ import annotations
 
+import errno
 import glob
+import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unetseg.errors import UserError
+from unetseg.names import shown
 from unetseg.options import command
+from unetseg.options.output import FULL, check_writable, say, shown_lines, writing
 from unetseg.options.schema import Predict
 
 if TYPE_CHECKING:
     import numpy as np
 
     from unetseg.data.pictures import Picture
+    from unetseg.inference.outputs import Outputs
+    from unetseg.inference.predictor import Predictor
+
+NAMED = 5
+"""Files that are named where more are counted."""
+MANY = 10_000
+"""Pictures in further folders are counted up to here."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `images` means."""
+
+    files: list[Path]
+    """The pictures."""
+    passed_over: list[Path]
+    """Other files of the folder."""
+    below: int
+    """Pictures in folders of the folder."""
+
+    def told(self) -> list[str]:
+        """Return a sentence for each kind of what isn't predicted."""
+        lines = []
+        if self.passed_over:
+            names = ", ".join(shown(path.name) for path in self.passed_over[:NAMED])
+            more = ", ..." if len(self.passed_over) > NAMED else ""
+            lines.append(f"{len(self.passed_over)} passed over, by their names no pictures: {names}{more}")
+        if self.below:
+            count = f"{self.below} or more" if self.below == MANY else self.below
+            lines.append(f"{count} pictures in further folders are not taken: images='FOLDER/**/*' takes them")
+        return lines
 
 
 def predict(options: Predict) -> list[Path]:
-    """Write the masks of all pictures; return the pictures that could not be read."""
-    from rich.console import Console
-    from rich.progress import track
-
-    from unetseg.data.pictures import opened
-    from unetseg.inference.outputs import Outputs
+    """Write the masks of all pictures; return the pictures that could not be read or written."""
+    from unetseg.inference.outputs import Outputs, claimed
     from unetseg.inference.predictor import load
 
-    console = Console(stderr=True)
     model = load(
         options.checkpoint,
         device={"gpu": "cuda"}.get(options.accelerator, options.accelerator),
@@ -45,68 +77,126 @@ def predict(options: Predict) -> list[Path]:
         overlap=options.overlap,
         tta=options.tta,
         batch_size=options.batch_size,
+        trust=options.trust,
     )
-    outputs = Outputs(
-        Path(options.output),
-        model.classes,
-        overlay=options.overlay,
-        probability=options.probability,
-        overwrite=options.overwrite,
-    )
-    files = files_of(options.images)
+    output = Path(options.output)
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        with claimed(output):
+            outputs = Outputs(
+                output,
+                model.classes,
+                overlay=options.overlay,
+                probability=options.probability,
+                overwrite=options.overwrite,
+            )
+            found = files_of(options.images, output)
+            due = [path for path in found.files if not outputs.complete(path)]
+            left_out = predict_each(due, model, outputs)
+            outputs.finish()
+    kept = len(found.files) - len(due)
+    counts = f"{len(due) - len(left_out)} predicted, {kept} kept, {len(left_out)} unreadable: {outputs.table}"
+    say("\n".join([counts + "; overwrite=true predicts the kept ones again" * bool(kept), *found.told()]))
+    return left_out
+
+
+def predict_each(paths: list[Path], model: Predictor, outputs: Outputs) -> list[Path]:
+    """Write what is asked for of each picture; name those of which that can't be done, and return them.
+
+    Raises:
+        OSError: nothing more can be written: the disk is full or read-only.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from unetseg.data.pictures import opened
 
     def bands(picture: Picture) -> Iterator[np.ndarray]:
         return next(model.bands([picture]))
 
-    due = [path for path in files if not outputs.complete(path)]
-    unreadable = []
-    for path in track(due, "predicting", console=console):
+    console = Console(stderr=True)
+    left_out = []
+    for path in track(paths, "predicting", console=console):
         try:
             with opened(path, model.value_range) as picture:
                 outputs.write(path, picture, bands)
-        except UserError as error:
-            unreadable.append(path)
-            console.print(f"left out: {error}", markup=False, highlight=False, soft_wrap=True)
-    outputs.finish()
-    kept = len(files) - len(due)
-    print(
-        f"{len(due) - len(unreadable)} predicted, {kept} kept, {len(unreadable)} unreadable: {outputs.table}"
-        + ("; overwrite=true predicts the kept ones again" if kept else "")
-    )
-    return unreadable
+        # a name that is too long, a picture that needs more memory than there is: the others don't suffer for it
+        except (UserError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, OSError) and error.errno in (*FULL, errno.EROFS):
+                raise
+            left_out.append(path)
+            name = shown(path)
+            reason = shown_lines(str(error).replace(str(path), name).strip() or type(error).__name__)
+            text = f"left out: {reason}" if name in reason else f"left out: {name}: {reason}"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return left_out
 
 
-def files_of(images: str) -> list[Path]:
-    """Return the pictures that are meant: the file, those in the folder, or those that the pattern finds."""
+def files_of(images: str, output: Path) -> Found:
+    """Return what is meant: the file, the pictures in the folder, or what the pattern finds.
+
+    Args:
+        images: the option.
+        output: where masks go to, which are none of the pictures below a folder.
+    """
     from unetseg.data.pictures import IMAGE_SUFFIXES
+
+    def has_ending(name: str) -> bool:
+        return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+    def is_picture(name: str) -> bool:
+        return has_ending(name) and not name.startswith(".")
 
     path = Path(images)
     if path.is_dir():
-        return sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-    return [path] if path.exists() else sorted(p for p in map(Path, glob.glob(images, recursive=True)) if p.is_file())
+        inside = sorted(path.iterdir())
+        files = [p for p in inside if is_picture(p.name)]
+        hidden = {p for p in inside if p.name.startswith(".") and not has_ending(p.name)}
+    else:
+        inside = [path] if path.exists() else sorted(map(Path, glob.glob(images, recursive=True)))
+        files, hidden = [p for p in inside if not p.is_dir()], set()
+    taken = {*files, *hidden}
+    others = [p for p in inside if p not in taken and not p.is_dir()]
+    below = (p for folder in inside if folder.is_dir() for p in _below(folder, output) if is_picture(p.name))
+    return Found(files, others, len(set(islice(below, MANY)) - taken))
+
+
+def _below(folder: Path, output: Path) -> Iterator[Path]:
+    """Yield all files below a folder, but for those of the output."""
+    for parent, folders, names in os.walk(folder):
+        if Path(parent).resolve() == output.resolve():
+            folders.clear()
+        else:
+            yield from (Path(parent, name) for name in names)
 
 
 def check_files(options: Predict) -> None:
     """Raise a UserError if there is no picture, two would have the same mask, or a mask might replace a picture."""
-    files = files_of(options.images)
-    if not files:
+    from unetseg.data.pictures import IMAGE_SUFFIXES
+
+    output = Path(options.output)
+    check_writable(output)
+    found = files_of(options.images, output)
+    if not found.files:
         raise UserError(
-            f"images={options.images} holds no picture", accepted=".jpg, .png, .tif ...", advice="images=FILE"
+            "; ".join([f"images={options.images} holds no picture", *found.told()]),
+            accepted=", ".join(IMAGE_SUFFIXES),
+            advice="images=FILE",
         )
     first: dict[str, Path] = {}
-    for path in files:
+    for path in found.files:
         if path.stem in first:
             raise UserError(
-                f"{first[path.stem]} and {path} would have the same mask, {path.stem}.png",
+                f"{shown(first[path.stem])} and {shown(path)} would have the same mask, {shown(path.stem)}.png",
                 accepted="pictures whose names differ without their endings",
                 advice=f"two commands, images='DIR/*{path.suffix}' and another, with an output=... each",
             )
         first[path.stem] = path
-        if path.resolve().parent == Path(options.output).resolve():
+        if path.resolve().parent == output.resolve():
             raise UserError(
-                f"output={options.output} holds the picture {path.name}, which a mask might replace",
+                f"output={options.output} holds the picture {shown(path.name)}, which a mask might replace",
                 accepted="a folder without the pictures",
-                advice=f"output={Path(options.output) / 'masks'}",
+                advice=f"output={output / 'masks'}",
             )
 
 

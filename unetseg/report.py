@@ -7,12 +7,16 @@ python -m unetseg.report runs=DIR wandb=true        as a W&B Report as well
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unetseg.errors import UserError
+from unetseg.files import drafted, write_text
+from unetseg.names import shown
 from unetseg.options import command
+from unetseg.options.output import check_writable, say, writing
 from unetseg.options.schema import Report
 
 if TYPE_CHECKING:
@@ -26,12 +30,15 @@ def report(options: Report) -> Path:
     """Write the report of the runs below a folder; return the path of report.html."""
     output = Path(options.output) if options.output else Path(options.runs) / "report"
     check_output(output)
+    check_writable(output)
     from unetseg.reporting import document, results, sections
 
     runs = results.read(Path(options.runs))
     made = sections.report(runs)
-    path = write(made, output)
-    print(path)
+    with writing(output):
+        path = write(made, output)
+    damaged = [f"left out, damaged: {place}: {reason}" for place, reason in runs.damaged]
+    say("\n".join([*map(shown, damaged), shown(path)]))
     if options.wandb:
         from unetseg.runs import wandb_report
 
@@ -43,37 +50,46 @@ def report(options: Report) -> Path:
             sweep_output=of_run["output"],
             sections=document.without_pictures(made),
         )
-        print(address)
+        say(address)
     return path
 
 
 def check_output(output: Path) -> None:
-    """Raise a UserError unless the folder is new, empty, or holds an earlier report."""
-    if output.is_dir():
+    """Raise a UserError unless the folder is new, empty, or holds an earlier report, also one that was not finished."""
+    if output.is_dir() and not output.is_symlink() and not (output / "figures").is_symlink():
         page = output / "report.html"
-        if not any(output.iterdir()) or (page.is_file() and f'content="{MARK}"' in page.read_text(errors="replace")):
+        begun = {path.name for path in output.iterdir()} <= {f".{page.name}.tmp"}
+        if begun or (page.is_file() and f'content="{MARK}"' in page.read_text(errors="replace")):
             return
-    if output.exists():
+    if os.path.lexists(output):
         raise UserError(
-            f"output={output} exists and holds no report",
-            accepted=("a new or empty folder, or one with a report of this command, which is replaced"),
+            f"output={shown(output)} exists and holds no report, or leads elsewhere",
+            accepted="a new or empty folder, or one with a report of this command, which is replaced; no links",
             advice="another output=...",
         )
 
 
 def write(made: document.Document, output: Path) -> Path:
-    """Write report.html, report.md and its pictures in figures/; take away the pictures of an earlier report."""
+    """Write report.html, report.md and its pictures in figures/; take away the pictures of an earlier report.
+
+    A folder is marked as a report's before anything else lies in it: the same command goes on after a stop.
+    """
     from unetseg.reporting import document
 
     figures, text, page = output / "figures", output / "report.md", output / "report.html"
-    figures.mkdir(parents=True, exist_ok=True)
-    if text.is_file():
-        for name in re.findall(r"figures/([\w.-]+\.png)", text.read_text(errors="replace")):
-            (figures / name).unlink(missing_ok=True)
-    for name, content in document.pictures(made).items():
-        (figures / name).write_bytes(content)
-    text.write_text(document.markdown(made))
-    page.write_text(document.html(made, MARK))
+    output.mkdir(parents=True, exist_ok=True)
+    if not page.exists():
+        write_text(page, f'<meta name="generator" content="{MARK}"><p>This report is not finished.</p>\n')
+    figures.mkdir(exist_ok=True)
+    earlier = re.findall(r"figures/([\w.-]+\.png)", text.read_text(errors="replace")) if text.is_file() else []
+    pictures = document.pictures(made)
+    for name, content in pictures.items():
+        with drafted(figures / name) as draft:
+            draft.write_bytes(content)
+    write_text(text, document.markdown(made))
+    for name in set(earlier) - pictures.keys():
+        (figures / name).unlink(missing_ok=True)
+    write_text(page, document.html(made, MARK))
     return page
 
 

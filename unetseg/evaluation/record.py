@@ -15,6 +15,7 @@ from unetseg.evaluation.metrics import edge_bands, edge_table, errors_by_band, s
 from unetseg.evaluation.overlays import Sample
 from unetseg.evaluation.statistics import best_median_worst
 from unetseg.model.segmenter import class_map
+from unetseg.names import cell
 from unetseg.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class TestRecord(L.Callback):
         examples = [dataset.examples[index] for index in self.counts]
         columns = {name: value.numpy() for name, value in scores(torch.stack([*self.counts.values()])).items()}
         self.per_image = pd.DataFrame(
-            {"name": [e.name for e in examples], "group": [e.group for e in examples]}
+            {"name": [cell(e.name) for e in examples], "group": [cell(e.group) for e in examples]}
             | {name: columns[name] for name in ("iou", "dice", "boundary_iou")}
         )
         if trainer.is_global_zero:

@@ -1,10 +1,9 @@
 """Engines: whatever maps pictures to probabilities of classes, behind one interface.
 
 A checkpoint runs in torch, an .onnx in onnxruntime, a .pt2 by torch.export. An ONNX file is data: onnxruntime runs its
-own operators on it. A .pt2 is not: torch.export.load unpickles whatever the archive calls a pickle, hands its formulas
-to sympy's eval, looks functions up by name and loads compiled libraries. So `refuse_code` lets pass only what
-torch.export.save makes of our models. That closes every way that is known to us; it is no proof, and torch itself says
-never to load such a file from an untrusted source. There, take the .onnx.
+own operators on it, and tensors that lie in other files are refused. A .pt2 is a program: torch imports, unpickles and
+calls what the file names, and nothing that is looked for in it beforehand can rule that out. It is opened only where
+the user says that it is trusted.
 
 Legend: B pictures, C classes, H x W pixels.
 """
@@ -16,7 +15,6 @@ import importlib
 import io
 import json
 import logging
-import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,18 +26,10 @@ import torch
 from unetseg.errors import UserError, first_line
 from unetseg.model.segmenter import Segmenter, probabilities
 
-_ENTRY = re.compile(
-    r"data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
-    r"|data/sample_inputs/model\.pt|models/model\.json|extra/\w+|archive_(format|version)|\.data/\w+|byteorder|version"
-)
-_FUNCTION = re.compile(
-    r"torch\.ops\.aten\.(?!from_file\b)\w+\.\w+|_operator\.(add|sub|mul|floordiv|mod|pow|neg|[lg][te]|eq|ne|getitem)"
-)
-_FORMULA = re.compile(
-    r"(\b(Add|Mul|Pow|Mod|Max|Min|FloorDiv|CeilDiv|PythonMod|Integer|Symbol|Eq|Ne|positive|integer|True|s\d+)\b"
-    r"|[\d\s'(),=+*-])*"
-)
-_NAME = re.compile(r"[\w.]*")
+MOST_CLASSES = 254
+"""Masks have a byte a pixel."""
+LARGEST = 8192
+"""Pixels of the side of a training square; a file that says more would have all memory taken for one picture."""
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -125,13 +115,14 @@ class OnnxEngine:
         content: the file.
 
     Raises:
-        UserError: onnxruntime is not installed.
+        UserError: onnxruntime or onnx is not installed.
         Exception: of any kind, where the file is damaged or not ours.
     """
 
     def __init__(self, content: bytes):
         runtime = needed("onnxruntime")
         refuse_damage(content)
+        content = without_other_files(content)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 4  # what goes wrong is raised
@@ -142,11 +133,16 @@ class OnnxEngine:
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Map BxHxWx3 uint8 RGB to BxCxHxW float32 in 0..1 that sums to 1 over C."""
-        return self.session.run(["probabilities"], {"images": np.ascontiguousarray(images)})[0]
+        try:
+            return self.session.run(["probabilities"], {"images": np.ascontiguousarray(images)})[0]
+        except Exception as error:  # onnxruntime's own kinds share no other base
+            raise UserError(
+                f"the model can't be run on pictures of shape {images.shape}: {first_line(error)}"
+            ) from None
 
 
 class ProgramEngine:
-    """An exported .pt2, on the CPU.
+    """An exported .pt2, on the CPU: to load it is to run it, see above.
 
     Args:
         content: the file.
@@ -156,7 +152,9 @@ class ProgramEngine:
     """
 
     def __init__(self, content: bytes):
-        refuse_code(content)
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if archive.testzip() is not None:  # torch runs what parses
+                raise ValueError("its bytes don't match their checksum")
         entries = {"classes": "", "size": "", "range": ""}  # torch forgets an empty dict
         level = logging.root.manager.disable
         logging.disable(logging.CRITICAL)  # of a damaged file torch logs a traceback before it raises
@@ -176,15 +174,25 @@ class ProgramEngine:
 READERS: dict[str, type[OnnxEngine] | type[ProgramEngine]] = {".onnx": OnnxEngine, ".pt2": ProgramEngine}
 
 
-def load_exported(path: str | Path) -> Engine:
+def load_exported(path: str | Path, *, trust: bool = False) -> Engine:
     """Load what unetseg.export has written.
 
+    Args:
+        path: an .onnx, or a .pt2.
+        trust: the file comes from somebody who may run any program on this machine; a .pt2 is not opened without it.
+
     Raises:
-        UserError: the file is absent, damaged or not ours, or onnxruntime is not installed.
+        UserError: the file is absent, damaged or not ours, a .pt2 isn't trusted, or onnxruntime is not installed.
     """
     path = Path(path)
     if path.suffix not in READERS:
         raise UserError(f"{path} is no exported model", accepted=", ".join(READERS))
+    if path.suffix == ".pt2" and not trust:
+        raise UserError(
+            f"{path} is a program: opening it may run any code that its author put into it, with all your rights",
+            accepted="a .pt2 that you exported yourself or would run as a program, with trust=true",
+            advice=("trust=true", "the checkpoint or an .onnx of it, which are data"),
+        )
     try:
         return READERS[path.suffix](path.read_bytes())
     except UserError:
@@ -202,7 +210,18 @@ def metadata_of(entries: Mapping[str, str]) -> tuple[tuple[str, ...], int, tuple
     names, size = json.loads(entries["classes"]), json.loads(entries["size"])
     given = json.loads(entries.get("range") or "null")  # a file from before the option has none
     value_range = None if given is None else (float(given[0]), float(given[1]))
-    return tuple(str(name) for name in names), int(size), value_range
+    return *known_metadata(names, size), value_range
+
+
+def known_metadata(classes: object, size: object) -> tuple[tuple[str, ...], int]:
+    """Return what a file says of its classes and size, or raise a ValueError where no model can have such ones."""
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("its classes are no list of names")
+    if not 1 <= len(classes) <= MOST_CLASSES:
+        raise ValueError(f"it has {len(classes)} classes, not 1 to {MOST_CLASSES}")
+    if type(size) is not int or not 1 <= size <= LARGEST:
+        raise ValueError(f"its size is no whole number from 1 to {LARGEST}")
+    return tuple(classes), size
 
 
 def needed(package: str) -> Any:
@@ -211,6 +230,29 @@ def needed(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError:
         raise UserError(f"{package} is not installed", advice="pip install 'unetseg[export]'") from None
+
+
+def without_other_files(content: bytes) -> bytes:
+    """Return an ONNX file as it was understood; raise a ValueError where a tensor's numbers lie in another file.
+
+    onnxruntime gets what was looked through, written anew, so that it can't read the same bytes in another way.
+    """
+    onnx = needed("onnx")
+    model = onnx.ModelProto.FromString(content)
+    model.DiscardUnknownFields()
+    if any(tensor.external_data or tensor.data_location for tensor in tensors_in(model, onnx.TensorProto)):
+        raise ValueError("the numbers of a tensor lie in another file, which unetseg.export never writes")
+    return model.SerializeToString()
+
+
+def tensors_in(message: Any, kind: type) -> Iterator[Any]:
+    """Yield every message of a kind in a protobuf message, at any depth."""
+    if isinstance(message, kind):
+        yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                yield from tensors_in(part, kind)
 
 
 def seal(body: bytes) -> bytes:
@@ -227,43 +269,3 @@ def refuse_damage(content: bytes) -> None:
         raise ValueError(
             "its bytes don't match their checksum; if another tool has changed it, take out the metadata entry sha256"
         )
-
-
-def refuse_code(content: bytes) -> None:
-    """Raise a ValueError unless a .pt2 archive holds tensors and a program of torch's own operators, and no more."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        root = archive.namelist()[0].partition("/")[0]
-        names = [name.removeprefix(f"{root}/") for name in archive.namelist()]
-        accept(names, _ENTRY, "the entry")
-        if len({name.lower() for name in names}) < len(names) or any(i.compress_type for i in archive.infolist()):
-            raise ValueError("its entries are not those of torch.export.save")
-        if archive.testzip() is not None:
-            raise ValueError("its bytes don't match their checksum")
-        for kind in ("weights", "constants"):
-            payload = json.loads(archive.read(f"{root}/data/{kind}/model_{kind}_config.json"))["config"]
-            if any(tensor["use_pickle"] is not False for tensor in payload.values()):
-                raise ValueError("it holds pickled objects")
-            accept([tensor["path_name"] for tensor in payload.values()], _NAME, "the tensor")
-        torch.load(io.BytesIO(archive.read(f"{root}/data/sample_inputs/model.pt")), weights_only=True)
-        strings = list(walk(json.loads(archive.read(f"{root}/models/model.json"))))
-    for key, pattern in (("target", _FUNCTION), ("expr_str", _FORMULA), ("name", _NAME)):
-        accept([value for name, value in strings if name == key], pattern, key)
-
-
-def accept(values: list[str], pattern: re.Pattern[str], what: str) -> None:
-    """Raise a ValueError that names the first value which the pattern doesn't match as a whole."""
-    for value in values:
-        if not pattern.fullmatch(value):
-            raise ValueError(f"{what} {value[:60]!r} is not one that unetseg.export writes")
-
-
-def walk(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every string below a JSON value with the key under which it stands."""
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from walk(value, name)
-    elif isinstance(node, list):
-        for value in node:
-            yield from walk(value, key)
-    elif isinstance(node, str):
-        yield key, node

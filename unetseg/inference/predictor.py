@@ -122,10 +122,25 @@ class Predictor:
         return TILE if picture.height * picture.width > LARGE else 0
 
     def _predict(self, images: np.ndarray) -> np.ndarray:
-        """Map BxHxWx3 uint8 to BxCxHxW float32 probabilities."""
-        found = self.engine.probabilities(images)
+        """Map BxHxWx3 uint8 to BxCxHxW float32 probabilities; raise a UserError where the model gives none."""
+        found = self._checked(self.engine.probabilities(images), images.shape)
         if self.tta:
-            found = (found + self.engine.probabilities(images[:, :, ::-1])[..., ::-1]) / 2
+            mirrored = self._checked(self.engine.probabilities(images[:, :, ::-1]), images.shape)
+            found = (found + mirrored[..., ::-1]) / 2
+        return found
+
+    def _checked(self, found: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        wanted = (shape[0], len(self.classes), *shape[1:3])
+        if found.shape != wanted or found.dtype != np.float32:
+            raise UserError(
+                f"the model gives {found.dtype} of shape {found.shape}", accepted=f"float32 of shape {wanted}"
+            )
+        if not np.isfinite(found.sum()):
+            raise UserError(
+                "the model's probabilities are not numbers (NaN)",
+                accepted="weights that are numbers",
+                advice="another checkpoint; precision=float32",
+            )
         return found
 
 
@@ -148,6 +163,7 @@ def load(
     overlap: int = 64,
     tta: bool = False,
     batch_size: int = 4,
+    trust: bool = False,
 ) -> Predictor:
     """Load a trained model as a function of pictures.
 
@@ -160,6 +176,8 @@ def load(
         overlap: pixels over which tiles are blended.
         tta: also ask for the mirror image.
         batch_size: pictures or tiles at once.
+        trust: open a .pt2, which is a program: it may do whatever you may do on this machine. Only for files that you
+            exported yourself, or whose author you would let run programs here. The other kinds are data and need none.
 
     Raises:
         UserError: the file can't be read safely or is no model of unetseg; an option isn't accepted.
@@ -174,7 +192,7 @@ def load(
                 accepted=("an exported file runs on the CPU, in the precision that it was exported in"),
                 advice="the checkpoint",
             )
-        return Predictor(load_exported(Path(path)), **options)
+        return Predictor(load_exported(Path(path), trust=trust), **options)
     model, known = checkpoint.load(path)
     engine = TorchEngine(
         model,

@@ -16,6 +16,7 @@ from unetseg import launch
 from unetseg.errors import Halt, UserError
 from unetseg.options.compose import CONF, as_override, compose_runs, composed, experiment_axes, plain, runs_of
 from unetseg.options.messages import written
+from unetseg.options.output import shown_lines
 from unetseg.options.schema import Section, Train
 from unetseg.options.validation import Schema, describe, validate
 
@@ -129,7 +130,8 @@ def leave(command: str, error: UserError | Halt) -> NoReturn:
     if isinstance(error, Halt) and not launch.is_first():
         sys.exit(0)  # Lightning kills the first process when another one fails, before it can speak
     # a loader's process wraps its traceback into the message; what the user has to know is the last part
-    print(f"unetseg.{command}: {str(error).rpartition('UserError: ')[2].strip()}", file=sys.stderr)
+    text = str(error).rpartition("UserError: ")[2].strip()
+    print(shown_lines(f"unetseg.{command}: {text}"), file=sys.stderr)
     sys.exit(error.status if isinstance(error, Halt) else 2)
 
 

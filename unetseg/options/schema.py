@@ -350,6 +350,7 @@ class Predict(Section):
     batch_size: int = Field(ge=1, description="tiles that the model gets at once")
     precision: Literal["float32", "bfloat16"] = Field(description="float32 | bfloat16")
     accelerator: Literal["auto", "cpu", "gpu"] = Field(description="auto (a GPU if there is one) | cpu | gpu")
+    trust: bool = Field(description="true: open a .pt2, a program that may do anything with your rights")
 
     @field_validator("images")
     @classmethod

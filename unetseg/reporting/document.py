@@ -11,6 +11,11 @@ from pathlib import Path
 
 import jinja2
 
+from unetseg.names import shown
+
+UNSEEN = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+"""What has no place in a page: controls, changes of direction, bytes that are no UTF-8."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -96,6 +101,7 @@ def html(report: Document, mark: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: re.sub(UNSEEN, lambda found: shown(found[0]), value) if type(value) is str else value,
     )
     environment.filters["base64"] = lambda png: base64.b64encode(png).decode()
     return environment.get_template("report.html.jinja").render(report=report, mark=mark)
@@ -103,7 +109,7 @@ def html(report: Document, mark: str) -> str:
 
 def markdown(report: Document) -> str:
     """Return the report as Markdown; its pictures are those of `pictures` in figures/."""
-    parts = [f"# {report.title}", _escaped(report.question), _escaped(report.facts)]
+    parts = [f"# {report.title}", _paragraph(report.question), _paragraph(report.facts)]
     for section in report.sections:
         parts += [f"## {section.heading}", *_texts(section, figures=True)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -125,9 +131,9 @@ def _texts(section: Section, figures: bool) -> list[str]:
     parts = [f"**{_escaped(section.lead)}**"]
     for block in section.blocks:
         if isinstance(block, str):
-            parts.append(_escaped(block))
+            parts.append(_paragraph(block))
         elif isinstance(block, Code):
-            parts.append("\n".join(["```", *block.lines, "```"]))
+            parts += _code(block)
         elif isinstance(block, Table):
             parts += [_table(block), *([f"*{_escaped(block.caption)}*"] if block.caption else [])]
         elif figures:
@@ -148,7 +154,9 @@ def _table(table: Table) -> str:
 def _figure(figure: Figure) -> list[str]:
     """Return panels with captions as a table, others in a line."""
     legend = [f"![{_escaped(figure.legend.alt)}](figures/{figure.legend.name}.png)"] if figure.legend else []
-    images = [f'<img src="figures/{p.name}.png" width="{figure.width}" alt="{escape(p.alt)}">' for p in figure.panels]
+    images = [
+        f'<img src="figures/{p.name}.png" width="{figure.width}" alt="{_attribute(p.alt)}">' for p in figure.panels
+    ]
     if any(panel.caption for panel in figure.panels):
         lines = [images, ["---"] * len(images), [_escaped(panel.caption) for panel in figure.panels]]
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -157,6 +165,28 @@ def _figure(figure: Figure) -> list[str]:
     return [*legend, body, *([f"*{_escaped(figure.caption)}*"] if figure.caption else [])]
 
 
+def _code(code: Code) -> list[str]:
+    """Return a fence with the lines, and below it, as text, those that might end it or are no single line."""
+    plain = [line for line in code.lines if not re.search(r"[`<]|]\(|]\[", line) and shown(line) == line]
+    others = [line for line in code.lines if line not in plain]
+    return [*(["\n".join(["```", *plain, "```"])] if plain else []), *map(_paragraph, others)]
+
+
+def _attribute(text: str) -> str:
+    """Return the value of an HTML attribute inside a Markdown table."""
+    return re.sub(r"[][|`*_~!\\]", lambda found: f"&#{ord(found[0])};", escape(shown(text)))
+
+
+def _paragraph(text: str) -> str:
+    """Return text as a paragraph of its own: no heading, list, quotation, rule or fence."""
+    return re.sub(r"^\s*(?=([-+#>=~]|\d+[.)]\s))(\d*)", r"\2\\", _escaped(text).lstrip())
+
+
 def _escaped(text: str) -> str:
-    """Return text in which Markdown sees nothing of its own."""
-    return re.sub(r"([\\`*_|<])", r"\\\1", text)
+    """Return text in which Markdown sees nothing of its own: in one line, without links, pictures, HTML or formulas.
+
+    The brackets of an interval, [0.1, 0.2], stay as they are.
+    """
+    line = re.sub(r"[\t\n\r\v\f\x85\u2028\u2029]+", " ", text)
+    line = re.sub(r"([\\`*_|<>~$]|\[(?![+−-]?[\d.])|\](?=[\[(:])|&(?=#?\w+;))", r"\\\1", shown(line))
+    return re.sub(r":(?=//)|(?<=www)\.", r"\\\g<0>", line)

@@ -16,7 +16,7 @@ from unetseg.evaluation.metrics import erode
 from unetseg.evaluation.overlays import Sample, overlay
 from unetseg.evaluation.record import predict_samples
 from unetseg.model import checkpoint
-from unetseg.names import IGNORE
+from unetseg.names import IGNORE, cell
 from unetseg.reporting.document import Figure, Panel
 from unetseg.reporting.findings import Picked
 from unetseg.reporting.results import Run, Sweep
@@ -67,12 +67,13 @@ def _samples(run: Run, names: Sequence[str]) -> list[Sample]:
         data.setup()
         dataset: Examples = data.loader("test").dataset  # type: ignore[assignment]
         model, _ = checkpoint.load(run.folder.best)
-        places = {example.name: place for place, example in enumerate(dataset.examples)}
+        places = {cell(example.name): place for place, example in enumerate(dataset.examples)}
         return predict_samples(model, dataset, [places[name] for name in names])
-    except (UserError, OSError) as error:
-        raise Gone(f"the data or the checkpoint of {run.place} can't be read ({first_line(error)})") from None
     except KeyError as error:
         raise Gone(f"the data of {run.place} holds no test image {error}") from None
+    # options and weights may be a stranger's, of any kind
+    except (UserError, OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
+        raise Gone(f"the data or the checkpoint of {run.place} can't be read ({first_line(error)})") from None
 
 
 def _panel(name: str, picture: np.ndarray, caption: str) -> Panel:

@@ -59,6 +59,8 @@ def provenance(sweep: Sweep) -> Section:
         blocks.append(f"Left out, because another run has the same options and seed: {places}.")
     if sweep.absent:
         blocks.append(Table(["cell", "state"], sweep.absent, words=2, caption="Cells that are not in this report."))
+    if sweep.damaged:
+        blocks.append(Table(["cell", "why"], sweep.damaged, words=2, caption="Files that can't be used."))
     return Section("Behind the numbers", f"{lead}; everything that is needed to repeat them.", blocks)
 
 

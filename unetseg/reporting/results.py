@@ -1,6 +1,7 @@
 """What a folder of runs holds: the settings, their finished runs, and the cells that are not finished.
 
-No path that a run recorded is trusted: folders may have been moved.
+No path that a run recorded is trusted: folders may have been moved. Nor is any file: a run of which one is damaged is
+left out and named, and the others are reported.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from unetseg.errors import UserError
+from unetseg.errors import UserError, first_line
+from unetseg.names import shown
 from unetseg.options.settings import axes_of, setting_name, variant
 from unetseg.runs.folder import GRADIENT_FLOW_COLUMNS, METRICS_COLUMNS, RunFolder
 
@@ -30,6 +32,26 @@ NO_AXES = (
     *("data.workers", "trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.default_root_dir"),
 )
 """Options that change nothing of what a training computes: runs that differ in them only are of one setting."""
+TABLES = {
+    "per_image.csv": (("name",), ("iou", "dice", "boundary_iou")),
+    "edge_distance.csv": ((), ("from_px", "to_px", "pixels", "errors")),
+    "edge_distance_per_image.csv": (("name",), ("from_px", "pixels", "errors")),
+    "metrics.csv": (("name",), ("step", "epoch", "value")),
+    "gradient_flow.csv": (("kind", "block", "metric"), ("step", "epoch", "value")),
+    "lesion.csv": (("cut", "levels"), ("iou_loss", "boundary_iou_loss")),
+    "shapley.csv": (("cut", "level"), ("iou", "boundary_iou")),
+}
+"""What is read of a run, with the columns that must be there: any, and numbers."""
+NUMBERS = ("parameters", "flops", "activation_memory", "images_per_second")
+"""What a summary says of a run's cost, where it says it."""
+GROWING = ("metrics.csv", "gradient_flow.csv")
+"""Those that may have no rows."""
+LARGEST = 16_000_000
+"""Bytes of a config.yaml or a JSON file; ours have some thousands."""
+
+
+class Damaged(Exception):
+    """A run can't be reported; the text says which file is why."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +73,7 @@ class Run:
     @cached_property
     def per_image(self) -> pd.DataFrame:
         """Return per_image.csv with the images' names as the index."""
-        return pd.read_csv(self.folder.per_image, dtype={"name": str}).set_index("name").sort_index()
+        return _csv(self.folder.per_image).set_index("name").sort_index()
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -106,6 +128,8 @@ class Sweep:
     """Places of runs left out, because a later one has the same options and seed."""
     record: dict[str, Any]
     """sweep.json, or nothing."""
+    damaged: list[tuple[str, str]] = field(default_factory=list)
+    """Places of runs left out because a file can't be read, and which and why."""
 
     @property
     def runs(self) -> list[Run]:
@@ -115,21 +139,24 @@ class Sweep:
 
 def read(root: Path) -> Sweep:
     """Read the runs below a folder; raise a UserError where none is finished."""
-    record = _json(root / "sweep.json") or {}
+    record = _record(root / "sweep.json")
     found = list(_run_folders(root))
     runs = [run for run in found if isinstance(run, Run)]
-    unfinished = [run for run in found if isinstance(run, str)]
+    unfinished = [place for place in found if isinstance(place, str)]
+    damaged = [entry for entry in found if isinstance(entry, tuple)]
     if not runs:
         count = f"{len(unfinished)} run folders, none of them finished" if unfinished else "no run folder"
+        problems = [f"{shown(place)} can't be used: {reason}" for place, reason in damaged]
         raise UserError(
-            f"runs={root} holds {count}",
+            "; ".join(problems) if problems else f"runs={shown(root)} holds {count}",
             accepted="a folder with runs below it that have a summary.json",
             advice="the `output` of python -m unetseg.train or unetseg.ablate",
         )
     cells = [cell["name"] for cell in record.get("cells", [])]
-    known = {place.rpartition("/")[2] for place in (*unfinished, *(run.place for run in runs))}
+    places = [*unfinished, *(place for place, _ in damaged), *(run.place for run in runs)]
+    known = {place.rpartition("/")[2] for place in places}
     absent = [(name, "missing") for name in cells if name not in known]
-    absent += [(place, "unfinished") for place in unfinished]
+    absent += [(place, "unfinished") for place in unfinished] + [(place, "damaged") for place, _ in damaged]
     by_name: dict[str, dict[int, Run]] = {}
     repeated = []
     for run, name in zip(runs, setting_names([run.options for run in runs]), strict=True):
@@ -147,7 +174,7 @@ def read(root: Path) -> Sweep:
         Setting(name, COLOURS[number % 8], STYLES[number // 8 % 4], [run for _, run in sorted(by_name[name].items())])
         for number, name in enumerate(sorted(by_name, key=order))
     ]
-    return Sweep(settings, absent, repeated, record)
+    return Sweep(settings, absent, repeated, record, damaged)
 
 
 def setting_names(options: list[dict[str, Any]]) -> list[str]:
@@ -156,32 +183,161 @@ def setting_names(options: list[dict[str, Any]]) -> list[str]:
     return [" ".join(setting_name(run, axes)) for run in options]
 
 
-def _run_folders(root: Path) -> Iterator[Run | str]:
-    """Yield the finished runs at or below `root`, and the places of others; nothing that lies inside a run."""
+def _run_folders(root: Path) -> Iterator[Run | str | tuple[str, str]]:
+    """Yield what lies at or below `root`, but for what lies inside a run.
+
+    Yields:
+        A finished run; the place of one that isn't; or the place of one that is damaged, and what is wrong.
+    """
     for folder, folders, files in os.walk(root):
         folders.sort()
         if "config.yaml" not in files:
             continue
         run = RunFolder(folder)
-        try:
-            options = yaml.safe_load(run.config.read_text())
-            variant(options["model"]), int(options["seed"]), options["data"]["name"]
-        except (ValueError, TypeError, LookupError, AttributeError, yaml.YAMLError):
-            continue  # another program's config.yaml
-        folders.clear()
         place = os.path.relpath(folder, root).replace(os.sep, "/")
         place = Path(folder).resolve().name if place == "." else place
-        summary = _json(run.summary) if run.per_image.exists() else None
-        yield place if summary is None else Run(run, place, options, summary)
+        try:
+            options = _options(run.config)
+        except Damaged as error:
+            if run.summary.exists():  # else another program's config.yaml
+                folders.clear()
+                yield place, str(error)
+            continue
+        folders.clear()
+        try:
+            if run.summary.exists() and run.per_image.exists():
+                summary = _summary(run.summary)
+                _check_tables(run, summary)
+                yield Run(run, place, options, summary)
+            else:
+                yield place
+        except Damaged as error:
+            yield place, str(error)
 
 
-def _json(path: Path) -> dict[str, Any] | None:
-    """Return what a file holds, None where there is none."""
+def _options(path: Path) -> dict[str, Any]:
+    """Return a run's config.yaml: plain values, nothing that refers to itself or to other places."""
     try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except ValueError:
-        raise UserError(f"{path} can't be read", accepted="the file as it was written by this software") from None
+        options = yaml.load(_text(path), _Plain)
+        json.dumps(options)
+        variant(options["model"])
+        if type(options["seed"]) is not int or not isinstance(options["data"]["name"], str):
+            raise TypeError("it has no seed or no data")
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        raise Damaged(f"config.yaml can't be read: {shown(first_line(error))}") from None
+    return options
+
+
+class _Plain(yaml.SafeLoader):
+    """A loader without aliases, by which a few lines can stand for more than memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it refers to itself")
+        return super().compose_node(parent, index)
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """Return summary.json, whose numbers are numbers."""
+    summary = _json(path)
+    for name in ("test/iou", "test/images", "epochs", "seconds", *(cost for cost in NUMBERS if cost in summary)):
+        value = summary.get(name, 0 if name != "test/iou" else None)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise Damaged(f"{path.name}: {name} is no number")
+    if not isinstance(summary.get("versions", {}), dict) or not isinstance(summary.get("command", ""), str):
+        raise Damaged(f"{path.name}: versions or command are of another kind")
+    return summary
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """Return sweep.json, nothing where there is none; raise a UserError where it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        record = _json(path)
+        cells = record.get("cells", [])
+        if not all(isinstance(cell["name"], str) for cell in cells) or not isinstance(record.get("command", ""), str):
+            raise Damaged("it is of another kind")
+    except (Damaged, TypeError, LookupError) as error:
+        reason = shown(first_line(error))
+        raise UserError(
+            f"{shown(path)} can't be read: {reason}", accepted="the file as it was written by this software"
+        ) from None
+    return record
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return the object that a file holds."""
+    try:
+        content = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path.name} can't be read: {shown(first_line(error))}") from None
+    if not isinstance(content, dict):
+        raise Damaged(f"{path.name} can't be read: it holds no object")
+    return content
+
+
+def _text(path: Path) -> str:
+    """Return the text of a file of ours, which is a file and not large."""
+    try:
+        if not path.is_file():
+            raise Damaged(f"{path.name} is no file")
+        if path.stat().st_size > LARGEST:
+            raise Damaged(f"{path.name} has more than {LARGEST:,} bytes")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{path.name} can't be read: {shown(first_line(error))}") from None
+
+
+def _check_tables(run: RunFolder, summary: dict[str, Any]) -> None:
+    """Raise Damaged where a table lacks what is read of it, or is shorter than the run's summary says."""
+    paths = [path for name in TABLES if (path := run.path / name).exists()]
+    paths += [path for name in ("lesion.csv", "shapley.csv") for path in run.path.glob(f"evaluation/*/{name}")]
+    for path in paths:
+        name = path.relative_to(run.path)
+        table = _checked(path, str(name))
+        if path == run.per_image and len(table) != summary.get("test/images", len(table)):
+            raise Damaged(f"{name} has {len(table)} rows, and summary.json says {summary['test/images']} test images")
+        if path == run.metrics and len(table) and table.epoch.max() + 1 < summary.get("epochs", 0):
+            raise Damaged(
+                f"{name} ends in epoch {table.epoch.max():g}, and summary.json says {summary['epochs']} epochs"
+            )
+
+
+def _checked(path: Path, name: str) -> pd.DataFrame:
+    """Return a table, or raise Damaged where it is cut short or lacks columns."""
+    if not path.is_file():
+        raise Damaged(f"{name} is no file")
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            end = file.read()
+        table = _csv(path)
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{name} can't be read: {shown(first_line(error))}") from None
+    words, numbers = TABLES[path.name]
+    absent = [column for column in (*words, *numbers) if column not in table]
+    if absent:
+        raise Damaged(f"{name} lacks {', '.join(absent)}")
+    if end != b"\n":
+        raise Damaged(f"{name} is cut short")
+    if not len(table) and path.name not in GROWING:
+        raise Damaged(f"{name} has no rows")
+    wrong = [column for column in numbers if len(table) and table[column].dtype.kind not in "iuf"]
+    wrong += [column for column in ("step", "epoch") if column in table and not np.isfinite(table[column]).all()]
+    if wrong:
+        raise Damaged(f"{name}: {', '.join(wrong)} should be numbers")
+    return table
+
+
+def _csv(path: Path) -> pd.DataFrame:
+    """Return a table; a picture may be called NA or 007."""
+    words = {column: str for column in ("name", "group", "levels", "kind", "block", "metric", "cut")}
+    numbers = [column for column in pd.read_csv(path, nrows=0).columns if column not in words]
+    empty = {column: ["", "nan", "NaN"] for column in numbers}
+    return pd.read_csv(path, dtype=words, keep_default_na=False, na_values=empty)
 
 
 def _table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=columns)
+    return _csv(path) if path.exists() else pd.DataFrame(columns=columns)

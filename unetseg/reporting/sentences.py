@@ -100,7 +100,7 @@ def absent(sweep: Sweep) -> str:
     """Return which cells are not in the report."""
     parts = [
         f"{kind}: {', '.join(names)}"
-        for kind in ("missing", "unfinished")
+        for kind in ("missing", "unfinished", "damaged")
         if (names := [name for name, state in sweep.absent if state == kind])
     ]
     total = len(sweep.runs) + len(sweep.absent)
