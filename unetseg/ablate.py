@@ -111,12 +111,7 @@ def _table(runs: list[SweepRun]) -> Group:
 
 def main() -> None:
     """Run from the command line."""
-    try:
-        results = command.run("ablate", Ablate, ablate, together=True, preflight=preflight.train)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on", file=sys.stderr)
-        sys.exit(1)
-    for runs in results:
+    for runs in command.run("ablate", Ablate, ablate, together=True, preflight=preflight.train):
         failed = [run for run in runs if run.state != "done"]
         for run in failed:
             print(f"\n{run.name} failed; the end of {run.log}:\n{run.tail()}", file=sys.stderr)

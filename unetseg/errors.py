@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+REQUEUE = 75
+"""Exit status of a run that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h, "try again later"."""
+INTERRUPTED = 130
+"""Status of a Halt after Ctrl-C; the process then dies of SIGINT, which a shell shows as this number."""
+
 
 class UserError(ValueError):
     """The user's input is wrong (exit status 2).

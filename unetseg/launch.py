@@ -1,4 +1,4 @@
-"""Which process of a run this is, and what the processes agree on before Lightning connects them.
+"""Which process of a run this is, what the processes agree on before Lightning connects them, and how they end.
 
 Three launchers: Lightning itself starts a machine's further processes (LOCAL_RANK; NODE_RANK where there are several
 machines), torchrun (RANK) and SLURM's srun (SLURM_PROCID) start all of them.
@@ -6,8 +6,10 @@ machines), torchrun (RANK) and SLURM's srun (SLURM_PROCID) start all of them.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,6 +19,9 @@ from unetseg.errors import UserError
 
 PATIENCE = timedelta(hours=1)
 """How long the first process is waited for: it may have to download the data, and checks them."""
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""Requests to stop: Ctrl-C, a scheduler's two, and a terminal or ssh that went away. Whole process groups get them."""
 
 _kept: list[Any] = []
 """The first process's end of the store; without it the others could not read."""
@@ -53,6 +58,48 @@ def agreed(decide: Callable[[], str], machines: int) -> str:
         raise
     store.set("unetseg", json.dumps(decided))
     return decided
+
+
+def in_loaders() -> Callable[[int], None]:
+    """Return the worker_init_fn of a DataLoader whose processes live on until this one has no more use for them."""
+    from multiprocessing.util import Finalize
+
+    Finalize(None, _kill_loaders, exitpriority=0)  # before multiprocessing asks them by SIGTERM, and waits
+    return _outlive_stops
+
+
+def _outlive_stops(worker: int) -> None:
+    """Leave the requests to stop to the process that trains, and end with it, also by kill -9."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    die_with_the_parent()
+
+
+def _kill_loaders() -> None:
+    import multiprocessing
+
+    for child in multiprocessing.active_children():
+        if child.daemon:  # as all loader processes are, and as multiprocessing ends them itself
+            child.kill()
+
+
+def is_ignored(number: signal.Signals) -> bool:
+    """Return whether this process was started to live on when its terminal goes away, as nohup does."""
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+
+
+def die_with_the_parent() -> None:
+    """Ask Linux to kill this process when its parent is gone, also by kill -9."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def die_of_ctrl_c() -> None:
+    """End this process by SIGINT itself, by which a shell knows that its loop is to end, too."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _number_and_count(machines: int) -> tuple[int, int]:

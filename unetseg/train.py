@@ -56,7 +56,7 @@ def train(options: Train, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
         options.data.model_dump(), options.seed, skip_unreadable=skip_unreadable, batch_normalisation=normalised
     )
     module = build.make_module(options)
-    run = (RunFolder.resumed if options.resume else RunFolder.create)(options, data.check)
+    run = (RunFolder.resumed if options.resume else RunFolder.create)(options, lambda: preflight.data(data))
     start = resume.rewind(run) if options.resume else None
     loggers = build.make_loggers(options, run)
     record, speed = TestRecord(run), Cost()
@@ -64,14 +64,18 @@ def train(options: Train, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     best, last = resume.make_checkpointing(run)
     continuation = resume.Continuation(run, options.checkpoint)
     with ExitStack() as stack:
-        stack.enter_context(resume.explaining_full_disks(run))
+        stack.enter_context(resume.explaining_the_world(run))
         stack.enter_context(resume.explaining_damage(run))
         stack.callback(run.release)
         stack.callback(wandb_run.finish, loggers)
+        stack.enter_context(continuation.listening())
         ours = [*callbacks, continuation, *watchers, record, speed, best, last]
         trainer = build.make_trainer(options.trainer, loggers, ours, run.path)
         batch = build.set_batch_size_and_learning_rate(options, trainer, data, module)
+        build.check_limits(trainer, data)
         trainer.fit(module, data, ckpt_path=start, weights_only=True)
+        if not best.best_model_path and trainer.is_global_zero:
+            print("there is no best.ckpt, as no validation has run since: the last weights are tested")
         trainer.test(module, data, ckpt_path=best.best_model_path or None, verbose=False, weights_only=True)
         summary = {
             **record.over_the_set(),

@@ -10,9 +10,9 @@ from conftest import ROOT, timed
 from unetseg.errors import UserError
 from unetseg.names import nearest_first
 from unetseg.options.compose import compose, compose_runs, experiment_axes, runs_of, values_of
-from unetseg.options.messages import trainer_arguments
 from unetseg.options.schema import Evaluate, Train
 from unetseg.options.settings import override, variant
+from unetseg.options.trainer import trainer_arguments
 from unetseg.options.validation import describe
 
 SYNTHETIC = ["data=synthetic"]

@@ -1,19 +1,23 @@
 """What every command shares: options from the command line, checks of all runs, then the work.
 
-Exit status: 0 done, 2 the user's input is wrong (a message, no traceback), 1 anything else.
+Exit status: 0 done, 2 the user's input is wrong (a message, no traceback), 75 stopped on request and able to go on,
+SIGINT itself after Ctrl-C, 1 anything else.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from unetseg import launch
-from unetseg.errors import Halt, UserError
+from unetseg.errors import INTERRUPTED, Halt, UserError
 from unetseg.options.compose import CONF, as_override, compose_runs, composed, experiment_axes, plain, runs_of
 from unetseg.options.messages import written
 from unetseg.options.output import shown_lines
@@ -36,6 +40,8 @@ HELP = {"-h", "--help"}
 MULTIRUN = {"-m", "--multirun"}
 OUR_FLAGS = HELP | MULTIRUN
 """Other flags, such as --cfg job, are Hydra's own business."""
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def run(
@@ -69,9 +75,11 @@ def run(
     results: list[Result] = []
 
     def one_run(options: DictConfig) -> None:
-        results.append(_done(command, lambda options: work(validate(schema, plain(options, schema))), options))
+        with told(command):  # here, because Hydra would say more of it
+            results.append(work(validate(schema, plain(options, schema))))
 
-    try:
+    last_through_closed_output()
+    with told(command):
         arguments = [as_override(argument) for argument in sys.argv[1:]]
         flags = {argument for argument in arguments if argument.startswith("-")}
         of_hydra = flags - OUR_FLAGS
@@ -89,7 +97,7 @@ def run(
                 preflight(options)
                 if flags & MULTIRUN:
                     preflight_sweep(options)
-            return [_done(command, work, options) for options in inherited]
+            return [work(options) for options in inherited]
         if flags & HELP:
             print(_help(command, schema, OmegaConf.to_container(composed(command, schema, overrides), resolve=True)))
             return results
@@ -103,6 +111,8 @@ def run(
                 preflight(options)
                 if flags & MULTIRUN:
                     preflight_sweep(options)
+            if flags & MULTIRUN:
+                _own_names(options_of_runs)
             if together:
                 return [work(list(zip(runs, options_of_runs, strict=True)))]
         # Hydra wants flags and their values last
@@ -110,29 +120,95 @@ def run(
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(one_run)()
         if sweep and not results:
             print("the launcher ran the jobs in processes of their own: what came out is in their folders")
-    except UserError as error:
-        if not launch.is_first():
-            sys.exit(2)  # the first process says it
-        leave(command, error)
     return results
 
 
-def _done(command: str, work: Callable[[Any], Result], options: Any) -> Result:
-    """Return what the work on some options returns; where it ends early, leave at once: Hydra would say more of it."""
+def _own_names(runs: list[Any]) -> None:
+    """Raise a UserError where two runs of a sweep would have one folder."""
+    names = [name for name in (getattr(options, "name", None) for options in runs) if name is not None]
+    if twins := [name for name in names if names.count(name) > 1]:
+        raise UserError(
+            f"name={twins[0]} would be the folder of {names.count(twins[0])} runs",
+            accepted="a name for each run, or none",
+            advice=f"output=runs/{twins[0]} without name, which holds a folder for each run",
+        )
+
+
+@contextmanager
+def told(command: str) -> Iterator[None]:
+    """End the process with a message on an error that the user has to know of, and by SIGINT after Ctrl-C."""
     try:
-        return work(options)
+        yield
     except (UserError, Halt) as error:
         leave(command, error)
+    except KeyboardInterrupt:
+        leave(command, Halt("stopped", INTERRUPTED))
+    except OSError as error:
+        if error.errno not in UNWRITABLE | FULL:
+            raise
+        problem = f"{error.filename or 'a file'} can't be read or written: {error.strerror}"
+        if error.errno in FULL:
+            leave(command, Halt(f"{problem}\n  try: make room, then the same command"))
+        leave(command, UserError(problem, accepted="files and folders that may be", advice="another folder"))
 
 
 def leave(command: str, error: UserError | Halt) -> NoReturn:
     """Print what is wrong and end the process with its status."""
+    if isinstance(error, UserError) and not launch.is_first():
+        sys.exit(2)  # the first process says it
     if isinstance(error, Halt) and not launch.is_first():
         sys.exit(0)  # Lightning kills the first process when another one fails, before it can speak
     # a loader's process wraps its traceback into the message; what the user has to know is the last part
     text = str(error).rpartition("UserError: ")[2].strip()
     print(shown_lines(f"unetseg.{command}: {text}"), file=sys.stderr)
+    if isinstance(error, Halt) and error.status == INTERRUPTED:
+        launch.die_of_ctrl_c()
     sys.exit(error.status if isinstance(error, Halt) else 2)
+
+
+class Lasting:
+    """An output stream that takes every letter, and nothing any more once its reader or terminal is gone.
+
+    A training must not die of what it says. Everything else is the stream's own.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or drop what no one can read."""
+        with self._dropping():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or drop what no one can read."""
+        with self._dropping():
+            self._stream.flush()
+
+    @contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+def last_through_closed_output() -> None:
+    """Make standard output and error streams that last."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by who started this process
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif not isinstance(stream, Lasting):
+            setattr(sys, name, Lasting(stream))
 
 
 def _help(command: str, schema: type[Section], options: Any) -> str:

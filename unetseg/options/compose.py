@@ -14,13 +14,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unetseg.errors import UserError
-from unetseg.options.messages import trainer_arguments
 from unetseg.options.schema import Section
+from unetseg.options.trainer import lightnings_arguments
 from unetseg.options.validation import Schema, describe, unknown_option, validate
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 """Inside the package in a wheel, at the root of a checkout."""
+TEXTS = ("name", "output", "resume", "wandb.project", "wandb.entity")
+"""Options whose value is a text that may look like a number: name=1e3 is no 1000.0."""
 
 
 def compose(command: str, schema: type[Schema], overrides: list[str]) -> Schema:
@@ -76,11 +78,13 @@ def as_override(argument: str) -> str:
     sweep, no quotes.
     """
     key, equals, value = argument.partition("=")
-    of_trainer = key.startswith("trainer.") and key.split(".")[1] in trainer_arguments()
-    override = f"++{argument}" if of_trainer else argument
+    of_trainer = key.startswith("trainer.") and key.split(".")[1] in lightnings_arguments()
+    value = str(Path(value).expanduser()) if value.startswith("~") else value
+    override = f"{'++' * of_trainer}{key}{equals}{value}"
     escaped = value.replace("'", r"\'")
     quoted = f"{override.partition('=')[0]}='{escaped}'"
-    return quoted if equals and not _parses(override) and _parses(quoted) else override
+    number = key in TEXTS and re.fullmatch(r"[-+]?[\d_.]+(e[-+]?\d+)?", value, re.IGNORECASE)
+    return quoted if equals and (number or not _parses(override)) and _parses(quoted) else override
 
 
 def composed(command: str, schema: type[Schema], overrides: list[str]) -> DictConfig:
@@ -109,7 +113,8 @@ def composed(command: str, schema: type[Schema], overrides: list[str]) -> DictCo
         if unknown is None:
             raise UserError(str(error), advice="--help") from None
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            defaults: Any = OmegaConf.to_container(hydra.compose(command))
+            groups = [override for override in overrides if (CONF / override.partition("=")[0]).is_dir()]
+            defaults: Any = OmegaConf.to_container(hydra.compose(command, overrides=groups))
         raise unknown_option(schema, defaults, unknown[1]) from None
 
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import ast
-import functools
-import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 
 from pydantic_core import PydanticCustomError
 
 from unetseg.names import LEVELS, nearest_first
 
 
-def rejected(accepted: str, advice: str = "") -> PydanticCustomError:
-    """Return the error that a validator raises: what would be accepted, and what to try."""
-    return PydanticCustomError("rejected", "{accepted}", {"accepted": accepted, "advice": advice})
+def rejected(accepted: str, advice: str = "", problem: str = "") -> PydanticCustomError:
+    """Return the error that a validator raises: what would be accepted, what to try, what is wrong if not the value."""
+    return PydanticCustomError("rejected", "{accepted}", {"accepted": accepted, "advice": advice, "problem": problem})
 
 
 def one_of(value: object, names: Sequence[str], more: str = "") -> str:
@@ -35,16 +31,6 @@ def one_or_per_level(value: object, names: Sequence[str], key: str) -> str | lis
     if len(value) != LEVELS:
         raise rejected(f"{', '.join(names)}{more}", f"[{','.join(example)}]")
     return [one_of(entry, names, more) for entry in value]
-
-
-@functools.cache
-def trainer_arguments() -> tuple[str, ...]:
-    """Return the names that Lightning's Trainer accepts, read from its source: importing it takes twelve seconds."""
-    root = importlib.util.find_spec("lightning").submodule_search_locations[0]  # type: ignore[union-attr,index]
-    tree = ast.parse((Path(root) / "pytorch/trainer/trainer.py").read_text())
-    init = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    ours = {"self", "logger", "callbacks", "default_root_dir", "enable_checkpointing", "plugins", "inference_mode"}
-    return tuple(a.arg for a in init.args.args + init.args.kwonlyargs if a.arg not in ours)
 
 
 def written(value: object) -> str:

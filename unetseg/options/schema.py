@@ -13,13 +13,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from unetseg.names import ENCODERS, FLOWS, PETS_ROOT, RESNETS, SKIPS, class_names
-from unetseg.options.messages import one_of, one_or_per_level, rejected, trainer_arguments
+from unetseg.options.messages import one_of, one_or_per_level, rejected
+from unetseg.options.trainer import check_trainer
 
 
 class Section(BaseModel):
     """A group of options; unknown keys are errors and values don't change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False, coerce_numbers_to_str=True
+    )
 
 
 class Model(Section):
@@ -249,11 +252,7 @@ class Train(Section):
     @field_validator("trainer")
     @classmethod
     def _trainer(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name, given in value.items():
-            one_of(name, trainer_arguments())
-            # Lightning looks at the others itself
-            if name in ("max_epochs", "max_steps") and not isinstance(given, int | None):
-                raise rejected(f"a whole number for trainer.{name}, not {given}", f"trainer.{name}=10")
+        check_trainer(value)
         return value
 
     @field_validator("name")

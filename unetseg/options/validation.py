@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from unetseg.errors import UserError
 from unetseg.names import nearest_first
-from unetseg.options.messages import trainer_arguments, written
+from unetseg.options.messages import written
 from unetseg.options.schema import DATA, Section
+from unetseg.options.trainer import trainer_arguments
 
 Schema = TypeVar("Schema", bound=Section)
 
@@ -24,10 +25,14 @@ def validate(schema: type[Schema], options: dict[str, Any]) -> Schema:
 
 def unknown_option(schema: type[Section], options: dict[str, Any], key: str) -> UserError:
     """Return the error for a key that no option has."""
-    section = key.rpartition(".")[0]
+    section, _, name = key.rpartition(".")
     known = list(describe(schema, options))
     siblings = nearest_first(key, [name for name in known if name.rpartition(".")[0] == section] or known)
-    return UserError(f"{key} is not an option", accepted=", ".join(siblings[:8]), advice=siblings[0])
+    others = [data for data, fields in DATA.items() if section == "data" and name in fields.model_fields]
+    known_elsewhere = f" of data={options['data']['name']}, but of data={', '.join(map(str, others))}" if others else ""
+    return UserError(
+        f"{key} is not an option{known_elsewhere}", accepted=", ".join(siblings[:8]), advice=f"{siblings[0]}=..."
+    )
 
 
 def describe(schema: type[Section], options: dict[str, Any]) -> dict[str, str]:
@@ -60,6 +65,8 @@ def _explain(schema: type[Section], options: dict[str, Any], error: Any) -> User
         accepted = describe(schema, options).get(key, "a value")
         return UserError(f"{key} is not given", accepted=accepted, advice=f"{key}=...")
     advice = context.get("advice") or "--help"
+    if context.get("problem"):
+        return UserError(context["problem"], accepted=accepted, advice=advice)
     given = f"{key}={written(error['input'])} is not accepted" if key and not isinstance(error["input"], dict) else key
     return UserError(given or "these options don't go together", accepted=accepted, advice=_command(key, advice))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 METRICS_COLUMNS = ("step", "epoch", "name", "value")
 GRADIENT_FLOW_COLUMNS = ("step", "epoch", "kind", "block", "metric", "value")
+LENGTHS = ("max_epochs", "max_steps")
+"""The arguments of the Trainer's that say how long a run is."""
 FOLDER_FOR_RANKS = "UNETSEG_RUN_FOLDER"
 """Environment variable that hands the folder to the processes that Lightning launches for further devices."""
 
@@ -49,6 +53,11 @@ class RunFolder:
         """What grows while a run trains, and is cut back to its last checkpoint when it is resumed."""
         return self.metrics, self.gradient_flow, self.left_out
 
+    @property
+    def results(self) -> tuple[Path, ...]:
+        """What the test at the end of a run writes; the summary, which marks a finished run, comes first."""
+        return self.summary, self.per_image, self.edge_distance
+
     @classmethod
     def create(cls, options: Train, check: Callable[[], object] = lambda: None) -> RunFolder:
         """Make the folder output/name and write config.yaml into it; refuse a name that is taken.
@@ -62,20 +71,58 @@ class RunFolder:
 
         def make() -> RunFolder:
             check()
-            run = cls(Path(options.output) / (options.name or timed_name(options.model_dump())))
+            output = Path(options.output)
+            run = cls._named(output / options.name) if options.name else cls._first_free(output, options)
             try:
-                run.path.mkdir(parents=True)
-            except FileExistsError:
+                run.figures.mkdir(exist_ok=True)
+                write_text(run.config, yaml.safe_dump(options.model_dump(), sort_keys=False))
+            except OSError:
+                if run.half_made:
+                    shutil.rmtree(run.path)
+                raise
+            return run
+
+        return _of_the_first(make, options)
+
+    @classmethod
+    def _named(cls, path: Path) -> RunFolder:
+        """Return the new folder of a name that the user gave, or one whose making was broken off."""
+        run = cls(path)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            if not run.half_made or not run.claimed().half_made:  # it might have been completed just now
                 raise UserError(
-                    f"the run folder {run.path} exists",
+                    f"the run folder {path} exists",
                     accepted="a new folder; nothing is overwritten",
                     advice="another name=... or output=...",
                 ) from None
-            run.figures.mkdir()
-            run.config.write_text(yaml.safe_dump(options.model_dump(), sort_keys=False))
-            return run.claimed()
+            return run
+        return run.claimed()
 
-        return _of_the_first(make, options)
+    @classmethod
+    def _first_free(cls, output: Path, options: Train) -> RunFolder:
+        """Return a new folder NAME, NAME_2, NAME_3, ...: jobs of a cluster begin in the same second."""
+        name = timed_name(options.model_dump())
+        for number in itertools.count(1):
+            run = cls(output / (name if number == 1 else f"{name}_{number}"))
+            with suppress(FileExistsError):
+                run.path.mkdir(parents=True)
+                return run.claimed()
+        raise AssertionError("unreachable")
+
+    @property
+    def begun(self) -> bool:
+        """Whether a training has begun here: the options are recorded."""
+        return self.config.exists() and self.config.stat().st_size > 0
+
+    @property
+    def half_made(self) -> bool:
+        """Whether this is a folder in which nothing was begun: a kill or a full disk ended its making."""
+        if not self.path.is_dir() or self.begun:
+            return False
+        parts = {self.figures, self.config, self.path / ".lock", self.path / f".{self.config.name}.tmp"}
+        return set(self.path.rglob("*")) <= parts
 
     @classmethod
     def resumed(cls, options: Train, check: Callable[[], object] = lambda: None) -> RunFolder:
@@ -95,6 +142,8 @@ class RunFolder:
             if differences(before, options.model_dump()):
                 number = next(n for n in itertools.count(1) if not (run.path / f"config_{n}.yaml").exists())
                 write_text(run.path / f"config_{number}.yaml", run.config.read_text(encoding="utf-8"))
+                for result in filter(Path.exists, run.results):  # of a finished run that is extended
+                    result.rename(result.with_stem(f"{result.stem}_{number}"))
                 kept = {key: before[key] for key in ("name", "output", "resume", "allow_changes")}
                 write_text(run.config, yaml.safe_dump(options.model_dump() | kept, sort_keys=False))
             return run
@@ -134,13 +183,18 @@ def _of_the_first(prepare: Callable[[], RunFolder], options: Train) -> RunFolder
 
 
 def check_resume(options: Train) -> None:
-    """Raise a UserError unless the run `options.resume` is unfinished and began with these options.
+    """Raise a UserError unless the run `options.resume` can go on with these options.
 
-    Those in `allow_changes` may differ, and so may what doesn't change a run's results.
+    Those in `allow_changes` may differ, and so may what doesn't change a run's results. A finished run can only be
+    extended, by more epochs or steps than it had.
     """
     run = RunFolder(str(options.resume))
-    changed = differences(recorded.of_training(run.config), options.model_dump())
-    refused = [change for change in changed if change.partition(":")[0] not in options.allow_changes]
+    before = recorded.of_training(run.config)
+    changed = differences(before, options.model_dump())
+    finished = run.summary.exists()
+    longer = [key for key in LENGTHS if _is_longer(before["trainer"].get(key), options.trainer.get(key))]
+    may_differ = [*options.allow_changes, *(f"trainer.{key}" for key in longer if finished)]
+    refused = [change for change in changed if change.partition(":")[0] not in may_differ]
     if refused:
         names = ",".join(change.partition(":")[0] for change in changed)
         raise UserError(
@@ -148,8 +202,19 @@ def check_resume(options: Train) -> None:
             accepted="the options that it began with",
             advice=f"resume=... alone, or allow_changes=[{names}]",
         )
-    if run.summary.exists():
-        raise UserError(f"resume={options.resume}: this run is finished", accepted="a run without a summary.json")
+    if finished and not longer:
+        epochs = before["trainer"].get("max_epochs") or 1
+        raise UserError(
+            f"resume={options.resume}: this run is finished",
+            accepted="a run without a summary.json, or more epochs than it had",
+            advice=f"resume={options.resume} trainer.max_epochs={2 * epochs}, which extends it",
+        )
+
+
+def _is_longer(before: Any, now: Any) -> bool:
+    """Return whether the run gets longer than it was by this argument of the Trainer's."""
+    numbers = isinstance(before, int) and isinstance(now, int)
+    return numbers and before != -1 and (now > before or now == -1)  # -1: without end
 
 
 def options_of(run: RunFolder, overrides: list[str]) -> Train:

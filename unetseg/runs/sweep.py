@@ -6,7 +6,6 @@ process, Lightning's further ranks would run the whole sweep again).
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import signal
@@ -17,16 +16,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from unetseg.errors import UserError
+from unetseg import launch
+from unetseg.errors import INTERRUPTED, REQUEUE, Halt, UserError
 from unetseg.options import recorded
 from unetseg.options.schema import Train
 from unetseg.options.settings import differences, override
 from unetseg.runs.folder import RunFolder
 
 TRAIN = (sys.executable, "-m", "unetseg.train")
-PATIENCE = 15.0
-"""Seconds that a run has to end by itself when the sweep is stopped."""
+PATIENCE = 60.0
+"""Seconds that a run has to end by itself when the sweep is stopped: a validation is finished first."""
 
 
 @dataclass
@@ -46,7 +47,7 @@ class SweepRun:
 
     def look(self) -> None:
         """Find out what an earlier call left; refuse a folder whose run has other options."""
-        if self.folder.config.exists():
+        if self.folder.begun:
             changed = differences(recorded.of_training(self.folder.config), self.options.model_dump())
             if changed:
                 raise UserError(
@@ -58,7 +59,7 @@ class SweepRun:
 
     def start(self, gpus: Sequence[str], threads: int | None) -> None:
         """Train, from where an earlier process left it, with these GPUs and this many threads."""
-        begun = self.folder.config.exists()
+        begun = self.folder.begun
         resume = [override("resume", str(self.folder.path))]
         where = resume if begun else [override("name", self.name), override("output", str(self.folder.path.parent))]
         overrides = where if begun else [*self.overrides, *where, "++trainer.enable_progress_bar=false"]
@@ -72,7 +73,7 @@ class SweepRun:
             self.process = subprocess.Popen(
                 [*TRAIN, *overrides],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-                start_new_session=True, preexec_fn=_die_with_the_parent,
+                start_new_session=True, preexec_fn=launch.die_with_the_parent,
             )  # fmt: skip
 
     def poll(self) -> None:
@@ -146,18 +147,24 @@ def visible_gpus() -> list[str]:
 
 @contextmanager
 def _stopping(runs: Sequence[SweepRun]) -> Iterator[None]:
-    """End all processes when the block is left early, by Ctrl-C, by SIGTERM or by an error."""
+    """End all processes when the block is left early, by Ctrl-C, another request to stop, or an error.
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    Each run finishes its step and writes its checkpoint; a second Ctrl-C ends them at once.
+    """
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    def stop(number: int, frame: Any) -> None:
+        raise Halt("stopped; the same command goes on", INTERRUPTED if number == signal.SIGINT else REQUEUE)
+
+    before = {number: signal.signal(number, stop) for number in launch.STOPS if not launch.is_ignored(number)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-        for run in runs:
-            run.stop(signal.SIGTERM)
+        for number in before:
+            at_once = number == signal.SIGINT
+            signal.signal(number, (lambda *_: _send(runs, signal.SIGKILL)) if at_once else signal.SIG_IGN)
+        if any(run.process is not None for run in runs):
+            print("stopping each run after its step; Ctrl-C: at once", file=sys.stderr, flush=True)
+        _send(runs, signal.SIGTERM)
         deadline = time.monotonic() + PATIENCE
         for run in runs:
             if run.process is not None:
@@ -166,9 +173,10 @@ def _stopping(runs: Sequence[SweepRun]) -> Iterator[None]:
                 except subprocess.TimeoutExpired:
                     run.stop(signal.SIGKILL)
                     run.process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _die_with_the_parent() -> None:
-    """Ask Linux to kill this process when its parent is gone, also by kill -9: two would train in one folder."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+def _send(runs: Sequence[SweepRun], sign: signal.Signals) -> None:
+    for run in runs:
+        run.stop(sign)

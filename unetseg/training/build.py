@@ -102,7 +102,8 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
         "use_distributed_sampler": False,  # EpochSampler shares the examples out itself, each exactly once
     }
     quieten()
-    given = {name: value for name, value in arguments.items() if value is not None}
+    # null has a meaning of its own there: epochs don't count, trainer.val_check_interval does
+    given = {n: value for n, value in arguments.items() if value is not None or n == "check_val_every_n_epoch"}
     progress = [ProgressBar()] if given.get("enable_progress_bar", True) else []
     plugins: list[Any] = [AtomicIO()]
     if given.get("sync_batchnorm") and is_cpu(given.get("accelerator", "auto")):
@@ -120,6 +121,20 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
     except (MisconfigurationException, TypeError, ValueError) as error:
         written = ", ".join(f"trainer.{name}={value}" for name, value in given.items())
         raise UserError(f"Lightning's Trainer refuses {written}", accepted=str(error), advice="--help") from None
+
+
+def check_limits(trainer: L.Trainer, data: SegmentationData) -> None:
+    """Raise a UserError where a share of the batches that the Trainer is limited to is less than one batch."""
+    assert data.collection is not None
+    for split in ("train", "val", "test"):
+        share = getattr(trainer, f"limit_{split}_batches")
+        batches = -(-len(data.collection.splits[split]) // (data.batch_size * trainer.world_size))
+        if isinstance(share, float) and share * batches < 1 and (share or split != "val"):
+            raise UserError(
+                f"trainer.limit_{split}_batches={share} of {batches} batches is none",
+                accepted=f"at least {1 / batches:.2g}, or a whole number of batches",
+                advice=f"trainer.limit_{split}_batches=1",
+            )
 
 
 def quieten() -> None:

@@ -54,6 +54,7 @@ class SegmentationModule(L.LightningModule):
         self.save_hyperparameters(hyper_parameters or {}, logger=False)
         self.model, self.loss, self.classes = model, loss, classes
         self.lr, self.weight_decay, self.skip_nonfinite = lr, weight_decay, skip_nonfinite
+        self.steps = 0
         # ModuleDict refuses the key "train"
         self.scores = nn.ModuleDict({f"{stage}_scores": SegmentationScores(classes) for stage in STAGES})
         # the mean over images; Lightning's own rounds their number per process down, and "disable" forgets it
@@ -79,6 +80,34 @@ class SegmentationModule(L.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the predicted class maps, BxHxW uint8, and the counts, BxCx6."""
         return self._evaluation_step(batch, "test")
+
+    def on_train_start(self) -> None:
+        """Let today's options hold in a resumed run, whose optimizer and schedule came from its checkpoint."""
+        if not self.trainer.global_step:
+            return
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        schedule: Any = self.lr_schedulers()
+        step = self._step_by_these_options()
+        lr = self.lr
+        if schedule is not None:
+            same = schedule.T_max == self.steps and schedule.last_epoch == step and schedule.base_lrs[0] == self.lr
+            if not same:
+                schedule.T_max, schedule.last_epoch = self.steps, step
+                schedule.base_lrs = [self.lr for _ in optimizer.param_groups]
+            # else to the last bit as if undisturbed: the schedule rounds in each step
+            lr = optimizer.param_groups[0]["lr"] if same else self.lr * (1 + math.cos(math.pi * step / self.steps)) / 2
+        for group in optimizer.param_groups:
+            group |= {"lr": lr, "initial_lr": self.lr, "weight_decay": self.weight_decay}
+
+    def _step_by_these_options(self) -> int:
+        """Return how many steps a run of these options would have taken to where the data goes on."""
+        trainer: Any = self.trainer
+        if trainer.max_steps == self.steps:
+            return int(trainer.global_step)
+        epoch, examples = trainer.datamodule.done
+        batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
+        in_epoch = examples // (trainer.datamodule.batch_size * trainer.world_size) // accumulated
+        return int(epoch * -(-batches // accumulated) + in_epoch)
 
     def on_train_epoch_start(self) -> None:
         """Begin to count anew."""
@@ -122,14 +151,16 @@ class SegmentationModule(L.LightningModule):
                 setattr(self._metric("train"), name, value.to(self.device))
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW and a cosine from lr to 0 over all steps of the run."""
+        """Return AdamW and a cosine from lr to 0 over all steps of the run; lr throughout where it has no known end."""
         # one pass over the weights; not with float16, whose scaler it would take over from Lightning's clipping, nor
         # where gradients are clipped in bfloat16: Lightning refuses that, though there is no scaler
         clipped = self.trainer.precision == "bf16-mixed" and self.trainer.gradient_clip_val
         fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed" and not clipped
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        if math.isinf(self.trainer.estimated_stepping_batches):
+            return optimizer
+        self.steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _evaluation_step(self, batch: Batch, stage: str) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -13,6 +14,9 @@ from unetseg.errors import UserError
 from unetseg.names import PETS_ROOT
 from unetseg.options.schema import Pets, Train
 from unetseg.runs.folder import check_resume
+
+if TYPE_CHECKING:
+    from unetseg.data.datamodule import SegmentationData
 
 HUB = "https://huggingface.co"
 PETS_HOST = "https://www.robots.ox.ac.uk"
@@ -58,6 +62,22 @@ def train(options: Train) -> None:
             raise UserError(
                 f"Oxford-IIIT Pet is not at {PETS_ROOT} and can't be downloaded: no network", advice=WAYS_ON
             )
+
+
+def data(data: SegmentationData) -> None:
+    """Find and check the data; raise a UserError where it can't be trained on, or its scores not be written."""
+    data.check()
+    assert data.collection is not None
+    names = (example.name for examples in data.collection.splits.values() for example in examples)
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"the name of a picture isn't UTF-8: {name!r}",
+                accepted="names that the tables of scores can hold",
+                advice="convmv -f latin1 -t utf8 --notest -r FOLDER",
+            ) from None
 
 
 def one_device(options: Train) -> None:

@@ -1,7 +1,8 @@
 """When checkpoints are written, how, and what they hold beyond Lightning's own: a run goes on as if undisturbed.
 
-last.ckpt is written after each epoch, every few minutes or steps, and when the run is asked to stop. In the middle of
-an epoch that happens between two steps: what the first of them logs is in the tables, and nothing of the second.
+last.ckpt is written after each epoch, with a validation or without, every few minutes or steps, and when the run is
+asked to stop. In the middle of an epoch that happens between two steps: what the first of them logs is in the tables,
+and nothing of the second.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import shlex
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -24,19 +26,15 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from unetseg import launch
-from unetseg.errors import Halt, UserError, first_line
+from unetseg.errors import INTERRUPTED, REQUEUE, Halt, UserError, first_line
 from unetseg.files import drafted
 from unetseg.model import archive
 from unetseg.options.schema import Checkpoint
 from unetseg.runs.folder import RunFolder
 from unetseg.training import restored
-
-REQUEUE = 75
-"""Exit status of a run that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h, "try again later"."""
-INTERRUPTED = 128 + signal.SIGINT
-"""Exit status after Ctrl-C, as in a shell."""
 
 
 class AtomicIO(TorchCheckpointIO):
@@ -78,7 +76,11 @@ class AtomicIO(TorchCheckpointIO):
 
 
 class Checkpointing(ModelCheckpoint):
-    """Finds its file in its own folder, whatever path a checkpoint says: the folder was moved, or is a stranger's."""
+    """Finds its file in its own folder, whatever path a checkpoint says: the folder was moved, or is a stranger's.
+
+    The last checkpoint is also written after an epoch without a validation, and the best one is the best of those that
+    are there.
+    """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the best score, where there is the file that has it."""
@@ -91,20 +93,33 @@ class Checkpointing(ModelCheckpoint):
             self.best_model_score = self.kth_value = best
             self.best_k_models, self.kth_best_model_path = {str(path): best}, str(path)
 
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Forget a best checkpoint that is gone or damaged."""
+        super().on_train_start(trainer, module)
+        if self.monitor and self.best_model_path and not is_whole(Path(self.best_model_path)):
+            if launch.is_first():
+                print(f"{self.best_model_path} is gone or damaged: the best from here on will be kept and tested")
+            self.best_k_models, self.kth_best_model_path, self.kth_value = {}, "", None
+            self.best_model_path, self.best_model_score, self.current_score = "", None, None
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Write the last checkpoint, unless the validation of this step has written it."""
+        super().on_train_epoch_end(trainer, module)
+        if self.monitor is None and not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
 
 class Continuation(L.Callback):
     """Writes last.ckpt in the middle of epochs, and ends the run when it is asked to stop.
 
-    SIGTERM, SLURM's SIGUSR1 and Ctrl-C are requests: the step is finished, the checkpoint written, and the process ends
-    with a status that says so. All processes of the run do so after the same step, whichever of them was asked. A
-    validation is finished first. A second Ctrl-C ends the process at once.
+    SIGTERM, SLURM's SIGUSR1, SIGHUP (a lost ssh) and Ctrl-C are requests: the step is finished, the checkpoint written,
+    and the process ends with a status that says so. All processes of the run do so after the same step, whichever of
+    them was asked. A validation is finished first. A second Ctrl-C ends the process at once.
 
     Args:
         run: the folder that is written to.
         every: minutes and steps between two writes.
     """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self, run: RunFolder, every: Checkpoint):
         self.run, self.every = run, every
@@ -114,8 +129,11 @@ class Continuation(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the length of each table in bytes, and the random numbers' state on the first process."""
-        tables = {path.name: path.stat().st_size for path in self.run.tables if path.exists()}
-        return {"tables": tables, "random": random_state()}
+        present = [path for path in self.run.tables if path.exists()]
+        for path in present:  # a power cut must not leave them shorter than the checkpoint says
+            with path.open("rb") as table:
+                os.fsync(table.fileno())
+        return {"tables": {path.name: path.stat().st_size for path in present}, "random": random_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state of the random numbers until the training is about to go on."""
@@ -129,9 +147,24 @@ class Continuation(L.Callback):
                 counts["ready"] = counts["processed"]
                 progress["is_last_batch"] = False
 
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear of requests to stop during the block; one that came after the last step ends it."""
+        before = {number: signal.getsignal(number) for number in launch.STOPS}
+        self._listen()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self.asked:
+            raise Halt("stopped; this run is finished", self._status())
+
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Take the signals over from Lightning, whose handlers broadcast from wherever they interrupt."""
         self._listen()
+        if trainer.global_step:
+            count_batches_anew(trainer)
 
     def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Take the signals over for the test, too."""
@@ -183,49 +216,96 @@ class Continuation(L.Callback):
         return bool(due), bool(stop)
 
     def _listen(self) -> None:
-        for number in self.SIGNALS:
-            signal.signal(number, self._note)
+        for number in launch.STOPS:
+            if not launch.is_ignored(number):
+                signal.signal(number, self._note)
 
     def _note(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT and self.asked == signal.SIGINT:
-            raise KeyboardInterrupt
+            launch.die_of_ctrl_c()
         self.asked = signal.Signals(number)
         if launch.is_first():
             print(
                 f"{self.asked.name}: stopping at the next step"
-                + (", Ctrl-C again: at once" * (number == signal.SIGINT))
+                + (", Ctrl-C again: at once" * (number == signal.SIGINT)),
+                flush=True,
             )
 
     def _stop(self, when: str) -> None:
-        raise Halt(
-            f"stopped {when}\n  try: python -m unetseg.train resume={shlex.quote(str(self.run.path))}",
-            INTERRUPTED if self.asked == signal.SIGINT else REQUEUE,
+        raise Halt(f"stopped {when}\n  try: {command_to_resume(self.run)}", self._status())
+
+    def _status(self) -> int:
+        return INTERRUPTED if self.asked == signal.SIGINT else REQUEUE
+
+
+def count_batches_anew(trainer: L.Trainer) -> None:
+    """Let a resumed run, whose steps may have another size than before, count the batches of its epoch by these.
+
+    Raises:
+        UserError: the pictures that the epoch has had are no whole number of such batches.
+    """
+    data: Any = trainer.datamodule
+    counts = trainer.fit_loop.epoch_loop.batch_progress.current
+    examples, step = data.done[1], data.batch_size * trainer.world_size
+    if examples % step:
+        raise UserError(
+            f"the run was stopped in an epoch, after {examples} pictures; the next of it can't be taken {step} at once",
+            accepted=f"a batch size, over all devices, that divides {examples}",
+            advice="go on without the change until the epoch ends",
         )
+    batches = examples // step or int(trainer.num_training_batches)  # 0: the epoch is over
+    counts.ready = counts.started = counts.processed = counts.completed = batches
+
+
+def command_to_resume(run: RunFolder) -> str:
+    """Return the command that goes on with a run."""
+    return f"python -m unetseg.train resume={shlex.quote(str(run.path))}"
 
 
 def rewind(run: RunFolder) -> Path | None:
     """Return the checkpoint from which a run goes on, None to start anew; the tables are cut back to it.
 
+    Where last.ckpt is gone (or was not written yet), that is best.ckpt.
+
     Raises:
         UserError: the checkpoint is damaged, or not what training writes.
     """
+    file = run.last if run.last.exists() else run.best
     lengths: dict[str, int] = {}
-    if run.last.exists():
+    if file.exists():
         try:
-            content = archive.load(run.last)
+            content = archive.load(file)
             restored.check(content)
             state = content["callbacks"].get(Continuation.__qualname__)
             lengths = restored.tables(state)
             check_random_state(state.get("random"))
         except Exception as error:  # damaged bytes make the unpickler fail in every way there is
-            raise damaged(run.last, error) from None
+            raise damaged(file, error, _ways_around(run, file)) from None
     if launch.is_first():
+        if file == run.best and file.exists():
+            print(f"{run.last} is not there: going on from best.ckpt")
         for draft in run.checkpoints.glob("*.tmp"):
             if not draft.is_dir():
                 draft.unlink()
         for table in run.tables:
             cut_back(table, lengths.get(table.name, 0))
-    return run.last if run.last.exists() else None
+    return file if file.exists() else None
+
+
+def _ways_around(run: RunFolder, file: Path) -> list[str]:
+    """Return what helps where a checkpoint can't be used."""
+    delete = f"rm {shlex.quote(str(file))}, and the same command"
+    other = "goes on from best.ckpt" if file == run.last and is_whole(run.best) else "begins anew"
+    return ["the file from a copy", f"{delete} {other}"]
+
+
+def is_whole(file: Path) -> bool:
+    """Return whether a checkpoint is there with all its bytes."""
+    try:
+        archive.load(file)
+    except Exception:  # damaged bytes make the unpickler fail in every way there is
+        return False
+    return True
 
 
 def cut_back(table: Path, length: int) -> None:
@@ -241,12 +321,12 @@ def cut_back(table: Path, length: int) -> None:
         os.truncate(table, length)
 
 
-def damaged(path: Path | str, error: Exception) -> UserError:
+def damaged(path: Path | str, error: Exception, ways: Sequence[str] = ("a copy of it, or a new run",)) -> UserError:
     """Return the error for a checkpoint that a run can't go on from."""
     return UserError(
         f"{path} can't be read: {first_line(error)}",
         accepted="a checkpoint as unetseg.train has written it",
-        advice="a copy of it, or a new run",
+        advice=ways,
     )
 
 
@@ -263,18 +343,40 @@ def explaining_damage(run: RunFolder) -> Iterator[None]:
 
 
 @contextmanager
-def explaining_full_disks(run: RunFolder) -> Iterator[None]:
-    """Turn the error that there is no room to write into a Halt that says how to go on."""
+def explaining_the_world(run: RunFolder) -> Iterator[None]:
+    """Turn errors of which the options are innocent into a Halt that says how to go on."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise Halt(
-            f"no room to write {error.filename or 'a file'}: {error.strerror}\n"
-            "  what was written before is whole\n"
-            f"  try: make room, then python -m unetseg.train resume={shlex.quote(str(run.path))}"
-        ) from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Halt(
+                f"no room to write {error.filename or 'a file'}: {error.strerror}\n"
+                "  what was written before is whole\n"
+                f"  try: make room, then {command_to_resume(run)}"
+            ) from None
+        raise
+    except RuntimeError as error:
+        text = str(error)
+        if any(words in text for words in SHARED_MEMORY):
+            raise Halt(
+                "the loader's processes ran out of shared memory (/dev/shm)\n"
+                "  try: more of it (docker run --shm-size=2g ...), data.workers=0 or a smaller data.batch_size\n"
+                f"       {command_to_resume(run)} data.workers=0"
+            ) from None
+        if killed := re.search(
+            r"DataLoader worker \(pid.*\) (is killed by signal: .*?|exited unexpectedly)(\.|$)", text
+        ):
+            raise Halt(
+                f"a loader process {killed[1]}: the machine may have run out of memory\n"
+                f"  try: {command_to_resume(run)} data.workers=0"
+            ) from None
+        raise
+    except MisconfigurationException as error:
+        raise UserError(f"Lightning refuses these options: {first_line(error)}", accepted=str(error)) from None
+
+
+SHARED_MEMORY = ("Bus error", "shared memory", "unable to write to file </torch", "unable to open file </torch")
+"""Words of torch's errors where there is too little of it."""
 
 
 def make_checkpointing(run: RunFolder) -> tuple[Checkpointing, Checkpointing]:

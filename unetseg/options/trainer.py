@@ -1,0 +1,80 @@
+"""Which arguments of Lightning's Trainer a run takes, and what each may be; Lightning looks at the rest itself."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from unetseg.names import nearest_first
+from unetseg.options.messages import rejected
+
+LIMITED = "trainer.max_epochs=1 trainer.limit_train_batches=1 trainer.limit_val_batches=1 trainer.limit_test_batches=1"
+OURS = {
+    "logger": ("metrics.csv is always written; `logger` adds Weights & Biases", "logger=csv"),
+    "callbacks": ("callbacks are objects: unetseg.train.train(options, callbacks=[...]) in Python takes them", ""),
+    "default_root_dir": ("a run writes into output/name", "output=FOLDER"),
+    "enable_checkpointing": ("a run always keeps best.ckpt and last.ckpt", "checkpoint.every_n_minutes=null"),
+    "plugins": ("unetseg brings its own", ""),
+    "inference_mode": ("validation and test always run in it", ""),
+    "fast_dev_run": ("it leaves neither checkpoint nor scores; a run of one batch of each does", LIMITED),
+    "barebones": ("it leaves neither checkpoint nor scores", "trainer.enable_progress_bar=false"),
+    "overfit_batches": (
+        "it takes the training pictures for the validation; the same few pictures in each epoch are a folder of them",
+        "data=folder data.root=FOLDER data.augment=false",
+    ),
+    "limit_predict_batches": ("a run trains and tests, and predicts nothing", "python -m unetseg.predict --help"),
+    "use_distributed_sampler": ("the examples are always shared out, each exactly once", ""),
+    "reload_dataloaders_every_n_epochs": ("the loaders stay, and shuffle anew in each epoch", ""),
+    "enable_autolog_hparams": ("config.yaml and W&B get all options", ""),
+    "model_registry": ("it belongs to Lightning's own cloud", "wandb.log_model=true"),
+}
+"""Arguments that are not taken: why, and what to try."""
+
+LENGTHS = ("max_epochs", "max_steps")
+COUNTS = ("check_val_every_n_epoch", "accumulate_grad_batches", "num_nodes")
+TRAINED_AND_TESTED = ("limit_train_batches", "limit_test_batches")
+
+
+@functools.cache
+def lightnings_arguments() -> tuple[str, ...]:
+    """Return the names that Lightning's Trainer knows, read from its source: importing it takes twelve seconds."""
+    root = importlib.util.find_spec("lightning").submodule_search_locations[0]  # type: ignore[union-attr,index]
+    tree = ast.parse((Path(root) / "pytorch/trainer/trainer.py").read_text())
+    init = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    return tuple(a.arg for a in init.args.args + init.args.kwonlyargs if a.arg != "self")
+
+
+def trainer_arguments() -> tuple[str, ...]:
+    """Return the names of those that a run takes."""
+    return tuple(name for name in lightnings_arguments() if name not in OURS)
+
+
+def check_trainer(arguments: dict[str, Any]) -> None:
+    """Raise what pydantic takes for a refusal where an argument is not accepted; Lightning looks at the others."""
+    for name, value in arguments.items():
+        if name in OURS:
+            reason, advice = OURS[name]
+            raise rejected(", ".join(trainer_arguments()), advice or "--help", f"trainer.{name} is not taken: {reason}")
+        if name not in trainer_arguments():
+            nearest = nearest_first(name, trainer_arguments())
+            raise rejected(", ".join(nearest), f"trainer.{nearest[0]}=...", f"trainer.{name} is not an option")
+        if value is not None and (accepted := _accepted_instead(name, value)):
+            advice = f"trainer.{name}={'ddp' if name == 'strategy' else 10 if name in LENGTHS else 1}"
+            raise rejected(accepted, advice, f"trainer.{name}={value} is not accepted")
+
+
+def _accepted_instead(name: str, value: Any) -> str:
+    """Return what an argument may be where it is something else, otherwise nothing."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if name in LENGTHS and not (whole and (value > 0 or value == -1)):
+        return f"a whole number for trainer.{name}: 1 or more, or -1 for no end"
+    if name in COUNTS and not (whole and value > 0):
+        return f"a whole number for trainer.{name}: 1 or more"
+    if name in TRAINED_AND_TESTED and not value:
+        return "at least one batch: a run ends with the test of what it has trained"
+    if name == "strategy" and any(way in str(value) for way in ("spawn", "fork", "notebook")):
+        return "auto, ddp, or another strategy that starts its processes by the same command"
+    return ""
