@@ -91,7 +91,11 @@ def sweep(tmp_path_factory) -> Path:
 
 def made(runs: Path, output: Path, **options: object) -> str:
     """Return the Markdown of a report."""
-    report(Report.model_validate({"runs": str(runs), "output": str(output), "wandb": False, **options}))
+    report(
+        Report.model_validate(
+            {"runs": str(runs), "output": str(output), "wandb": False, "plan": None, "pooled": False, **options}
+        )
+    )
     return (output / "report.md").read_text()
 
 

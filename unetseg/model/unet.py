@@ -68,6 +68,8 @@ class SkipUnet(nn.Module, HubFolder):
         self.encoder = make_encoder(
             encoder, in_channels=in_channels, weights=weights, short_skips=short_skips, normalisation=normalisation
         )
+        if initialisation == "glorot":  # before the decoder draws: the encoder starts alike with every skip kind
+            _glorot(self.encoder)
         if match_parameters:
             decoder_channels = matched_channels(self.encoder, decoder_channels, self.skip, normalisation, classes)
         self.decoder = Decoder(
@@ -77,9 +79,8 @@ class SkipUnet(nn.Module, HubFolder):
         initialize_decoder(self.decoder)
         initialize_head(self.segmentation_head)
         if initialisation == "glorot":
-            for module in self.modules():
-                if isinstance(module, nn.Conv2d):
-                    nn.init.xavier_normal_(module.weight)
+            _glorot(self.decoder)
+            _glorot(self.segmentation_head)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images, BxCxHxW float, to logits, BxKxHxW float."""
@@ -93,6 +94,12 @@ class SkipUnet(nn.Module, HubFolder):
     def fusions(self) -> list[Fusion]:
         """The fusion of each level, finest first."""
         return [cast(DecoderBlock, block).fusion for block in reversed(self.decoder.blocks[:-1])]
+
+
+def _glorot(part: nn.Module) -> None:
+    for module in part.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.xavier_normal_(module.weight)
 
 
 def _per_level(value: str | Sequence[str], names: Sequence[str], argument: str) -> list[str]:
