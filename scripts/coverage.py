@@ -318,7 +318,10 @@ def smallest(sweeps: int, seed: int) -> None:
         pilots = [seeds_needed(components(one), design.units, SHIFT, SIX) or 101 for one in found]
         reached = "–"
         if planned:
-            drawn = [replace(design, seeds=planned).differences(size, generator) for size in design.batches(1000)]
+            drawn = [
+                replace(design, seeds=planned).differences(size, generator)
+                for size in design.batches(min(sweeps, 1000))
+            ]
             halves = [(spread_of(d).half(SIX), d.mean((-2, -1)) + SHIFT) for d in drawn]
             reached = share([~holds(half, means, 0) for half, means in halves])
         low, high = (f"{n:.0f}" if n < 101 else "> 100" for n in np.quantile(pilots, (0.1, 0.9)))

@@ -6,9 +6,11 @@ level l = 1 ... 4 has stride 2^l, and lists over levels are written finest first
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
 from torch import Tensor, nn
@@ -97,9 +99,12 @@ class SkipUnet(nn.Module, HubFolder):
 
 
 def _glorot(part: nn.Module) -> None:
-    for module in part.modules():
+    """Draw each convolution's weights by its name, so that they are the same whatever other layers there are."""
+    seed = int(torch.randint(2**62, ()))
+    for name, module in part.named_modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.xavier_normal_(module.weight)
+            generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
+            nn.init.xavier_normal_(module.weight, generator=generator)
 
 
 def _per_level(value: str | Sequence[str], names: Sequence[str], argument: str) -> list[str]:
