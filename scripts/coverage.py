@@ -1,129 +1,357 @@
-"""Count how often the interval of `unetseg.statistics.compare` holds the truth, and how often its p is a false alarm.
+"""Count how often the intervals of `unetseg.evaluation.statistics` hold the truth, and what they show.
 
-python scripts/coverage.py [--sweeps 1000 --seed 0]          half a minute on one core
+python scripts/coverage.py coverage       the interval over seeds, units, shapes: 2 minutes on one core
+python scripts/coverage.py choice         what else it might have been: half a minute
+python scripts/coverage.py pooled         one variance over seeds for all settings: half a minute
+python scripts/coverage.py groups         pictures of one patient: half a minute
+python scripts/coverage.py one            one seed: seconds
+python scripts/coverage.py smallest       the smallest difference, its own interval, and the planner: a minute
 
-Each design is a made-up ablation whose truth is known, of which many sweeps are drawn. Prints a Markdown table: the
-share of sweeps whose 95 % interval holds the true difference, by compare and by the percentile interval of a bootstrap
-that draws seeds, then images; and among three settings without a difference the share of sweeps in which any of the
-three comparisons, Holm-corrected, has p < 5 %. 1,000 sweeps know a rate of 95 or 5 % to +-1.4 points.
-Expected within that: 93..97 % and at most 5 %, but for two seeds, and for 50 images of which a few differ by much.
+Each design is a made-up ablation whose truth is known, of which many sweeps are drawn (--sweeps, 4,000: a rate of 95 %
+is then known to +-0.7 points). Prints the table of docs/statistics.md as Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import stdtr, stdtrit
 
-from unetseg.evaluation.statistics import compare, holm, interval
+from unetseg.evaluation.statistics import (
+    Components,
+    Spread,
+    components,
+    group_means,
+    pooled_seeds,
+    seeds_needed,
+    spread_of,
+)
 
-DRAWS = 1000
-"""Of the bootstrap."""
 ALPHA = 0.05
+SIX = ALPHA / 6
+"""Holm's level for the first of six comparisons: three settings, two metrics."""
+SHIFT = 0.03
+"""The difference whose power is asked for."""
+COLLAPSE = 0.3
+"""What a collapsed run loses."""
+BATCH = 500
+"""Sweeps drawn at once."""
 
 
 @dataclass(frozen=True)
 class Design:
-    """An ablation: the differences of two settings are normal in the seeds and the rest, with these deviations."""
+    """An ablation: the difference of two settings has these deviations by seed, unit and rest."""
 
     seeds: int
-    images: int
-    of_seeds: float
-    of_images: float
-    of_rest: float
-    skewed: bool = False
-    """The images' effects are lognormal with skewness 6: a few images differ by much."""
+    units: int = 174
+    of_seeds: float = 0.015
+    of_units: float = 0.1
+    of_rest: float = 0.1
+    shape: str = "normal"
+    """normal | heavy (t_3) | skewed (the units' effects lognormal, skewness 6) | collapse (one run in ten loses 0.3, of
+    either setting) | collapse of one (of one of the two alone)."""
+    ratio: float = 1.0
+    """How much more the last setting's trainings spread than the others'."""
 
-    def settings(self, number: int, generator: np.random.Generator) -> np.ndarray:
-        """Return scores of `number` settings without a difference, numberxSxN: any two differ as the design says."""
-        shape = (number, self.seeds, self.images)
-        images = generator.standard_normal((number, 1, self.images))
-        if self.skewed:
-            images = (np.exp(images) - np.exp(0.5)) / np.sqrt((np.e - 1) * np.e)
-        scores = (
-            self.of_seeds * generator.standard_normal((number, self.seeds, 1))
-            + self.of_images * images
-            + self.of_rest * generator.standard_normal(shape)
+    @property
+    def truth(self) -> float:
+        """Return the true difference of `differences`."""
+        return -0.1 * COLLAPSE if self.shape == "collapse of one" else 0.0
+
+    def settings(self, number: int, sweeps: int, generator: np.random.Generator) -> np.ndarray:
+        """Return scores of settings without a difference, RxKxSxN: any two differ as the design says."""
+        units = self._draw((sweeps, number, 1, self.units), generator, skewed=self.shape == "skewed")
+        seeds = self._draw((sweeps, number, self.seeds, 1), generator)
+        seeds[:, -1] *= self.ratio
+        rest = self._draw((sweeps, number, self.seeds, self.units), generator)
+        scores = (self.of_seeds * seeds + self.of_units * units + self.of_rest * rest) / np.sqrt(2)
+        if self.shape == "collapse":
+            scores -= self._collapsed((sweeps, number), generator)
+        return scores
+
+    def differences(self, sweeps: int, generator: np.random.Generator) -> np.ndarray:
+        """Return differences of two settings, RxSxN, whose skewness, unlike that of two equal ones, doesn't cancel."""
+        found = np.sqrt(2) * replace(self, shape=self.shape.split()[0].replace("collapse", "normal")).settings(
+            1, sweeps, generator
         )
-        return scores / np.sqrt(2)
+        if self.shape.startswith("collapse"):
+            found -= self._collapsed((sweeps, 1), generator)
+        if self.shape == "collapse":
+            found += self._collapsed((sweeps, 1), generator)
+        return found[:, 0]
 
-    def differences(self, generator: np.random.Generator) -> np.ndarray:
-        """Return the differences of two settings, SxN, whose skewness, unlike that of two settings, doesn't cancel."""
-        return np.sqrt(2) * self.settings(1, generator)[0]
+    def batches(self, sweeps: int) -> Iterator[int]:
+        """Yield the sizes of batches that make `sweeps`."""
+        yield from [BATCH] * (sweeps // BATCH) + [sweeps % BATCH] * (sweeps % BATCH > 0)
 
+    def _collapsed(self, shape: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+        return COLLAPSE * (generator.random((*shape, self.seeds, 1)) < 0.1)
 
-DESIGNS = [
-    Design(3, 174, 0.015, 0.10, 0.10),
-    Design(3, 174, 0.015, 0.10, 0.10, skewed=True),
-    Design(3, 174, 0.005, 0.15, 0.05),
-    Design(3, 174, 0.005, 0.15, 0.05, skewed=True),
-    Design(3, 174, 0.03, 0.05, 0.05),
-    Design(3, 174, 0.0, 0.10, 0.10),
-    Design(3, 174, 0.015, 0.0, 0.10),
-    Design(3, 174, 0.015, 0.10, 0.0),
-    Design(3, 50, 0.015, 0.10, 0.10),
-    Design(3, 50, 0.005, 0.15, 0.05, skewed=True),
-    Design(3, 400, 0.015, 0.10, 0.10),
-    Design(2, 174, 0.005, 0.10, 0.10),
-    Design(2, 174, 0.03, 0.05, 0.05),
-    Design(5, 174, 0.015, 0.10, 0.10),
-    Design(5, 174, 0.03, 0.05, 0.05),
-    Design(10, 174, 0.015, 0.10, 0.10),
-    Design(10, 174, 0.015, 0.10, 0.10, skewed=True),
-    Design(10, 50, 0.015, 0.10, 0.10),
-    Design(1, 174, 0.0, 0.10, 0.10),
-]
-"""The last asks of its two trained models only, so that the seed is no source of error."""
+    def _draw(self, shape: tuple[int, ...], generator: np.random.Generator, skewed: bool = False) -> np.ndarray:
+        if self.shape == "heavy":
+            return generator.standard_t(3, shape) / np.sqrt(3)
+        values = generator.standard_normal(shape)
+        return (np.exp(values) - np.exp(0.5)) / np.sqrt((np.e - 1) * np.e) if skewed else values
 
 
-def bootstrap(differences: np.ndarray, seed_counts: np.ndarray, image_counts: np.ndarray) -> tuple[float, float]:
-    """Return the percentile interval of the mean of SxN; counts, DRAWSxS and DRAWSxN, say how often each is drawn."""
-    low, high = interval(((image_counts @ differences.T) * seed_counts).sum(1) / differences.size)
-    return float(low), float(high)
+def share(flags: list[np.ndarray]) -> str:
+    """Return how often something is true: 95.1%."""
+    joined = np.concatenate(flags)
+    return f"{joined.mean():.1%}" if len(joined) else "–"
 
 
-def measure(design: Design, sweeps: int, seed: int) -> tuple[float, float, float]:
-    """Return the coverage of compare and of the bootstrap, and the false alarms of three settings, 0..1."""
-    generator = np.random.default_rng(seed)
-    seed_counts, image_counts = (
-        generator.multinomial(size, np.full(size, 1 / size), size=DRAWS).astype(float)
-        for size in (design.seeds, design.images)
-    )
-    ours = plain = alarms = 0
-    for _ in range(sweeps):
-        differences = design.differences(generator)
-        result = compare(differences, np.zeros_like(differences))
-        ours += result.low <= 0 <= result.high
-        low, high = bootstrap(differences, seed_counts, image_counts)
-        plain += low <= 0 <= high
-        pairs = itertools.combinations(design.settings(3, generator), 2)
-        alarms += min(holm([compare(a, b).p for a, b in pairs])) < ALPHA
-    return ours / sweeps, plain / sweeps, alarms / sweeps
+def holds(half: np.ndarray, means: np.ndarray, truth: float) -> np.ndarray:
+    """Return whether intervals of these halves around the means hold the truth."""
+    return np.abs(means - truth) <= half
+
+
+def alarms(settings: np.ndarray) -> np.ndarray:
+    """Return for RxKxSxN scores without a difference whether any pair has a Holm-corrected p below 5 %."""
+    pairs = list(itertools.combinations(range(settings.shape[1]), 2))
+    found = np.zeros(len(settings), dtype=bool)
+    for one, other in pairs:
+        differences = settings[:, one] - settings[:, other]
+        half = spread_of(differences).half(ALPHA / len(pairs))
+        found |= ~holds(half, differences.mean((-2, -1)), 0)
+    return found
+
+
+def coverage(sweeps: int, seed: int) -> None:
+    """Print the table of coverage, false alarms and power."""
+    designs = [
+        *(Design(seeds) for seeds in (2, 3, 5, 10)),
+        *(Design(seeds, of_seeds=0.03, of_units=0.05, of_rest=0.05) for seeds in (2, 3, 5, 10)),
+        *(Design(seeds, of_seeds=0.005, of_units=0.15, of_rest=0.05) for seeds in (2, 3, 10)),
+        *(Design(seeds, of_seeds=0.0) for seeds in (2, 3, 10)),
+        *(Design(3, of_units=0.0), Design(3, of_rest=0.0)),
+        *(Design(3, units, of_units=0.05, of_rest=0.05) for units in (8, 20, 50, 400)),
+        *(Design(seeds, shape="heavy") for seeds in (2, 3, 10)),
+        Design(3, of_seeds=0.03, of_units=0.05, of_rest=0.05, shape="heavy"),
+        *(Design(seeds, shape="skewed") for seeds in (2, 3, 10)),
+        *(Design(3, units, of_seeds=0.005, of_units=0.15, of_rest=0.05, shape="skewed") for units in (20, 50, 174)),
+        *(Design(seeds, ratio=3) for seeds in (2, 3, 10)),
+        *(Design(seeds, shape="collapse") for seeds in (2, 3, 10)),
+        *(Design(seeds, shape="collapse of one") for seeds in (2, 3, 10)),
+    ]
+    head("seeds", "units", "sd seeds", "sd units", "sd rest", "shape", "covers", "false alarms", f"shows {SHIFT:g}")
+    for design in designs:
+        generator = np.random.default_rng(seed)
+        covered, false, power = [], [], []
+        for size in design.batches(sweeps):
+            differences = design.differences(size, generator)
+            means, spread = differences.mean((-2, -1)), spread_of(differences)
+            covered.append(holds(spread.half(ALPHA), means, design.truth))
+            power.append(~holds(spread.half(SIX), means + SHIFT, 0))
+            if design.shape != "collapse of one":
+                false.append(alarms(design.settings(3, size, generator)))
+        shape = f"{design.shape}{', one setting x 3' if design.ratio > 1 else ''}"
+        deviations = (design.of_seeds, design.of_units, design.of_rest)
+        false_alarms = share(false) if false else "–"
+        row(design.seeds, design.units, *deviations, shape, share(covered), false_alarms, share(power))
+
+
+Half = Callable[[np.ndarray, Spread, float], np.ndarray]
+
+
+def cochran(differences: np.ndarray, spread: Spread, level: float) -> np.ndarray:
+    """Return the half that is used, without its floor."""
+    return replace(spread, floor=np.zeros_like(spread.floor)).half(level)
+
+
+def mean_of_tails(differences: np.ndarray, spread: Spread, level: float, floor: bool = False) -> np.ndarray:
+    """Return the half whose tail is the mean of both t's tails, weighted by the parts; by bisection."""
+    total = spread.seeds + spread.units
+    weight = spread.seeds / total
+    low, high = np.zeros_like(total), np.full_like(total, 2000.0)
+    for _ in range(50):
+        middle = (low + high) / 2
+        tails = weight * stdtr(spread.seeds_freedom, -middle) + (1 - weight) * stdtr(spread.units_freedom, -middle)
+        low, high = np.where(2 * tails > level, middle, low), np.where(2 * tails > level, high, middle)
+    return np.maximum(high * np.sqrt(total), floor * over_units(differences, spread, level))
+
+
+def root_of_squares(differences: np.ndarray, spread: Spread, level: float) -> np.ndarray:
+    """Return the half of Zou and Donner 2008: each part's own half, squared and summed; with the floor."""
+    of_seeds, of_units = (-stdtrit(freedom, level / 2) for freedom in (spread.seeds_freedom, spread.units_freedom))
+    both = np.sqrt(of_seeds**2 * spread.seeds + of_units**2 * spread.units)
+    return np.maximum(both, of_units * np.sqrt(spread.floor))
+
+
+def over_units(differences: np.ndarray, spread: Spread, level: float) -> np.ndarray:
+    """Return the half of the paired t test over units."""
+    return -stdtrit(spread.units_freedom, level / 2) * np.sqrt(spread.floor)
+
+
+CANDIDATES: dict[str, Half] = {
+    "used": lambda differences, spread, level: spread.half(level),
+    "without floor": cochran,
+    "mean of tails": mean_of_tails,
+    "mean of tails, floor": lambda *given: mean_of_tails(*given, floor=True),
+    "root of squares, floor": root_of_squares,
+    "units alone": over_units,
+}
+
+
+def choice(sweeps: int, seed: int) -> None:
+    """Print coverage of all sweeps, of those in which the floor counts, and power."""
+    designs = [
+        *(Design(seeds) for seeds in (2, 3, 5)),
+        *(Design(seeds, of_seeds=0.005) for seeds in (2, 3, 5)),
+        *(Design(seeds, of_seeds=0.03, of_units=0.05, of_rest=0.05) for seeds in (2, 3)),
+        Design(3, of_seeds=0.0),
+    ]
+    head("seeds", "sd seeds", "sd units", "floor counts", *CANDIDATES)
+    for design in designs:
+        generator = np.random.default_rng(seed)
+        counts: dict[str, list[list[np.ndarray]]] = {name: [[], [], []] for name in CANDIDATES}
+        narrow = []
+        for size in design.batches(sweeps):
+            differences = design.differences(size, generator)
+            means, spread = differences.mean((-2, -1)), spread_of(differences)
+            narrow.append(cochran(differences, spread, ALPHA) < over_units(differences, spread, ALPHA))
+            for name, half in CANDIDATES.items():
+                covered = holds(half(differences, spread, ALPHA), means, 0)
+                shown = ~holds(half(differences, spread, SIX), means + SHIFT, 0)
+                for place, flags in zip(counts[name], (covered, covered[narrow[-1]], shown), strict=True):
+                    place.append(flags)
+        cells = [", ".join(share(flags) for flags in counts[name]) for name in CANDIDATES]
+        row(design.seeds, design.of_seeds, design.of_units, share(narrow), *cells)
+
+
+def pooled(sweeps: int, seed: int) -> None:
+    """Print coverage and power of one pair of K settings, with its own variance over seeds and with that of all."""
+    small = {"of_units": 0.05, "of_rest": 0.05}
+    designs = [
+        *((settings, Design(seeds, **small)) for settings in (3, 5) for seeds in (2, 3, 5)),
+        *((5, Design(3, shape=shape, **small)) for shape in ("heavy", "collapse")),
+        *((settings, Design(3, ratio=3, **small)) for settings in (3, 5)),
+    ]
+    head("settings", "seeds", "shape", "own covers", f"own shows {SHIFT:g}", "pooled covers", f"pooled shows {SHIFT:g}")
+    for number, design in designs:
+        generator = np.random.default_rng(seed)
+        level = ALPHA / (number * (number - 1))  # of the first of all pairs in two metrics
+        counts: list[list[np.ndarray]] = [[], [], [], []]
+        for size in design.batches(min(sweeps, 2000)):
+            scores = design.settings(number, size, generator)
+            differences = scores[:, -1] - scores[:, 0]
+            means, own = differences.mean((-2, -1)), spread_of(differences)
+            found = [pooled_seeds(sweep) for sweep in scores]
+            shared = replace(own, seeds=np.array([v for v, _ in found]) / design.seeds, seeds_freedom=found[0][1])
+            for place, spread in enumerate((own, shared)):
+                counts[2 * place].append(holds(spread.half(ALPHA), means, 0))
+                counts[2 * place + 1].append(~holds(spread.half(level), means + SHIFT, 0))
+        shape = f"{design.shape}{', one setting x 3' if design.ratio > 1 else ''}"
+        row(number, design.seeds, shape, *map(share, counts))
+
+
+def groups(sweeps: int, seed: int) -> None:
+    """Print the coverage of the truth over groups: with images as units, and with the groups' means."""
+    designs = [
+        ("20 of 40 each", [40] * 20, 0.04),
+        ("20 of 40 each", [40] * 20, 0.0),
+        ("8 of 20 each", [20] * 8, 0.04),
+        ("40 of 5 each", [5] * 40, 0.04),
+        ("4 of 50 and 20 of 1", [50] * 4 + [1] * 20, 0.04),
+        ("3 of 60 each", [60] * 3, 0.04),
+    ]
+    head("seeds", "groups", "sd groups", "images cover", "groups cover", "half of images", "half of groups")
+    for seeds in (3, 5):
+        for name, sizes, of_groups in designs:
+            generator = np.random.default_rng(seed)
+            member = np.repeat(np.arange(len(sizes)), sizes)
+            design = Design(seeds, len(member), 0.005)
+            counts: list[list[np.ndarray]] = [[], []]
+            halves: list[list[np.ndarray]] = [[], []]
+            for size in design.batches(min(sweeps, 2000)):
+                differences = design.differences(size, generator)
+                differences += of_groups * generator.standard_normal((size, 1, len(sizes)))[..., member]
+                for place, of_unit in enumerate((differences, group_means(differences, member.tolist()))):
+                    halves[place].append(spread_of(of_unit).half(ALPHA))
+                    counts[place].append(holds(halves[place][-1], of_unit.mean((-2, -1)), 0))
+            widths = [f"{np.median(np.concatenate(half)):.3f}" for half in halves]
+            row(seeds, name, of_groups, *map(share, counts), *widths)
+
+
+def one(sweeps: int, seed: int) -> None:
+    """Print how often the t test over units says that a setting differs from itself trained with another seed."""
+    head("sd seeds", "sd units", "sd rest", "'differs' at 5 %", "of six, after Holm", "interval holds these two models")
+    for of_seeds, of_units in ((0.0, 0.1), (0.005, 0.1), (0.015, 0.1), (0.015, 0.05), (0.03, 0.05)):
+        design, generator = Design(1, 174, of_seeds, of_units, of_units), np.random.default_rng(seed)
+        false, after, models = [], [], []
+        for size in design.batches(sweeps):
+            fixed = of_seeds * generator.standard_normal(size)
+            differences = replace(design, of_seeds=0.0).differences(size, generator)
+            means, spread = differences.mean((-2, -1)), spread_of(differences)
+            false.append(~holds(spread.half(ALPHA), means + fixed, 0))
+            after.append(~holds(spread.half(SIX), means + fixed, 0))
+            models.append(holds(spread.half(ALPHA), means, 0))
+        row(of_seeds, of_units, of_units, *map(share, (false, after, models)))
+
+
+def smallest(sweeps: int, seed: int) -> None:
+    """Print the power at the smallest difference, how often its interval holds it, and what planned sweeps show."""
+    designs = [
+        *(Design(seeds) for seeds in (2, 3, 5, 10)),
+        *(Design(seeds, of_seeds=0.03, of_units=0.05, of_rest=0.05) for seeds in (2, 3, 5, 10)),
+        *(Design(seeds, of_seeds=0.005, of_units=0.15, of_rest=0.05) for seeds in (2, 3, 10)),
+    ]
+    head("seeds", "sd seeds", "sd units", "smallest", "power there", "estimates (middle 95 %)", "interval holds it",
+         f"seeds for {SHIFT:g}", "power there", "seeds by pilots (middle 80 %)")  # fmt: skip
+    for design in designs:
+        generator = np.random.default_rng(seed)
+        parts = Components(design.of_seeds**2, design.of_units**2, design.of_rest**2)
+        true = parts.spread(design.seeds, design.units).smallest(SIX).value
+        power, found = [], []
+        for size in design.batches(sweeps):
+            differences = design.differences(size, generator)
+            power.append(~holds(spread_of(differences).half(SIX), differences.mean((-2, -1)) + true, 0))
+            if len(found) < 2 * BATCH:
+                found += list(differences)
+        estimates = [spread_of(one).smallest(SIX) for one in found]
+        ends = np.quantile([estimate.value for estimate in estimates], (0.025, 0.975))
+        held = [np.array([estimate.low <= true <= estimate.high]) for estimate in estimates]
+        planned = seeds_needed(parts, design.units, SHIFT, SIX)
+        pilots = [seeds_needed(components(one), design.units, SHIFT, SIX) or 101 for one in found]
+        reached = "–"
+        if planned:
+            drawn = [
+                replace(design, seeds=planned).differences(size, generator)
+                for size in design.batches(min(sweeps, 1000))
+            ]
+            halves = [(spread_of(d).half(SIX), d.mean((-2, -1)) + SHIFT) for d in drawn]
+            reached = share([~holds(half, means, 0) for half, means in halves])
+        low, high = (f"{n:.0f}" if n < 101 else "> 100" for n in np.quantile(pilots, (0.1, 0.9)))
+        span = f"{ends[0]:.3f} to {ends[1]:.3f}"
+        row(design.seeds, design.of_seeds, design.of_units, f"{true:.3f}", share(power), span, share(held),
+            planned or "> 100", reached, f"{low} to {high}")  # fmt: skip
+
+
+def head(*names: str) -> None:
+    """Print the head of a table."""
+    row(*names)
+    row(*["---:"] * len(names))
+
+
+def row(*cells: object) -> None:
+    """Print a row."""
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+TABLES = {table.__name__: table for table in (coverage, choice, pooled, groups, one, smallest)}
 
 
 def main() -> None:
-    """Print the table."""
+    """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sweeps", type=int, default=1000)
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--sweeps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    print(
-        f"{arguments.sweeps:,} sweeps of each design, seed {arguments.seed}: the difference of seed s on image i is "
-        "seed_s + image_i + rest_si,\nof these standard deviations and mean 0. How often 95 % intervals hold the 0, "
-        "and how often any\ncomparison of three equal settings has p < 5 % after Holm.\n"
-    )
-    print("| seeds | images | sd seeds | sd images | sd rest | covers | bootstrap covers | false alarms |")
-    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for design in DESIGNS:
-        ours, plain, alarms = measure(design, arguments.sweeps, arguments.seed)
-        of_images = f"{design.of_images:g}{' skewed' if design.skewed else ''}"
-        print(
-            f"| {design.seeds} | {design.images} | {design.of_seeds:g} | {of_images} | {design.of_rest:g} "
-            f"| {ours:.1%} | {plain:.1%} | {alarms:.1%} |",
-            flush=True,
-        )
+    TABLES[arguments.table](arguments.sweeps, arguments.seed)
 
 
 if __name__ == "__main__":

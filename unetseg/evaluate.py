@@ -101,7 +101,7 @@ def measure_lesions(model: Segmenter, classes: int, batches: Any, trainer: L.Tra
     device = trainer.strategy.root_device
     with trainer.precision_plugin.forward_context():
         losses = lesions.measure(model.to(device).eval(), batches, classes, device=device, track=track)
-    tables = lesions.tables(losses)
+    tables = lesions.tables(losses, [batches.dataset.examples[index].group for index in losses.indices])
     for name, table in tables.items():
         table.to_csv(folder.path / f"{name}.csv", index=False)
     plots.lesions(tables, folder.figures / "lesion.png")

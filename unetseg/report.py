@@ -3,6 +3,7 @@
 python -m unetseg.report runs=DIR                   DIR/report/report.html and report.md, from the runs below DIR
 python -m unetseg.report runs=DIR output=FOLDER     elsewhere; a report that lies there is replaced
 python -m unetseg.report runs=DIR wandb=true        as a W&B Report as well
+python -m unetseg.report runs=DIR plan=0.02         and how many seeds and images would show a difference of 0.02
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def report(options: Report) -> Path:
     from unetseg.reporting import document, results, sections
 
     runs = results.read(Path(options.runs))
-    made = sections.report(runs)
+    made = sections.report(runs, plan=options.plan, pooled=options.pooled)
     with writing(output):
         path = write(made, output)
     damaged = [f"left out, damaged: {place}: {reason}" for place, reason in runs.damaged]

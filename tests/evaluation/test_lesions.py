@@ -11,7 +11,7 @@ import torch
 from unetseg.data.dataset import Batch
 from unetseg.errors import UserError
 from unetseg.evaluate import data_of_the_run, evaluate
-from unetseg.evaluation.lesions import CUTS, levels_to_cut, measure, shapley, tables
+from unetseg.evaluation.lesions import CUTS, DERANGEMENTS, levels_to_cut, measure, shapley, tables
 from unetseg.evaluation.metrics import image_counts
 from unetseg.model import Segmenter
 from unetseg.model.segmenter import class_map
@@ -47,7 +47,7 @@ def masks_of(model, images):
 
 def counted(model, data, predict):
     """Return the counts of `predict(images)` on all pictures, NxCx6."""
-    return torch.cat([image_counts(predict(batch.images), batch.masks, 2) for batch in data])
+    return torch.cat([image_counts(predict(batch.images), batch.masks, 2) for batch in data]).double()
 
 
 @pytest.mark.parametrize(("skip", "flow", "levels"), [
@@ -82,26 +82,39 @@ def test_every_subset_and_cut_is_what_a_slow_loop_finds():
         features = model.net.encoder(model.normalised(images))
     levels = levels_to_cut(model)
     instead = {
-        "zero": {level: torch.zeros_like(features[level]) for level in levels},
-        "mean": {level: features[level].mean((0, 2, 3), keepdim=True).expand_as(features[level]) for level in levels},
-        "shuffle": {level: features[level].roll(1, 0) for level in levels},
+        "zero": [{level: torch.zeros_like(features[level]) for level in levels}],
+        "mean": [{level: features[level].mean((0, 2, 3), keepdim=True).expand_as(features[level]) for level in levels}],
+        "shuffle": [{level: features[level].roll(shift, 0) for level in levels} for shift in (1, 2, 3, 4)],
     }
+    assert len(instead["shuffle"]) == DERANGEMENTS
     for (cut, kind), kept in itertools.product(enumerate(CUTS), range(8)):
         gone = [level for bit, level in enumerate(levels) if not kept & 2**bit]
-        counts = []
-        for row in range(len(images)):
-            handles = [
-                model.net.fusions[level - 1].register_forward_pre_hook(
-                    lambda fusion, inputs, s=instead[kind][level][row : row + 1]: (inputs[0], s)
-                )
-                for level in gone
-            ]
-            counts.append(image_counts(masks_of(model, images[row : row + 1]), masks[row : row + 1], 2))
-            for handle in handles:
-                handle.remove()
-        reference = torch.cat(counts)
+        references = []
+        for stand_in in instead[kind]:
+            counts = []
+            for row in range(len(images)):
+                handles = [
+                    model.net.fusions[level - 1].register_forward_pre_hook(
+                        lambda fusion, inputs, s=stand_in[level][row : row + 1]: (inputs[0], s)
+                    )
+                    for level in gone
+                ]
+                counts.append(image_counts(masks_of(model, images[row : row + 1]), masks[row : row + 1], 2))
+                for handle in handles:
+                    handle.remove()
+            references.append(torch.cat(counts).double())
         # a logit beside 0 may fall on either side when a batch is computed in another order
-        assert (reference - found.counts[cut, kept]).abs().max() <= 3, (kind, gone)
+        assert (sum(references) / len(references) - found.counts[cut, kept]).abs().max() <= 3, (kind, gone)
+
+
+def test_of_two_pictures_each_gets_the_other_ones_features_and_never_its_own():
+    model, data = segmenter(), batches(sizes=(2,))
+    swapped = torch.cat([data[0].images[1:], data[0].images[:1]])
+    with torch.inference_mode():
+        own, other = (model.net.encoder(model.normalised(images)) for images in (data[0].images, swapped))
+        predicted = class_map(model.net.decode([own[0], *other[1:5], own[5]]))
+    expected = image_counts(predicted, data[0].masks, 2)
+    assert (measure(model, data, 2).counts[CUTS.index("shuffle"), 0] - expected).abs().max() <= 3
 
 
 def test_the_encoder_runs_once_a_batch_for_all_subsets():
@@ -131,7 +144,7 @@ def test_shapley_is_the_mean_over_all_orders_and_sums_to_all_minus_none():
 
 
 def test_the_tables_add_up():
-    found = tables(measure(segmenter(), batches(), 2))
+    found = tables(measure(segmenter(), batches(), 2), [""] * 7)
     lesion, worth, edges = found["lesion"], found["shapley"], found["lesion_edge_distance"]
     assert len(lesion) == 1 + 3 * 15
     assert lesion.iloc[0].cut == "intact"
@@ -143,6 +156,18 @@ def test_the_tables_add_up():
             assert (rows[name] <= rows[f"{name}_high"]).all()
     pixels = edges.groupby(["cut", "levels"]).pixels.sum()
     assert (pixels == 7 * 60 * 64).all()
+    known = edges[edges.pixels > 0]
+    assert ((known.error_rate_low <= known.error_rate) & (known.error_rate <= known.error_rate_high)).all()
+
+
+def test_intervals_are_over_groups_where_there_are_several():
+    found = measure(segmenter(), batches(), 2)
+    assert found.indices == list(range(7))
+    alone, grouped, one = (tables(found, groups) for groups in ([*"abcdefg"], [*"aaabbbb"], ["a"] * 7))
+    for name in ("iou_loss_low", "iou_loss_high"):
+        assert not np.allclose(alone["lesion"][name], grouped["lesion"][name])
+        np.testing.assert_array_equal(alone["lesion"][name], one["lesion"][name])
+    np.testing.assert_array_equal(alone["lesion"].iou_loss, grouped["lesion"].iou_loss)
 
 
 @pytest.fixture(scope="module")

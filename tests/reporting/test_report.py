@@ -15,9 +15,13 @@ import yaml
 from conftest import TINY
 
 from unetseg.errors import UserError
+from unetseg.evaluation.statistics import holm
 from unetseg.options.compose import compose
 from unetseg.options.schema import Report, Train
 from unetseg.report import report
+from unetseg.reporting import findings, sentences
+from unetseg.reporting.results import Run, Setting, Sweep
+from unetseg.runs.folder import RunFolder
 
 EFFECT = {"concat": 0.0, "none": -0.1, "add": 0.0}
 """What a setting adds to the IoU of each image."""
@@ -91,7 +95,11 @@ def sweep(tmp_path_factory) -> Path:
 
 def made(runs: Path, output: Path, **options: object) -> str:
     """Return the Markdown of a report."""
-    report(Report.model_validate({"runs": str(runs), "output": str(output), "wandb": False, **options}))
+    report(
+        Report.model_validate(
+            {"runs": str(runs), "output": str(output), "wandb": False, "plan": None, "pooled": False, **options}
+        )
+    )
     return (output / "report.md").read_text()
 
 
@@ -153,35 +161,181 @@ def test_differences_pair_the_same_images_and_seeds(sweep, text):
     for other, base in (("none", "concat"), ("add", "concat"), ("add", "none")):
         expected = (scores(sweep, other, "boundary_iou") - scores(sweep, base, "boundary_iou")).mean()
         mean, span, p, smallest, seeds, images, shown = table[f"{other} − {base}"]
+        smallest, ends = smallest.split(" ", 1)
         assert mean == f"{expected:+.4f}".replace("-", "−")
         assert (seeds, images, shown) == ("2", "40", "no" if "none" not in (other, base) else "yes")
         low, high = (float(end.replace("−", "-")) for end in span.strip("[]").split(", "))
         assert low < expected < high
-        assert float(smallest) > 0
+        floor, ceiling = (float(end) for end in ends.strip("[]").split(", "))
+        assert 0 < floor < float(smallest) < ceiling
         assert (p == "< 0.001" or float(p.lstrip("\\<")) < 0.05) == (shown == "yes")
 
 
 def test_the_answer_claims_what_was_shown_and_says_how_small_the_rest_must_be(text):
     answer = lead(text, "Answer")
-    assert answer.startswith("Compared with concat, IoU per image is lower with none; no difference was shown for add")
-    assert re.search(r"the smallest that could have been: 0\.0\d\d\)\.$", answer)
+    assert answer.startswith("With two seeds only, which hardly tell how far trainings spread: compared with concat, ")
+    assert "IoU per image is lower with none; no difference from concat in IoU per image was shown for add" in answer
+    assert re.search(r"\(by estimate 0\.\d{3} \[0\.\d{3}, \d\.\d{3}\] could have been\)\.$", answer)
     assert "Intervals cover the choice of seeds and of test images." in text
     assert "2 of 3 in IoU per image" in lead(text, "Paired differences")
 
 
-def test_with_one_seed_nothing_is_said_about_another_training(copy, tmp_path):
+def test_one_seed_decides_nothing(copy, tmp_path):
     for folder in copy.glob("*_seed1"):
         shutil.rmtree(folder)
+    text = made(copy, tmp_path / "out", plan=0.02)
+    assert lead(text, "Answer") == (
+        "Between concat and none and add one seed decides nothing; the same command with seed=0,1,2 would."
+    )
+    assert lead(text, "Paired differences").startswith("One seed decides nothing; the same command with seed=0,1,2")
+    assert lead(text, "Settings").endswith("one seed decides nothing; the same command with seed=0,1,2 would.")
+    for row in ("none − concat", "add − concat"):
+        assert rows(text, "Paired differences")[row][2:] == ["–", "–", "1", "40", "one seed"]
+    assert lead(text, "Plan").startswith("A plan needs two settings with two seeds each")
+    assert not re.search(r"higher|lower with|choice of seeds|\| yes|p = ", text)
+
+
+def with_groups(root: Path) -> None:
+    """Give the images eight groups of five, of which each setting has its own level."""
+    for table in root.glob("*_seed?/per_image.csv"):
+        scores = pd.read_csv(table)
+        number = scores.name.str.removeprefix("picture_").astype(int) // 5
+        level = np.random.default_rng(len(table.parent.name)).normal(0, 0.03, 8)[number]
+        scores.assign(group="patient_" + number.astype(str), iou=scores.iou + level).to_csv(table, index=False)
+
+
+def test_groups_are_the_unit_where_there_are_any(copy, tmp_path):
+    with_groups(copy)
     text = made(copy, tmp_path / "out")
-    assert "One seed each: seeds were not varied, so the intervals cover the images only; nothing is said" in text
-    assert "choice of seeds" not in text
+    table = rows(text, "Paired differences")
+    images, alone = copy / "add_seed0/per_image.csv", copy / "concat_seed0/per_image.csv"
+    assert table["add − concat"][5] == "8"  # groups
+    assert "The unit is the group (8 groups, 40 images)" in text
+    assert "Compared with concat, IoU per group" in text or "in IoU per group" in lead(text, "Answer")
+    first = text.partition("*IoU per group, on the same groups and seeds.*")[0].partition("## Paired differences")[2]
+    row = next(line for line in first.splitlines() if line.startswith("| add − concat"))
+    spans = [[float(n.replace("−", "-")) for n in s.split(", ")] for s in re.findall(r"\[(.*?)\]", row)]
+    assert spans[0][1] - spans[0][0] > 1.2 * (spans[-1][1] - spans[-1][0])  # as if images were independent
+    assert images.exists()
+    assert alone.exists()
+
+
+def test_images_without_a_score_are_left_out_of_both_settings_and_counted(copy, tmp_path):
+    table = pd.read_csv(copy / "none_seed1/per_image.csv")
+    table.loc[table.name.isin(["picture_3", "picture_8"]), ["iou", "dice", "boundary_iou"]] = np.nan
+    table.to_csv(copy / "none_seed1/per_image.csv", index=False)
+    text = made(copy, tmp_path / "out")
+    assert rows(text, "Paired differences")["none − concat"][5] == "38"
+    assert rows(text, "Paired differences")["add − concat"][5] == "40"
+    assert "Left out of both settings, as a run has no score for them (all pixels ignored): 2 images." in text
+    assert "nan" not in text
+
+
+def test_a_plan_says_how_many_seeds_show_a_difference(copy, tmp_path):
+    text = made(copy, tmp_path / "out", plan=0.02)
+    found = re.match(
+        r"To show a difference of 0\.020 four times in five takes in IoU per image (\d+) seeds "
+        r"\(by the spread so far, (\d+) to (\d+); there are 2\) with these 40 images; in Boundary IoU",
+        lead(text, "Plan"),
+    )
+    value, low, high = map(int, found.groups())
+    assert 2 <= low <= value <= high
+    assert len(rows(text, "Plan")) == 4  # head, rule, and a row a metric: the last of each stays
+    assert (tmp_path / "out/figures/plan_iou.png").exists()
+
+
+def test_pooling_is_said_and_uses_the_spread_of_all_settings(copy, tmp_path):
+    own, pooled = (made(copy, tmp_path / str(number), pooled=flag) for number, flag in enumerate((False, True)))
+    assert "pooled=true: the spread over seeds is taken as the same for all settings" in pooled
+    assert "pooled=true" not in own
+    assert rows(own, "Paired differences")["add − concat"][0] == rows(pooled, "Paired differences")["add − concat"][0]
+    assert rows(own, "Paired differences")["add − concat"][1] != rows(pooled, "Paired differences")["add − concat"][1]
+
+
+def made_up(settings: int, seeds: int, images: int, groups: int, generator: np.random.Generator) -> list[Setting]:
+    """Return settings whose scores are drawn, some of them with a true difference."""
+    effects = generator.choice([0, 0, 0.02, -0.05, 0.2], size=settings)
+    spread = generator.choice([0.001, 0.01, 0.03], size=2)
+    found = []
+    for number in range(settings):
+        runs = []
+        for seed in range(seeds - int(number == 1 and generator.random() < 0.3) or 1):
+            run = Run(RunFolder("gone"), "gone", {"seed": seed}, {"test/iou": 0.5})
+            names = [f"{image:03d}" for image in range(images)]
+            iou = 0.5 + effects[number] + generator.normal(0, spread[0]) + generator.normal(0, spread[1], images)
+            table = pd.DataFrame({"iou": iou, "boundary_iou": iou / 2}, index=names)
+            table["group"] = [f"g{image % groups}" for image in range(images)] if groups else np.nan
+            run.__dict__["per_image"] = table
+            runs.append(run)
+        found.append(Setting(f"setting{number}", "#000000", "-", runs))
+    return found
+
+
+NAMES = r"((?:setting\d(?:, | and )?)+)"
+
+
+def told(pattern: str, sentence: str) -> set[str]:
+    """Return the settings that a part of a sentence names."""
+    return {name for part in re.findall(pattern, sentence) for name in re.findall(r"setting\d", part)}
+
+
+def test_no_sentence_contradicts_its_interval():
+    """Every template of the answer, over made-up sweeps: what is said of each setting is what its interval allows."""
+    generator, kinds = np.random.default_rng(0), set()
+    for _ in range(250):
+        settings = made_up(*(int(generator.choice(n)) for n in ((2, 3, 6), (1, 2, 3, 5), (12, 40), (0, 5))), generator)
+        unit = findings.unit(Sweep(settings, [], [], {}))
+        pairs, left_out = findings.pairs(settings, unit, pooled=bool(generator.random() < 0.3))
+        assert not left_out
+        together = [pair for found in pairs.values() for pair in found if not pair.one_seed]
+        assert [pair.p for pair in together] == holm([pair.result.p for pair in together])  # over all metrics at once
+        for metric, found in pairs.items():
+            for base in settings:
+                mine = {pair.other.name: pair for pair in found if pair.base is base}
+                if not mine:
+                    continue
+                sentence = sentences.against(base, found, findings.METRICS[metric])
+                higher, lower = told(f"higher with {NAMES}", sentence), told(f"lower with {NAMES}", sentence)
+                not_shown, single = (
+                    told(f"shown for {NAMES}", sentence),
+                    told(rf"between {base.name} and {NAMES}", sentence.lower()),
+                )
+                parts = [higher, lower, not_shown, single]
+                assert sorted(name for part in parts for name in part) == sorted(mine), sentence  # each once
+                for name in higher | lower:
+                    pair = mine[name]
+                    assert pair.p < 0.05
+                    assert (pair.result.low > 0) if name in higher else (pair.result.high < 0)
+                for name in not_shown:
+                    pair = mine[name]
+                    assert pair.p >= 0.05
+                    assert abs(pair.result.difference) < pair.smallest.value
+                    assert sentences.estimate(pair) in sentence
+                    if pair.excludes_zero:
+                        assert "after Holm's correction, although 0 lies outside" in sentence
+                for name in single:
+                    assert mine[name].result.seeds == 1
+                    assert "one seed decides nothing" in sentence.lower()
+                assert ("With two seeds only" in sentence) == any(pair.result.seeds == 2 for pair in mine.values())
+                for name, pair in mine.items():
+                    words = sentences.measured(pair, unit)
+                    allowed = "" if name in higher | lower else "of these two" if name in single else "not "
+                    assert (allowed in words) if allowed else words.endswith("]")
+                kinds |= {kind for kind, part in zip("hlns", parts, strict=True) if part}
+                kinds |= {"Holm"} if "after Holm" in sentence else set()
+            shown = sum(pair.shown for pair in found)
+            count = sentences.differences({"IoU": found})
+            decided = [pair for pair in found if not pair.one_seed]
+            assert f"{shown} of {len(decided)} in IoU" in count if decided else "ne seed decides nothing" in count
+    assert kinds == {*"hlns", "Holm"}
 
 
 def test_a_pair_uses_the_seeds_that_both_have(copy, tmp_path):
     shutil.rmtree(copy / "add_seed1")
     text = made(copy, tmp_path / "out")
     assert rows(text, "Paired differences")["add − none"][4] == "1"
-    assert "With add seeds were not varied (one seed)" in text
+    assert "With add there is one seed: there they cover the images only" in text
+    assert "between concat and add one seed decides nothing" in lead(text, "Answer")
 
 
 def test_cells_that_are_not_finished_are_named(text, copy, tmp_path):
@@ -233,10 +387,7 @@ def test_gradients_edges_and_lesions_are_told(text):
     assert "the greatest skip share (median over steps) is 0.20, level 2 of concat" in lead(text, "Gradient flow")
     assert "It is 0 throughout with none." in text
     assert rows(text, "Gradient flow")["add"] == ["+0.100", "−2.500", "0.605"]
-    assert rows(text, "Errors by distance to the edge")["add"] == [
-        "50.0\N{NO-BREAK SPACE}%",
-        "10.0\N{NO-BREAK SPACE}%",
-    ]  # (40 + 60) / 200, 60 / 600
+    assert rows(text, "Errors by distance to the edge")["add"] == ["50.0", "10.0"]  # (40 + 60) / 200, 60 / 600
     assert lead(text, "Lesions").endswith("level 2 of none (seed 0): 0.044 [0.010, 0.010].")
 
 

@@ -30,12 +30,14 @@ from unetseg.evaluation.metrics import (
     image_counts,
     scores,
 )
-from unetseg.evaluation.statistics import interval, resampled_sums
+from unetseg.evaluation.statistics import interval, resampled_sums, units_of
 from unetseg.model.segmenter import Segmenter, class_map
 
 CUTS = ("zero", "mean", "shuffle")
 """What stands in for a cut level's features: zeros; the channels' means over all images and positions; the features of
-another image (each has those of the image before it, in the loader's order, the first those of the last)."""
+other images, of each of the DERANGEMENTS images before it in the loader's order, the first ones' those of the last."""
+DERANGEMENTS = 4
+"""Of shuffle, whose counts are the mean over them: one alone is as uncertain as its interval is wide."""
 
 SCORES = ("iou", "boundary_iou")
 
@@ -46,13 +48,15 @@ class Lesions:
 
     Attributes:
         levels: the L levels that carry features, finest first.
-        counts: 3 x 2^L x N x C x 6 int64 pixels of metrics.COUNTS for each of CUTS and each subset of kept levels.
-        edges: 3 x 2^L x 7 x 2 int64 pixels and errors by distance to the edge, summed over the images.
+        counts: 3 x 2^L x N x C x 6 float64 pixels of metrics.COUNTS for each of CUTS and each subset of kept levels.
+        edges: 3 x 2^L x N x 7 x 2 float64 pixels and errors by distance to the edge.
+        indices: of the N images in their data set.
     """
 
     levels: list[int]
     counts: Tensor
     edges: Tensor
+    indices: list[int]
 
 
 def levels_to_cut(model: Segmenter) -> list[int]:
@@ -81,25 +85,36 @@ def measure(
     levels = levels_to_cut(model)
     full = 2 ** len(levels) - 1
     means, before = _means(model, track(batches, "means of the features"), levels, device)
-    counts, edges = [], torch.zeros(len(CUTS), full + 1, len(EDGE_DISTANCES) + 1, 2, dtype=torch.int64)
+    shifts = range(1, len(before[levels[0]]) + 1)
+    counts, edges, indices = [], [], []
     for batch in track(batches, f"lesions of {len(levels)} levels"):
         target = batch.masks.to(device)
         bands = edge_bands(target, classes)
         features = _features(model, batch, device)
-        of_batch = torch.zeros(len(CUTS), full + 1, len(target), classes, len(COUNTS), dtype=torch.int64)
+        size = (len(CUTS), full + 1, len(target))
+        of_batch = torch.zeros(*size, classes, len(COUNTS), dtype=torch.float64)
+        of_edges = torch.zeros(*size, len(EDGE_DISTANCES) + 1, 2, dtype=torch.float64)
         for kept in range(full + 1):
             gone = [level for bit, level in enumerate(levels) if not kept >> bit & 1]
             for cut, kind in enumerate(CUTS):
                 if gone or cut == 0:  # intact is intact, whatever the cut
-                    stand_in = {level: _stand_in(kind, features[level], means[level], before[level]) for level in gone}
-                    predicted = class_map(model.net.decode([stand_in.get(i, f) for i, f in enumerate(features)]))
-                    pixels = image_counts(predicted, target, classes).cpu()
-                    errors = errors_by_band(predicted, target, bands).sum(0).cpu()
+                    of_shifts = []
+                    for shift in shifts if kind == "shuffle" else shifts[:1]:
+                        stand_in = {
+                            level: _stand_in(kind, features[level], means[level], before[level], shift)
+                            for level in gone
+                        }
+                        predicted = class_map(model.net.decode([stand_in.get(i, f) for i, f in enumerate(features)]))
+                        pixels = image_counts(predicted, target, classes).double().cpu()
+                        of_shifts.append((pixels, errors_by_band(predicted, target, bands).double().cpu()))
+                    pixels, errors = (torch.stack(found).mean(0) for found in zip(*of_shifts, strict=True))
                 of_batch[cut, kept] = pixels
-                edges[cut, kept] += errors
+                of_edges[cut, kept] = errors
         counts.append(of_batch)
-        before = {level: features[level][-1:] for level in levels}
-    return Lesions(levels, torch.cat(counts, dim=2), edges)
+        edges.append(of_edges)
+        indices += batch.indices.tolist()
+        before = {level: torch.cat([before[level], features[level]])[-len(shifts) :] for level in levels}
+    return Lesions(levels, torch.cat(counts, dim=2), torch.cat(edges, dim=2), indices)
 
 
 def shapley(values: np.ndarray) -> np.ndarray:
@@ -119,15 +134,20 @@ def shapley(values: np.ndarray) -> np.ndarray:
     return found
 
 
-def tables(lesions: Lesions) -> dict[str, pd.DataFrame]:
+def tables(lesions: Lesions, groups: Sequence[str]) -> dict[str, pd.DataFrame]:
     """Return lesion (what each subset's cut loses), shapley (what each level contributes) and lesion_edge_distance.
 
-    Scores are over the whole set. `low` and `high` are the ends of the 95 % bootstrap interval over the images: they
-    say what other images would have shown of this one model, and nothing of another training of it.
+    Scores are over the whole set. `low` and `high` are the ends of the 95 % bootstrap interval over the images, or over
+    groups where there are several: they say what other images would have shown of this one model, and nothing of
+    another training of it.
+
+    Args:
+        lesions: what was counted.
+        groups: of the N images.
     """
     levels, full = lesions.levels, lesions.counts.shape[1] - 1
     per_image = lesions.counts.transpose(0, 2).numpy()  # images first
-    drawn = _scores(torch.from_numpy(resampled_sums(per_image)).transpose(1, 2))
+    drawn = _scores(torch.from_numpy(resampled_sums(units_of(per_image, groups))).transpose(1, 2))
     whole = _scores(lesions.counts.sum(2))
     lost, worth, edges = [], [], []
     for cut, kind in enumerate(CUTS):
@@ -140,7 +160,7 @@ def tables(lesions: Lesions) -> dict[str, pd.DataFrame]:
                     loss = whole[name][cut, full] - whole[name][cut, kept]
                     row |= _with_interval(f"{name}_loss", loss, drawn[name][:, cut, full] - drawn[name][:, cut, kept])
                 lost.append(row)
-                rates = edge_table(lesions.edges[cut, kept])
+                rates = edge_table(lesions.edges[cut, kept].numpy(), groups)
                 edges.append(rates.assign(cut=row["cut"], levels=gone))
         values = {name: (shapley(whole[name][cut]), shapley(drawn[name][:, cut])) for name in SCORES}
         for position, level in enumerate(levels):
@@ -162,26 +182,33 @@ def _features(model: Segmenter, batch: Batch, device: torch.device | str) -> lis
 def _means(
     model: Segmenter, batches: Iterable[Batch], levels: Sequence[int], device: torch.device | str
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Return each level's mean over images and positions, 1xSx1x1, and its features of the last image, 1xSxHxW."""
+    """Return each level's mean over images and positions, 1xSx1x1, and its features of the last images, DxSxHxW.
+
+    D is DERANGEMENTS, or the number of images less one where that is smaller.
+    """
     sums: dict[int, Tensor] = {}
+    last: dict[int, Tensor] = {}
     images = 0
     for batch in batches:
         features = _features(model, batch, device)
         for level in levels:
             of_batch = features[level].double().mean((-2, -1), keepdim=True).sum(0, keepdim=True)
             sums[level] = sums[level] + of_batch if level in sums else of_batch
+            last[level] = torch.cat([last[level], features[level]] if level in last else [features[level]])
+            last[level] = last[level][-DERANGEMENTS:]
         images += len(batch.indices)
-    last = {level: features[level][-1:] for level in levels}
+    last = {level: found[-min(DERANGEMENTS, images - 1) :] for level, found in last.items()}
     return {level: (total / images).to(last[level].dtype) for level, total in sums.items()}, last
 
 
-def _stand_in(cut: str, features: Tensor, mean: Tensor, before: Tensor) -> Tensor:
-    """Return what the decoder gets instead of BxSxHxW features; `before` are those of the image before the batch."""
+def _stand_in(cut: str, features: Tensor, mean: Tensor, before: Tensor, shift: int) -> Tensor:
+    """Return what the decoder gets instead of BxSxHxW features; `before` are those of the images before the batch."""
     if cut == "zero":
         return torch.zeros_like(features)
     if cut == "mean":
         return mean.expand_as(features)
-    return torch.cat([before, features[:-1]])
+    first = len(before) - shift
+    return torch.cat([before, features])[first : first + len(features)]
 
 
 def _scores(counts: Tensor) -> dict[str, np.ndarray]:

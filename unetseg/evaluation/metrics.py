@@ -9,6 +9,7 @@ Legend: B images, C classes, H x W pixels. Pixels whose target is IGNORE are nev
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
+from unetseg.evaluation.statistics import interval, resampled_sums, units_of
 from unetseg.names import IGNORE
 
 if TYPE_CHECKING:
@@ -47,8 +49,11 @@ def image_counts(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
     radius = max(1, round(BOUNDARY_RATIO * (height**2 + width**2) ** 0.5))
     valid = target != IGNORE
     index = torch.arange(classes, device=target.device).view(1, -1, 1, 1)
-    masks = [(labels.unsqueeze(1) == index) & valid.unsqueeze(1) for labels in (predicted, target)]
-    bands = [(mask & ~erode(mask, radius)) for mask in masks]
+    own = [labels.unsqueeze(1) == index for labels in (predicted, target)]
+    # eroded before ignored pixels are left out, which thereby are no edge; in the target they count as of each class
+    cores = [erode(own[0], radius), erode(own[1] | ~valid.unsqueeze(1), radius)]
+    masks = [mask & valid.unsqueeze(1) for mask in own]
+    bands = [mask & ~core for mask, core in zip(masks, cores, strict=True)]
     pairs = [(a & b, a, b) for a, b in (masks, bands)]
     return torch.stack([area.sum((-2, -1)) for pair in pairs for area in pair], dim=-1)
 
@@ -83,20 +88,34 @@ def errors_by_band(predicted: Tensor, target: Tensor, bands: Tensor) -> Tensor:
     return torch.stack(counts, dim=-1)
 
 
-def edge_table(counts: Tensor) -> pd.DataFrame:
-    """Return the error rate by distance to the edge from the pixels and errors of each band, 7x2."""
+def edge_table(counts: np.ndarray, groups: Sequence[str]) -> pd.DataFrame:
+    """Return the error rate by distance to the edge, with its interval over images, or over groups where there are any.
+
+    Args:
+        counts: Nx7x2 pixels and errors of each image and band.
+        groups: of the N images.
+    """
     import pandas as pd
 
-    pixels, errors = counts.T.numpy()
+    pixels, errors = counts.sum(0).T
+    ends = np.full((2, len(pixels)), np.nan)
+    ends[:, pixels > 0] = interval(_rates(resampled_sums(units_of(counts, groups)))[:, pixels > 0])
     return pd.DataFrame(
         {
             "from_px": [1, *(limit + 1 for limit in EDGE_DISTANCES)],
             "to_px": [*EDGE_DISTANCES, math.inf],
             "pixels": pixels,
             "errors": errors,
-            "error_rate": errors / np.where(pixels, pixels, np.nan),
+            "error_rate": _rates(counts.sum(0)),
+            "error_rate_low": ends[0],
+            "error_rate_high": ends[1],
         }
     )
+
+
+def _rates(counts: np.ndarray) -> np.ndarray:
+    """Return errors / pixels of ...x2, nan where there is no pixel."""
+    return counts[..., 1] / np.where(counts[..., 0] > 0, counts[..., 0], np.nan)
 
 
 def erode(mask: Tensor, radius: int, outside: bool = False) -> Tensor:

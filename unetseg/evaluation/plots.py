@@ -163,7 +163,7 @@ def compare_gradients(tables: dict[str, Path], path: Path) -> None:
 
 
 def edge_distance(tables: dict[str, pd.DataFrame], path: Path) -> None:
-    """Write the error rate by distance to the mask's edge, a line for each table by its label."""
+    """Write the error rate by distance to the mask's edge, a line for each table by its label, in its interval."""
     figure = Figure(figsize=(5, 3.2), dpi=110, layout="constrained")
     _error_rates(figure.subplots(), tables)
     figure.savefig(path)
@@ -199,7 +199,9 @@ def lesions(tables: dict[str, pd.DataFrame], path: Path) -> None:
 
 def _error_rates(axis: Axes, tables: dict[str, pd.DataFrame]) -> None:
     for label, table in tables.items():
-        axis.plot(range(len(table)), table.error_rate, marker=".", linewidth=1.2, label=label)
+        (line,) = axis.plot(range(len(table)), table.error_rate, marker=".", linewidth=1.2, label=label)
+        ends = (table.error_rate_low, table.error_rate_high)
+        axis.fill_between(range(len(table)), *ends, color=line.get_color(), alpha=0.12, linewidth=0)
     names = band_labels(zip(table.from_px, table.to_px, strict=True))
     axis.set_xticks(range(len(names)), names, fontsize=8)
     axis.set_xlabel("pixels to the mask's edge", fontsize=8)

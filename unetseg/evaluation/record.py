@@ -75,8 +75,13 @@ class TestRecord(L.Callback):
         )
         if trainer.is_global_zero:
             self.per_image.to_csv(self.run.per_image, index=False)
-            errors = edge_table(torch.stack([*self.edges.values()]).sum(0))
+            edges = torch.stack([*self.edges.values()]).numpy()
+            errors = edge_table(edges, list(self.per_image.group))
             errors.to_csv(self.run.edge_distance, index=False)
+            by_image = pd.DataFrame(edges.reshape(-1, 2), columns=["pixels", "errors"])
+            by_image.insert(0, "name", self.per_image.name.repeat(edges.shape[1]).to_numpy())
+            by_image.insert(1, "from_px", [*errors.from_px] * len(edges))
+            by_image.to_csv(self.run.edge_distance_per_image, index=False)
             plots.edge_distance({"": errors}, self.run.figures / "edge_distance.png")
             self._draw(trainer, module, dataset)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -74,6 +75,10 @@ def make_encoder(
         arguments["block"] = PLAIN[arguments["block"]]
     if normalisation == "none":
         arguments["norm_layer"] = nn.Identity
-    encoder = encoders[name]["encoder"](depth=DEPTH, **arguments)
-    encoder.set_in_channels(in_channels, pretrained=False)
+    with torch.random.fork_rng(devices=[]):
+        encoder = encoders[name]["encoder"](depth=DEPTH, **arguments)
+        encoder.set_in_channels(in_channels, pretrained=False)
+    # the weights that the whole encoder draws from the same seed, so that what is left out is all that differs
+    whole = get_encoder(name, in_channels=in_channels, depth=DEPTH, weights=None).state_dict()
+    encoder.load_state_dict({key: whole[key] for key in encoder.state_dict()})
     return encoder

@@ -6,9 +6,11 @@ level l = 1 ... 4 has stride 2^l, and lists over levels are written finest first
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
 from torch import Tensor, nn
@@ -74,6 +76,8 @@ class SkipUnet(nn.Module, HubFolder):
         self.encoder = make_encoder(
             encoder, in_channels=in_channels, weights=weights, short_skips=short_skips, normalisation=normalisation
         )
+        if initialisation == "glorot":  # before the decoder draws: the encoder starts alike with every skip kind
+            _glorot(self.encoder)
         if match_parameters:
             decoder_channels = matched_channels(self.encoder, decoder_channels, self.skip, normalisation, classes)
         self.decoder = Decoder(
@@ -83,9 +87,8 @@ class SkipUnet(nn.Module, HubFolder):
         initialize_decoder(self.decoder)
         initialize_head(self.segmentation_head)
         if initialisation == "glorot":
-            for module in self.modules():
-                if isinstance(module, nn.Conv2d):
-                    nn.init.xavier_normal_(module.weight)
+            _glorot(self.decoder)
+            _glorot(self.segmentation_head)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images, BxCxHxW float, to logits, BxKxHxW float."""
@@ -99,6 +102,15 @@ class SkipUnet(nn.Module, HubFolder):
     def fusions(self) -> list[Fusion]:
         """The fusion of each level, finest first."""
         return [cast(DecoderBlock, block).fusion for block in reversed(self.decoder.blocks[:-1])]
+
+
+def _glorot(part: nn.Module) -> None:
+    """Draw each convolution's weights by its name, so that they are the same whatever other layers there are."""
+    seed = int(torch.randint(2**62, ()))
+    for name, module in part.named_modules():
+        if isinstance(module, nn.Conv2d):
+            generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
+            nn.init.xavier_normal_(module.weight, generator=generator)
 
 
 def _per_level(value: str | Sequence[str], names: Sequence[str], argument: str) -> list[str]:

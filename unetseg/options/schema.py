@@ -309,6 +309,8 @@ class Report(Section):
     runs: str = Field(description="folder with run folders somewhere below it")
     output: str | None = Field(description="folder for report.html and report.md; null: report/ in `runs`")
     wandb: bool = Field(description="true: make a W&B Report of it as well")
+    plan: float | None = Field(gt=0, lt=1, description="say how many seeds and images would show this difference")
+    pooled: bool = Field(description="true: take the spread over seeds as the same for all settings, which shows more")
 
     @field_validator("runs")
     @classmethod

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from unetseg.evaluation import plots
 from unetseg.reporting.document import Panel
-from unetseg.reporting.findings import Pair
+from unetseg.reporting.findings import TIMES, Pair, Plan
 from unetseg.reporting.results import Setting
 
 matplotlib.use("Agg")
@@ -58,6 +58,20 @@ def lines(name: str, title: str, x: str, tables: dict[Setting, pd.DataFrame], *,
 
 
 @matplotlib.rc_context(LOOK)
+def rates(name: str, title: str, x: str, tables: dict[Setting, pd.DataFrame]) -> Panel:
+    """Return a line for each setting: the row "rate", in a band from "low" to "high"."""
+    figure, axis = _axes(title, WIDE)
+    for setting, table in tables.items():
+        axis.plot(table.columns, table.loc["rate"], setting.style, color=setting.colour, marker="o", markersize=2.5)
+        ends = (table.loc["low"], table.loc["high"])
+        axis.fill_between(table.columns, *ends, color=setting.colour, alpha=0.16, linewidth=0)
+    axis.set_xlabel(x)
+    axis.set_ylim(bottom=0)
+    axis.grid(True)
+    return _panel(figure, name, f"{title} by {x}")
+
+
+@matplotlib.rc_context(LOOK)
 def forest(name: str, title: str, found: Sequence[Pair]) -> Panel:
     """Return the differences with their intervals; full where one was shown, grey what could not have been shown."""
     names = [textwrap.fill(pair.name, 32) for pair in found]
@@ -65,7 +79,9 @@ def forest(name: str, title: str, found: Sequence[Pair]) -> Panel:
     figure, axis = _axes(title, (WIDE[0], 0.75 + high * len(found)))
     for row, pair in enumerate(found):
         result = pair.result
-        axis.barh(row, 2 * result.smallest, left=-result.smallest, height=0.7, color="#eceff2")
+        if not pair.one_seed:
+            least = pair.smallest.value
+            axis.barh(row, 2 * least, left=-least, height=0.7, color="#eceff2")
         axis.plot([result.low, result.high], [row, row], color=INK, linewidth=1.3)
         axis.plot(result.difference, row, "o", color=INK, markerfacecolor=INK if pair.shown else "white", ms=4.5)
     axis.axvline(0, color=SOFT, linewidth=0.8)
@@ -76,6 +92,26 @@ def forest(name: str, title: str, found: Sequence[Pair]) -> Panel:
     axis.locator_params(axis="x", nbins=6)
     axis.grid(True, axis="x")
     return _panel(figure, name, f"{title}: {', '.join(pair.name for pair in found)}")
+
+
+@matplotlib.rc_context(LOOK)
+def plan(name: str, title: str, plan: Plan, difference: float, unit: str) -> Panel:
+    """Return the smallest difference that could be shown by the number of seeds, a line for each number of units."""
+    figure, axis = _axes(f"{title}: smallest difference", WIDE)
+    seeds = (*range(3, 11), 12, 15, 20, 30, 40, 50)
+    low, high = (plan.curve(parts, seeds, 1) for parts in (plan.least, plan.most))
+    axis.fill_between(seeds, low, high, color=INK, alpha=0.1, linewidth=0)
+    for times, colour in zip(TIMES, (INK, "#0072b2", "#009e73"), strict=True):
+        axis.plot(seeds, plan.curve(plan.parts, seeds, times), color=colour, label=f"{times * plan.units} {unit}s")
+    axis.axhline(difference, color=SOFT, linestyle=":", linewidth=1.2)
+    axis.set_xscale("log")
+    axis.set_xticks((3, 5, 10, 20, 50), ("3", "5", "10", "20", "50"))
+    axis.minorticks_off()
+    axis.set_ylim(0, 1.05 * max(4 * difference, plan.curve(plan.parts, (5,), 1)[0]))
+    axis.set_xlabel("seeds")
+    axis.grid(True)
+    axis.legend(frameon=False)
+    return _panel(figure, name, f"{title}: smallest difference that could be shown, by seeds and {unit}s")
 
 
 @matplotlib.rc_context(LOOK)

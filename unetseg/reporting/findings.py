@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
+from unetseg.evaluation.metrics import edge_table
 from unetseg.evaluation.plots import band_labels
-from unetseg.evaluation.statistics import LEVEL, Comparison, best_median_worst, compare, holm
+from unetseg.evaluation.statistics import (
+    LEVEL,
+    Comparison,
+    Components,
+    Smallest,
+    best_median_worst,
+    compare,
+    components,
+    group_means,
+    holm,
+    holm_levels,
+    pooled_seeds,
+    seeds_needed,
+)
 from unetseg.reporting.results import Run, Setting, Sweep
 
-METRICS = {"iou": "IoU per image", "boundary_iou": "Boundary IoU per image"}
+METRICS = {"iou": "IoU", "boundary_iou": "Boundary IoU"}
 """What settings are compared in, image by image: columns of per_image.csv."""
 ALL_PAIRS = 5
 """Up to so many settings each is compared with each, beyond that each with the first."""
+
+TIMES = (1, 2, 4)
+"""The test set as it is, and larger ones that a plan looks at."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +45,24 @@ class Pair:
     base: Setting
     other: Setting
     result: Comparison
+    by_image: Comparison
+    """The same as if the images of a group were independent; `result` itself where the unit is the image."""
+    without_score: int
+    """Images left out of both settings, because one of their runs has no score for them."""
     p: float
-    """Holm-corrected within the metric."""
+    """Holm-corrected over all pairs and metrics; nan with one seed."""
+    level: float
+    """The level of this comparison's own p that Holm leaves; nan with one seed."""
 
     @property
     def name(self) -> str:
         """Return what is subtracted from what."""
         return f"{self.other.name} − {self.base.name}"
+
+    @property
+    def one_seed(self) -> bool:
+        """Return whether nothing can be said of the settings, only of two trained models."""
+        return self.result.seeds == 1
 
     @property
     def excludes_zero(self) -> bool:
@@ -44,6 +74,36 @@ class Pair:
         """Return whether a difference was shown: the corrected p is never below that of the interval."""
         return self.p < 1 - LEVEL
 
+    @cached_property
+    def smallest(self) -> Smallest:
+        """Return the smallest difference that could have been shown at the level that Holm leaves; not of one seed."""
+        return self.result.spread.smallest(self.level)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many seeds, and units of the test set, would show a difference in a metric."""
+
+    metric: str
+    parts: Components
+    """The spread seen so far, the mean over all pairs."""
+    least: Components
+    """The same with the seeds' variance at the lower end of its interval."""
+    most: Components
+    units: int
+    """Of the test set as it is."""
+    level: float
+    """What Holm asks of the first of all comparisons."""
+
+    def seeds(self, difference: float, times: int) -> list[int | None]:
+        """Return the seeds needed with `times` the units: estimate, lower and upper end; None is more than 100."""
+        spreads = (self.parts, self.least, self.most)
+        return [seeds_needed(parts, times * self.units, difference, self.level) for parts in spreads]
+
+    def curve(self, parts: Components, seeds: Sequence[int], times: int) -> list[float]:
+        """Return the smallest difference that each number of seeds could show with `times` the units."""
+        return [parts.spread(number, times * self.units).smallest(self.level).value for number in seeds]
+
 
 @dataclass(frozen=True)
 class Picked:
@@ -54,32 +114,69 @@ class Picked:
     iou: float
 
 
-def mean_with_interval(setting: Setting, metric: str) -> Comparison | None:
-    """Return the mean over seeds and images with its interval, None where the seeds have different images."""
-    if setting.images is None or len(setting.images) < 2:
+def unit(sweep: Sweep) -> str:
+    """Return what is independent of each other in the test set: "group" where there are several, else "image"."""
+    return "group" if all(len(set(_groups(run))) > 1 for run in sweep.runs if len(run.per_image)) else "image"
+
+
+def mean_with_interval(setting: Setting, metric: str, unit: str) -> Comparison | None:
+    """Return the mean over seeds and units with its interval, None where the seeds have different images."""
+    if setting.images is None:
         return None
-    scores = setting.scores(metric)
-    return compare(scores, np.zeros_like(scores))
+    scores, _ = _scored([setting], metric, setting.seeds, unit)
+    return compare(scores[0], np.zeros_like(scores[0])) if scores.shape[-1] > 1 else None
 
 
-def pairs(settings: list[Setting], metric: str) -> tuple[list[Pair], list[str]]:
-    """Return the differences in a metric, and a sentence for each pair that can't be compared."""
+def pairs(settings: Sequence[Setting], unit: str, *, pooled: bool = False) -> tuple[dict[str, list[Pair]], list[str]]:
+    """Return the differences in each metric, and a sentence for each pair that can't be compared.
+
+    Args:
+        settings: of them each is compared with each, more than ALL_PAIRS with the first.
+        unit: "image" or "group".
+        pooled: take the seeds' variance as the same for all settings, where they have two seeds in common or more.
+    """
     together = itertools.combinations(settings, 2)
     chosen = [pair for pair in together if len(settings) <= ALL_PAIRS or pair[0] is settings[0]]
-    found, left_out = [], []
+    able, left_out = [], []
     for base, other in chosen:
         seeds = sorted(set(base.seeds) & set(other.seeds))
-        name = f"{other.name} and {base.name}"
-        if base.images is None or base.images != other.images:
-            left_out.append(f"{name} are not compared: their test images differ.")
-        elif len(base.images) < 2:
-            left_out.append(f"{name} are not compared: there is only one test image.")
-        elif not seeds:
-            left_out.append(f"{name} are not compared: they have no seed in common.")
+        reason = _incomparable(base, other, seeds, unit)
+        if reason:
+            left_out.append(f"{other.name} and {base.name} are not compared: {reason}.")
         else:
-            found.append((base, other, compare(other.scores(metric, seeds), base.scores(metric, seeds))))
-    corrected = holm([result.p for *_, result in found]) if found else []
-    return [Pair(*pair, p=p) for pair, p in zip(found, corrected, strict=True)], left_out
+            able.append((base, other, seeds))
+    found = []
+    for metric in METRICS:
+        variance = _pooled(settings, metric, unit) if pooled else None
+        for base, other, seeds in able:
+            scores, without = _scored([other, base], metric, seeds, unit)
+            by_image = compare(*_scored([other, base], metric, seeds, "image")[0])
+            found.append((metric, base, other, compare(*scores, pooled=variance), by_image, without))
+    decided = [place for place, (*_, result, _, _) in enumerate(found) if result.seeds > 1]
+    values = [found[place][3].p for place in decided]
+    corrected = dict(zip(decided, zip(holm(values), holm_levels(values), strict=True), strict=True))
+    made: dict[str, list[Pair]] = {metric: [] for metric in METRICS}
+    for place, (metric, *pair) in enumerate(found):
+        p, level = corrected.get(place, (math.nan, math.nan))
+        made[metric].append(Pair(*pair, p=p, level=level))
+    return made, left_out
+
+
+def plans(found: dict[str, list[Pair]], unit: str) -> list[Plan]:
+    """Return a plan for each metric from the pairs with two seeds or more; none where there are none."""
+    made = []
+    compared = sum(not pair.one_seed for pairs in found.values() for pair in pairs)
+    for metric, pairs in found.items():
+        usable = [pair for pair in pairs if not pair.one_seed]
+        if usable:
+            parts = [components(_differences(pair, metric, unit)) for pair in usable]
+            mean = Components(*np.mean([astuple(part) for part in parts], axis=0).tolist())
+            units = min(pair.result.units for pair in usable)
+            settings = {setting for pair in usable for setting in (pair.base, pair.other)}
+            freedom = (len(settings) - 1) * (min(pair.result.seeds for pair in usable) - 1)
+            least, most = (mean.at(tail, freedom, units) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+            made.append(Plan(metric, mean, least, most, units, (1 - LEVEL) / compared))
+    return made
 
 
 def curve(setting: Setting, name: str) -> pd.DataFrame:
@@ -121,14 +218,26 @@ def vanishing(sweep: Sweep) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def edge_errors(setting: Setting) -> pd.DataFrame:
-    """Return the share of wrong pixels over all seeds, one row, by distance to the edge: 1, 2, 3–4, ... ≥ 33."""
+def edge_errors(setting: Setting, unit: str) -> pd.DataFrame:
+    """Return the share of wrong pixels over all seeds by distance to the edge: 1, 2, 3–4, ... ≥ 33.
+
+    Rows: rate, low and high, the ends of its interval over units (of these trained models); those are nan where the
+    runs have no counts of each image, or different images.
+    """
     paths = [run.folder.edge_distance for run in setting.runs]
     if not all(path.exists() for path in paths):
         return pd.DataFrame()
     table = pd.concat([pd.read_csv(path) for path in paths]).groupby(["from_px", "to_px"])[["pixels", "errors"]].sum()
     bands = band_labels(table.index)
-    return pd.DataFrame([(table.errors / table.pixels.where(table.pixels > 0)).to_numpy()], columns=bands)
+    rate = (table.errors / table.pixels.where(table.pixels > 0)).to_numpy()
+    paths = [run.folder.edge_distance_per_image for run in setting.runs]
+    if setting.images is None or not all(path.exists() for path in paths):
+        return pd.DataFrame([rate, np.nan * rate, np.nan * rate], ["rate", "low", "high"], bands)
+    counts = pd.concat([pd.read_csv(path, dtype={"name": str}) for path in paths])
+    by_image = counts.groupby(["name", "from_px"])[["pixels", "errors"]].sum()  # in the order of setting.images
+    groups = _groups(setting.runs[0]) if unit == "group" else [""] * len(setting.images)
+    ends = edge_table(by_image.to_numpy().reshape(len(groups), -1, 2), groups)
+    return pd.DataFrame([rate, ends.error_rate_low, ends.error_rate_high], ["rate", "low", "high"], bands)
 
 
 def lesions(sweep: Sweep) -> list[tuple[Setting, Run, str, pd.DataFrame, pd.DataFrame]]:
@@ -153,7 +262,55 @@ def picked_images(sweep: Sweep, each: int = 2) -> list[Picked]:
     if names is None or any(setting.images != names for setting in sweep.settings):
         return []
     iou = np.mean([setting.scores("iou").mean(0) for setting in sweep.settings], axis=0)
-    return [Picked(rank, names[place], float(iou[place])) for place, rank in best_median_worst(iou, each).items()]
+    scored = np.flatnonzero(np.isfinite(iou))
+    ranked = best_median_worst(iou[scored], each)
+    return [Picked(rank, names[scored[place]], float(iou[scored[place]])) for place, rank in ranked.items()]
+
+
+def _incomparable(base: Setting, other: Setting, seeds: list[int], unit: str) -> str:
+    """Return why two settings can't be compared, nothing where they can."""
+    if base.images is None or base.images != other.images:
+        return "their test images differ"
+    if not seeds:
+        return "they have no seed in common"
+    for metric in METRICS:
+        scores, _ = _scored([base, other], metric, seeds, unit)
+        if scores.shape[-1] < 2:
+            return f"there is only one test {unit}" if scores.shape[-1] else "no test image has a score in all runs"
+    return ""
+
+
+def _scored(settings: Sequence[Setting], metric: str, seeds: list[int], unit: str) -> tuple[np.ndarray, int]:
+    """Return the scores of settings with the same images, KxSxN by unit, and how many images lack one."""
+    scores = np.stack([setting.scores(metric, seeds) for setting in settings])
+    whole = np.isfinite(scores).all((0, 1))
+    without, scores = int((~whole).sum()), scores[..., whole]
+    if unit == "group" and scores.size:
+        scores = group_means(scores, np.array(_groups(settings[0].runs[0]))[whole].tolist())
+    return scores, without
+
+
+def _differences(pair: Pair, metric: str, unit: str) -> np.ndarray:
+    """Return the differences of a pair, SxN by unit."""
+    seeds = sorted(set(pair.base.seeds) & set(pair.other.seeds))
+    (other, base), _ = _scored([pair.other, pair.base], metric, seeds, unit)
+    return other - base
+
+
+def _pooled(settings: Sequence[Setting], metric: str, unit: str) -> tuple[float, int] | None:
+    """Return the variance over seeds of any difference, None where the settings have no two seeds in common."""
+    seeds = sorted(set.intersection(*(set(setting.seeds) for setting in settings)))
+    if len(seeds) < 2 or len({setting.images for setting in settings}) > 1 or settings[0].images is None:
+        return None
+    return pooled_seeds(_scored(settings, metric, seeds, unit)[0])
+
+
+def _groups(run: Run) -> list[str]:
+    """Return the group of each image, in the order of their names; an image without one is a group of its own."""
+    table = run.per_image
+    group = table["group"].astype(object) if "group" in table else pd.Series(np.nan, table.index)
+    named = group.notna().any()
+    return [f"group {g}" if pd.notna(g) else f"image {name}" for name, g in group.items()] if named else []
 
 
 def _readings(run: Run, kind: str, metric: str) -> pd.DataFrame:

@@ -82,26 +82,24 @@ def _vanishing(sweep: Sweep) -> list[Block]:
     ]
 
 
-def edges(sweep: Sweep) -> Section | None:
+def edges(sweep: Sweep, unit: str) -> Section | None:
     """Return the error rates by distance to the mask's edge."""
-    tables = {setting: table for setting in sweep.settings if (table := findings.edge_errors(setting)).size}
+    tables = {setting: table for setting in sweep.settings if (table := findings.edge_errors(setting, unit)).size}
     if not tables:
         return None
     names = next(iter(tables.values())).columns
-    rows = [
-        [s.name, *(f"{number(100 * rate, 1)}\N{NO-BREAK SPACE}%" for rate in table.iloc[0])]
-        for s, table in tables.items()
-    ]
+    rows = [[s.name, *(_percent(*table[band]) for band in names)] for s, table in tables.items()]
     near, far = (listed([f"{row[column]} ({row[0]})" for row in rows]) for column in (1, -1))
     lead = (
         f"Of the pixels beside the mask's edge (distance {names[0]}) {near} are wrong, and of those farthest from it "
-        f"({names[-1]}) {far}; these are shares of pixels without intervals, so that no difference is claimed."
+        f"({names[-1]}) {far}; the intervals cover the {unit}s only, and no difference is claimed from them."
     )
-    panels = [charts.lines("edge_distance", "share of wrong pixels", "pixels to the mask's edge", tables, wide=True)]
+    panels = [charts.rates("edge_distance", "share of wrong pixels", "pixels to the mask's edge", tables)]
+    caption = f"Pixels and errors summed over images and seeds. Bands: 95 % interval over {unit}s, of these models."
     lacking = [setting.name for setting in sweep.settings if setting not in tables]
     blocks: list[Block] = [
-        Figure(panels, "Pixels and errors summed over images and seeds.", 340, charts.legend(sweep.settings)),
-        Table(["setting", *names], rows, caption="Share of wrong pixels by their distance to the edge, in pixels."),
+        Figure(panels, caption, 340, charts.legend(sweep.settings)),
+        Table(["setting", *names], rows, caption="Wrong pixels in % by their distance to the edge, in pixels."),
         *([f"Without an edge_distance.csv in each run: {listed(lacking)}."] if lacking else []),
     ]
     return Section("Errors by distance to the edge", lead, blocks)
@@ -137,12 +135,17 @@ def lesions(sweep: Sweep) -> Section | None:
         "and zeros and other images' features in their place. Shapley: what a level adds on average over all orders of "
         "putting them back. [95 % interval over the images: of this one trained model, and of no other training.]"
     )
-    lead = f"Of the single levels cut from a trained model, the greatest loss of IoU is at {worst[1]}."
+    lead = f"Of the single levels cut from a trained model, the greatest loss of IoU seen is at {worst[1]}."
     return Section("Lesions", lead, [Table(columns, rows, words=4, caption=caption)])
 
 
 def _cell(row: pd.Series, name: str) -> str:
     return f"{number(row[name])} {interval(row[f'{name}_low'], row[f'{name}_high'])}"
+
+
+def _percent(rate: float, low: float, high: float) -> str:
+    """Return 40.2 [38.1, 42.5], without the interval where there is none."""
+    return number(100 * rate, 1) + ("" if np.isnan(low) else f" {interval(100 * low, 100 * high, 1)}")
 
 
 def _spaced(level: str) -> str:

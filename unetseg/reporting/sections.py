@@ -19,17 +19,24 @@ COSTS = (
 """What of a summary's cost is shown: entry, title, unit, digits, note."""
 
 
-def report(sweep: Sweep) -> Document:
-    """Return the whole report."""
-    found = {metric: findings.pairs(sweep.settings, metric) for metric in METRICS}
-    differences = {metric: pairs for metric, (pairs, _) in found.items()}
+def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False) -> Document:
+    """Return the whole report.
+
+    Args:
+        sweep: what it is about.
+        plan: a difference for which the seeds needed are said.
+        pooled: take the seeds' variance as the same for all settings.
+    """
+    unit = findings.unit(sweep)
+    differences, left_out = findings.pairs(sweep.settings, unit, pooled=pooled)
     made = [
-        question(sweep, differences),
-        settings(sweep),
-        paired(sweep, differences, found["iou"][1]),
+        question(sweep, differences, unit),
+        settings(sweep, unit),
+        paired(sweep, differences, left_out, unit, pooled),
+        planning(sweep, differences, unit, plan) if plan is not None else None,
         curves(sweep),
         gradients(sweep),
-        edges(sweep),
+        edges(sweep, unit),
         lesions(sweep),
         examples(sweep),
         provenance(sweep),
@@ -46,77 +53,123 @@ def report(sweep: Sweep) -> Document:
     return Document("Long skips: an ablation", asked, facts, [section for section in made if section], colours)
 
 
-def question(sweep: Sweep, differences: dict[str, list[Pair]]) -> Section:
+def titles(unit: str) -> dict[str, str]:
+    """Return the metrics' names with what they are taken over."""
+    return {metric: f"{title} per {unit}" for metric, title in METRICS.items()}
+
+
+def question(sweep: Sweep, differences: dict[str, list[Pair]], unit: str) -> Section:
     """Return what was asked, and what the paired differences answer."""
     base, names = sweep.settings[0], [setting.name for setting in sweep.settings]
-    notes = [sentences.seeds(sweep), sentences.absent(sweep)]
+    notes = [sentences.seeds(sweep, unit), sentences.absent(sweep)]
     if len(names) == 1:
         return Section("Answer", sentences.best(sweep), [note for note in notes if note])
-    lead, *answers = [sentences.against(base, differences[metric], title) for metric, title in METRICS.items()]
+    lead, *answers = [sentences.against(base, differences[metric], title) for metric, title in titles(unit).items()]
     cells: dict[str, list[str]] = {}
     for pairs in differences.values():
         for pair in pairs:
             if pair.base is base:
-                cells.setdefault(pair.other.name, []).append(sentences.measured(pair))
-    caption = f"Mean difference from {base.name} on the same images [95 % interval]."
-    table = Table(["setting", *METRICS.values()], [[name, *row] for name, row in cells.items()], caption=caption)
+                cells.setdefault(pair.other.name, []).append(sentences.measured(pair, unit))
+    caption = f"Mean difference from {base.name} on the same {unit}s [95 % interval]."
+    table = Table(["setting", *titles(unit).values()], [[name, *row] for name, row in cells.items()], caption=caption)
     return Section("Answer", lead, [*answers, *([table] if cells else []), *(note for note in notes if note)])
 
 
-def settings(sweep: Sweep) -> Section:
+def settings(sweep: Sweep, unit: str) -> Section:
     """Return the table of settings."""
     costs = [cost for cost in COSTS if any(cost[0] in run.summary for run in sweep.runs)]
     rows = []
     for setting in sweep.settings:
         over_set = [run.summary["test/iou"] for run in setting.runs]
         span = f" ({number(min(over_set))} to {number(max(over_set))})" if len(over_set) > 1 else ""
-        means = [findings.mean_with_interval(setting, metric) for metric in METRICS]
+        means = [findings.mean_with_interval(setting, metric, unit) for metric in METRICS]
         rows.append(
             [
                 setting.name,
                 number(setting.mean("test/iou")) + span,
                 *("–" if m is None else f"{number(m.difference)} {interval(m.low, m.high)}" for m in means),
-                *(number(setting.mean(name) / unit, digits) for name, _, unit, digits, _ in costs),
+                *(number(setting.mean(name) / scale, digits) for name, _, scale, digits, _ in costs),
                 ", ".join(map(str, setting.seeds)),
             ]
         )
     caption = (
-        "IoU over the set: pixels summed over all test images; the mean over seeds (their range). Per image: the mean "
-        "over seeds and images [95 % interval]."
+        f"IoU over the set: pixels summed over all test images; the mean over seeds (their range). Per {unit}: the "
+        f"mean over seeds and {unit}s [95 % interval; of one seed over the {unit}s only]."
     )
-    columns = ["setting", "IoU over the set", *METRICS.values(), *(cost[1] for cost in costs), "seeds"]
+    columns = ["setting", "IoU over the set", *titles(unit).values(), *(cost[1] for cost in costs), "seeds"]
     caption = " ".join([caption, *(cost[4] for cost in costs if cost[4])])
     return Section("Settings", sentences.best(sweep), [Table(columns, rows, caption=caption)])
 
 
-def paired(sweep: Sweep, differences: dict[str, list[Pair]], left_out: list[str]) -> Section | None:
+def paired(
+    sweep: Sweep, differences: dict[str, list[Pair]], left_out: list[str], unit: str, pooled: bool
+) -> Section | None:
     """Return the paired differences as tables and forest plots."""
     if len(sweep.settings) == 1:
         return None
     if not differences["iou"]:
         return Section("Paired differences", "No two settings can be compared image by image.", left_out)
-    columns = ["difference", "mean", "95 % interval", "p (Holm)", "smallest", "seeds", "images", "shown"]
+    grouped = unit == "group"
+    columns = ["difference", "mean", "95 % interval", "p (Holm)", "smallest", "seeds", f"{unit}s", "shown"]
+    columns += ["as if images were independent"] if grouped else []
     tables, panels = [], []
-    for metric, pairs in differences.items():
+    for metric, title in titles(unit).items():
         rows = []
-        for pair in pairs:
+        for pair in differences[metric]:
             result = pair.result
             span = interval(result.low, result.high, digits=4, signed=True)
-            counts = [p_value(pair.p), number(result.smallest, 4), str(result.seeds), str(result.images)]
-            rows.append([pair.name, change(result.difference, 4), span, *counts, "yes" if pair.shown else "no"])
-        tables.append(Table(columns, rows, caption=f"{METRICS[metric]}, on the same images and seeds."))
-        panels.append(charts.forest(f"differences_{metric}", METRICS[metric], pairs))
+            told = [p_value(pair.p), sentences.estimate(pair)] if not pair.one_seed else ["–", "–"]
+            shown = "one seed" if pair.one_seed else "yes" if pair.shown else "no"
+            row = [pair.name, change(result.difference, 4), span, *told, str(result.seeds), str(result.units), shown]
+            naive = pair.by_image
+            naive_span = interval(naive.low, naive.high, digits=4, signed=True)
+            rows.append([*row, *([f"{change(naive.difference, 4)} {naive_span}"] if grouped else [])])
+        tables.append(Table(columns, rows, caption=f"{title}, on the same {unit}s and seeds."))
+        panels.append(charts.forest(f"differences_{metric}", title, differences[metric]))
     caption = (
         "Dots: mean difference, filled where one was shown. Lines: 95 % interval. Grey: smaller than the smallest "
-        "difference that could have been shown with these seeds and images."
+        f"difference that could have been shown with these seeds and {unit}s, an estimate."
     )
     note = (
-        '"Smallest": the least difference that these seeds and images could have shown, four times in five. Differences'
-        " with 1 seed cover the images only and say nothing of another training."
+        f'p is corrected over all pairs and metrics of this section. "Smallest": the least difference that these seeds '
+        f"and {unit}s could have shown four times in five at the level that Holm's correction leaves, an estimate with "
+        f"its own 95 % interval. With one seed the intervals cover the {unit}s only."
     )
-    lead = sentences.differences({METRICS[metric]: pairs for metric, pairs in differences.items()})
-    blocks: list[Block] = [Figure(panels, caption, width=340), *tables, note, *left_out, sentences.seeds(sweep)]
+    shared = "pooled=true: the spread over seeds is taken as the same for all settings; where it is not, the intervals "
+    shared += "of the setting that spreads more are too narrow."
+    lead = sentences.differences({title: differences[metric] for metric, title in titles(unit).items()})
+    notes = [note, *([shared] if pooled else []), *sentences.units(differences, unit), *left_out]
+    blocks: list[Block] = [Figure(panels, caption, width=340), *tables, *notes, sentences.seeds(sweep, unit)]
     return Section("Paired differences", lead, blocks)
+
+
+def planning(sweep: Sweep, differences: dict[str, list[Pair]], unit: str, difference: float) -> Section:
+    """Return how many seeds and units would show a difference."""
+    made = findings.plans(differences, unit)
+    if not made:
+        lead = "A plan needs two settings with two seeds each: one seed says nothing of how far trainings spread."
+        return Section("Plan", lead)
+    now = sorted({pair.result.seeds for pairs in differences.values() for pair in pairs if not pair.one_seed})
+    rows, parts, panels = [], [], []
+    for plan in made:
+        title = titles(unit)[plan.metric]
+        parts.append(sentences.planned(title, difference, plan.seeds(difference, 1), f"{plan.units} {unit}s", now))
+        for times in findings.TIMES:
+            value, low, high = ("> 100" if n is None else str(n) for n in plan.seeds(difference, times))
+            rows.append([title, str(times * plan.units), value, f"{low} to {high}"])
+        panels.append(charts.plan(f"plan_{plan.metric}", title, plan, difference, unit))
+    lead = f"To show a difference of {number(difference)} four times in five takes {'; '.join(parts)}."
+    caption = (
+        f"Seeds needed by the spread seen so far, the mean over all pairs, at the level that Holm asks of the first of "
+        f"{round(0.05 / made[0].level)} comparisons; their range follows from the 95 % interval of the variance over "
+        f"seeds. The spread over {unit}s is taken as it was seen."
+    )
+    table = Table(["metric", f"{unit}s", "seeds", "range"], rows, caption=caption)
+    note = (
+        f"Lines: the smallest difference that so many seeds could show, for each number of test {unit}s. Band: the "
+        f"range for the {unit}s as they are. Dotted: the difference asked for."
+    )
+    return Section("Plan", lead, [Figure(panels, note, width=340), table])
 
 
 def curves(sweep: Sweep) -> Section | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from unetseg.evaluation.statistics import Comparison
 from unetseg.reporting.findings import Pair
 from unetseg.reporting.results import Setting, Sweep
 
@@ -38,62 +39,120 @@ def listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
+ONE_SEED = "one seed decides nothing; the same command with seed=0,1,2 would"
+TWO_SEEDS = "With two seeds only, which hardly tell how far trainings spread: "
+
+
 def against(base: Setting, found: Sequence[Pair], title: str) -> str:
     """Return how the other settings differ from `base`: what was shown, and how small the rest must be."""
     mine = [pair for pair in found if pair.base is base]
     if not mine:
         return f"No other setting can be compared with {base.name} in {title}."
-    parts = [
-        f"is {word} with {listed([pair.other.name for pair in group])}"
-        for word, sign in (("higher", 1), ("lower", -1))
-        if (group := [pair for pair in mine if pair.shown and sign * pair.result.difference > 0])
-    ]
-    text = f"Compared with {base.name}, {title} {' and '.join(parts)}" if parts else ""
-    rest = [pair for pair in mine if not pair.shown]
-    if not rest:
-        return f"{text}."
-    names = listed([pair.other.name for pair in rest])
-    could = f"the smallest that could have been: {listed([number(pair.result.smallest) for pair in rest])}"
-    if text:
-        return f"{text}; no difference was shown for {names} ({could})."
-    return f"No difference from {base.name} in {title} was shown for {names} ({could})."
+    parts = []
+    for word, sign in (("higher", 1), ("lower", -1)):
+        group = [pair for pair in mine if pair.shown and sign * pair.result.difference > 0]
+        if group:
+            parts.append(f"is {word} with {_names(group)}")
+    text = [f"compared with {base.name}, {title} {' and '.join(parts)}"] if parts else []
+    hints = [pair for pair in mine if not pair.shown and not pair.one_seed and pair.excludes_zero]
+    rest = [pair for pair in mine if not pair.shown and not pair.one_seed and not pair.excludes_zero]
+    if hints:
+        text.append(
+            f"no difference from {base.name} in {title} was shown for {_names(hints)} after Holm's correction, "
+            f"although 0 lies outside the interval of that one comparison ({_could(hints)})"
+        )
+    if rest:
+        text.append(f"no difference from {base.name} in {title} was shown for {_names(rest)} ({_could(rest)})")
+    single = [pair for pair in mine if pair.one_seed]
+    if single:
+        text.append(f"between {base.name} and {_names(single)} {ONE_SEED}")
+    told = "; ".join(text)
+    if any(pair.result.seeds == 2 for pair in mine):
+        return f"{TWO_SEEDS}{told}."
+    return f"{told[0].upper()}{told[1:]}."
 
 
-def measured(pair: Pair) -> str:
+def measured(pair: Pair, unit: str) -> str:
     """Return a difference with its interval, and whether it was shown."""
     result = pair.result
-    doubt = "not after Holm" if pair.excludes_zero else "not shown"
-    return f"{change(result.difference)} {interval(result.low, result.high, signed=True)}" + (
-        "" if pair.shown else f", {doubt}"
-    )
+    text = f"{change(result.difference)} {interval(result.low, result.high, signed=True)}"
+    if pair.one_seed:
+        return f"{text}, of these two models over {unit}s only"
+    if pair.shown:
+        return text
+    return f"{text}, {'not after Holm' if pair.excludes_zero else 'not shown'}"
 
 
 def differences(found: dict[str, list[Pair]]) -> str:
     """Return how many differences were shown in each metric, {title: pairs}, and the least that could have been."""
-    counts = [f"{sum(pair.shown for pair in pairs)} of {len(pairs)} in {title}" for title, pairs in found.items()]
-    text = f"Differences shown (95 % interval without 0, Holm-corrected p below 0.05): {listed(counts)}"
-    smallest = [pair.result.smallest for pairs in found.values() for pair in pairs if not pair.shown]
-    if not smallest:
-        return f"{text}."
-    ends = sorted({number(min(smallest)), number(max(smallest))})
-    return f"{text}; the smallest that could have been shown in the others: {' to '.join(ends)}."
+    decided = {title: own for title, pairs in found.items() if (own := [p for p in pairs if not p.one_seed])}
+    if not decided:
+        return f"{ONE_SEED[0].upper()}{ONE_SEED[1:]}: the numbers below describe these trained models and no settings."
+    counts = [f"{sum(pair.shown for pair in pairs)} of {len(pairs)} in {title}" for title, pairs in decided.items()]
+    together = sum(len(pairs) for pairs in decided.values())
+    text = f"Differences shown (p below 0.05 after Holm's correction for {together} comparisons): {listed(counts)}"
+    values = [pair.smallest.value for pairs in decided.values() for pair in pairs if not pair.shown]
+    if values:
+        ends = listed_range(min(values), max(values))
+        text = f"{text}; the smallest that could have been shown in the others, by estimate: {ends}"
+    two = any(pair.result.seeds == 2 for pairs in decided.values() for pair in pairs)
+    return f"{TWO_SEEDS}{text[0].lower()}{text[1:]}." if two else f"{text}."
 
 
-def seeds(sweep: Sweep) -> str:
+def listed_range(low: float, high: float) -> str:
+    """Return two scores as a range, or one where they are written alike."""
+    return " to ".join(dict.fromkeys((number(low), number(high))))
+
+
+def estimate(pair: Pair) -> str:
+    """Return the smallest difference that could have been shown, with its own interval: 0.012 [0.008, 0.041]."""
+    return f"{number(pair.smallest.value)} {interval(pair.smallest.low, pair.smallest.high)}"
+
+
+def units(found: dict[str, list[Pair]], unit: str) -> list[str]:
+    """Return what the unit of the test set is where it is the group, and which images have no score."""
+    pairs = [pair for own in found.values() for pair in own]
+    told = []
+    if unit == "group" and pairs:
+        first = pairs[0]
+        share = np.median([_width(pair.by_image) / _width(pair.result) for pair in pairs if _width(pair.result)])
+        told.append(
+            f"The unit is the group ({first.result.units} groups, {first.by_image.units} images), each by the mean of "
+            "its images: images of one group are not independent of each other. Taken one by one, as if they were, "
+            f"they would have given intervals {share:.2f} times as wide (median; last column)."
+        )
+    without = {pair.without_score for pair in pairs if pair.without_score}
+    if without:
+        counts = listed([str(number) for number in sorted(without)])
+        told.append(f"Left out of both settings, as a run has no score for them (all pixels ignored): {counts} images.")
+    return told
+
+
+def seeds(sweep: Sweep, unit: str) -> str:
     """Return what the intervals cover."""
     single = [setting.name for setting in sweep.settings if len(setting.runs) == 1]
     if len(single) == len(sweep.settings):
         return (
-            "One seed each: seeds were not varied, so the intervals cover the images only; nothing is said about "
-            "another training of the same settings."
+            f"One seed each: intervals cover the test {unit}s only and describe these trained models; another training "
+            "of the same settings may differ by more."
         )
-    everyone = "Intervals cover the choice of seeds and of test images."
+    everyone = f"Intervals cover the choice of seeds and of test {unit}s."
     if not single:
         return everyone
     return (
-        f"{everyone} With {listed(single)} seeds were not varied (one seed): there they cover the images only, and "
-        "nothing is said about another training."
+        f"{everyone} With {listed(single)} there is one seed: there they cover the {unit}s only, and nothing is said "
+        "about another training."
     )
+
+
+def planned(metric: str, difference: float, needed: Sequence[int | None], units: str, now: Sequence[int]) -> str:
+    """Return how many seeds would show a difference; `needed` is the estimate, its lower and its upper end."""
+    value, low, high = needed
+    have = f"{now[0]}" if len(now) == 1 else f"{now[0]} to {now[-1]}"
+    if value is None:
+        return f"in {metric} more than 100 seeds with these {units}: more of the latter are needed"
+    upper = "more than 100" if high is None else str(high)
+    return f"in {metric} {value} seeds (by the spread so far, {low} to {upper}; there are {have}) with these {units}"
 
 
 def absent(sweep: Sweep) -> str:
@@ -116,10 +175,13 @@ def best(sweep: Sweep) -> str:
         return f"One setting is finished, {top.name}, with a test IoU of {number(means[top])} over the set."
     bottom = min(means, key=lambda setting: means[setting])
     what = "the mean over its seeds" if len(top.runs) > 1 else "one seed"
-    return (
+    reach = (
         f"Test IoU over the set reaches from {number(means[bottom])} ({bottom.name}) to {number(means[top])} "
-        f"({top.name}; {what}); which gaps are more than chance, the paired differences say."
+        f"({top.name}; {what})"
     )
+    if all(len(setting.runs) == 1 for setting in sweep.settings):
+        return f"{reach}; {ONE_SEED}."
+    return f"{reach}; which gaps are more than chance, the paired differences say."
 
 
 def learning(last: dict[Setting, float], at_the_end: int, runs: int) -> str:
@@ -129,3 +191,15 @@ def learning(last: dict[Setting, float], at_the_end: int, runs: int) -> str:
     if at_the_end == 0:
         return f"{text}; no run was best in its last epoch."
     return f"{text}; {at_the_end} of {runs} runs were best in their last epoch, so training on may change what is seen."
+
+
+def _names(pairs: Sequence[Pair]) -> str:
+    return listed([pair.other.name for pair in pairs])
+
+
+def _could(pairs: Sequence[Pair]) -> str:
+    return f"by estimate {listed([estimate(pair) for pair in pairs])} could have been"
+
+
+def _width(result: Comparison) -> float:
+    return result.high - result.low

@@ -44,6 +44,7 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.per_image = self.path / "per_image.csv"
         self.edge_distance = self.path / "edge_distance.csv"
+        self.edge_distance_per_image = self.path / "edge_distance_per_image.csv"
         self.gradient_flow = self.path / "gradient_flow.csv"
         self.left_out = self.path / "left_out.csv"
         self.figures = self.path / "figures"

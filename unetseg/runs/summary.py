@@ -64,6 +64,11 @@ def show(summaries: Sequence[dict[str, Any]]) -> None:
         for s in summaries
     ]
     _print_table("on the test split", rows)
+    seeds_of: dict[tuple[Any, ...], set[int]] = {}
+    for entry in summaries:
+        seeds_of.setdefault((entry["variant"], entry["encoder"]), set()).add(entry["seed"])
+    if len(seeds_of) > 1 and all(len(seeds) == 1 for seeds in seeds_of.values()):
+        print("one seed decides nothing between these settings; the same command with seed=0,1,2 would\n")
     for entry in summaries:
         print(entry["folder"])
 
