@@ -2,12 +2,14 @@
 
 import contextlib
 import copy
+import gc
 import json
 import math
 import os
 import subprocess
 import sys
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim import optimizer as optimizers
+from torch.utils.checkpoint import checkpoint
 
 from unetseg.gradients import GradientFlow, blocks_of
 from unetseg.model import Segmenter, SkipUnet
@@ -369,7 +372,7 @@ def test_hooks_exist_only_inside_the_block_even_after_an_error():
         loss_of(net(images), images).backward()
         inside = hooks()
         raise KeyError
-    assert inside == LEVELS + 1
+    assert inside == 2  # of the decoder and the head
     assert (hooks(), len(optimizers._global_optimizer_pre_hooks)) == (0, before)
     with pytest.raises(RuntimeError, match="no gradient was seen"):
         flow.read()
@@ -509,6 +512,296 @@ def test_the_step_of_another_optimizer_is_not_taken_for_the_nets():
     assert all(math.isnan(found[block, name]) for block in BLOCKS for name in ("stalled", "update_ratio"))
 
 
+# --- which backward passes make the step's gradient
+
+
+def by_hand(flow: GradientFlow) -> dict[tuple[str, str], float]:
+    """Return the split of the toy's two levels as read."""
+    metrics = ("skip_share", "norm", "skip_norm", "deep_norm")
+    return {key: value for key, value in numbers(flow).items() if key[0].startswith("level") and key[1] in metrics}
+
+
+def toy_split(factor: float = 1) -> dict[tuple[str, str], float]:
+    """Return the split of the toy's two levels, see above, for a loss of `factor` times its output."""
+    shares = {("level1", "skip_share"): 1 / 7, ("level2", "skip_share"): 1 / 4}
+    norms = {("level1", "norm"): 14, ("level1", "skip_norm"): 2, ("level1", "deep_norm"): 12}
+    norms |= {("level2", "norm"): 4, ("level2", "skip_norm"): 1, ("level2", "deep_norm"): 3}
+    return shares | {key: factor * norm for key, norm in norms.items()}
+
+
+def test_two_backward_passes_over_one_forward_pass_are_summed_before_they_are_squared():
+    toy = Toy()
+    with GradientFlow(toy) as flow:
+        y = toy(X).sum()
+        (5 * y).backward(retain_graph=True)
+        (-3 * y).backward()
+    assert by_hand(flow) == pytest.approx(toy_split(2))
+    assert numbers(flow)["stem", "rms"] == pytest.approx(2 * TOY_RMS["stem"])
+    with GradientFlow(toy) as flow:
+        y = toy(X).sum()
+        y.backward(retain_graph=True)
+        (-y).backward()
+    assert numbers(flow)["level1", "vanished"] == 1
+
+
+def test_passes_of_different_losses_are_as_exact_as_one_pass_of_their_sum():
+    net, images = example(skip=MIXED)
+    net, images = net.double(), images.double()
+    wanted = reference(net, images)
+    with GradientFlow(net) as flow:
+        logits = net(images)
+        other = logits.square().mean()
+        loss = loss_of(logits, images)
+        (loss - 2 * other).backward(retain_graph=True)
+        other.backward(retain_graph=True)
+        other.backward()
+    found = numbers(flow)
+    assert_close({key: found[key] for key in wanted}, wanted, 1e-9)
+
+
+def test_forward_passes_that_share_a_backward_pass_are_the_joined_batch():
+    net, images = example(images=4)
+    net, images = net.double(), images.double()
+    wanted = numbers(step(net, images, lr=0))
+    net.zero_grad()
+    with GradientFlow(net) as flow:
+        losses = []
+        for part in images.split(2):
+            losses.append(loss_of(net(part), part) / 2)
+            with torch.no_grad():
+                net(part)
+        sum(losses).backward()
+        torch.optim.SGD(net.parameters(), lr=0).step()
+    assert_close(numbers(flow), wanted, 1e-9)
+
+
+def test_features_that_are_decoded_twice_have_one_gradient():
+    toy = Toy()
+    with GradientFlow(toy) as flow:
+        features = toy.encoder(X)
+        (toy.decode(features) + toy.decode(features)).sum().backward()
+    assert by_hand(flow) == pytest.approx(toy_split(2))
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_what_was_zeroed_before_the_last_pass_does_not_count(to_none):
+    toy = Toy()
+    with GradientFlow(toy) as flow:
+        y = toy(X).sum()
+        (10 * y).backward(retain_graph=True)
+        toy.zero_grad(set_to_none=to_none)
+        y.backward()
+    assert by_hand(flow) == pytest.approx(toy_split())
+    assert metric(flow, "rms", "block") == pytest.approx(TOY_RMS)
+
+
+def test_zeroed_at_the_end_of_the_loop_the_step_before_is_the_one_that_is_read():
+    toy = Toy()
+    optimizer = torch.optim.SGD(toy.parameters(), lr=0)
+    with GradientFlow(toy) as flow:
+        toy(X).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert by_hand(flow) == pytest.approx(toy_split())
+    assert metric(flow, "rms", "block") == pytest.approx(TOY_RMS)
+
+
+def ascend(toy: Toy, sign: int = 1) -> None:
+    """Add 1 to the weight c of the toy, or take it away again."""
+    with torch.no_grad():
+        toy.encoder.layer2.weight += sign
+
+
+class SharpnessAware(torch.optim.SGD):
+    """Foret et al. 2021 with a closure: the gradient of the step is that of its second pass."""
+
+    def step(self, closure):
+        closure = torch.enable_grad()(closure)
+        closure()
+        ascend(self.toy)
+        self.zero_grad()
+        closure()
+        ascend(self.toy, -1)
+        super().step()
+
+
+@pytest.mark.parametrize("way", ["two passes", "closure", "autograd.grad"])
+def test_of_a_sharpness_aware_step_the_second_pass_is_read(way):
+    wanted = toy_step(Toy(c=4), lr=0)
+    toy = Toy()
+    if way == "closure":
+        optimizer = SharpnessAware(toy.parameters(), lr=0)
+        optimizer.toy = toy
+    else:
+        optimizer = torch.optim.SGD(toy.parameters(), lr=0)
+    with GradientFlow(toy) as flow:
+        if way == "closure":
+            optimizer.step(lambda: toy(X).sum().backward())
+        else:
+            if way == "autograd.grad":
+                torch.autograd.grad(toy(X).sum(), list(toy.parameters()))
+            else:
+                toy(X).sum().backward()
+            ascend(toy)
+            optimizer.zero_grad()
+            toy(X).sum().backward()
+            ascend(toy, -1)
+            optimizer.step()
+    assert by_hand(flow) == by_hand(wanted)
+    assert metric(flow, "rms", "block") == metric(wanted, "rms", "block")
+
+
+def test_gradients_that_reach_no_weight_are_not_counted():
+    """Those of an adversarial example, before the step and between two passes of it."""
+    toy = Toy()
+    with GradientFlow(toy) as flow:
+        for _ in range(2):
+            image = X.clone().requires_grad_()
+            torch.autograd.grad(10 * toy(image).sum(), image)
+            toy(image.detach() + 1).sum().backward()
+        toy(X.clone().requires_grad_()).sum().backward(inputs=[image])
+    shares = toy_split()
+    assert by_hand(flow) == pytest.approx(
+        {k: v if k[1] == "skip_share" else math.sqrt(2) * v for k, v in shares.items()}
+    )
+
+
+def test_a_gradient_of_the_image_makes_no_frozen_encoder_trained():
+    toy = Toy()
+    toy.encoder.requires_grad_(False)
+    with GradientFlow(toy) as flow:
+        toy(X.clone().requires_grad_()).sum().backward()
+    assert set(metric(flow, "frozen", "skip").values()) == {1}
+
+
+class Product(Add):
+    """The product of both, whose gradient depends on either."""
+
+    def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
+        return deep * skip
+
+
+def test_a_gradient_penalty_is_part_of_the_loss():
+    """Y = K e3 s2 s1 with K = h r q p = 1, and the loss is y + dy/dx.
+
+    dy/dx = a (e3 s2 + (b + 1) (e3 s1 + c s2 s1)), so at e = s = (1, 3, 9) dL/ds1 = 27 + 0.5 * 3 * (9 + 3 * 3) = 54,
+    dL/ds2 = 9 + 0.5 * (9 + 3 * 3) = 18 and dL/de3 = 3 + 0.5 * (3 + 3) = 6; then dL/de2 = 18 + 3 * 6, which times 3 and
+    with 54 is dL/de1.
+    """
+    toy = Toy()
+    for block in toy.decoder.blocks[:-1]:
+        block.fusion = Product(1, 1)
+    with GradientFlow(toy) as flow:
+        image = X.clone().requires_grad_()
+        y = toy(image).sum()
+        (slope,) = torch.autograd.grad(y, image, create_graph=True)
+        (y + slope.sum()).backward()
+    found = numbers(flow)
+    assert [found["level1", name] for name in ("skip_norm", "deep_norm", "norm")] == pytest.approx([54, 108, 162])
+    assert [found["level2", name] for name in ("skip_norm", "deep_norm", "norm")] == pytest.approx([18, 18, 36])
+
+
+def test_a_gradient_penalty_in_every_micro_batch_and_in_a_pass_of_its_own_is_read():
+    """The toy's slope does not depend on its features, only on its weights: dL/de is that of the output."""
+    toy = Toy()
+    with GradientFlow(toy) as flow:
+        for _ in range(2):
+            image = X.clone().requires_grad_()
+            y = toy(image).sum()
+            (slope,) = torch.autograd.grad(y, image, create_graph=True)
+            slope.sum().backward(retain_graph=True)
+            y.backward()
+    assert by_hand(flow) == pytest.approx(
+        {key: value * (1 if key[1] == "skip_share" else math.sqrt(2)) for key, value in toy_split().items()}
+    )
+    slopes = {block: 7 / weight for block, weight in TOY_WEIGHTS.items()}  # dy/dx = 7 is a product of parts
+    assert metric(flow, "rms", "block")["head"] == pytest.approx(2 * (TOY_RMS["head"] + slopes["head"]))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("part", ["blocks", "decoder", "stages", "net", "blocks and stages"])
+def test_recomputation_changes_nothing(part, reentrant):
+    toy, image = Toy(), X.clone().requires_grad_()
+    again = partial(checkpoint, use_reentrant=reentrant)
+    if part == "net":
+        toy.forward = partial(again, toy.forward)
+    if part == "decoder":
+        # copies of a list's tensors are not made: what the checkpoint takes has to be tensors
+        decode = toy.decoder.forward
+        toy.decoder.forward = lambda features: again(lambda *copies: decode(copies), *features)
+    for module in (*toy.decoder.blocks, toy.encoder.layer1, toy.encoder.layer2):
+        if ("stages" if "layer" in str(module) or isinstance(module, Scale) else "blocks") in part:
+            module.forward = partial(again, module.forward)
+    with GradientFlow(toy) as flow:
+        toy(image).sum().backward()
+    assert by_hand(flow) == pytest.approx(toy_split())
+    assert metric(flow, "rms", "block") == pytest.approx(TOY_RMS)
+
+
+def test_recomputation_around_the_decoders_hooks_is_right_or_refused():
+    for reentrant in (False, True):
+        toy = Toy()
+        with GradientFlow(toy) as flow:
+            features = toy.encoder(X)
+            checkpoint(lambda *copies, toy=toy: toy.decode(copies), *features, use_reentrant=reentrant).sum().backward()
+        if reentrant:
+            with pytest.raises(RuntimeError, match="use_reentrant=False"):
+                flow.read()
+        else:
+            assert by_hand(flow) == pytest.approx(toy_split())
+
+
+def test_gradients_that_no_backward_pass_has_left_are_refused():
+    toy = Toy()
+    with GradientFlow(toy) as flow:  # as functional code trains
+        for w, gradient in zip(toy.parameters(), torch.autograd.grad(toy(X).sum(), toy.parameters()), strict=True):
+            w.grad = gradient
+        torch.optim.SGD(toy.parameters(), lr=0.1).step()
+    with pytest.raises(RuntimeError, match=r"torch\.autograd\.grad"):
+        flow.read()
+    toy = Toy()
+    with GradientFlow(toy) as flow:  # as gradients of several tasks are combined
+        combined = []
+        for task in (1, 2):
+            toy.zero_grad()
+            (task * toy(X)).sum().backward()
+            combined.append([w.grad for w in toy.parameters()])
+        for w, first, second in zip(toy.parameters(), *combined, strict=True):
+            w.grad = first + second
+    with pytest.raises(RuntimeError, match="by hand"):
+        flow.read()
+
+
+def test_gradients_changed_between_two_passes_are_refused():
+    def clip(toy: Toy) -> None:
+        nn.utils.clip_grad_norm_(toy.parameters(), 1e-3)
+
+    def zero_a_part(toy: Toy) -> None:
+        toy.encoder.conv1.zero_grad()
+
+    for change in (clip, zero_a_part):
+        toy = Toy()
+        with GradientFlow(toy) as flow:
+            toy(X).sum().backward()
+            change(toy)
+            toy(X).sum().backward()
+        with pytest.raises(RuntimeError, match="between two backward passes"):
+            flow.read()
+
+
+def test_the_memory_of_a_reading_does_not_grow_with_the_micro_batches():
+    toy, image = Toy(), torch.ones(1, 1, 7, 11)
+
+    def held(batches: int) -> int:
+        with GradientFlow(toy):
+            for _ in range(batches):
+                loss = toy(image).sum()
+                loss.backward()
+            return sum(type(o) is Tensor and o.shape == image.shape for o in gc.get_objects())
+
+    assert held(9) == held(2)
+
+
 # --- said, not hidden
 
 
@@ -627,6 +920,23 @@ def test_a_compiled_net_is_read_as_exactly_and_stays_compiled(way):
     assert len(graphs) == 1, "the step that was read was compiled"
     module(images)
     assert len(graphs) == 2, "the step after it was not"
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_net_whose_wrapper_is_compiled_is_read_as_exactly(warm):
+    torch._dynamo.reset()
+    toy = Toy()
+    fast = torch.compile(toy, backend="eager")
+    if warm:
+        fast(X).sum().backward()
+        toy.zero_grad()
+    for _ in range(2):
+        with GradientFlow(toy) as flow:
+            fast(X).sum().backward()
+        assert by_hand(flow) == pytest.approx(toy_split())
+        toy.zero_grad()
+        fast(X).sum().backward()
+        toy.zero_grad()
 
 
 def test_a_net_is_read_by_one_at_a_time():

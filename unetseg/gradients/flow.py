@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-CHUNK = 1 << 18  # entries that are summed at a time: their float64 copies stay in a processor's cache
+from unetseg.gradients.passes import BackwardPasses, add_sums
+
 Table = dict[str, Tensor]
+ENCODER = ("stem", "encoder")  # how the names of the encoder's blocks begin
 _read_now: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -58,8 +58,12 @@ class Record:
 class GradientFlow:
     """Reads the gradient flow of the training step in its `with` block, from the forward pass to the optimizer's step.
 
-    Micro-batches in one block count together: the numbers are those of the step's whole gradient. Passes without
-    gradients (evaluation) are ignored. A compiled net runs uncompiled. In a distributed run every rank has to `read`.
+    The numbers are those of the gradient that the step is taken with, however it was computed: micro-batches, several
+    backward passes over one forward pass and recomputation (torch.utils.checkpoint) count together. Passes that leave
+    nothing in the weights are ignored: evaluation, torch.autograd.grad (for a penalty, which counts once it is part of
+    a loss), and what `zero_grad()` has emptied before another backward pass (the first of sharpness-aware
+    minimisation's two). What torch.compile made runs uncompiled inside the block. In a distributed run every rank has
+    to `read`.
 
     Args:
         net: a SkipUnet, or a module with exactly one inside (Segmenter, DistributedDataParallel, ...).
@@ -72,9 +76,10 @@ class GradientFlow:
         nets: list[Any] = [module for module in net.modules() if hasattr(type(module), "fusions")]
         if len(nets) != 1:
             raise ValueError(f"{type(net).__name__} holds {len(nets)} SkipUnets: give a module that holds exactly 1")
-        self.module, self.net, self.scale = net, nets[0], scale
+        self.net, self.scale = nets[0], scale
         self._before: list[list[Tensor]] = []  # empty but inside the block
         self._gradients: Tensor | None = None
+        self._passes = BackwardPasses([], [], torch.zeros(0, 4), self._on_first_backward)
 
     def __enter__(self) -> Self:
         if self.net in _read_now:
@@ -84,16 +89,23 @@ class GradientFlow:
         self._before = [[w.detach().clone() for w in weights] for weights in self._weights.values()]
         device = next(self.net.parameters()).device
         precision = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-        fusions = self.net.fusions
-        self._flows = torch.zeros(len(fusions), 4, dtype=precision, device=device)  # these are sums, see _metrics
+        levels = len(self.net.fusions)
+        self._flows = torch.zeros(levels, 4, dtype=precision, device=device)  # these are sums, see _metrics
         self._updates = self._flows.new_full((len(blocks), 3), math.nan)
         self._gradients, self._scaled = None, 1.0
-        self._frozen, self._backward, self._stepped = [False] * len(fusions), False, False
-        # torch.compile's code calls no hooks that are set later: in the block what is compiled runs as it was written
-        self._stance = torch.compiler.set_stance("force_eager") if is_compiled(self.module) else nullcontext()
+        self._frozen, self._stepped = [False] * levels, False
+        some = [len(weights) > 0 for weights in self._weights.values()]
+        self._trained = [any(some[: level + 1]) for level in range(levels)]  # whether anything up to the level is
+        trained = [w for weights in self._weights.values() for w in weights]
+        inside = sum(len(weights) for block, weights in self._weights.items() if block.startswith(ENCODER))
+        self._passes = BackwardPasses(trained[:inside], trained[inside:], self._flows, self._on_first_backward)
+        self._read_after = 0
+        # Compiled code calls no hooks that are set later, and keeps those that it was compiled with; which module
+        # torch.compile has wrapped around this one can't be seen from here
+        self._stance = torch.compiler.set_stance("force_eager")
         self._stance.__enter__()
         self._handles = [
-            *(fusion.register_forward_pre_hook(partial(self._on_fusion, i)) for i, fusion in enumerate(fusions)),
+            self.net.decoder.register_forward_pre_hook(self._on_features),
             self.net.segmentation_head.register_forward_hook(self._on_logits),
             register_optimizer_step_pre_hook(self._on_step),
         ]
@@ -105,11 +117,12 @@ class GradientFlow:
             handle.remove()
         self._stance.__exit__(None, None, None)
         _read_now.discard(self.net)
-        if error is None and self._backward and self._gradients is None:
-            self.gradients()
+        if error is None:
+            self._read_once()
+        self._passes.close()
         if error is None and self._stepped:
             for sums, before, after in zip(self._updates.zero_(), self._before, self._weights.values(), strict=True):
-                _add(sums, lambda w, v: ((d := v - w) @ d, w @ w, (v == w).sum()), before, after)
+                add_sums(sums, lambda w, v: ((d := v - w) @ d, w @ w, (v == w).sum()), before, after)
         self._before = []
 
     def gradients(self) -> None:
@@ -117,20 +130,30 @@ class GradientFlow:
 
         Call it after unscaling and the reduction over ranks and before clipping (with Lightning: in
         `on_before_optimizer_step`). Otherwise they are read when an optimizer of these weights begins its step (before
-        it calls a closure) or at the block's end: as scaled, clipped or emptied as they are then.
+        it calls a closure) or, where a backward pass came after that, at the block's end: as scaled, clipped or emptied
+        as they are then.
         """
         if not self._before:
             raise RuntimeError("gradients() belongs into the `with` block of the GradientFlow")
+        self._passes.check()
+        self._read_after = self._passes.counted
         self._gradients = torch.zeros_like(self._updates)
         for sums, weights in zip(self._gradients, self._weights.values(), strict=True):
             found = [w.grad for w in weights if w.grad is not None]  # those without count as zeros
-            _add(sums, lambda g: (g @ g, g.isnan().sum(), g.isinf().sum()), found)
+            add_sums(sums, lambda g: (g @ g, g.isnan().sum(), g.isinf().sum()), found)
 
     def read(self) -> list[Record]:
-        """Return the numbers of the last block, see `Record`. Only here is the device waited for."""
-        if self._before or self._gradients is None or not self._backward:
+        """Return the numbers of the last block, see `Record`. Only here is the device waited for.
+
+        Raises:
+            RuntimeError: no gradient was seen, or one that can't be split; the text says why.
+        """
+        if self._before or self._gradients is None or not self._passes.counted:
             todo = "call net(images) and loss.backward() inside the `with` block, and read() after it"
-            raise RuntimeError(f"no gradient was seen yet: {todo}")
+            seen = "; torch.autograd.grad leaves no gradient in the weights" if self._passes.apart else ""
+            raise RuntimeError(f"no gradient was seen yet{seen}: {todo}")
+        if self._passes.refusal:
+            raise RuntimeError(f"the gradient flow can't be read: {self._passes.refusal}")
         flows = self._flows / self._scaled**2
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(flows)
@@ -148,43 +171,36 @@ class GradientFlow:
             for metric, values in metrics[kind].items()
         ]
 
-    def _on_fusion(self, index: int, fusion: nn.Module, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
-        """Hand a view of the encoder's features, BxSxHxW, to the fusion, and wait for the gradients of both."""
-        deep, encoded = inputs
-        if torch.is_grad_enabled() and not encoded.requires_grad:
-            self._frozen[index] = True
-        if not torch.is_grad_enabled() or not encoded.requires_grad:
+    def _on_features(self, decoder: nn.Module, inputs: tuple[Sequence[Tensor]]) -> tuple[list[Tensor]] | None:
+        """Hand views of the encoder's features, [input, stride 2, ..., stride 32], to the decoder as its long skips."""
+        if not torch.is_grad_enabled():
             return None
-        skip = encoded.view_as(encoded)
-        arrived: list[Tensor] = []  # g_skip, kept until g is known; stays empty without a long skip
-        skip.register_hook(arrived.append)
-        encoded.register_hook(partial(self._on_total, self._flows[index], arrived))
-        return deep, skip
-
-    def _on_total(self, sums: Tensor, arrived: list[Tensor], total: Tensor) -> None:
-        skip = arrived.pop() if arrived else torch.zeros_like(total)
-        _add(sums, lambda g, s: (s @ s, (d := g - s) @ d, s @ d, g @ g), [total], [skip])
+        features = list(inputs[0])
+        for level in range(len(self._frozen)):
+            if features[level + 1].requires_grad and self._trained[level]:
+                features[level + 1] = self._passes.watch(level, features[level + 1])
+            else:
+                self._frozen[level] = True
+        return (features,)
 
     def _on_logits(self, head: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> None:
         if logits.requires_grad:
-            logits.register_hook(self._on_backward)
+            logits.register_hook(self._passes.on_gradient)
 
-    def _on_backward(self, gradient: Tensor) -> None:
-        if not self._backward and self.scale is not None:
+    def _on_first_backward(self) -> None:
+        if self.scale is not None:
             self._scaled = self.scale()
-        self._backward = True
 
     def _on_step(self, optimizer: Optimizer, *_: object) -> None:
         ours = {id(w) for weights in self._weights.values() for w in weights}
         if any(id(w) in ours for group in optimizer.param_groups for w in group["params"]):
             self._stepped = True
-            if self._backward and self._gradients is None:
-                self.gradients()
+            self._read_once()
 
-
-def is_compiled(module: nn.Module) -> bool:
-    """Return whether torch.compile was called on the module or on a part of it."""
-    return any("_orig_mod" in m._modules or getattr(m, "_compiled_call_impl", None) for m in module.modules())
+    def _read_once(self) -> None:
+        """Read the gradients of the weights unless they were read after the last backward pass."""
+        if self._passes.counted > self._read_after:
+            self.gradients()
 
 
 def blocks_of(net: Any) -> dict[str, list[nn.Parameter]]:
@@ -203,16 +219,6 @@ def blocks_of(net: Any) -> dict[str, list[nn.Parameter]]:
     if sorted(id(w) for weights in blocks.values() for w in weights) != sorted(id(w) for w in net.parameters()):
         raise RuntimeError("a parameter of the SkipUnet is in no block, or in two: gradients.blocks_of doesn't know it")
     return blocks
-
-
-@torch.no_grad()
-def _add(sums: Tensor, measure: Callable[..., tuple[Tensor, ...]], *columns: Iterable[Tensor]) -> None:
-    """Add to `sums` what `measure` makes of all entries of the columns; the tensors of a row have the same shape."""
-    for row in zip(*columns, strict=True):
-        order = sorted(range(row[0].ndim), key=row[0].stride, reverse=True)  # as in memory: flatten copies nothing
-        vectors = [tensor.detach().permute(order).flatten().split(CHUNK) for tensor in row]
-        for pieces in zip(*vectors, strict=True):
-            sums += torch.stack(measure(*(piece.to(sums.dtype) for piece in pieces)))
 
 
 def _metrics(flows: Tensor, frozen: Tensor, gradients: Tensor, updates: Tensor, entries: Tensor) -> dict[str, Table]:
