@@ -160,7 +160,8 @@ def read_raw_mask(path: Path) -> RawMask:
     accepted = "one channel (grey or palette) with the class, 0 to 255, as the value"
     with naming(path):
         try:
-            with Image.open(path, formats=FORMATS) as picture:
+            # from memory: PIL maps a TIFF's file by its turned size, and the pixels come out of order
+            with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as picture:
                 if picture.format == "TIFF":
                     _check_tiff(picture)
                 stored_white = picture.format == "TIFF" and picture.tag_v2.get(262) == 0 and picture.mode != "1"

@@ -1,0 +1,293 @@
+"""One picture in every format, depth, orientation, transparency and palette: the same square wherever it is read."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from unetseg.data.dataset import Example, Examples
+from unetseg.data.pictures import IMAGE_SUFFIXES, INVALID, mask_size_of, opened, read_image, read_mask, size_of
+from unetseg.data.transforms import Transform, squashed
+from unetseg.errors import UserError
+from unetseg.inference.engines import OnnxEngine
+from unetseg.inference.predictor import Predictor
+
+SIZE = 32
+HEIGHT, WIDTH = 20, 30
+
+
+def drawn() -> np.ndarray:
+    """Return a grey picture, 20x30, in which no two corners are alike."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    return (4 * rows + 5 * columns).astype(np.uint8)
+
+
+GREY = drawn()
+RGB = np.dstack([GREY, 255 - GREY, GREY // 2])
+ALPHA = np.where(np.arange(WIDTH) < 10, 0, 255).astype(np.uint8) * np.ones((HEIGHT, 1), np.uint8)
+ON_WHITE = np.where(ALPHA[..., None] == 0, 255, RGB)
+GREY_ON_WHITE = np.where(ALPHA == 0, 255, GREY)
+TURNED = {  # what a viewer shows of pixels that are stored so
+    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}  # fmt: skip
+
+
+def save(path: Path, array: np.ndarray, **options) -> None:
+    Image.fromarray(array).save(path, **options)
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[274] = orientation
+    return tags
+
+
+def palette(path: Path, **options) -> None:
+    picture = Image.fromarray(GREY, "P")
+    picture.putpalette(np.stack([np.arange(256), 255 - np.arange(256), np.arange(256) // 2], 1).astype(np.uint8))
+    picture.save(path, **options)
+
+
+def as16(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.uint16) * 257
+
+
+def opencv(path: Path, array: np.ndarray) -> None:
+    cv2.imwrite(str(path), array[..., [2, 1, 0, *range(3, array.shape[2])]])
+
+
+def tiff(path: Path, array: np.ndarray, **options) -> None:
+    tifffile.imwrite(path, array, **options)
+
+
+KINDS = {
+    "grey.png": (save, GREY, {}, GREY),
+    "rgb.png": (save, RGB, {}, RGB),
+    "rgb.bmp": (save, RGB, {}, RGB),
+    "rgb.ppm": (save, RGB, {}, RGB),
+    "grey.pgm": (save, GREY, {}, GREY),
+    "rgb.webp": (save, RGB, {"lossless": True}, RGB),
+    "rgb.jp2": (save, RGB, {}, RGB),
+    "grey.gif": (save, GREY, {}, GREY),
+    "rgba.png": (save, np.dstack([RGB, ALPHA]), {}, ON_WHITE),
+    "la.png": (save, np.dstack([GREY, ALPHA]), {}, GREY_ON_WHITE),
+    "rgba.webp": (save, np.dstack([RGB, ALPHA]), {"lossless": True}, ON_WHITE),
+    "rgba.tif": (save, np.dstack([RGB, ALPHA]), {}, ON_WHITE),
+    "lzw.tif": (save, RGB, {"compression": "tiff_lzw"}, RGB),
+    "lzw_alpha.tif": (save, np.dstack([RGB, ALPHA]), {"compression": "tiff_lzw"}, ON_WHITE),
+    "tiles.tif": (tiff, RGB, {"photometric": "rgb", "tile": (16, 16), "compression": "zlib"}, RGB),
+    "big.tif": (tiff, RGB, {"photometric": "rgb", "bigtiff": True, "byteorder": ">"}, RGB),
+    "planes.tif": (tiff, RGB.transpose(2, 0, 1), {"photometric": "rgb", "planarconfig": "separate"}, RGB),
+    "white_is_zero.tif": (tiff, 255 - GREY, {"photometric": "miniswhite"}, GREY),
+    "sixteen.png": (save, as16(GREY), {}, GREY),
+    "sixteen.tif": (tiff, as16(GREY), {}, GREY),
+    "sixteen.pgm": (save, as16(GREY), {}, GREY),
+    "sixteen_rgb.png": (opencv, as16(RGB), {}, RGB),
+    "sixteen_rgba.png": (opencv, as16(np.dstack([RGB, ALPHA])), {}, ON_WHITE),
+    "sixteen_rgb.tif": (tiff, as16(RGB), {"photometric": "rgb"}, RGB),
+} | {f"turned_{n}.png": (save, RGB, {"exif": exif(n)}, TURNED[n](RGB)) for n in TURNED}
+KINDS |= {f"turned_{n}.tif": (save, RGB, {"exif": exif(n)}, TURNED[n](RGB)) for n in (3, 6)}
+WITH_RANGE = {  # low and high are black and white
+    "twelve.png": (save, GREY.astype(np.uint16) * 16, [0, 4080]),
+    "twelve_rgb.png": (opencv, RGB.astype(np.uint16) * 16, [0, 4080]),
+    "twelve.tif": (tiff, GREY.astype(np.uint16) * 16, [0, 4080]),
+    "hounsfield16.tif": (tiff, GREY.astype(np.int16) * 8 - 1000, [-1000, 1040]),
+    "hounsfield32.tif": (tiff, GREY.astype(np.int32) * 8 - 1000, [-1000, 1040]),
+    "float32.tif": (tiff, GREY.astype(np.float32) / 255, [0, 1]),
+    "float64.tif": (tiff, GREY / 255, [0, 1]),
+    "rest8bits.png": (save, GREY, [0, 4080]),
+}
+
+
+class Watching:
+    """An engine that keeps what it is given."""
+
+    classes, size = ("no", "yes"), SIZE
+
+    def __init__(self, value_range=None):
+        self.value_range = value_range
+
+    def probabilities(self, images):
+        self.seen = images
+        return np.full((len(images), 2, *images.shape[1:3]), 0.5, np.float32)
+
+
+def trained_on(path: Path, value_range=None) -> np.ndarray:
+    """Return the square that training, evaluation and the report are given."""
+    mask = path.with_name(f"mask_of_{path.name}.png")
+    save(mask, np.zeros(read_image(path, value_range).shape[:2], np.uint8))
+    values = np.full(256, INVALID, np.uint8)
+    values[:2] = 0, 1
+    examples = [Example("a", path, mask, "")]
+    dataset = Examples(examples, values, Transform(SIZE, augment=False), 0, value_range=value_range)
+    return dataset.load(0, 0)[0]
+
+
+def predicted_on(image, value_range=None) -> np.ndarray:
+    """Return the square that load, predict and the demo ask the model about."""
+    engine = Watching(value_range)
+    Predictor(engine)(image)
+    return engine.seen[0]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_same_square_is_trained_on_scored_and_asked_about(name, tmp_path):
+    how, array, options, wanted = KINDS[name]
+    how(tmp_path / name, array, **options)
+    whole = np.broadcast_to(wanted.reshape(*wanted.shape[:2], -1), (*wanted.shape[:2], 3))
+    read = read_image(tmp_path / name)
+    assert size_of(tmp_path / name) == read.shape[:2] == whole.shape[:2]
+    assert np.abs(read.astype(int) - whole).max() <= (1 if "jp2" in name else 0)
+    assert np.array_equal(trained_on(tmp_path / name), squashed(read, SIZE))
+    assert np.array_equal(predicted_on(tmp_path / name), squashed(read, SIZE))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.avif", "cmyk.jpg", "cmyk.tif", "turned.jpg", "ycbcr.tif"])
+def test_what_is_stored_with_losses_or_in_other_colours_is_the_same_square_too(name, tmp_path):
+    picture = Image.fromarray(RGB).convert({"c": "CMYK", "y": "YCbCr"}.get(name[0], "RGB"))
+    options = {"exif": exif(6)} if name == "turned.jpg" else {"compression": "tiff_lzw"} if name[-1] == "f" else {}
+    picture.save(tmp_path / name, **({} if name == "a.avif" else options))
+    read = read_image(tmp_path / name)
+    assert read.shape[:2] == size_of(tmp_path / name) == ((WIDTH, HEIGHT) if "turned" in name else (HEIGHT, WIDTH))
+    assert np.array_equal(trained_on(tmp_path / name), squashed(read, SIZE))
+    assert np.array_equal(predicted_on(tmp_path / name), squashed(read, SIZE))
+
+
+def test_transparent_colours_of_a_palette_are_laid_on_white(tmp_path):
+    palette(tmp_path / "whole.png")
+    palette(tmp_path / "holes.png", transparency=0)
+    assert np.array_equal(read_image(tmp_path / "whole.png"), RGB)
+    assert read_image(tmp_path / "holes.png")[0, 0].tolist() == [255, 255, 255]
+    assert np.array_equal(trained_on(tmp_path / "holes.png"), predicted_on(tmp_path / "holes.png"))
+
+
+@pytest.mark.parametrize("name", WITH_RANGE)
+def test_a_stated_range_makes_the_same_square_of_more_than_8_bits(name, tmp_path):
+    how, array, value_range = WITH_RANGE[name]
+    how(tmp_path / name, array)
+    read = read_image(tmp_path / name, value_range)
+    assert np.array_equal(read, RGB if "rgb" in name else np.dstack([GREY] * 3))
+    assert size_of(tmp_path / name, value_range) == (HEIGHT, WIDTH)
+    assert np.array_equal(trained_on(tmp_path / name, value_range), squashed(read, SIZE))
+    assert np.array_equal(predicted_on(tmp_path / name, value_range), squashed(read, SIZE))
+    assert np.array_equal(
+        predicted_on(array, value_range) if array.ndim == 2 else squashed(read, SIZE), squashed(read, SIZE)
+    )
+
+
+@pytest.mark.parametrize("name", ["hounsfield16.tif", "hounsfield32.tif", "float32.tif", "float64.tif"])
+def test_without_a_range_such_values_are_refused_from_the_head_on(name, tmp_path):
+    how, array, _ = WITH_RANGE[name]
+    how(tmp_path / name, array)
+    for read in (size_of, read_image):
+        with pytest.raises(UserError, match=rf"(?s){name}.*without a known range.*data\.range"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("array", "options", "reason"),
+    [
+        (np.dstack([RGB, GREY]), {"photometric": "rgb", "extrasamples": ["unspecified"]}, "4 bands, of which 3 are"),
+        (RGB, {"photometric": "minisblack", "planarconfig": "contig"}, "3 bands, of which 1 is colour"),
+        (np.stack([GREY] * 3), {"photometric": "minisblack"}, "several pages"),
+        (as16(GREY), {"photometric": "miniswhite"}, "0 is white"),
+    ],
+)
+def test_a_tiff_without_one_clear_meaning_is_refused_from_the_head_on(array, options, reason, tmp_path):
+    tiff(tmp_path / "a.tif", array, **options)
+    for read in (size_of, read_image):
+        with pytest.raises(UserError, match=rf"a\.tif can't be read as a picture: .*{reason}"):
+            read(tmp_path / "a.tif")
+
+
+def test_a_smaller_copy_behind_a_picture_is_no_second_page(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(RGB, photometric="rgb")
+        file.write(RGB[::2, ::2], photometric="rgb", subfiletype=1)
+    assert np.array_equal(read_image(tmp_path / "a.tif"), RGB)
+
+
+def test_values_that_are_no_numbers_are_refused(tmp_path):
+    tiff(tmp_path / "a.tif", np.where(GREY == 0, np.nan, GREY).astype(np.float32))
+    with pytest.raises(UserError, match=r"a\.tif.*no numbers"):
+        read_image(tmp_path / "a.tif", [0, 255])
+
+
+@pytest.mark.parametrize("end", ["pgm", "jp2"])
+def test_a_range_is_not_laid_on_values_that_a_format_has_scaled(end, tmp_path):
+    save(tmp_path / f"a.{end}", as16(GREY) if end == "pgm" else GREY)
+    with pytest.raises(UserError, match="with a range"):
+        read_image(tmp_path / f"a.{end}", [0, 4095])
+
+
+def test_a_file_that_would_run_a_program_is_no_picture(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n")
+    for read in (size_of, read_image, mask_size_of):
+        with pytest.raises(UserError, match=r"a\.jpg can't be read as a picture: its format is unknown"):
+            read(tmp_path / "a.jpg")
+
+
+def test_a_forged_size_is_named_before_memory_is_taken(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((16, 16), np.uint8), tile=(16, 16), compression="zlib")
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        places = [file.pages[0].tags[tag].valueoffset for tag in ("ImageWidth", "ImageLength")]
+    for place in places:
+        content[place : place + 2] = (65_520).to_bytes(2, "little")
+    (tmp_path / "a.tif").write_bytes(content)
+    for read in (size_of, read_image):
+        with pytest.raises(UserError, match=r"a\.tif can't be read as a picture"):
+            read(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif"), opened(tmp_path / "a.tif"):
+        pass
+
+
+def test_an_exported_model_knows_the_range_and_is_given_the_square(tmp_path):
+    pytest.importorskip("onnxruntime")
+    from fake_engine import save_untrained
+
+    from unetseg.export import export
+    from unetseg.options.compose import compose
+    from unetseg.options.schema import Export
+
+    save_untrained(tmp_path / "a.ckpt", "data.range=[0,4080]")
+    export(compose("export", Export, [f"checkpoint={tmp_path / 'a.ckpt'}", f"output={tmp_path / 'a.onnx'}"]))
+    engine = OnnxEngine((tmp_path / "a.onnx").read_bytes())
+    assert engine.value_range == (0, 4080)
+    seen = []
+    engine.probabilities = lambda images: seen.append(images) or Watching.probabilities(Watching(), images)
+    save(tmp_path / "a.png", GREY.astype(np.uint16) * 16)
+    Predictor(engine)(tmp_path / "a.png")
+    assert np.array_equal(seen[0][0], squashed(np.dstack([GREY] * 3), engine.size))
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize("end", ["png", "tif"])
+def test_a_mask_is_turned_as_a_picture_is(orientation, end, tmp_path):
+    classes = (GREY > 100).astype(np.uint8)
+    save(tmp_path / f"a.{end}", classes, exif=exif(orientation))
+    values = np.arange(256, dtype=np.uint8)
+    turned = TURNED[orientation](classes)
+    assert np.array_equal(read_mask(tmp_path / f"a.{end}", values), turned)
+    assert mask_size_of(tmp_path / f"a.{end}") == turned.shape
+
+
+def test_masks_of_16_bits_hold_classes_up_to_255(tmp_path):
+    save(tmp_path / "a.png", np.array([[0, 2]], np.uint16))
+    assert read_mask(tmp_path / "a.png", np.arange(256, dtype=np.uint8)).tolist() == [[0, 2]]
+    save(tmp_path / "a.png", np.array([[0, 258]], np.uint16))
+    with pytest.raises(UserError, match="values from 0 to 258"):
+        read_mask(tmp_path / "a.png", np.arange(256, dtype=np.uint8))
+
+
+def test_a_folder_shows_every_ending_that_is_read():
+    by_pil = {
+        end for end, name in Image.registered_extensions().items()
+        if name in ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "MPO")
+    }  # fmt: skip
+    assert set(IMAGE_SUFFIXES) == by_pil - {".pfm"}, "floating-point maps have no range of their own"
