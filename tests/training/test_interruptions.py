@@ -45,7 +45,9 @@ def test_the_comparison_of_the_kill_test_sees_what_differs(soak, tiny, tmp_path)
     assert found[-1].endswith("stands 2 times")
 
 
-@pytest.mark.parametrize(("sign", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("sign", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, -signal.SIGINT)], ids=lambda value: str(value)
+)
 def test_a_run_that_is_asked_to_stop_writes_its_checkpoint_and_says_how_to_go_on(drawn, tmp_path, sign, status):
     run, log = RunFolder(tmp_path / "run"), tmp_path / "log"
     process = Forked([*TINY, *LONG, f"data.root={drawn}", f"output={tmp_path}", "name=run"], log)

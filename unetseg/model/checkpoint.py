@@ -25,6 +25,10 @@ def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
     """
     path = Path(path)
     file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    last = file.with_name("last.ckpt")
+    if path.is_dir() and not file.exists() and last.exists():
+        print(f"{file} is not there, as no validation has run: taking last.ckpt")
+        file = last
     if not file.is_file():
         raise UserError(f"checkpoint={path} holds no checkpoints/best.ckpt", accepted="a run folder or a .ckpt file")
     try:

@@ -75,9 +75,8 @@ class Checkpointing(ModelCheckpoint):
 
         super().load_state_dict(moved(state_dict))
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Forget a best checkpoint that is gone or damaged."""
-        super().on_train_start(trainer, module)
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Forget a best checkpoint that is gone or damaged, once the state of the run has been taken over."""
         if self.monitor and self.best_model_path and not is_whole(Path(self.best_model_path)):
             if launch.is_first():
                 print(f"{self.best_model_path} is gone or damaged: the best from here on will be kept and tested")
