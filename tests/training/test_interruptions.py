@@ -134,9 +134,9 @@ def test_loader_processes_end_with_a_training_that_is_killed(drawn, tmp_path):
     "unable to allocate shared memory(shm) for file </torch_7_1>",
 ])  # fmt: skip
 def test_too_little_shared_memory_is_said(tmp_path, text):
-    with pytest.raises(Halt, match=r"--shm-size=2g .*data.workers=0 or a smaller data.batch_size(.|\n)*resume="):
-        with explaining_the_world(RunFolder(tmp_path)):
-            raise RuntimeError(text)
+    said = r"--shm-size=2g .*data.workers=0 or a smaller data.batch_size(.|\n)*resume="
+    with pytest.raises(Halt, match=said), explaining_the_world(RunFolder(tmp_path)):
+        raise RuntimeError(text)
 
 
 def wait_for(condition, seconds=120):
