@@ -83,7 +83,8 @@ def test_after_ctrl_c_a_command_dies_of_it_so_that_a_loop_of_the_shell_ends():
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_an_output_that_lacks_letters_shows_others(encoding):
     buffer = io.BytesIO()
-    print("━ läuft", file=Lasting(io.TextIOWrapper(buffer, encoding)), flush=True)
+    stream = io.TextIOWrapper(buffer, encoding)
+    print("━ läuft", file=Lasting(stream), flush=True)
     assert buffer.getvalue().startswith(rb"\u2501 l")
 
 
