@@ -75,7 +75,7 @@ class Forked:
 
     def __init__(self, arguments, log=os.devnull, folder="."):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["unetseg.build", "unetseg.summary", "unetseg.train"])
+        context.set_forkserver_preload(["unetseg.training.build", "unetseg.runs.summary", "unetseg.train"])
         self.process = context.Process(target=_trained, args=(tuple(map(str, arguments)), str(log), folder))
         self.process.start()
         self.pid = self.process.pid

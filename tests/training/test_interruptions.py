@@ -2,9 +2,14 @@
 
 import importlib.util
 import os
+import pty
 import signal
 import subprocess
+import sys
+import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import lightning as L
 import pandas as pd
@@ -19,6 +24,7 @@ from unetseg.options.schema import Train
 from unetseg.runs.folder import RunFolder
 from unetseg.runs.wandb_run import begun_before
 from unetseg.train import train
+from unetseg.training.resume import explaining_the_world
 
 LONG = ("trainer.max_epochs=500", "trainer.log_every_n_steps=1")
 
@@ -45,19 +51,92 @@ def test_the_comparison_of_the_kill_test_sees_what_differs(soak, tiny, tmp_path)
     assert found[-1].endswith("stands 2 times")
 
 
-@pytest.mark.parametrize(("sign", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=lambda value: str(value))
-def test_a_run_that_is_asked_to_stop_writes_its_checkpoint_and_says_how_to_go_on(drawn, tmp_path, sign, status):
-    run, log = RunFolder(tmp_path / "run"), tmp_path / "log"
-    process = Forked([*TINY, *LONG, f"data.root={drawn}", f"output={tmp_path}", "name=run"], log)
-    wait_for(lambda: run.metrics.exists() and run.metrics.read_text().count("val/iou,") > 1)
-    os.kill(process.pid, sign)
-    assert process.wait(60) == status, log.read_text()
-    assert f"try: python -m unetseg.train resume={run.path}" in log.read_text()
-    assert "Traceback" not in log.read_text()
+GROUP = (*TINY, *LONG, "data.workers=2", "gradients.every_n_steps=0", "name=run")
+"""A training with loader processes, to which the signals of a terminal or scheduler go as well."""
+
+
+def begun(drawn, tmp_path, log):
+    """Return the folder and the process of a training, in its first epoch."""
+    run = RunFolder(tmp_path / "run")
+    process = Forked([*GROUP, f"data.root={drawn}", f"output={tmp_path}"], log)
+    wait_for(lambda: run.metrics.exists() and "train/loss" in run.metrics.read_text())
+    return run, process
+
+
+class Terminal:
+    """A terminal in which a training runs: the first that a new session opens is the one that Ctrl-C is typed in."""
+
+    def __init__(self):
+        self.keyboard, self.screen = pty.openpty()
+        self.path, self.text = os.ttyname(self.screen), b""
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        with suppress(OSError):  # it was closed
+            while shown := os.read(self.keyboard, 4096):
+                self.text += shown
+
+    def close(self):
+        os.close(self.screen)
+        os.close(self.keyboard)
+
+
+@pytest.mark.parametrize(("how", "status"), [("killpg", 75), ("Ctrl-C", -signal.SIGINT), ("ssh is lost", 75)])
+def test_a_run_that_is_asked_to_stop_writes_its_checkpoint_and_says_how_to_go_on(drawn, tmp_path, how, status):
+    """Whole process groups are asked: by a scheduler, by Ctrl-C in a terminal, and when the terminal goes away."""
+    terminal, log = Terminal(), tmp_path / "log"
+    run, process = begun(drawn, tmp_path, log if how == "killpg" else terminal.path)
+    if how == "killpg":
+        os.killpg(process.pid, signal.SIGUSR1)
+    elif how == "Ctrl-C":
+        os.write(terminal.keyboard, b"\x03")
+    else:
+        terminal.close()
+    assert process.wait(60) == status, (terminal.text, log.exists() and log.read_text())
     step = torch.load(run.last, weights_only=True)["global_step"]
-    assert f"stopped after step {step}" in log.read_text()
     rows = pd.read_csv(run.metrics)
     assert rows[rows.name == "train/loss"].step.tolist() == list(range(step)), "the last step is recorded, and no other"
+    if how != "ssh is lost":
+        said = log.read_text() if how == "killpg" else terminal.text.decode()
+        assert f"stopped after step {step}" in said
+        assert f"try: python -m unetseg.train resume={run.path}" in said
+        assert "Traceback" not in said
+
+
+def children_of(process):
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_a_loader_process_that_the_kernel_kills_ends_the_run_with_how_to_go_on(drawn, tmp_path):
+    log = tmp_path / "log"
+    run, process = begun(drawn, tmp_path, log)
+    os.kill(children_of(process)[0], signal.SIGKILL)
+    assert process.wait(60) == 1, log.read_text()
+    assert "a loader process is killed by signal: Killed" in log.read_text()
+    assert f"try: python -m unetseg.train resume={run.path} data.workers=0" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_loader_processes_end_with_a_training_that_is_killed(drawn, tmp_path):
+    _, process = begun(drawn, tmp_path, tmp_path / "log")
+    loaders = children_of(process)
+    assert len(loaders) >= 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(60)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in loaders), seconds=20)
+
+
+@pytest.mark.parametrize("text", [
+    "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ...",
+    "unable to write to file </torch_7_1_0>: No space left on device (28)",
+    "unable to allocate shared memory(shm) for file </torch_7_1>",
+])  # fmt: skip
+def test_too_little_shared_memory_is_said(tmp_path, text):
+    said = r"--shm-size=2g .*data.workers=0 or a smaller data.batch_size(.|\n)*resume="
+    with pytest.raises(Halt, match=said), explaining_the_world(RunFolder(tmp_path)):
+        raise RuntimeError(text)
 
 
 def wait_for(condition, seconds=120):

@@ -1,16 +1,20 @@
 """A run that was stopped goes on to what it would have been."""
 
 import json
+import math
+import os
 import shutil
 import subprocess
 import sys
 
+import lightning as L
 import pytest
 import torch
 import yaml
 from conftest import TINY
 
 from unetseg.errors import UserError
+from unetseg.model.checkpoint import load
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
 from unetseg.runs.folder import RunFolder
@@ -19,11 +23,11 @@ from unetseg.training import preflight
 from unetseg.training.resume import make_checkpointing, rewind
 
 
-def resume(run, *more):
+def resume(run, *more, callbacks=()):
     overrides = [f"resume={run.path}", *more]
     options = options_of_the_run(overrides)
     preflight.train(options)
-    return train(options)
+    return train(options, callbacks)
 
 
 class Stopped(Exception):
@@ -35,8 +39,6 @@ def stopped(tiny, tmp_path):
     """Return a function that trains until the n-th step and returns the broken run folder."""
 
     def run(step, *overrides):
-        import lightning as L
-
         class Stop(L.Callback):
             def on_train_batch_start(self, trainer, module, batch, batch_idx):
                 if trainer.global_step == step:
@@ -228,9 +230,162 @@ def test_weights_of_another_model_are_refused_also_when_the_change_is_allowed(st
         resume(broken, "model.skip=none", "allow_changes=[model.skip]")
 
 
-def test_a_finished_run_is_refused(tiny):
-    with pytest.raises(UserError, match="this run is finished"):
-        resume(tiny("trainer.max_epochs=1"))
+SMALL = ("data.size=32", "data.train_images=12", "data.test_images=2", "data.batch_size=2", "gradients.every_n_steps=0",
+         "trainer.max_epochs=2", "trainer.log_every_n_steps=1")  # fmt: skip
+"""Five steps an epoch."""
+
+
+def copied(run, folder):
+    """Return a copy of a run folder; its checkpoints, which are replaced and never changed, are the same files."""
+    for path in run.path.rglob("*"):
+        target = folder / path.relative_to(run.path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            (os.link if path.suffix == ".ckpt" else shutil.copy)(path, target)
+    return RunFolder(folder)
+
+
+class Copies(L.Callback):
+    """Copies the run folder before certain steps; in the middle of an epoch with a checkpoint of just then."""
+
+    def __init__(self, run, steps, folder):
+        self.run, self.steps, self.folder = run, steps, folder
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step in self.steps:
+            if batch_idx:
+                trainer.save_checkpoint(self.run.last)
+            copied(self.run, self.folder / f"at_{trainer.global_step}")
+
+
+@pytest.fixture(scope="module")
+def small(drawn, tmp_path_factory):
+    """A finished run of two epochs, with copies of how it was before its steps 5, 6 and 7."""
+    folder = tmp_path_factory.mktemp("small")
+    run = RunFolder(folder / "small")
+    options = compose("train", Train, [*TINY, f"data.root={drawn}", f"output={folder}", "name=small", *SMALL])
+    train(options, [Copies(run, (5, 6, 7), folder)])
+    return run
+
+
+@pytest.fixture
+def ended(small, tmp_path):
+    """The same run, as if it had been killed in its test."""
+    run = copied(small, tmp_path / "ended")
+    for file in run.results:
+        file.unlink()
+    return run
+
+
+class Rates(L.Callback):
+    """Keeps the learning rate and weight decay of each step."""
+
+    def __init__(self):
+        self.lr, self.decay, self.images = [], [], []
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        group = trainer.optimizers[0].param_groups[0]
+        self.lr.append(group["lr"])
+        self.decay.append(group["weight_decay"])
+        self.images.append(len(batch.indices))
+
+
+def cosine(lr, steps, total):
+    return pytest.approx([lr * (1 + math.cos(math.pi * step / total)) / 2 for step in steps], rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("start", "change", "lr", "steps", "total"),
+    [
+        (5, "trainer.max_epochs=3", 1e-3, range(5, 15), 15),
+        (6, "optimizer.lr=0.01", 0.01, range(6, 10), 10),
+        (7, "data.batch_size=4", 1e-3, range(4, 6), 6),  # three steps an epoch, the first of which was two of before
+        (5, "trainer.accumulate_grad_batches=2", 1e-3, [3, 3, 4, 4, 5], 6),
+    ],
+)
+def test_a_change_that_is_allowed_makes_the_schedule_of_the_new_options(
+    small, tmp_path, start, change, lr, steps, total
+):
+    run, rates = copied(RunFolder(small.path.parent / f"at_{start}"), tmp_path / "run"), Rates()
+    allowed = f"allow_changes=[{change.partition('=')[0]},optimizer.weight_decay]"
+    resume(run, change, allowed, "optimizer.weight_decay=0.5", callbacks=[rates])
+    assert rates.lr == cosine(lr, steps, total)
+    assert set(rates.decay) == {0.5}
+    group = torch.load(run.last, weights_only=True)["optimizer_states"][0]["param_groups"][0]
+    assert (group["initial_lr"], group["weight_decay"]) == (lr, 0.5)
+    if change == "data.batch_size=4":
+        assert rates.images == [4, 2], "the six pictures that the epoch has left"
+
+
+def test_a_batch_size_that_the_epoch_begun_cannot_take_is_refused(small, tmp_path):
+    run = copied(RunFolder(small.path.parent / "at_6"), tmp_path / "run")
+    with pytest.raises(UserError, match=r"after 2 pictures; .* 5 at once\n.*divides 2"):
+        resume(run, "data.batch_size=5", "allow_changes=[data.batch_size]")
+
+
+def test_a_finished_run_is_refused_with_the_way_to_extend_it(small):
+    with pytest.raises(UserError, match=r"this run is finished(.|\n)*try: resume=.* trainer.max_epochs=4"):
+        resume(small)
+    with pytest.raises(UserError, match=r"trainer\.max_epochs: 2 -> 1"):
+        resume(small, "trainer.max_epochs=1")
+
+
+def test_more_epochs_extend_a_finished_run_and_its_earlier_results_are_kept(small, tmp_path):
+    run, rates = copied(small, tmp_path / "copy"), Rates()
+    before = {path.name: path.read_text() for path in (*run.results, run.config)}
+    resume(run, "trainer.max_epochs=3", callbacks=[rates])
+    assert rates.lr == cosine(1e-3, range(10, 15), 15)
+    assert json.loads(run.summary.read_text())["epochs"] == 3
+    for name, text in before.items():
+        stem, _, ending = name.partition(".")
+        assert (run.path / f"{stem}_1.{ending}").read_text() == text
+    assert yaml.safe_load(run.config.read_text())["trainer"]["max_epochs"] == 3
+
+
+def test_without_a_validation_in_each_epoch_the_last_checkpoint_is_of_the_last_one(tiny, tmp_path):
+    copies = Copies(RunFolder(tmp_path / "seldom"), (5,), tmp_path)
+    whole = tiny(*SMALL, "trainer.check_val_every_n_epoch=2", "name=seldom", callbacks=[copies])
+    broken = RunFolder(tmp_path / "at_5")
+    assert torch.load(broken.last, weights_only=True)["global_step"] == 5
+    resume(broken)
+    last = [torch.load(run.last, weights_only=True) for run in (broken, whole)]
+    assert last[0]["global_step"] == last[1]["global_step"] == 10
+    assert broken.metrics.read_text() == whole.metrics.read_text()
+    assert all(w.equal(last[1]["state_dict"][name]) for name, w in last[0]["state_dict"].items())
+
+
+def test_a_best_checkpoint_that_is_gone_is_said_and_the_last_weights_are_tested(ended, capsys):
+    ended.best.unlink()
+    summary = resume(ended)
+    assert "the last weights are tested" in capsys.readouterr().out
+    assert summary["val/iou"] is None
+    assert load(ended.path)[1]["seed"] == 0, "last.ckpt, as there is no other"
+    assert 0 <= summary["test/iou"] <= 1
+
+
+def test_without_last_ckpt_a_run_goes_on_from_its_best(ended, capsys):
+    ended.last.unlink()
+    resume(ended)
+    assert "going on from best.ckpt" in capsys.readouterr().out
+    assert torch.load(ended.last, weights_only=True)["global_step"] == 10
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped"])
+def test_a_damaged_last_ckpt_is_named_with_the_ways_on(ended, damage):
+    content = bytearray(ended.last.read_bytes())
+    middle = len(content) // 2
+    if damage == "flipped":
+        content[middle : middle + 20] = bytes(byte ^ 255 for byte in content[middle : middle + 20])
+    ended.last.unlink()
+    ended.last.write_bytes({"cut": content[:middle], "empty": b""}.get(damage, content))
+    with pytest.raises(UserError, match=r"last\.ckpt can't be read(.|\n)*rm .*last\.ckpt.*goes on from best\.ckpt"):
+        resume(ended)
+
+
+def test_a_table_that_is_shorter_than_the_checkpoint_says_is_named(ended):
+    ended.metrics.write_text("".join(ended.metrics.read_text().splitlines(keepends=True)[:5]))
+    with pytest.raises(UserError, match=r"metrics\.csv has \d+ bytes, and had \d+ when last\.ckpt was written"):
+        resume(ended)
 
 
 def test_what_is_no_run_folder_is_refused(tmp_path):

@@ -124,7 +124,7 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
 
 
 def check_limits(trainer: L.Trainer, data: SegmentationData) -> None:
-    """Raise a UserError where a share of the batches that the Trainer is limited to is less than one batch."""
+    """Raise a UserError where a share of the batches is less than one, or validations are further apart than epochs."""
     assert data.collection is not None
     for split in ("train", "val", "test"):
         share = getattr(trainer, f"limit_{split}_batches")
@@ -134,6 +134,14 @@ def check_limits(trainer: L.Trainer, data: SegmentationData) -> None:
                 f"trainer.limit_{split}_batches={share} of {batches} batches is none",
                 accepted=f"at least {1 / batches:.2g}, or a whole number of batches",
                 advice=f"trainer.limit_{split}_batches=1",
+            )
+        steps, limit = trainer.val_check_interval, batches if isinstance(share, float) else min(share, batches)
+        of_an_epoch = isinstance(steps, int) and trainer.check_val_every_n_epoch is not None
+        if split == "train" and of_an_epoch and steps > limit and trainer.limit_val_batches:
+            raise UserError(
+                f"trainer.val_check_interval={steps} is more than the {limit} batches of an epoch",
+                accepted="a part of an epoch; with trainer.check_val_every_n_epoch=null any number of batches",
+                advice=f"trainer.val_check_interval={limit}",
             )
 
 
@@ -148,6 +156,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="The ..compute.. method of metric SegmentationScores was called before")
     # EpochSampler goes on where the run was
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
+    # without validation there is no best checkpoint, which the end of the run says
+    warnings.filterwarnings("ignore", message=".*could not find the monitored key in the returned metrics")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 
 

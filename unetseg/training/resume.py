@@ -93,9 +93,8 @@ class Checkpointing(ModelCheckpoint):
             self.best_model_score = self.kth_value = best
             self.best_k_models, self.kth_best_model_path = {str(path): best}, str(path)
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Forget a best checkpoint that is gone or damaged."""
-        super().on_train_start(trainer, module)
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Forget a best checkpoint that is gone or damaged, once the state of the run has been taken over."""
         if self.monitor and self.best_model_path and not is_whole(Path(self.best_model_path)):
             if launch.is_first():
                 print(f"{self.best_model_path} is gone or damaged: the best from here on will be kept and tested")
