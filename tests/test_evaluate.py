@@ -46,6 +46,15 @@ def test_results_are_kept_side_by_side_and_never_overwritten(run, tmp_path):
     assert (tmp_path / "per_image.csv").read_text() == "mine"
 
 
+def test_results_are_not_written_through_a_link(run, tmp_path):
+    copy = shutil.copytree(run.path, tmp_path / "copy", ignore=shutil.ignore_patterns("evaluation"))
+    (tmp_path / "outside").mkdir()
+    (copy / "evaluation").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match="evaluation is a link"):
+        scored(f"checkpoint={copy}")
+    assert not list((tmp_path / "outside").iterdir())
+
+
 def test_breeds_are_scored_apart_and_add_up(run, tmp_path):
     content = scored(f"checkpoint={run.best}", f"output={tmp_path}/out")
     groups, each = pd.read_csv(tmp_path / "out/per_group.csv"), pd.read_csv(tmp_path / "out/per_image.csv")

@@ -128,6 +128,8 @@ def output_folder(options: Evaluate) -> Path:
         return Path(options.output)
     run = run_folder_of(options.checkpoint)
     parent = (run.path if run else Path(options.checkpoint).parent) / "evaluation"
+    if parent.is_symlink():
+        raise UserError(f"{parent} is a link", accepted="a folder of its own", advice="output=FOLDER")
     name = f"{options.data.name}_{options.split}"
     names = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))
     return next(parent / name for name in names if not (parent / name).exists())

@@ -112,7 +112,7 @@ def with_overrides(command: str, schema: type[Schema], recorded: dict[str, Any],
         for override, text in zip(parse(list(map(as_override, overrides))), overrides, strict=True)
         if override.key_or_group.partition(".")[0].partition("/")[0] != "hydra"
     ]
-    single = [text for override, text in own if override.key_or_group != "data"]
+    single = [text for override, text in own if override.key_or_group != "data" and not override.is_delete()]
     given = _resolved(command, schema, [f"data={data}", *single])
     for override, text in own:
         key = override.key_or_group
@@ -125,7 +125,7 @@ def with_overrides(command: str, schema: type[Schema], recorded: dict[str, Any],
                 )
             continue
         for leaf in flat({key: value}) if isinstance(value, dict) else [key]:
-            _take(options, given, leaf.split("."))
+            _take(options, {} if override.is_delete() else given, leaf.split("."))
     try:
         return validate(schema, options)
     except UserError as error:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import yaml
 
@@ -17,10 +17,8 @@ from unetseg import launch
 from unetseg.errors import UserError
 from unetseg.files import no_link, refuse_links, write_text
 from unetseg.options import recorded
+from unetseg.options.schema import Train
 from unetseg.options.settings import differences, timed_name
-
-if TYPE_CHECKING:
-    from unetseg.options.schema import Train
 
 METRICS_COLUMNS = ("step", "epoch", "name", "value")
 GRADIENT_FLOW_COLUMNS = ("step", "epoch", "kind", "block", "metric", "value")
@@ -224,8 +222,6 @@ def options_of(run: RunFolder, overrides: list[str]) -> Train:
     Raises:
         UserError: see `unetseg.options.recorded`.
     """
-    from unetseg.options.schema import Train
-
     return recorded.with_overrides("train", Train, recorded.of_training(run.config), overrides)
 
 
