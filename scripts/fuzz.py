@@ -243,11 +243,11 @@ def texts(folder: Path) -> Iterator[Kind]:
     from PIL import Image
 
     from unetseg.data import folder as own_pictures
-    from unetseg.evaluate import data_of_the_run
     from unetseg.inference.outputs import Outputs
     from unetseg.options.compose import compose
     from unetseg.options.schema import Train
     from unetseg.reporting import findings, results
+    from unetseg.runs.folder import run_folder_of
 
     def table(columns: str, rows: list[str]) -> bytes:
         return "\n".join([columns, *rows, ""]).encode()
@@ -276,13 +276,7 @@ def texts(folder: Path) -> Iterator[Kind]:
 
     for name, content in sound.items():
         yield Kind(f"report: {name}", name, [content], reported, reworded)
-    yield Kind(
-        "evaluate: config.yaml",
-        "config.yaml",
-        [config],
-        lambda path: data_of_the_run([f"checkpoint={run_with(path)}"]),
-        reworded,
-    )
+    yield Kind("run folder: config.yaml", "config.yaml", [config], lambda path: run_folder_of(run_with(path)), reworded)
 
     own = folder / "own"
     for part in ("images", "masks"):
