@@ -324,8 +324,9 @@ def _checked(path: Path, name: str) -> pd.DataFrame:
         raise Damaged(f"{name} is cut short")
     if not len(table) and path.name not in GROWING:
         raise Damaged(f"{name} has no rows")
-    wrong = [column for column in numbers if len(table) and table[column].dtype.kind not in "iuf"]
-    wrong += [column for column in ("step", "epoch") if column in table and not np.isfinite(table[column]).all()]
+    values = {column: pd.to_numeric(table[column], errors="coerce") for column in numbers}
+    wrong = [column for column, value in values.items() if value.isna().sum() > table[column].isna().sum()]
+    wrong += [column for column in ("step", "epoch") if column in values and not np.isfinite(values[column]).all()]
     if wrong:
         raise Damaged(f"{name}: {', '.join(wrong)} should be numbers")
     return table
