@@ -1,11 +1,11 @@
 """Count how often the intervals of `unetseg.evaluation.statistics` hold the truth, and what they show.
 
-python scripts/coverage.py coverage       the interval over seeds, units, shapes: 2 minutes on one core
-python scripts/coverage.py choice         what else it might have been: half a minute
-python scripts/coverage.py pooled         one variance over seeds for all settings: half a minute
-python scripts/coverage.py groups         pictures of one patient: half a minute
+python scripts/coverage.py coverage       the interval over seeds, units, shapes: half a minute on one core
+python scripts/coverage.py choice         what else it might have been: seconds
+python scripts/coverage.py pooled         one variance over seeds for all settings: seconds
+python scripts/coverage.py groups         pictures of one patient: seconds
 python scripts/coverage.py one            one seed: seconds
-python scripts/coverage.py smallest       the smallest difference, its own interval, and the planner: a minute
+python scripts/coverage.py smallest       the smallest difference, its own interval, and the planner: a minute or two
 
 Each design is a made-up ablation whose truth is known, of which many sweeps are drawn (--sweeps, 4,000: a rate of 95 %
 is then known to +-0.7 points). Prints the table of docs/statistics.md as Markdown.

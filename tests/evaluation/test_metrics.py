@@ -114,6 +114,20 @@ def test_all_scores_equal_a_slow_float64_reference(classes):
     assert found["iou_per_image"].item() == pytest.approx(np.mean(per_image), abs=1e-12)
 
 
+def test_ignored_pixels_are_no_edge_and_lift_no_boundary_iou():
+    target, predicted = torch.zeros(1, 100, 100, dtype=torch.uint8), torch.zeros(1, 100, 100, dtype=torch.uint8)
+    target[:, 20:80, 20:80] = 1
+    predicted[:, 25:85, 25:85] = 1
+    whole = scores(image_counts(predicted, target, 2))["boundary_iou"].item()
+    inside = target.clone()
+    inside[:, 45:55, 45:55] = IGNORE  # within the object: nothing of an edge is there
+    assert scores(image_counts(predicted, inside, 2))["boundary_iou"].item() == whole
+    ring = target.clone()
+    ring[:, 18:82, 18:82] = IGNORE
+    ring[:, 20:80, 20:80] = target[:, 20:80, 20:80]  # just outside, as Pets' boundary class is
+    assert scores(image_counts(predicted, ring, 2))["boundary_iou"].item() <= whole + 0.05
+
+
 def test_batches_do_not_matter():
     predicted, target = blobs(4), blobs(5)
     together, apart = SegmentationScores(2), SegmentationScores(2)

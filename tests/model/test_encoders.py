@@ -59,6 +59,25 @@ def test_glorot_weights_have_glorots_variance():
     assert weight.var().item() == pytest.approx(2 / (9 * 512 + 9 * 512), rel=0.01)
 
 
+def start(**options):
+    """Return the weights of the encoder's convolutions as they are drawn with seed 0."""
+    torch.manual_seed(0)
+    encoder = SkipUnet("resnet18", weights=None, **options).encoder
+    return {name: module.weight for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)}
+
+
+@pytest.mark.parametrize("initialisation", ["he", "glorot"])
+@pytest.mark.parametrize(
+    "options",
+    [{"skip": "none"}, {"skip": "add"}, {"short_skips": False}, {"normalisation": "none", "skip": "attention"}],
+    ids=str,
+)
+def test_the_encoder_starts_alike_with_the_same_seed_whatever_else_is_chosen(initialisation, options):
+    whole, other = start(initialisation=initialisation), start(initialisation=initialisation, **options)
+    assert len(other) >= 17
+    assert all(torch.equal(whole[name], weight) for name, weight in other.items())
+
+
 @pytest.mark.parametrize("options", [{"short_skips": False}, {"normalisation": "none"}], ids=str)
 def test_a_densenet_cannot_do_without(options):
     with pytest.raises(ValueError, match="only resnet18"):

@@ -234,8 +234,8 @@ def test_images_without_a_score_are_left_out_of_both_settings_and_counted(copy, 
 def test_a_plan_says_how_many_seeds_show_a_difference(copy, tmp_path):
     text = made(copy, tmp_path / "out", plan=0.02)
     found = re.match(
-        r"To show a difference of 0\.020 four times in five takes in IoU per image (\d+) seeds "
-        r"\(by the spread so far, (\d+) to (\d+); there are 2\) with these 40 images; in Boundary IoU",
+        r"To show a difference of 0\.020 four times in five takes (\d+) seeds in IoU per image "
+        r"\(by the spread so far, (\d+) to (\d+); there are 2\) with these 40 images; \d+ seeds in Boundary IoU",
         lead(text, "Plan"),
     )
     value, low, high = map(int, found.groups())

@@ -206,7 +206,7 @@ def pooled_seeds(scores: np.ndarray) -> tuple[float, int]:
 
 def seeds_needed(parts: Components, units: int, difference: float, level: float, most: int = 100) -> int | None:
     """Return how many seeds show a difference with POWER at `level`, None where `most` do not."""
-    enough = (n for n in range(2, most + 1) if parts.spread(n, units).smallest(level).value <= difference)
+    enough = (n for n in range(2, most + 1) if parts.spread(n, units)._detected(level) <= difference)
     return next(enough, None)
 
 

@@ -85,6 +85,8 @@ def forest(name: str, title: str, found: Sequence[Pair]) -> Panel:
         axis.plot([result.low, result.high], [row, row], color=INK, linewidth=1.3)
         axis.plot(result.difference, row, "o", color=INK, markerfacecolor=INK if pair.shown else "white", ms=4.5)
     axis.axvline(0, color=SOFT, linewidth=0.8)
+    reach = 1.25 * max(abs(end) for pair in found for end in (pair.result.low, pair.result.high))
+    axis.set_xlim((-reach, reach) if reach else None)  # with two seeds a grey bar may reach far beyond
     axis.set_yticks(range(len(found)), names)
     axis.set_ylim(len(found) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0, labelcolor=INK)
@@ -101,8 +103,9 @@ def plan(name: str, title: str, plan: Plan, difference: float, unit: str) -> Pan
     seeds = (*range(3, 11), 12, 15, 20, 30, 40, 50)
     low, high = (plan.curve(parts, seeds, 1) for parts in (plan.least, plan.most))
     axis.fill_between(seeds, low, high, color=INK, alpha=0.1, linewidth=0)
-    for times, colour in zip(TIMES, (INK, "#0072b2", "#009e73"), strict=True):
-        axis.plot(seeds, plan.curve(plan.parts, seeds, times), color=colour, label=f"{times * plan.units} {unit}s")
+    for times, colour, style in zip(TIMES, (INK, "#0072b2", "#009e73"), ("-", "--", ":"), strict=True):
+        label = f"{times * plan.units} {unit}s"
+        axis.plot(seeds, plan.curve(plan.parts, seeds, times), style, color=colour, label=label)
     axis.axhline(difference, color=SOFT, linestyle=":", linewidth=1.2)
     axis.set_xscale("log")
     axis.set_xticks((3, 5, 10, 20, 50), ("3", "5", "10", "20", "50"))

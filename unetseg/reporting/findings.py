@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -49,9 +49,9 @@ class Pair:
     """The same as if the images of a group were independent; `result` itself where the unit is the image."""
     without_score: int
     """Images left out of both settings, because one of their runs has no score for them."""
-    p: float
+    p: float = math.nan
     """Holm-corrected over all pairs and metrics; nan with one seed."""
-    level: float
+    level: float = math.nan
     """The level of this comparison's own p that Holm leaves; nan with one seed."""
 
     @property
@@ -149,16 +149,18 @@ def pairs(settings: Sequence[Setting], unit: str, *, pooled: bool = False) -> tu
     for metric in METRICS:
         variance = _pooled(settings, metric, unit) if pooled else None
         for base, other, seeds in able:
-            scores, without = _scored([other, base], metric, seeds, unit)
-            by_image = compare(*_scored([other, base], metric, seeds, "image")[0])
-            found.append((metric, base, other, compare(*scores, pooled=variance), by_image, without))
-    decided = [place for place, (*_, result, _, _) in enumerate(found) if result.seeds > 1]
-    values = [found[place][3].p for place in decided]
-    corrected = dict(zip(decided, zip(holm(values), holm_levels(values), strict=True), strict=True))
+            (a, b), without = _scored([other, base], metric, seeds, unit)
+            one_by_one, _ = _scored([other, base], metric, seeds, "image")
+            by_image = compare(one_by_one[0], one_by_one[1])
+            found.append((metric, Pair(base, other, compare(a, b, variance), by_image, without)))
+    values = [pair.result.p for _, pair in found if not pair.one_seed]
+    corrected = zip(holm(values), holm_levels(values), strict=True)
     made: dict[str, list[Pair]] = {metric: [] for metric in METRICS}
-    for place, (metric, *pair) in enumerate(found):
-        p, level = corrected.get(place, (math.nan, math.nan))
-        made[metric].append(Pair(*pair, p=p, level=level))
+    for metric, pair in found:
+        if not pair.one_seed:
+            p, level = next(corrected)
+            pair = replace(pair, p=p, level=level)
+        made[metric].append(pair)
     return made, left_out
 
 

@@ -150,9 +150,9 @@ def planned(metric: str, difference: float, needed: Sequence[int | None], units:
     value, low, high = needed
     have = f"{now[0]}" if len(now) == 1 else f"{now[0]} to {now[-1]}"
     if value is None:
-        return f"in {metric} more than 100 seeds with these {units}: more of the latter are needed"
+        return f"more than 100 seeds in {metric} with these {units}: more of the latter are needed"
     upper = "more than 100" if high is None else str(high)
-    return f"in {metric} {value} seeds (by the spread so far, {low} to {upper}; there are {have}) with these {units}"
+    return f"{value} seeds in {metric} (by the spread so far, {low} to {upper}; there are {have}) with these {units}"
 
 
 def absent(sweep: Sweep) -> str:
