@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -90,6 +91,7 @@ class ToyEncoder(nn.Module):
     def __init__(self, a: float, b: float, c: float):
         super().__init__()
         self.conv1, self.layer1, self.layer2 = Scale(a), Scale(b), Scale(c)
+        self.out_channels = [1, 1, 1, 1]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         first = self.conv1(images)
@@ -332,6 +334,59 @@ def test_gradients_too_small_to_be_squared_in_float32_are_measured():
     assert found["level1", "norm"] * 2**90 == pytest.approx(wanted["level1", "norm"], rel=1e-3)
     assert found["level1", "skip_share"] == pytest.approx(wanted["level1", "skip_share"], rel=1e-3)
     assert found["stem", "rms"] * 2**90 == pytest.approx(wanted["stem", "rms"], rel=1e-3)
+
+
+# --- other encoder-decoders
+
+
+@pytest.mark.parametrize("architecture", ["UnetPlusPlus", "MAnet", "Linknet", "FPN", "DeepLabV3Plus"])
+def test_other_decoders_are_read_as_exactly(architecture):
+    torch.manual_seed(0)
+    net = getattr(smp, architecture)("resnet18", encoder_weights=None).eval().double()
+    images = torch.randn(2, 3, 32, 32).double()
+    assert max(errors(net, images).values()) < 1e-9
+    unused = {"FPN": [1], "DeepLabV3Plus": [1, 3, 4]}.get(architecture, [])
+    shares = metric(step(net, images), "skip_share", "skip")
+    assert [level for level in range(1, 5) if shares[f"level{level}"] == 0] == unused
+
+
+def test_a_transformer_has_no_level_1_and_is_one_block():
+    torch.manual_seed(0)
+    flow = step(smp.Unet("mit_b0", encoder_weights=None), torch.randn(2, 3, 32, 32))
+    assert [*metric(flow, "skip_share", "skip")] == ["level2", "level3", "level4"]
+    assert [*metric(flow, "rms", "block")][:2] == ["encoder", "decoder4"]
+    assert math.isnan(metric(flow, "centre_dip", "net")["all"])
+
+
+def test_another_head_is_a_block_of_its_own():
+    net = smp.FPN("resnet18", encoder_weights=None, aux_params={"classes": 2})
+    assert list(blocks_of(net))[-3:] == ["decoder", "head", "classification_head"]
+
+
+def test_features_beside_the_encoders_own_path_are_refused():
+    class Copying(ToyEncoder):
+        def forward(self, images: Tensor) -> list[Tensor]:
+            return [feature * 1 for feature in super().forward(images)]
+
+    toy = Toy()
+    toy.encoder = Copying(0.5, 2, 3)
+    with GradientFlow(toy) as flow:
+        toy(X).sum().backward()
+    with pytest.raises(RuntimeError, match="Copying are copies"):
+        flow.read()
+
+
+def test_a_decoder_that_takes_something_else_is_refused():
+    class One(Toy):
+        def forward(self, images: Tensor) -> Tensor:
+            return self.decode(self.encoder(images)[-2:])
+
+    toy = One()
+    toy.decoder.blocks = toy.decoder.blocks[:1]
+    with GradientFlow(toy) as flow:
+        toy(X).sum().backward()
+    with pytest.raises(RuntimeError, match="ToyDecoder was not given"):
+        flow.read()
 
 
 # --- reading changes nothing
@@ -759,15 +814,24 @@ def test_gradients_that_no_backward_pass_has_left_are_refused():
         torch.optim.SGD(toy.parameters(), lr=0.1).step()
     with pytest.raises(RuntimeError, match=r"torch\.autograd\.grad"):
         flow.read()
+
+
+@pytest.mark.parametrize("way", ["sum of two tasks", "autograd.grad after zero_grad"])
+def test_gradients_put_into_the_weights_by_hand_are_refused(way):
     toy = Toy()
-    with GradientFlow(toy) as flow:  # as gradients of several tasks are combined
-        combined = []
-        for task in (1, 2):
+    with GradientFlow(toy) as flow:
+        toy(X).sum().backward()
+        if way == "sum of two tasks":
+            first = [w.grad for w in toy.parameters()]
             toy.zero_grad()
-            (task * toy(X)).sum().backward()
-            combined.append([w.grad for w in toy.parameters()])
-        for w, first, second in zip(toy.parameters(), *combined, strict=True):
-            w.grad = first + second
+            toy(X).sum().backward()
+            by_hand = [w.grad + gradient for w, gradient in zip(toy.parameters(), first, strict=True)]
+        else:
+            toy.zero_grad()
+            by_hand = torch.autograd.grad(toy(X).sum(), toy.parameters())
+        for w, gradient in zip(toy.parameters(), by_hand, strict=True):
+            w.grad = gradient
+        torch.optim.SGD(toy.parameters(), lr=0.1).step()
     with pytest.raises(RuntimeError, match="by hand"):
         flow.read()
 
@@ -952,7 +1016,7 @@ def test_the_net_is_found_inside_another_module():
     model = Segmenter(classes=2, encoder="resnet18", weights=None)
     assert GradientFlow(model).net is GradientFlow(nn.Sequential(model)).net is model.net
     for module, count in ((nn.Linear(1, 1), 0), (nn.Sequential(model, example()[0]), 2)):
-        with pytest.raises(ValueError, match=f"holds {count} SkipUnets"):
+        with pytest.raises(ValueError, match=f"holds {count} encoder-decoders"):
             GradientFlow(module)
 
 

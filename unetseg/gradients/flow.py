@@ -1,4 +1,4 @@
-"""Gradient flow: what the long skips of a SkipUnet do to the gradient, measured exactly in any training loop.
+"""Gradient flow: what the long skips of a U-Net do to the gradient, measured exactly in any training loop.
 
     with GradientFlow(net) as flow:
         criterion(net(images), masks).backward()
@@ -6,13 +6,14 @@
     for record in flow.read(): ...
 
 An encoder feature e feeds two branches: its long skip s and the deep path. With g = dL/de, g_skip = dL/ds and
-g_deep = g - g_skip, the skip share is <g_skip, g> / <g, g>. The fusion is handed s as a view of e, where tensor hooks
+g_deep = g - g_skip, the skip share is <g_skip, g> / <g, g>. The decoder is handed s as a view of e, where tensor hooks
 see both gradients while every value, and so the training, stays what it is to the last bit.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,13 +28,14 @@ from unetseg.gradients.passes import BackwardPasses, add_sums
 Table = dict[str, Tensor]
 ENCODER = ("stem", "encoder")  # how the names of the encoder's blocks begin
 _read_now: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_on_trunk: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # nets whose features are known to be the encoder's own path
 
 
 @dataclass(frozen=True)
 class Record:
     """One number of a reading; g is the gradient, w the trainable weights in question. 0 / 0 is nan.
 
-    kind "skip", block level1 ... level4, finest first:
+    kind "skip", block level1 ... level4 (of stride 2 ... 16), finest first:
         skip_share, deep_share: <g_skip, g> / <g, g> and <g_deep, g> / <g, g>; they sum to 1.
         norm, skip_norm, deep_norm: ||g||, ||g_skip||, ||g_deep||; cosine: the one between g_skip and g_deep.
         vanished: 1 where g is zero in every entry.
@@ -65,17 +67,25 @@ class GradientFlow:
     minimisation's two). What torch.compile made runs uncompiled inside the block. In a distributed run every rank has
     to `read`.
 
+    A net is read whose parts are called encoder, decoder and segmentation_head, as in segmentation-models-pytorch, and
+    whose decoder is called with the list of the encoder's features, [input, stride 2, ..., deepest]. A feature that the
+    decoder leaves out has a skip share of 0. Features that are copies beside the encoder's own path are refused.
+
     Args:
-        net: a SkipUnet, or a module with exactly one inside (Segmenter, DistributedDataParallel, ...).
+        net: a SkipUnet, an encoder-decoder of segmentation-models-pytorch, or a module with exactly one of these inside
+            (Segmenter, DistributedDataParallel, ...).
         scale: returns the factor on the loss, as `GradScaler.get_scale` does; asked once per block, when the first
             backward pass begins. Gradients of encoder features are divided by it. Those of weights are not: they are
             read when they should be unscaled, see `gradients`.
     """
 
     def __init__(self, net: nn.Module, scale: Callable[[], float] | None = None):
-        nets: list[Any] = [module for module in net.modules() if hasattr(type(module), "fusions")]
+        nets: list[Any] = [module for module in net.modules() if _is_encoder_decoder(module)]
         if len(nets) != 1:
-            raise ValueError(f"{type(net).__name__} holds {len(nets)} SkipUnets: give a module that holds exactly 1")
+            raise ValueError(
+                f"{type(net).__name__} holds {len(nets)} encoder-decoders: give a SkipUnet, a model of "
+                "segmentation-models-pytorch, or a module that holds exactly 1 of them"
+            )
         self.net, self.scale = nets[0], scale
         self._before: list[list[Tensor]] = []  # empty but inside the block
         self._gradients: Tensor | None = None
@@ -89,13 +99,15 @@ class GradientFlow:
         self._before = [[w.detach().clone() for w in weights] for weights in self._weights.values()]
         device = next(self.net.parameters()).device
         precision = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-        levels = len(self.net.fusions)
+        widths = self.net.encoder.out_channels[1:-1]
+        self._levels = [level for level, width in enumerate(widths, start=1) if width]  # transformers have no stride 2
+        levels = len(self._levels)
         self._flows = torch.zeros(levels, 4, dtype=precision, device=device)  # these are sums, see _metrics
         self._updates = self._flows.new_full((len(blocks), 3), math.nan)
         self._gradients, self._scaled = None, 1.0
         self._frozen, self._stepped = [False] * levels, False
         some = [len(weights) > 0 for weights in self._weights.values()]
-        self._trained = [any(some[: level + 1]) for level in range(levels)]  # whether anything up to the level is
+        self._trained = [any(some[:level]) for level in self._levels]  # whether anything up to the level is
         trained = [w for weights in self._weights.values() for w in weights]
         inside = sum(len(weights) for block, weights in self._weights.items() if block.startswith(ENCODER))
         self._passes = BackwardPasses(trained[:inside], trained[inside:], self._flows, self._on_first_backward)
@@ -162,8 +174,11 @@ class GradientFlow:
         fetched = torch.cat([table.flatten() for table in sums]).cpu().double().split([table.numel() for table in sums])
         flows, gradients, updates = (part.view_as(table) for part, table in zip(fetched, sums, strict=True))
         entries = flows.new_tensor([sum(w.numel() for w in weights) for weights in self._weights.values()])
-        metrics = _metrics(flows, flows.new_tensor(self._frozen) > 0, gradients, updates, entries)
-        names = {"skip": [f"level{i + 1}" for i in range(len(flows))], "block": list(self._weights), "net": ["all"]}
+        blocks = list(self._weights)
+        deepest = f"encoder{len(self.net.encoder.out_channels) - 2}"
+        centre = blocks.index(deepest) if deepest in blocks else None
+        metrics = _metrics(flows, flows.new_tensor(self._frozen) > 0, gradients, updates, entries, centre)
+        names = {"skip": [f"level{level}" for level in self._levels], "block": blocks, "net": ["all"]}
         return [
             Record(kind, block, metric, float(values[i]))
             for kind in names
@@ -171,17 +186,38 @@ class GradientFlow:
             for metric, values in metrics[kind].items()
         ]
 
-    def _on_features(self, decoder: nn.Module, inputs: tuple[Sequence[Tensor]]) -> tuple[list[Tensor]] | None:
-        """Hand views of the encoder's features, [input, stride 2, ..., stride 32], to the decoder as its long skips."""
+    def _on_features(self, decoder: nn.Module, inputs: tuple[Sequence[Tensor], Any]) -> tuple[Any, ...] | None:
+        """Hand views of the encoder's features, [input, stride 2, ..., deepest], to the decoder as its long skips."""
         if not torch.is_grad_enabled():
             return None
-        features = list(inputs[0])
-        for level in range(len(self._frozen)):
-            if features[level + 1].requires_grad and self._trained[level]:
-                features[level + 1] = self._passes.watch(level, features[level + 1])
+        features, *others = inputs
+        if len(features) != len(self.net.encoder.out_channels):
+            self._passes.refusal = (
+                f"{type(decoder).__name__} was not given the list of the encoder's "
+                f"{len(self.net.encoder.out_channels)} features, [input, stride 2, ..., deepest]"
+            )
+            return None
+        if self.net not in _on_trunk:
+            self._check_trunk(features)
+        views = list(features)
+        for row, level in enumerate(self._levels):
+            if features[level].requires_grad and self._trained[row]:
+                views[level] = self._passes.watch(row, features[level])
             else:
-                self._frozen[level] = True
-        return (features,)
+                self._frozen[row] = True
+        return (views, *others)
+
+    def _check_trunk(self, features: Sequence[Tensor]) -> None:
+        """Refuse features of which the encoder goes on with another copy: their deep path can't be seen."""
+        nodes = _ancestors(features[-1])
+        seen = [features[level] for level in self._levels if features[level].grad_fn is not None]
+        if any(encoded.grad_fn not in nodes for encoded in seen):
+            self._passes.refusal = (
+                f"features of {type(self.net.encoder).__name__} are copies beside the path that goes on, as in timm's "
+                "Swin: what comes back by the deep path doesn't reach them"
+            )
+        elif len(seen) == len(self._levels):
+            _on_trunk.add(self.net)
 
     def _on_logits(self, head: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> None:
         if logits.requires_grad:
@@ -206,23 +242,54 @@ class GradientFlow:
 def blocks_of(net: Any) -> dict[str, list[nn.Parameter]]:
     """Return the parameters of every block, in forward order; each parameter is in exactly one.
 
-    encoder1 ends at level 2, encoder4 at the bottleneck; decoder4 fuses level 4, decoder0 works at full resolution.
+    encoder1 ends at level 2, encoder4 at the bottleneck; decoder4 fuses level 4, decoder0 works at full resolution. An
+    encoder other than a ResNet or DenseNet is one block, and so is a decoder that is not a list of one block a level.
     """
     blocks: dict[str, list[nn.Parameter]] = {}
-    stage = "stem"
-    for name, module in getattr(net.encoder, "features", net.encoder).named_children():  # DenseNet's are in `features`
-        stage = f"encoder{name[-1]}" if name.startswith(("layer", "denseblock")) else stage
+    features = getattr(net.encoder, "features", None)  # DenseNet's children; others have a method of that name
+    children = dict((features if isinstance(features, nn.Module) else net.encoder).named_children())
+    stages = {name: f"encoder{name[-1]}" for name in children if re.fullmatch(r"(layer|denseblock)[1-9]", name)}
+    stage = "stem" if stages else "encoder"
+    for name, module in children.items():
+        stage = stages.get(name, stage)
         blocks.setdefault(stage, []).extend(module.parameters())
-    for level, block in zip(reversed(range(len(net.decoder.blocks))), net.decoder.blocks, strict=True):
-        blocks[f"decoder{level}"] = list(block.parameters())
+    parts = getattr(net.decoder, "blocks", None)
+    if isinstance(parts, nn.ModuleList) and len(list(parts.parameters())) == len(list(net.decoder.parameters())):
+        for level, block in zip(reversed(range(len(parts))), parts, strict=True):
+            blocks[f"decoder{level}"] = list(block.parameters())
+    else:
+        blocks["decoder"] = list(net.decoder.parameters())
     blocks["head"] = list(net.segmentation_head.parameters())
+    if getattr(net, "classification_head", None) is not None:
+        blocks["classification_head"] = list(net.classification_head.parameters())
     if sorted(id(w) for weights in blocks.values() for w in weights) != sorted(id(w) for w in net.parameters()):
-        raise RuntimeError("a parameter of the SkipUnet is in no block, or in two: gradients.blocks_of doesn't know it")
+        raise RuntimeError(f"a parameter of {type(net).__name__} is in no block, or in two: gradients.blocks_of")
     return blocks
 
 
-def _metrics(flows: Tensor, frozen: Tensor, gradients: Tensor, updates: Tensor, entries: Tensor) -> dict[str, Table]:
-    """Return each kind's metrics, see `Record`, from sums over L levels (Lx4, L) and N blocks (Nx3, Nx3, N)."""
+def _is_encoder_decoder(module: nn.Module) -> bool:
+    parts = (getattr(module, name, None) for name in ("encoder", "decoder", "segmentation_head"))
+    return all(isinstance(part, nn.Module) for part in parts) and hasattr(module.encoder, "out_channels")
+
+
+def _ancestors(tensor: Tensor) -> set[Any]:
+    """Return the nodes of autograd's graph that the tensor was computed by."""
+    nodes, ahead = set(), [tensor.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            ahead.extend(before for before, _ in node.next_functions)
+    return nodes
+
+
+def _metrics(
+    flows: Tensor, frozen: Tensor, gradients: Tensor, updates: Tensor, entries: Tensor, centre: int | None
+) -> dict[str, Table]:
+    """Return each kind's metrics, see `Record`, from sums over L levels (Lx4, L) and N blocks (Nx3, Nx3, N).
+
+    `centre` is the block that ends at the bottleneck, None if it is not known.
+    """
     skip, deep, product, total = flows.where(~frozen[:, None], math.nan).T  # squares of norms, and <g_skip, g_deep>
     (square, nans, infs), (step, before, unmoved) = gradients.T, updates.T
     rms, ratio, stalled = (square / entries).sqrt(), (step / before).sqrt(), unmoved / entries
@@ -232,7 +299,8 @@ def _metrics(flows: Tensor, frozen: Tensor, gradients: Tensor, updates: Tensor, 
     logs = rms.log10()
     depth, height = logs.isfinite().nonzero().flatten().double(), logs[logs.isfinite()]
     depth -= depth.mean()
-    slope, dip = depth @ height / (depth @ depth), logs[len(flows)] - (logs[0] + logs[-1]) / 2
+    slope = depth @ height / (depth @ depth)
+    dip = logs[0] * math.nan if centre is None else logs[centre] - (logs[0] + logs[-1]) / 2
     return {
         "skip": {**shares, **norms, "cosine": cosine, "vanished": total == 0, "frozen": frozen},
         "block": dict(rms=rms, update_ratio=ratio, stalled=stalled, nan=nans, inf=infs, frozen=entries == 0),

@@ -157,7 +157,7 @@ class BackwardPasses:
             return
         empty = [gradient is None or not gradient.any() for gradient in changed]
         if all(empty) and len(changed) == len(held):
-            self.apart, self._left = True, []
+            self.apart, self._left = True, [None] * len(self.encoder)
             self.sums.zero_()
             for feature in self._features:
                 feature.total = feature.skip = None
