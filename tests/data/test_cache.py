@@ -322,3 +322,54 @@ def test_a_folder_that_cannot_be_written_is_told(examples, tmp_path):
     (tmp_path / "disk").write_text("no folder")
     with pytest.raises(UserError, match=r"data\.cache=disk needs"):
         Cache("disk", examples, VALUES, SIZE, square)
+
+
+# Files of others
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_was_cut_short_is_made_anew(kind, examples):
+    squares = Cache(kind, examples, VALUES, SIZE, square)
+    path = squares.path
+    del squares
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"\0" * 1000)
+    assert holds_all(Cache(kind, examples, VALUES, SIZE, square))
+
+
+def test_other_ranges_are_other_files(examples):
+    first = Cache("disk", examples, VALUES, SIZE, square)
+    second = Cache("disk", examples, VALUES, SIZE, square, [0, 4095])
+    assert first.path != second.path
+
+
+@pytest.mark.parametrize("what", ["link", "open to others", "file"])
+def test_shared_memory_that_somebody_else_has_made_is_not_used(what, examples, tmp_path):
+    folder = cache.folder_of("ram")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "lock").write_text("precious")
+    folder.parent.mkdir(exist_ok=True)
+    if what == "link":
+        folder.symlink_to(elsewhere)
+    elif what == "file":
+        folder.write_text("precious")
+    else:
+        folder.mkdir()
+        folder.chmod(0o755)
+    squares = Cache("ram", examples, VALUES, SIZE, square)
+    assert holds_all(squares)
+    assert squares.path.parent not in (folder, elsewhere)
+    assert squares.path.parent.stat().st_mode & 0o077 == 0
+    assert (elsewhere / "lock").read_text() == "precious"
+    assert Cache("ram", examples, VALUES, SIZE, refused).path == squares.path, "another process finds it"
+
+
+def test_a_lock_that_is_a_link_empties_no_file(examples, tmp_path):
+    folder = cache.folder_of("disk")
+    folder.mkdir(mode=0o700, parents=True)
+    (tmp_path / "mine").write_text("precious")
+    (folder / "lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match=r"data\.cache=disk needs"):
+        Cache("disk", examples, VALUES, SIZE, square)
+    assert (tmp_path / "mine").read_text() == "precious"

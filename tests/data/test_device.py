@@ -123,8 +123,8 @@ def test_what_cannot_be_read_is_left_out_of_its_batch(drawn, monkeypatch):
     data.skip_unreadable = True
     real = Cache.__init__
 
-    def without_the_fourth(cache, kind, examples, values, size, read):
-        real(cache, kind, examples, values, size, read)
+    def without_the_fourth(cache, *arguments):
+        real(cache, *arguments)
         cache.records = np.array(cache.records)
         cache.records["whole"][3] = False
 

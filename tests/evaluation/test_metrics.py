@@ -152,6 +152,26 @@ def test_an_image_without_foreground_scores_one_if_predicted_so_and_zero_otherwi
     assert scores(image_counts(torch.ones_like(empty), empty, 2))["iou"].item() == 0
 
 
+def test_a_picture_whose_pixels_are_all_ignored_has_no_score_and_counts_in_no_mean():
+    """Half of the second picture is foreground and all of it is predicted so: 1/2, and not the mean of that and 1."""
+    target = torch.full((2, 8, 8), IGNORE, dtype=torch.uint8)
+    target[1], target[1, 4:] = 0, 1
+    counts = image_counts(torch.ones(2, 8, 8, dtype=torch.uint8), target, 2)
+    for values in scores(counts).values():
+        assert values.isnan().tolist() == [True, False]
+    metric = SegmentationScores(2)
+    metric.update(counts)
+    found = metric.compute()
+    assert found["iou"].item() == found["iou_per_image"].item() == 0.5
+
+
+def test_without_any_counted_pixel_every_score_is_nan():
+    metric = SegmentationScores(3)
+    ignored = torch.full((2, 8, 8), IGNORE, dtype=torch.uint8)
+    metric.update(image_counts(torch.ones_like(ignored), ignored, 3))
+    assert all(value.isnan() for value in metric.compute().values())
+
+
 def test_the_per_image_iou_is_smps():
     from segmentation_models_pytorch.metrics import get_stats, iou_score
 

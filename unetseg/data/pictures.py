@@ -164,12 +164,13 @@ def read_raw_mask(path: Path) -> RawMask:
             with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as picture:
                 if picture.format == "TIFF":
                     _check_tiff(picture)
-                stored_white = picture.format == "TIFF" and picture.tag_v2.get(262) == 0 and picture.mode != "1"
+                tags = getattr(picture, "tag_v2", {})
+                stored_white = picture.format == "TIFF" and tags.get(262) == 0 and picture.mode != "1"
                 if (picture.mode not in ("L", "P", "1", "I") and not picture.mode.startswith("I;16")) or stored_white:
                     kind = "TIFF whose 0 is white" if stored_white else f"mask of mode {picture.mode}"
                     raise UserError(f"{path} is a {kind}", accepted=accepted)
                 upright_one = ImageOps.exif_transpose(picture)
-                palette = bytes(picture.palette.palette) if picture.mode == "P" and picture.palette else b""
+                palette = bytes(upright_one.getpalette("RGB") or ()) if picture.mode == "P" else b""
                 values, bilevel = np.asarray(upright_one), picture.mode == "1"
         except UnidentifiedImageError:
             values, palette, bilevel = _tiff_mask(path), b"", False

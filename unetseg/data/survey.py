@@ -132,9 +132,12 @@ def contents_of(paths: Sequence[Path]) -> dict[Path, Any]:
     """Return what each mask holds, of type MASK, or why it can't be read; from what is kept where that is as it was."""
     states = {path: _state(path) for path in paths}
     kept = Kept(paths)
-    contents = {path: kept.contents[path] for path in states if kept.states.get(path) == states[path] != (0, 0)}
+    contents: dict[Path, Any] = {
+        path: kept.contents[path] for path in states if kept.states.get(path) == states[path] != (0, 0)
+    }
     due = [path for path in states if path not in contents]
-    contents |= dict(zip(due, _each(content_of, due, "reading the masks"), strict=True))
+    read: list[Any] = _each(content_of, due, "reading the masks")
+    contents |= dict(zip(due, read, strict=True))
     if due:
         kept.keep({path: (states[path], content) for path, content in contents.items() if not _bad(content)})
     return contents
@@ -159,7 +162,7 @@ class Kept:
             if not private(self.path.parent, 0o022):
                 return
             with np.load(self.path, allow_pickle=False) as file:
-                rows = {name: file[name] for name in ("places", "states", *MASK.names)}
+                rows = {name: file[name] for name in ("places", "states", *(MASK.names or ()))}
             contents = np.zeros(len(rows["places"]), MASK)
             for name in MASK.names or ():
                 contents[name] = rows[name]
@@ -176,7 +179,7 @@ class Kept:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if private(self.path.parent, 0o022):
                 with drafted(self.path) as draft, draft.open("wb") as file:
-                    columns = {name: contents[name] for name in MASK.names or ()}
+                    columns: dict[str, Any] = {name: contents[name] for name in MASK.names or ()}
                     np.savez_compressed(file, places=places, states=states, **columns)
 
 

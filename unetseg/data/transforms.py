@@ -102,7 +102,7 @@ def majority(mask: np.ndarray, size: int) -> np.ndarray:
     if mask.shape == (size, size):
         return mask
     present: list[int] = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
-    areas = [squashed(cv2.compare(mask, float(label), cv2.CMP_EQ), size) for label in present[1:]]
+    areas = [squashed((mask == label).astype(np.uint8) * np.uint8(255), size) for label in present[1:]]
     most = 255 - sum(area.astype(np.int16) for area in areas)  # what is left is the first one's
     found = np.full((size, size), present[0], np.uint8)
     for label, area in zip(present[1:], areas, strict=True):
