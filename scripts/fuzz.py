@@ -154,6 +154,34 @@ def reparametrised(content: bytes, random: np.random.Generator) -> bytes:
     return file.getvalue()
 
 
+def remodelled(content: bytes, random: np.random.Generator) -> bytes:
+    """Return an ONNX file of which a part of the graph is another; sometimes damaged bytes."""
+    import onnx
+
+    if random.random() < 0.2:
+        return damaged(content, random)
+    model = onnx.ModelProto.FromString(content)
+    node = model.graph.node[random.integers(0, len(model.graph.node))]
+    tensor = model.graph.initializer[0]
+    match random.integers(0, 6):
+        case 0:
+            node.op_type = str(random.choice(["Conv", "Loop", "If", "Resize", "ConstantOfShape", "Gather", "x"]))
+        case 1:
+            for attribute in node.attribute:
+                attribute.i = int(random.choice(NUMBERS))
+                attribute.ints.append(int(random.choice(NUMBERS)))
+        case 2:
+            tensor.dims[random.integers(0, 4)] = int(random.choice(NUMBERS))
+        case 3:
+            tensor.raw_data = random.bytes(24)
+        case 4:
+            entry = model.metadata_props[random.integers(0, 2)]
+            entry.value = str(random.choice([*WORDS, "64", "1000000000", '["a"]', "[1, 2]"]))
+        case _:
+            node.input[0] = str(random.choice(["images", "w", "logits", ""]))
+    return model.SerializeToString()
+
+
 def kinds(folder: Path) -> list[Kind]:
     """Return all kinds; files that stand beside the mutated ones are written into the folder."""
     return [*pictures(), *models(), *texts(folder)]
@@ -194,7 +222,8 @@ def pictures() -> Iterator[Kind]:
     }
     for name, files in formats.items():
         yield Kind(name, f"picture.{name[:3].lower()}", files, whole, damaged)
-    masks = [encoded("PNG", "L"), encoded("PNG", "P"), encoded("PNG", "1")]
+    colour = colour // 128
+    masks = [encoded("PNG", "L"), encoded("PNG", "1"), encoded("BMP", "L")]
     yield Kind("mask", "mask.png", masks, lambda path: read_mask(path, value_table(2, None)), damaged)
 
 
@@ -213,12 +242,12 @@ def models() -> Iterator[Kind]:
     options = compose("train", Train, ["data=synthetic", "model.encoder=resnet18", "model.weights=null"])
     known = build.hyper_parameters(options)
     state = Segmenter(weights=None, **known["model"]).state_dict()
-    small = {f"{checkpoint.PREFIX}{name}": value for name, value in state.items() if value.numel() < 100}
+    weights = {f"{checkpoint.PREFIX}{name}": value for name, value in state.items()}
     file = io.BytesIO()
-    torch.save({"hyper_parameters": known, "state_dict": small}, file)
+    torch.save({"hyper_parameters": known, "state_dict": weights}, file)
     yield Kind("checkpoint", "model.ckpt", [file.getvalue()], checkpoint.load, reparametrised)
 
-    weights = helper.make_tensor("w", TensorProto.FLOAT, [2, 3, 1, 1], np.ones(6, np.float32).tobytes(), raw=True)
+    kernel = helper.make_tensor("w", TensorProto.FLOAT, [2, 3, 1, 1], np.ones(6, np.float32).tobytes(), raw=True)
     nodes = [
         helper.make_node("Cast", ["images"], ["numbers"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["numbers"], ["planes"], perm=[0, 3, 1, 2]),
@@ -229,12 +258,12 @@ def models() -> Iterator[Kind]:
         helper.make_tensor_value_info("images", TensorProto.UINT8, ["b", "h", "w", 3]),
         helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["b", 2, "h", "w"]),
     ]
-    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], [weights])
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], [kernel])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     helper.set_model_props(model, {"classes": '["a", "b"]', "size": "64"})
     picture = np.zeros((40, 50, 3), np.uint8)
     onnx = [model.SerializeToString()]
-    yield Kind("ONNX", "model.onnx", onnx, lambda path: unetseg.load(path)(picture), damaged)
+    yield Kind("ONNX", "model.onnx", onnx, lambda path: unetseg.load(path)(picture), remodelled)
 
 
 def texts(folder: Path) -> Iterator[Kind]:
