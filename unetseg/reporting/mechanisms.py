@@ -92,7 +92,8 @@ def edges(sweep: Sweep, unit: str) -> Section | None:
     near, far = (listed([f"{row[column]} ({row[0]})" for row in rows]) for column in (1, -1))
     lead = (
         f"Wrong beside the mask's edge (distance {names[0]}), in % of the pixels: {near}; farthest from it "
-        f"({names[-1]}): {far}; the intervals cover the {unit}s only, of these trained models, and no difference is claimed from them."
+        f"({names[-1]}): {far}; the intervals cover the {unit}s only, of these trained models, and no difference is "
+        "claimed from them."
     )
     panels = [charts.rates("edge_distance", "share of wrong pixels", "pixels to the mask's edge", tables)]
     caption = f"Pixels and errors summed over images and seeds. Bands: 95 % interval over {unit}s, of these models."
