@@ -23,6 +23,7 @@ from unetseg.evaluation.statistics import (
     interval,
     mean_squares,
     pooled_seeds,
+    rates_with_interval,
     resampled_sums,
     seeds_needed,
     spread_of,
@@ -349,6 +350,13 @@ def test_resampled_sums_are_sums_of_whole_rows():
 def test_the_interval_of_draws_leaves_out_their_outer_five_percent():
     low, high = interval(np.arange(1001)[:, None] * [1, 2])
     np.testing.assert_allclose((low, high), ([25, 50], [975, 1950]))
+
+
+def test_error_rates_divide_sums_and_know_nothing_of_empty_bands():
+    counts = np.array([[[100, 10], [50, 50], [0, 0]], [[100, 30], [50, 0], [0, 0]]])
+    rate, low, high = rates_with_interval(counts, ["", ""])
+    np.testing.assert_array_equal(rate, [0.2, 0.5, np.nan])
+    np.testing.assert_array_equal((low, high), ([0.1, 0, np.nan], [0.3, 1, np.nan]))  # two images: one of them twice
 
 
 @pytest.mark.parametrize("table", ["coverage", "choice", "pooled", "groups", "one", "smallest"])

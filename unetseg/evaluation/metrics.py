@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from unetseg.evaluation.statistics import interval, resampled_sums, units_of
+from unetseg.evaluation.statistics import rates_with_interval
 from unetseg.names import IGNORE
 
 if TYPE_CHECKING:
@@ -98,24 +98,18 @@ def edge_table(counts: np.ndarray, groups: Sequence[str]) -> pd.DataFrame:
     import pandas as pd
 
     pixels, errors = counts.sum(0).T
-    ends = np.full((2, len(pixels)), np.nan)
-    ends[:, pixels > 0] = interval(_rates(resampled_sums(units_of(counts, groups)))[:, pixels > 0])
+    rate, low, high = rates_with_interval(counts, groups)
     return pd.DataFrame(
         {
             "from_px": [1, *(limit + 1 for limit in EDGE_DISTANCES)],
             "to_px": [*EDGE_DISTANCES, math.inf],
             "pixels": pixels,
             "errors": errors,
-            "error_rate": _rates(counts.sum(0)),
-            "error_rate_low": ends[0],
-            "error_rate_high": ends[1],
+            "error_rate": rate,
+            "error_rate_low": low,
+            "error_rate_high": high,
         }
     )
-
-
-def _rates(counts: np.ndarray) -> np.ndarray:
-    """Return errors / pixels of ...x2, nan where there is no pixel."""
-    return counts[..., 1] / np.where(counts[..., 0] > 0, counts[..., 0], np.nan)
 
 
 def erode(mask: Tensor, radius: int, outside: bool = False) -> Tensor:

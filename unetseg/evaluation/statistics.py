@@ -267,6 +267,23 @@ def interval(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
+def rates_with_interval(counts: np.ndarray, groups: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return errors / pixels over all images, B values, and the ends of its interval; nan where there is no pixel.
+
+    Args:
+        counts: NxBx2 pixels and errors of each image and band.
+        groups: of the N images; where there are several they are resampled, else the images.
+    """
+    drawn = resampled_sums(units_of(counts, groups))
+    totals = counts.sum(0)
+    found = totals[:, 0] > 0
+    rate, low, high = np.full((3, len(totals)), np.nan)
+    rate[found] = totals[found, 1] / totals[found, 0]
+    pixels = np.where(drawn[:, found, 0] > 0, drawn[:, found, 0], np.nan)
+    low[found], high[found] = interval(drawn[:, found, 1] / pixels)
+    return rate, low, high
+
+
 def best_median_worst(scores: np.ndarray, each: int) -> dict[int, str]:
     """Return the positions of the best, median and worst of N scores, `each` of them, and which they are; best first.
 

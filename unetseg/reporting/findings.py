@@ -11,7 +11,6 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from unetseg.evaluation.metrics import edge_table
 from unetseg.evaluation.plots import band_labels
 from unetseg.evaluation.statistics import (
     LEVEL,
@@ -25,6 +24,7 @@ from unetseg.evaluation.statistics import (
     holm,
     holm_levels,
     pooled_seeds,
+    rates_with_interval,
     seeds_needed,
 )
 from unetseg.reporting.results import Run, Setting, Sweep
@@ -238,8 +238,8 @@ def edge_errors(setting: Setting, unit: str) -> pd.DataFrame:
     counts = pd.concat([pd.read_csv(path, dtype={"name": str}) for path in paths])
     by_image = counts.groupby(["name", "from_px"])[["pixels", "errors"]].sum()  # in the order of setting.images
     groups = _groups(setting.runs[0]) if unit == "group" else [""] * len(setting.images)
-    ends = edge_table(by_image.to_numpy().reshape(len(groups), -1, 2), groups)
-    return pd.DataFrame([rate, ends.error_rate_low, ends.error_rate_high], ["rate", "low", "high"], bands)
+    rates = rates_with_interval(by_image.to_numpy().reshape(len(groups), -1, 2), groups)
+    return pd.DataFrame(rates, ["rate", "low", "high"], bands)
 
 
 def lesions(sweep: Sweep) -> list[tuple[Setting, Run, str, pd.DataFrame, pd.DataFrame]]:

@@ -91,8 +91,9 @@ def edges(sweep: Sweep, unit: str) -> Section | None:
     rows = [[s.name, *(_percent(*table[band]) for band in names)] for s, table in tables.items()]
     near, far = (listed([f"{row[column]} ({row[0]})" for row in rows]) for column in (1, -1))
     lead = (
-        f"Of the pixels beside the mask's edge (distance {names[0]}) {near} are wrong, and of those farthest from it "
-        f"({names[-1]}) {far}; the intervals cover the {unit}s only, and no difference is claimed from them."
+        f"Wrong beside the mask's edge (distance {names[0]}), in % of the pixels: {near}; farthest from it "
+        f"({names[-1]}): {far}; the intervals cover the {unit}s only, of these trained models, and no difference is "
+        "claimed from them."
     )
     panels = [charts.rates("edge_distance", "share of wrong pixels", "pixels to the mask's edge", tables)]
     caption = f"Pixels and errors summed over images and seeds. Bands: 95 % interval over {unit}s, of these models."
