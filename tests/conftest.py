@@ -87,6 +87,7 @@ class Forked:
 
 def _trained(arguments, log, folder):
     os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # of loader processes, as in a fresh interpreter
     os.environ.pop("WANDB_SERVICE", None)  # an earlier test's
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
