@@ -1,8 +1,10 @@
 """What the tests share: no network, a small data set, and the real pictures where they are."""
 
+import fcntl
 import multiprocessing
 import os
 import sys
+import termios
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -90,6 +92,8 @@ def _trained(arguments, log, folder):
     multiprocessing.set_start_method("fork", force=True)  # of loader processes, as in a fresh interpreter
     os.environ.pop("WANDB_SERVICE", None)  # an earlier test's
     with open(log, "ab") as file:
+        if file.isatty():
+            fcntl.ioctl(file, termios.TIOCSCTTY, 0)  # the terminal that Ctrl-C is typed in
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(folder)
