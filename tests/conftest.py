@@ -1,10 +1,12 @@
 """What the tests share: no network, a small data set, and the real pictures where they are."""
 
+import fcntl
 import multiprocessing
 import os
 import resource
 import subprocess
 import sys
+import termios
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -97,8 +99,11 @@ class Forked:
 
 def _trained(arguments, log, folder):
     os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # of loader processes, as in a fresh interpreter
     os.environ.pop("WANDB_SERVICE", None)  # an earlier test's
     with open(log, "ab") as file:
+        if file.isatty():
+            fcntl.ioctl(file, termios.TIOCSCTTY, 0)  # the terminal that Ctrl-C is typed in
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(folder)
