@@ -465,7 +465,7 @@ def test_two_processes_give_the_numbers_of_one_on_the_joined_batch(tmp_path):
 def numbers_of_half(rank: int, folder: Path) -> dict[tuple[str, str], float]:
     """Take the step of `step` on half of the batch, one of two processes."""
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(minutes=1)
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(minutes=3)
     )
     try:
         net, images = example(skip=MIXED, images=4)

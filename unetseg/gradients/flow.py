@@ -268,8 +268,8 @@ def blocks_of(net: Any) -> dict[str, list[nn.Parameter]]:
 
 
 def _is_encoder_decoder(module: nn.Module) -> bool:
-    parts = (getattr(module, name, None) for name in ("encoder", "decoder", "segmentation_head"))
-    return all(isinstance(part, nn.Module) for part in parts) and hasattr(module.encoder, "out_channels")
+    parts = dict(module.named_children())  # not its attributes: those of a wrapper may be passed on
+    return {"encoder", "decoder", "segmentation_head"} <= parts.keys() and hasattr(parts["encoder"], "out_channels")
 
 
 def _ancestors(tensor: Tensor) -> set[Any]:
