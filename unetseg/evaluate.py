@@ -168,7 +168,11 @@ def options_of(overrides: list[str]) -> Evaluate | None:
 
 def _for_other_data(data: dict[str, Any], name: str) -> dict[str, Any]:
     """Return what a run's data options say of another data set: how the model sees pictures, and its classes."""
-    own = recorded.defaults("evaluate", Evaluate, one_of(data["name"], list(DATA)))["data"] | data | {"root": "."}
+    own = (
+        recorded.defaults("evaluate", Evaluate, one_of(data["name"], [str(known) for known in DATA]))["data"]
+        | data
+        | {"root": "."}
+    )
     known = validate(DATA[data["name"]], own).model_dump()  # but for the root, which may be gone
     kept = {key: known[key] for key in OF_THE_MODEL if key in known and key in DATA[name].model_fields}
     return kept | ({"classes": list(class_names(known))} if name == "folder" else {})

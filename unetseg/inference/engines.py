@@ -44,7 +44,11 @@ class Engine(Protocol):
 
     classes: tuple[str, ...]
     size: int
-    value_range: Sequence[float] | None
+
+    @property
+    def value_range(self) -> Sequence[float] | None:
+        """Return by what range training read pictures of more than 8 bits."""
+        ...
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Map BxHxWx3 uint8 RGB, any H and W from 32 on, to BxCxHxW float32 in 0..1 that sums to 1 over C."""

@@ -98,7 +98,8 @@ class Checkpointing(ModelCheckpoint):
         if self.monitor and self.best_model_path and not is_whole(Path(self.best_model_path)):
             if launch.is_first():
                 print(f"{self.best_model_path} is gone or damaged: the best from here on will be kept and tested")
-            self.best_k_models, self.kth_best_model_path, self.kth_value = {}, "", None
+            self.best_k_models, self.kth_best_model_path = {}, ""
+            self.kth_value = None  # type: ignore[assignment]  # which Lightning itself begins with
             self.best_model_path, self.best_model_score, self.current_score = "", None, None
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -243,8 +244,8 @@ def count_batches_anew(trainer: L.Trainer) -> None:
     Raises:
         UserError: the pictures that the epoch has had are no whole number of such batches.
     """
-    data: Any = trainer.datamodule
-    counts = trainer.fit_loop.epoch_loop.batch_progress.current
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    counts: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     examples, step = data.done[1], data.batch_size * trainer.world_size
     if examples % step:
         raise UserError(
