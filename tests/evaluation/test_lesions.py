@@ -10,14 +10,13 @@ import torch
 
 from unetseg.data.dataset import Batch
 from unetseg.errors import UserError
-from unetseg.evaluate import data_of_the_run, evaluate
+from unetseg.evaluate import evaluate, options_of
 from unetseg.evaluation.lesions import CUTS, DERANGEMENTS, levels_to_cut, measure, shapley, tables
 from unetseg.evaluation.metrics import image_counts
 from unetseg.model import Segmenter
 from unetseg.model.segmenter import class_map
 from unetseg.names import IGNORE
 from unetseg.options.compose import compose
-from unetseg.options.schema import Evaluate
 
 MIXED = ["none", "concat", "add", "attention"]
 
@@ -184,7 +183,7 @@ def run(drawn, tmp_path_factory):
 
 def scored(run, tmp_path):
     overrides = [f"checkpoint={run.path}", "accelerator=cpu", f"output={tmp_path}/out", "lesion=true"]
-    return evaluate(compose("evaluate", Evaluate, [*data_of_the_run(overrides), *overrides]))
+    return evaluate(options_of(overrides))
 
 
 def test_evaluate_writes_shows_and_draws_what_the_long_skips_contribute(run, tmp_path, capsys):
