@@ -35,9 +35,9 @@ def report(options: Report) -> Path:
     from unetseg.reporting import document, results, sections
 
     runs = results.read(Path(options.runs))
-    made = sections.report(runs, plan=options.plan, pooled=options.pooled)
+    page = sections.report(runs, plan=options.plan, pooled=options.pooled)
     with writing(output):
-        path = write(made, output)
+        path = write(page, output)
     damaged = [f"left out, damaged: {place}: {reason}" for place, reason in runs.damaged]
     say("\n".join([*map(shown, damaged), shown(path)]))
     if options.wandb:
@@ -47,9 +47,9 @@ def report(options: Report) -> Path:
         address = wandb_report.publish(
             project=of_run["wandb"]["project"],
             entity=of_run["wandb"]["entity"],
-            title=f"{made.title}: {made.facts}",
+            title=f"{page.title}: {page.facts}",
             sweep_output=of_run["output"],
-            sections=document.without_pictures(made),
+            sections=document.without_pictures(page),
         )
         say(address)
     return path
@@ -70,7 +70,7 @@ def check_output(output: Path) -> None:
         )
 
 
-def write(made: document.Document, output: Path) -> Path:
+def write(contents: document.Document, output: Path) -> Path:
     """Write report.html, report.md and its pictures in figures/; take away the pictures of an earlier report.
 
     A folder is marked as a report's before anything else lies in it: the same command goes on after a stop.
@@ -83,14 +83,14 @@ def write(made: document.Document, output: Path) -> Path:
         write_text(page, f'<meta name="generator" content="{MARK}"><p>This report is not finished.</p>\n')
     figures.mkdir(exist_ok=True)
     earlier = re.findall(r"figures/([\w.-]+\.png)", text.read_text(errors="replace")) if text.is_file() else []
-    pictures = document.pictures(made)
+    pictures = document.pictures(contents)
     for name, content in pictures.items():
         with drafted(figures / name) as draft:
             draft.write_bytes(content)
-    write_text(text, document.markdown(made))
+    write_text(text, document.markdown(contents))
     for name in set(earlier) - pictures.keys():
         (figures / name).unlink(missing_ok=True)
-    write_text(page, document.html(made, MARK))
+    write_text(page, document.html(contents, MARK))
     return page
 
 

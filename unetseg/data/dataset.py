@@ -218,8 +218,8 @@ def collate(items: list[Item]) -> Batch:
     Raises:
         UserError: none of them could be read.
     """
-    found, missing = readable(items)
-    images, masks, indices = default_collate(found)
+    read, missing = readable(items)
+    images, masks, indices = default_collate(read)
     return Batch(images.permute(0, 3, 1, 2), masks, indices, missing)
 
 
@@ -233,5 +233,5 @@ def readable(items: Sequence[T | Unread]) -> tuple[list[T], Tensor]:
     if len(unread) == len(items):
         reasons = "\n".join(item.reason.partition("\n")[0] for item in unread)
         raise UserError(f"nothing is left of a batch:\n{reasons}", advice="replace these files, or drop their lines")
-    found = [item for item in items if not isinstance(item, Unread)]
-    return found, torch.tensor([item.position for item in unread], dtype=torch.int64)
+    read = [item for item in items if not isinstance(item, Unread)]
+    return read, torch.tensor([item.position for item in unread], dtype=torch.int64)

@@ -124,14 +124,14 @@ def shapley(values: np.ndarray) -> np.ndarray:
     (Shapley 1953). The L values sum to values[..., -1] - values[..., 0]: intact minus all cut.
     """
     levels = values.shape[-1].bit_length() - 1
-    found = np.zeros((*values.shape[:-1], levels))
+    contributions = np.zeros((*values.shape[:-1], levels))
     for level in range(levels):
         for others in range(values.shape[-1]):
             if not others >> level & 1:
                 before = others.bit_count()
                 share = math.factorial(before) * math.factorial(levels - before - 1) / math.factorial(levels)
-                found[..., level] += share * (values[..., others | 1 << level] - values[..., others])
-    return found
+                contributions[..., level] += share * (values[..., others | 1 << level] - values[..., others])
+    return contributions
 
 
 def tables(lesions: Lesions, groups: Sequence[str]) -> dict[str, pd.DataFrame]:

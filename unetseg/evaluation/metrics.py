@@ -142,12 +142,12 @@ def scores(counts: Tensor) -> dict[str, Tensor]:
     if counts.shape[-2] == 2:
         counts = counts[..., 1:, :]
     intersection, predicted, true, *boundary = counts.unbind(-1)
-    found = {
+    means = {
         "iou": _mean_over_classes(intersection, predicted + true - intersection),
         "dice": _mean_over_classes(2 * intersection, predicted + true),
         "boundary_iou": _mean_over_classes(boundary[0], boundary[1] + boundary[2] - boundary[0]),
     }
-    return {name: value.masked_fill(nothing, math.nan) for name, value in found.items()}
+    return {name: value.masked_fill(nothing, math.nan) for name, value in means.items()}
 
 
 def _mean_over_classes(part: Tensor, whole: Tensor) -> Tensor:

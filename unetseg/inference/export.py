@@ -143,7 +143,7 @@ def traced(model: PictureModel) -> ExportedProgram:
 
 def as_onnx(program: ExportedProgram, entries: dict[str, str]) -> bytes:
     """Return a program as an ONNX file with the entries as its metadata."""
-    made = torch.onnx.export(
+    exported = torch.onnx.export(
         program,
         dynamo=True,
         input_names=["images"],
@@ -151,9 +151,9 @@ def as_onnx(program: ExportedProgram, entries: dict[str, str]) -> bytes:
         dynamic_shapes=FREE,
         verbose=False,
     )
-    assert made is not None
-    made.model.metadata_props.update(entries)
-    body = made.model_proto.SerializeToString()
+    assert exported is not None
+    exported.model.metadata_props.update(entries)
+    body = exported.model_proto.SerializeToString()
     return body + seal(body)
 
 
@@ -178,14 +178,14 @@ def largest_errors(content: bytes, suffix: str, model: Segmenter, size: int) -> 
     """
     engine = READERS[suffix](content)
     generator = np.random.default_rng(0)
-    found = {}
+    errors = {}
     for batch, height, width in (*SHAPES, (1, size, size)):
         patches = generator.integers(0, 256, (batch, height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
         images = patches.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width]
         with torch.inference_mode():
             expected = probabilities(model(torch.from_numpy(images).permute(0, 3, 1, 2))).numpy()
-        found[f"{batch}x{height}x{width}"] = float(np.abs(engine.probabilities(images) - expected).max())
-    return found
+        errors[f"{batch}x{height}x{width}"] = float(np.abs(engine.probabilities(images) - expected).max())
+    return errors
 
 
 @contextlib.contextmanager

@@ -123,35 +123,35 @@ class Predictor:
 
     def _predict(self, images: np.ndarray) -> np.ndarray:
         """Map BxHxWx3 uint8 to BxCxHxW float32 probabilities; raise a UserError where the model gives none."""
-        found = self._checked(self.engine.probabilities(images), images.shape)
+        answer = self._checked(self.engine.probabilities(images), images.shape)
         if self.tta:
             mirrored = self._checked(self.engine.probabilities(images[:, :, ::-1]), images.shape)
-            found = (found + mirrored[..., ::-1]) / 2
-        return found
+            answer = (answer + mirrored[..., ::-1]) / 2
+        return answer
 
-    def _checked(self, found: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    def _checked(self, answer: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         wanted = (shape[0], len(self.classes), *shape[1:3])
-        if found.shape != wanted or found.dtype != np.float32:
+        if answer.shape != wanted or answer.dtype != np.float32:
             raise UserError(
-                f"the model gives {found.dtype} of shape {found.shape}", accepted=f"float32 of shape {wanted}"
+                f"the model gives {answer.dtype} of shape {answer.shape}", accepted=f"float32 of shape {wanted}"
             )
-        if not np.isfinite(found.sum()):
+        if not np.isfinite(answer.sum()):
             raise UserError(
                 "the model's probabilities are not numbers (NaN)",
                 accepted="weights that are numbers",
                 advice="another checkpoint; precision=float32",
             )
-        return found
+        return answer
 
 
 def argmax(probabilities: np.ndarray) -> np.ndarray:
     """Map hxWxC to the argmax classes, hxW uint8; of equals the first, as argmax does, in a fifth of its time."""
-    best, found = probabilities[..., 0], np.zeros(probabilities.shape[:2], np.uint8)
+    best, classes = probabilities[..., 0], np.zeros(probabilities.shape[:2], np.uint8)
     for number in range(1, probabilities.shape[2]):
         plane = probabilities[..., number]
-        found[plane > best] = number
+        classes[plane > best] = number
         best = np.maximum(best, plane)
-    return found
+    return classes
 
 
 def load(

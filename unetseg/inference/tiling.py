@@ -90,13 +90,13 @@ def weights(at: list[int], side: int, overlap: int) -> np.ndarray:
     """
     inside = np.minimum(1, (np.arange(side) + 0.5) / max(overlap, 0.5))
     rise = (np.sin(np.pi / 2 * inside) ** 2).astype(np.float32)
-    found = np.ones((len(at), side), np.float32)
-    found[1:] *= rise
-    found[:-1] *= rise[::-1]
+    ramps = np.ones((len(at), side), np.float32)
+    ramps[1:] *= rise
+    ramps[:-1] *= rise[::-1]
     total = np.zeros(at[-1] + side, np.float32)
-    for start, weight in zip(at, found, strict=True):
+    for start, weight in zip(at, ramps, strict=True):
         total[start : start + side] += weight
-    return np.stack([weight / total[start : start + side] for start, weight in zip(at, found, strict=True)])
+    return np.stack([weight / total[start : start + side] for start, weight in zip(at, ramps, strict=True)])
 
 
 def _on_grid(length: int) -> int:

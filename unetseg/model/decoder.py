@@ -112,10 +112,10 @@ def matched_channels(
     for _ in range(20):  # the size grows with the scale: halve the interval until the widths are settled
         scale = (low * high) ** 0.5
         widths = [max(1, round(scale * width)) for width in channels]
-        found = size(widths, skip)
-        if found == wanted:
+        parameters = size(widths, skip)
+        if parameters == wanted:
             break
-        low, high = (scale, high) if found < wanted else (low, scale)
-    if abs(found - wanted) > TOLERANCE * wanted:
-        raise ValueError(f"no decoder widths give {wanted} parameters: the nearest, {widths}, give {found}")
+        low, high = (scale, high) if parameters < wanted else (low, scale)
+    if abs(parameters - wanted) > TOLERANCE * wanted:
+        raise ValueError(f"no decoder widths give {wanted} parameters: the nearest, {widths}, give {parameters}")
     return widths

@@ -72,12 +72,12 @@ def rates(name: str, title: str, x: str, tables: dict[Setting, pd.DataFrame]) ->
 
 
 @matplotlib.rc_context(LOOK)
-def forest(name: str, title: str, found: Sequence[Pair]) -> Panel:
+def forest(name: str, title: str, pairs: Sequence[Pair]) -> Panel:
     """Return the differences with their intervals; full where one was shown, grey what could not have been shown."""
-    names = [textwrap.fill(pair.name, 32) for pair in found]
+    names = [textwrap.fill(pair.name, 32) for pair in pairs]
     high = 0.12 + 0.15 * max(name.count("\n") + 1 for name in names)
-    figure, axis = _axes(title, (WIDE[0], 0.75 + high * len(found)))
-    for row, pair in enumerate(found):
+    figure, axis = _axes(title, (WIDE[0], 0.75 + high * len(pairs)))
+    for row, pair in enumerate(pairs):
         result = pair.result
         if not pair.one_seed:
             least = pair.smallest.value
@@ -85,15 +85,15 @@ def forest(name: str, title: str, found: Sequence[Pair]) -> Panel:
         axis.plot([result.low, result.high], [row, row], color=INK, linewidth=1.3)
         axis.plot(result.difference, row, "o", color=INK, markerfacecolor=INK if pair.shown else "white", ms=4.5)
     axis.axvline(0, color=SOFT, linewidth=0.8)
-    reach = 1.25 * max(abs(end) for pair in found for end in (pair.result.low, pair.result.high))
+    reach = 1.25 * max(abs(end) for pair in pairs for end in (pair.result.low, pair.result.high))
     axis.set_xlim((-reach, reach) if reach else None)  # with two seeds a grey bar may reach far beyond
-    axis.set_yticks(range(len(found)), names)
-    axis.set_ylim(len(found) - 0.5, -0.5)
+    axis.set_yticks(range(len(pairs)), names)
+    axis.set_ylim(len(pairs) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0, labelcolor=INK)
     axis.spines["left"].set_visible(False)
     axis.locator_params(axis="x", nbins=6)
     axis.grid(True, axis="x")
-    return _panel(figure, name, f"{title}: {', '.join(pair.name for pair in found)}")
+    return _panel(figure, name, f"{title}: {', '.join(pair.name for pair in pairs)}")
 
 
 @matplotlib.rc_context(LOOK)

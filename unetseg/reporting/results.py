@@ -140,10 +140,10 @@ class Sweep:
 def read(root: Path) -> Sweep:
     """Read the runs below a folder; raise a UserError where none is finished."""
     record = _record(root / "sweep.json")
-    found = list(_run_folders(root))
-    runs = [run for run in found if isinstance(run, Run)]
-    unfinished = [place for place in found if isinstance(place, str)]
-    damaged = [entry for entry in found if isinstance(entry, tuple)]
+    entries = list(_run_folders(root))
+    runs = [run for run in entries if isinstance(run, Run)]
+    unfinished = [place for place in entries if isinstance(place, str)]
+    damaged = [entry for entry in entries if isinstance(entry, tuple)]
     if not runs:
         count = f"{len(unfinished)} run folders, none of them finished" if unfinished else "no run folder"
         problems = [f"{shown(place)} can't be used: {reason}" for place, reason in damaged]

@@ -29,7 +29,7 @@ def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False) -> 
     """
     unit = findings.unit(sweep)
     differences, left_out = findings.pairs(sweep.settings, unit, pooled=pooled)
-    made = [
+    sections = [
         question(sweep, differences, unit),
         settings(sweep, unit),
         paired(sweep, differences, left_out, unit, pooled),
@@ -50,7 +50,7 @@ def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False) -> 
         f"px, {common(sweep, 'trainer.max_epochs')} epochs; {len(sweep.settings)} settings, {len(sweep.runs)} runs"
     )
     colours = {setting.name: setting.colour for setting in sweep.settings}
-    return Document("Long skips: an ablation", asked, facts, [section for section in made if section], colours)
+    return Document("Long skips: an ablation", asked, facts, [section for section in sections if section], colours)
 
 
 def titles(unit: str) -> dict[str, str]:
@@ -118,9 +118,9 @@ def paired(
         for pair in differences[metric]:
             result = pair.result
             span = interval(result.low, result.high, digits=4, signed=True)
-            told = [p_value(pair.p), sentences.estimate(pair)] if not pair.one_seed else ["–", "–"]
+            tests = [p_value(pair.p), sentences.estimate(pair)] if not pair.one_seed else ["–", "–"]
             shown = "one seed" if pair.one_seed else "yes" if pair.shown else "no"
-            row = [pair.name, change(result.difference, 4), span, *told, str(result.seeds), str(result.units), shown]
+            row = [pair.name, change(result.difference, 4), span, *tests, str(result.seeds), str(result.units), shown]
             naive = pair.by_image
             naive_span = interval(naive.low, naive.high, digits=4, signed=True)
             rows.append([*row, *([f"{change(naive.difference, 4)} {naive_span}"] if grouped else [])])

@@ -43,9 +43,9 @@ ONE_SEED = "one seed decides nothing; the same command with seed=0,1,2 would"
 TWO_SEEDS = "With two seeds only, which hardly tell how far trainings spread: "
 
 
-def against(base: Setting, found: Sequence[Pair], title: str) -> str:
+def against(base: Setting, pairs: Sequence[Pair], title: str) -> str:
     """Return how the other settings differ from `base`: what was shown, and how small the rest must be."""
-    mine = [pair for pair in found if pair.base is base]
+    mine = [pair for pair in pairs if pair.base is base]
     if not mine:
         return f"No other setting can be compared with {base.name} in {title}."
     parts = []
@@ -66,10 +66,10 @@ def against(base: Setting, found: Sequence[Pair], title: str) -> str:
     single = [pair for pair in mine if pair.one_seed]
     if single:
         text.append(f"between {base.name} and {_names(single)} {ONE_SEED}")
-    told = "; ".join(text)
+    text_of_all = "; ".join(text)
     if any(pair.result.seeds == 2 for pair in mine):
-        return f"{TWO_SEEDS}{told}."
-    return f"{told[0].upper()}{told[1:]}."
+        return f"{TWO_SEEDS}{text_of_all}."
+    return f"{text_of_all[0].upper()}{text_of_all[1:]}."
 
 
 def measured(pair: Pair, unit: str) -> str:
@@ -83,9 +83,9 @@ def measured(pair: Pair, unit: str) -> str:
     return f"{text}, {'not after Holm' if pair.excludes_zero else 'not shown'}"
 
 
-def differences(found: dict[str, list[Pair]]) -> str:
+def differences(pairs_by_title: dict[str, list[Pair]]) -> str:
     """Return how many differences were shown in each metric, {title: pairs}, and the least that could have been."""
-    decided = {title: own for title, pairs in found.items() if (own := [p for p in pairs if not p.one_seed])}
+    decided = {title: own for title, pairs in pairs_by_title.items() if (own := [p for p in pairs if not p.one_seed])}
     if not decided:
         return f"{ONE_SEED[0].upper()}{ONE_SEED[1:]}: the numbers below describe these trained models and no settings."
     counts = [f"{sum(pair.shown for pair in pairs)} of {len(pairs)} in {title}" for title, pairs in decided.items()]
@@ -109,9 +109,9 @@ def estimate(pair: Pair) -> str:
     return f"{number(pair.smallest.value)} {interval(pair.smallest.low, pair.smallest.high)}"
 
 
-def units(found: dict[str, list[Pair]], unit: str) -> list[str]:
+def units(pairs_by_metric: dict[str, list[Pair]], unit: str) -> list[str]:
     """Return what the unit of the test set is where it is the group, and which images have no score."""
-    pairs = [pair for own in found.values() for pair in own]
+    pairs = [pair for own in pairs_by_metric.values() for pair in own]
     told = []
     if unit == "group" and pairs:
         first = pairs[0]

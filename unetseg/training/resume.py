@@ -310,14 +310,14 @@ def is_whole(file: Path) -> bool:
 
 def cut_back(table: Path, length: int) -> None:
     """Cut a table to its length at the checkpoint; say where rows are lost, and end it with a whole row."""
-    found = table.stat().st_size if table.exists() else 0
-    if found < length:
-        print(f"{table} is {length - found} bytes shorter than last.ckpt says: rows of it are lost", file=sys.stderr)
-        content = table.read_bytes() if found else b""
+    size = table.stat().st_size if table.exists() else 0
+    if size < length:
+        print(f"{table} is {length - size} bytes shorter than last.ckpt says: rows of it are lost", file=sys.stderr)
+        content = table.read_bytes() if size else b""
         length = content.rfind(b"\n") + 1
-    if found and not length:
+    if size and not length:
         table.unlink()
-    elif found > length:
+    elif size > length:
         os.truncate(table, length)
 
 
