@@ -86,7 +86,7 @@ def test_weights_that_do_not_fit_are_an_error(tmp_path):
         ({"encoder": "resnet34"}, lambda net: len(net.encoder.layer1) == 3),
         ({"decoder_channels": (64, 32, 16, 16, 8)}, lambda net: net.segmentation_head[0].in_channels == 8),
     ],
-    ids=str,
+    ids=["classes", "in_channels", "skip", "encoder", "decoder_channels"],
 )
 def test_what_the_caller_gives_holds_or_is_refused(tmp_path, given, width):
     saved = trained()
