@@ -273,10 +273,10 @@ def texts(folder: Path) -> Iterator[Kind]:
 
     from unetseg.data import folder as own_pictures
     from unetseg.inference.outputs import Outputs
+    from unetseg.options import recorded
     from unetseg.options.compose import compose
     from unetseg.options.schema import Train
     from unetseg.reporting import findings, results
-    from unetseg.runs.folder import run_folder_of
 
     def table(columns: str, rows: list[str]) -> bytes:
         return "\n".join([columns, *rows, ""]).encode()
@@ -305,7 +305,7 @@ def texts(folder: Path) -> Iterator[Kind]:
 
     for name, content in sound.items():
         yield Kind(f"report: {name}", name, [content], reported, reworded)
-    yield Kind("run folder: config.yaml", "config.yaml", [config], lambda path: run_folder_of(run_with(path)), reworded)
+    yield Kind("run folder: config.yaml", "config.yaml", [config], recorded.of_training, reworded)
 
     own = folder / "own"
     for part in ("images", "masks"):

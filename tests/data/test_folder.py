@@ -70,6 +70,14 @@ def test_a_picture_in_two_splits_is_refused(own):
         find(options(own).model_dump(), 0)
 
 
+@pytest.mark.parametrize("absent", ["/p99", "/etc/p99.png", "//p99"])
+def test_a_listed_path_that_begins_at_the_root_stays_in_the_folder(own, absent):
+    for split, name in (("train", "p00"), ("val", "p01"), ("test", absent)):
+        (own / f"{split}.txt").write_text(f"{name}\n")
+    (example,) = find(options(own).model_dump(), 0).splits["test"]
+    assert example.image.is_relative_to(own / "images")
+
+
 def test_a_listed_picture_or_a_mask_that_is_absent_is_named(own):
     for split, name in (("train", "p00"), ("val", "p01"), ("test", "p99")):
         (own / f"{split}.txt").write_text(f"{name}\n")

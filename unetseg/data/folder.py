@@ -204,7 +204,7 @@ def _example(root: Path, file: str, line: str, images: Files, masks: Files, miss
                 advice="the first column alone",
             )
     if image is None:
-        image = images.folder / line
+        image = images.folder / line.lstrip("/")  # an absolute path would leave the folder
         missing[image] = Unreadable(
             f"{image} does not exist, but {file} lists it; {images.nearest(line)}",
             accepted=f"the NAME of a picture that ends in {ENDINGS}, with or without its ending",

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from unetseg.errors import UserError, first_line
 from unetseg.names import shown
+from unetseg.options import recorded
 from unetseg.options.settings import axes_of, setting_name, variant
 from unetseg.runs.folder import GRADIENT_FLOW_COLUMNS, METRICS_COLUMNS, RunFolder
 
@@ -216,25 +216,15 @@ def _run_folders(root: Path) -> Iterator[Run | str | tuple[str, str]]:
 
 
 def _options(path: Path) -> dict[str, Any]:
-    """Return a run's config.yaml: plain values, nothing that refers to itself or to other places."""
+    """Return a run's config.yaml: plain values within bounds."""
     try:
-        options = yaml.load(_text(path), _Plain)
-        json.dumps(options)
+        options = recorded.read(path)
         variant(options["model"])
         if type(options["seed"]) is not int or not isinstance(options["data"]["name"], str):
             raise TypeError("it has no seed or no data")
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise Damaged(f"config.yaml can't be read: {shown(first_line(error))}") from None
     return options
-
-
-class _Plain(yaml.SafeLoader):
-    """A loader without aliases, by which a few lines can stand for more than memory holds."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it refers to itself")
-        return super().compose_node(parent, index)
 
 
 def _summary(path: Path) -> dict[str, Any]:

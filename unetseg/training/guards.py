@@ -13,6 +13,7 @@ from torch import Tensor, distributed
 from unetseg.data.dataset import Batch, Examples
 from unetseg.errors import Halt
 from unetseg.files import append_rows
+from unetseg.names import cell, shown
 from unetseg.training.flow_readings import FlowReadings
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Guard(L.Callback):
         self.in_a_row = 0
         self.step = 0
         self.told: set[str] = set()
+        """Names as the table has them, of pictures that could not be read."""
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Record what the data module has named and left out before; what the table has is not told again."""
@@ -51,7 +53,7 @@ class Guard(L.Callback):
         if self.table.exists():
             table = self._table()
             self.told = set(table.name[table.reason == UNREADABLE])
-        fresh = [name for name in trainer.datamodule.left_out if name not in self.told]  # type: ignore[attr-defined]
+        fresh = [name for name in trainer.datamodule.left_out if cell(name) not in self.told]  # type: ignore[attr-defined]
         if fresh and trainer.is_global_zero:
             self._record(trainer, UNREADABLE, fresh)
 
@@ -116,18 +118,18 @@ class Guard(L.Callback):
 
     def _unreadable(self, trainer: L.Trainer, names: list[str]) -> None:
         """Name and count pictures that this process could not read, each once."""
-        fresh = [name for name in names if name not in self.told]
+        fresh = [name for name in names if cell(name) not in self.told]
         if fresh:
-            self.told.update(fresh)
+            self.told.update(map(cell, fresh))
             self._leave_out(trainer, UNREADABLE, fresh)
 
     def _leave_out(self, trainer: L.Trainer, reason: str, names: list[str]) -> None:
         """Say and record what is left out."""
-        print(f"left out ({reason}), step {self.step}: {', '.join(names)}")
+        print(f"left out ({reason}), step {self.step}: {', '.join(map(shown, names))}")
         self._record(trainer, reason, names)
 
     def _record(self, trainer: L.Trainer, reason: str, names: list[str]) -> None:
-        rows = [(self.step, trainer.current_epoch, reason, name) for name in names]
+        rows = [(self.step, trainer.current_epoch, reason, cell(name)) for name in names]
         append_rows(self.table, self.COLUMNS, rows)
 
     def _names(self, trainer: L.Trainer, dataset: Examples, indices: Tensor) -> list[str]:
