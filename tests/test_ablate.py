@@ -33,7 +33,7 @@ TRAINER = """
     from unetseg.runs.folder import RunFolder
     from unetseg.train import options_of_the_run
     given = sys.argv[1:]
-    options = compose("train", Train, [*options_of_the_run(given), *given])
+    options = options_of_the_run(given) or compose("train", Train, given)
     run = RunFolder.resumed(options) if options.resume else RunFolder.create(options)
     print("begins", flush=True)
     if options.seed == {broken} and not pathlib.Path({mended!r}).exists():

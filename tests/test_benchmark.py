@@ -168,12 +168,12 @@ def test_a_slow_loader_shows_up_as_waiting_for_data_and_nowhere_else(drawn, tmp_
 
 
 def test_what_is_patched_for_the_breakdown_is_put_back():
-    from unetseg.training import build, module
+    from unetseg.training import module
 
-    before = build.make_trainer, module.image_counts, module.SegmentationModule.log
+    before = module.image_counts, module.SegmentationModule.log
     with breakdown.watched(breakdown.Rows()):
-        assert build.make_trainer is not before[0]
-    assert (build.make_trainer, module.image_counts, module.SegmentationModule.log) == before
+        assert module.image_counts is not before[0]
+    assert (module.image_counts, module.SegmentationModule.log) == before
 
 
 def test_the_json_and_the_markdown_agree_and_hold_all_measurements(tmp_path, capsys):

@@ -22,6 +22,7 @@ from unetseg.data.pictures import opened
 from unetseg.errors import Halt, UserError
 from unetseg.evaluation import overlays
 from unetseg.inference import outputs
+from unetseg.inference.engines import TorchEngine
 from unetseg.inference.outputs import Outputs, claimed
 from unetseg.inference.predictor import Predictor, argmax
 from unetseg.options.compose import compose
@@ -204,11 +205,18 @@ def test_one_picture_never_ends_a_folder(model, photos, tmp_path, capsys, monkey
     assert len(table(tmp_path / "out")) == 2
 
 
-def test_a_model_of_weights_that_are_no_numbers_gives_no_mask(model, photos, tmp_path, capsys):
+def test_a_model_of_weights_that_are_no_numbers_gives_no_mask(model, photos, tmp_path):
     content = torch.load(model, weights_only=True)
     content["state_dict"] = {name: value * float("nan") for name, value in content["state_dict"].items()}
     torch.save(content, tmp_path / "nan.ckpt")
-    assert len(predicted(tmp_path / "nan.ckpt", photos, tmp_path / "out")) == 3
+    with pytest.raises(UserError, match="NaN or infinity"):
+        predicted(tmp_path / "nan.ckpt", photos, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_probabilities_that_are_no_numbers_give_no_mask(model, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(TorchEngine, "probabilities", lambda self, images: np.full((1, 2, 64, 64), np.nan, np.float32))
+    assert len(predicted(model, photos, tmp_path / "out")) == 3
     assert "not numbers (NaN)" in capsys.readouterr().err
     assert contents(tmp_path / "out").keys() == {"predictions.csv"}
 

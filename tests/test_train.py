@@ -40,6 +40,7 @@ def test_a_run_folder_holds_what_is_promised(finished):
         "summary.json",
         "per_image.csv",
         "edge_distance.csv",
+        "edge_distance_per_image.csv",
         "gradient_flow.csv",
         "figures/gradient_flow.png",
         "figures/curves.png",

@@ -59,7 +59,9 @@ def _shared_fairly(process: str) -> int:
 def in_tensors() -> int:
     """Return the bytes of all tensors that Python reaches: without what an allocator keeps for later."""
     gc.collect()
-    tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
+    tensors = [
+        each for each in gc.get_objects() if issubclass(type(each), torch.Tensor) and each.layout is torch.strided
+    ]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 

@@ -40,7 +40,7 @@ def test_what_was_recorded_comes_back(config):
 def test_options_of_the_command_line_hold(config):
     given = [
         "model.skip=[none,concat,add,concat]",
-        "++trainer.fast_dev_run=true",
+        "++trainer.limit_train_batches=2",
         "~trainer.precision",
         "optimizer.lr=1",
     ]
@@ -48,7 +48,7 @@ def test_options_of_the_command_line_hold(config):
     assert changed.model.skip == ["none", "concat", "add", "concat"]
     assert changed.model.initialisation == "glorot"
     assert changed.optimizer.lr == 1
-    assert changed.trainer["fast_dev_run"] is True
+    assert changed.trainer["limit_train_batches"] == 2
     assert "precision" not in changed.trainer
     assert changed.data.size == 64
 

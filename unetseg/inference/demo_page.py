@@ -141,7 +141,7 @@ class SwitchedModel:
         Raises:
             UserError: the picture can't be read, or is too large for a page.
         """
-        engine = CutEngine(self._model, classes=self.classes, size=self._size)
+        engine = CutEngine(self._model, classes=self.classes * (2 if off else 1), size=self._size)
         engine.cut = off
         count = len(self.classes)
         with opened(image, self._range) as picture:

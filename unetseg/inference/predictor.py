@@ -145,7 +145,7 @@ class Predictor:
 
 
 def argmax(probabilities: np.ndarray) -> np.ndarray:
-    """Map hxWxC to the argmax classes, hxW uint8; of equals the first, as argmax does, in a fifth of its time."""
+    """Map hxWxC to the likeliest classes, hxW uint8; of equals the first, as argmax does, in a fifth of its time."""
     best, classes = probabilities[..., 0], np.zeros(probabilities.shape[:2], np.uint8)
     for number in range(1, probabilities.shape[2]):
         plane = probabilities[..., number]

@@ -137,6 +137,7 @@ class RunFolder:
             run = cls(str(options.resume))
             refuse_links(run.path, but_for=("wandb",))  # W&B's own links lead to its logs
             run.claimed()
+            run.figures.mkdir(exist_ok=True)  # an empty folder may get lost where a run is copied
             before = recorded.of_training(run.config)
             if differences(before, options.model_dump()):
                 number = next(n for n in itertools.count(1) if not (run.path / f"config_{n}.yaml").exists())
