@@ -15,6 +15,7 @@ import signal
 import socket
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from unetseg.errors import UserError
@@ -39,7 +40,9 @@ def demo(options: Demo) -> None:
         page = demo_page.page(demo_page.SwitchedModel(model, known), options.checkpoint, known)
         address = demo_page.launch(page, HOST, free_port(options.port))
         say(f"{address}   (Ctrl-C ends it)")
-        threading.Event().wait()
+        with suppress(KeyboardInterrupt):  # here Ctrl-C is the way to end, and no interruption
+            threading.Event().wait()
+        print()
 
 
 def check(options: Demo) -> None:
@@ -70,10 +73,7 @@ def free_port(port: int) -> int:
 def main() -> None:
     """Run from the command line."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        command.run("demo", Demo, demo, preflight=check)
-    except KeyboardInterrupt:
-        print()
+    command.run("demo", Demo, demo, preflight=check)
 
 
 if __name__ == "__main__":

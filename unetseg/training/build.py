@@ -125,7 +125,8 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
 
 def check_limits(trainer: L.Trainer, data: SegmentationData) -> None:
     """Raise a UserError where a share of the batches is less than one, or validations are further apart than epochs."""
-    assert data.collection is not None
+    if data.collection is None:  # the first process has looked, this is another
+        return
     for split in ("train", "val", "test"):
         share = getattr(trainer, f"limit_{split}_batches")
         batches = -(-len(data.collection.splits[split]) // (data.batch_size * trainer.world_size))
