@@ -38,6 +38,11 @@ class Listing(Sequence[Example]):
 
     A loader's process shares the memory of the process that it was forked from until one of the two writes to it, and
     Python writes to an object whenever it is looked at: a list of N examples would be copied into every loader process.
+
+    Example:
+        >>> listing = Listing([Example("cat_1", Path("images/cat_1.jpg"), Path("masks/cat_1.png"), "cat")])
+        >>> len(listing), listing[0].group
+        (1, 'cat')
     """
 
     def __init__(self, examples: Iterable[Example]):
@@ -180,6 +185,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
         rank: which of the processes this is.
         ranks: how many there are.
         done: an epoch in which the run goes on, and how many of its examples all ranks have had before.
+
+    Example:
+        >>> list(EpochSampler(5, shuffle=False, seed=0, rank=1, ranks=2))
+        [(0, 1), (0, 3)]
     """
 
     def __init__(

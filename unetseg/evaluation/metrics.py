@@ -162,6 +162,13 @@ class SegmentationScores(Metric):
 
     Args:
         classes: C.
+
+    Example:
+        >>> predicted, target = torch.tensor([[[1, 1], [0, 0]]]), torch.tensor([[[1, 0], [0, 0]]])
+        >>> metric = SegmentationScores(classes=2)
+        >>> metric.update(image_counts(predicted, target, classes=2))
+        >>> metric.compute()["iou"].item()
+        0.5
     """
 
     full_state_update = False

@@ -77,6 +77,15 @@ class GradientFlow:
         scale: returns the factor on the loss, as `GradScaler.get_scale` does; asked once per block, when the first
             backward pass begins. Gradients of encoder features are divided by it. Those of weights are not: they are
             read when they should be unscaled, see `gradients`.
+
+    Example:
+        >>> import segmentation_models_pytorch as smp
+        >>> net = smp.Unet("resnet18", encoder_weights=None)
+        >>> with GradientFlow(net) as flow:
+        ...     net(torch.randn(2, 3, 64, 64)).square().mean().backward()
+        >>> shares = {record.block: record.value for record in flow.read() if record.metric == "skip_share"}
+        >>> list(shares)
+        ['level1', 'level2', 'level3', 'level4']
     """
 
     def __init__(self, net: nn.Module, scale: Callable[[], float] | None = None):

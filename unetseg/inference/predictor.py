@@ -46,6 +46,13 @@ class Predictor:
 
     Raises:
         UserError: a tile or an overlap that isn't accepted.
+
+    Example:
+        >>> from unetseg.model import Segmenter
+        >>> model = Segmenter(classes=2, encoder="resnet18", weights=None).eval()
+        >>> predictor = Predictor(TorchEngine(model, classes=("background", "pet"), size=64, device="cpu"))
+        >>> predictor(np.zeros((48, 100, 3), np.uint8)).shape
+        (48, 100)
     """
 
     def __init__(

@@ -29,7 +29,12 @@ FOLDER_FOR_RANKS = "UNETSEG_RUN_FOLDER"
 
 
 class RunFolder:
-    """Paths of one run."""
+    """Paths of one run.
+
+    Example:
+        >>> RunFolder("runs/a").best.as_posix()
+        'runs/a/checkpoints/best.ckpt'
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
