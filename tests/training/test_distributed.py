@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY
+from conftest import ROOT, TINY
 from test_losses import NAMES as LOSSES
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -162,7 +162,9 @@ def run(rank: int, folder: Path) -> dict:
 def pair(tmp_path_factory) -> tuple[dict, dict]:
     """Return what each of two processes found."""
     folder = tmp_path_factory.mktemp("pair")
-    with subprocess.Popen([sys.executable, __file__, str(folder)], env=os.environ | {"OMP_NUM_THREADS": "1"}) as other:
+    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    alone = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    with subprocess.Popen([sys.executable, __file__, str(folder)], env=alone) as other:
         first = run(0, folder)
     assert other.returncode == 0
     return first, torch.load(folder / "1.pt")

@@ -253,7 +253,8 @@ def count_batches_anew(trainer: L.Trainer) -> None:
             accepted=f"a batch size, over all devices, that divides {examples}",
             advice="go on without the change until the epoch ends",
         )
-    batches = examples // step or int(trainer.num_training_batches)  # 0: the epoch is over
+    over = not examples and counts.completed
+    batches = int(trainer.num_training_batches) if over else examples // step
     counts.ready = counts.started = counts.processed = counts.completed = batches
 
 
