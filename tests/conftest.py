@@ -106,6 +106,8 @@ def _trained(arguments, log, folder):
             fcntl.ioctl(file, termios.TIOCSCTTY, 0)  # the terminal that Ctrl-C is typed in
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    # The server's own streams know another kind of file, one that can be sought in where a terminal cannot.
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
     os.chdir(folder)
     sys.argv = ["unetseg.train", *arguments]
     from unetseg.train import main

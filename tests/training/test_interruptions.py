@@ -3,12 +3,12 @@
 import importlib.util
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import lightning as L
@@ -59,7 +59,12 @@ def begun(drawn, tmp_path, log):
     """Return the folder and the process of a training, in its first epoch."""
     run = RunFolder(tmp_path / "run")
     process = Forked([*GROUP, f"data.root={drawn}", f"output={tmp_path}"], log)
-    wait_for(lambda: run.metrics.exists() and "train/loss" in run.metrics.read_text())
+
+    def trains():
+        assert process.poll() is None, "it ended before its first step"
+        return run.metrics.exists() and "train/loss" in run.metrics.read_text()
+
+    wait_for(trains)
     return run, process
 
 
@@ -68,15 +73,18 @@ class Terminal:
 
     def __init__(self):
         self.keyboard, self.screen = pty.openpty()
-        self.path, self.text = os.ttyname(self.screen), b""
-        threading.Thread(target=self._read, daemon=True).start()
+        self.path, self.text, self.open = os.ttyname(self.screen), b"", True
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
 
     def _read(self):
-        with suppress(OSError):  # it was closed
-            while shown := os.read(self.keyboard, 4096):
-                self.text += shown
+        while self.open:
+            if select.select([self.keyboard], [], [], 0.05)[0]:
+                self.text += os.read(self.keyboard, 4096)
 
     def close(self):
+        self.open = False
+        self.reader.join()  # a terminal that somebody still reads from does not go away
         os.close(self.screen)
         os.close(self.keyboard)
 
@@ -101,6 +109,7 @@ def test_a_run_that_is_asked_to_stop_writes_its_checkpoint_and_says_how_to_go_on
         assert f"stopped after step {step}" in said
         assert f"try: python -m unetseg.train resume={run.path}" in said
         assert "Traceback" not in said
+        terminal.close()
 
 
 def children_of(process):
