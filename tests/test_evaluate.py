@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import TINY
+from PIL import Image
 
 from unetseg.errors import UserError
 from unetseg.evaluate import evaluate, options_of
@@ -79,6 +81,30 @@ def test_other_data_is_scored_at_the_size_of_the_model(run, drawn_set, tmp_path)
     content = scored(f"checkpoint={run.best}", "data=pets", f"data.root={drawn_set}", "data.workers=0")
     assert content["test/iou"] == json.loads(run.summary.read_text())["test/iou"]
     assert content["data"]["size"] == 64
+
+
+def test_a_folder_without_lists_is_scored_whole(run, drawn_set, tmp_path):
+    """Each picture has the scores that it has as one of a split."""
+    root = tmp_path / "set"
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    for path in sorted((drawn_set / "images").glob("*.jpg"))[:9]:
+        shutil.copy(path, root / "images")
+        trimap = np.array(Image.open(drawn_set / f"annotations/trimaps/{path.stem}.png"))
+        Image.fromarray((trimap != 2).astype(np.uint8)).save(root / f"masks/{path.stem}.png")
+    own = (f"checkpoint={run.best}", "data=folder", f"data.root={root}", "data.workers=0")
+    scored(*own, "split=all", f"output={tmp_path}/all")
+    whole = pd.read_csv(tmp_path / "all/per_image.csv")
+    assert sorted(whole["name"]) == sorted(path.stem for path in (root / "images").iterdir())
+    for split, names in (("train", whole["name"][:3]), ("val", whole["name"][3:5]), ("test", whole["name"][5:])):
+        (root / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+    parts = []
+    for split in ("train", "val", "test"):
+        scored(*own, f"split={split}", f"output={tmp_path}/{split}")
+        parts.append(pd.read_csv(tmp_path / f"{split}/per_image.csv"))
+    columns = ["name", "iou", "boundary_iou"]
+    expected = pd.concat(parts)[columns].sort_values("name", ignore_index=True)
+    pd.testing.assert_frame_equal(whole[columns].sort_values("name", ignore_index=True), expected)
 
 
 @pytest.fixture

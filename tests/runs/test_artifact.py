@@ -45,8 +45,8 @@ def test_nothing_is_uploaded_where_w_and_b_is_not_online(checkpoint, state):
     assert logger.uploaded == []
 
 
-def service(monkeypatch, folder=None, error=None):
-    """Let wandb.Api find one artifact, or fail."""
+def service(monkeypatch, path=None, error=None, size=100, ref=None):
+    """Let wandb.Api find an artifact of one file, or fail."""
 
     class Api:
         def __init__(self, timeout):
@@ -56,20 +56,27 @@ def service(monkeypatch, folder=None, error=None):
             if error:
                 raise error
             assert (name, type) == ("me/pets/model-abc:best", "model")
-            return SimpleNamespace(download=lambda: str(folder))
+            entries = {path.name: SimpleNamespace(download=lambda: str(path), size=size, ref=ref)}
+            return SimpleNamespace(manifest=SimpleNamespace(entries=entries))
 
     monkeypatch.setattr(wandb, "Api", Api)
 
 
 def test_an_artifact_is_fetched_by_its_address(monkeypatch, tmp_path):
-    (tmp_path / "best.ckpt").touch()
-    service(monkeypatch, tmp_path)
+    service(monkeypatch, tmp_path / "best.ckpt")
     assert artifact.fetch("wandb:me/pets/model-abc:best") == tmp_path / "best.ckpt"
 
 
 def test_an_artifact_without_a_checkpoint_is_refused(monkeypatch, tmp_path):
-    service(monkeypatch, tmp_path)
+    service(monkeypatch, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match=r"holds no best\.ckpt"):
+        artifact.fetch("wandb:me/pets/model-abc:best")
+
+
+@pytest.mark.parametrize("entry", [{"size": 2**40}, {"size": None}, {"ref": "file:///etc/passwd"}])
+def test_a_file_that_would_fill_the_disk_or_lies_elsewhere_is_not_downloaded(monkeypatch, tmp_path, entry):
+    service(monkeypatch, tmp_path / "best.ckpt", **entry)
+    with pytest.raises(UserError, match=r"holds a (link to )?best\.ckpt (elsewhere|of more than 4 GiB)"):
         artifact.fetch("wandb:me/pets/model-abc:best")
 
 
@@ -84,6 +91,6 @@ def test_load_takes_the_address_of_an_artifact(monkeypatch, tmp_path):
     import unetseg
 
     (tmp_path / "best.ckpt").write_bytes(b"no checkpoint")
-    service(monkeypatch, tmp_path)
+    service(monkeypatch, tmp_path / "best.ckpt")
     with pytest.raises(UserError, match=r"best\.ckpt can't be loaded"):
         unetseg.load("wandb:me/pets/model-abc:best")
