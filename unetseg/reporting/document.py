@@ -188,5 +188,5 @@ def _escaped(text: str) -> str:
     The brackets of an interval, [0.1, 0.2], stay as they are.
     """
     line = re.sub(r"[\t\n\r\v\f\x85\u2028\u2029]+", " ", text)
-    line = re.sub(r"([\\`*_|<>~$]|\[(?![+−-]?[\d.])|\](?=[\[(:])|&(?=#?\w+;))", r"\\\1", shown(line))
+    line = re.sub(r"([\\`*_|<>~$]|\[(?![+−-]?[\d.])|\](?=[\[(:])|(?<=\])\(|&(?=#?\w+;))", r"\\\1", shown(line))
     return re.sub(r":(?=//)|(?<=www)\.", r"\\\g<0>", line)
