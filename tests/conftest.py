@@ -35,6 +35,15 @@ TINY = (
 """Overrides of a run of a few seconds."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def small_remains(tmp_path_factory: pytest.TempPathFactory):
+    """Remove checkpoints and exported models at the end: under pytest-xdist pytest keeps what the fixtures wrote."""
+    yield
+    for path in tmp_path_factory.getbasetemp().rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_size > 2**20:
+            path.unlink()
+
+
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of generated sets that the tests share."""
