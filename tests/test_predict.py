@@ -15,18 +15,18 @@ import torch
 from conftest import ROOT, timed
 from fake_engine import Brightness, save_untrained
 from PIL import Image
-
-from unetseg import predict as door
 from unetseg.data import tiff
-from unetseg.data.pictures import opened
+from unetseg.data.pictures import open_picture
 from unetseg.errors import Halt, UserError
 from unetseg.evaluation import overlays
-from unetseg.inference import outputs
-from unetseg.inference.engines import TorchEngine
 from unetseg.inference.outputs import Outputs, claimed
-from unetseg.inference.predictor import Predictor, argmax
 from unetseg.options.compose import compose
 from unetseg.options.schema import Predict
+
+from unetseg import predict as door
+from unetseg.inference import outputs
+from unetseg.inference.engines import TorchEngine
+from unetseg.inference.predictor import Predictor, argmax
 
 RANDOM = np.random.default_rng(0)
 
@@ -288,11 +288,11 @@ def test_a_killed_run_leaves_no_half_file(photos, tmp_path, monkeypatch, large):
         yield np.full((20, picture.width, 2), 0.5, np.float32)
         raise Killed
 
-    with opened(path) as picture, pytest.raises(Killed):
+    with open_picture(path) as picture, pytest.raises(Killed):
         into.write(path, picture, killed)
     assert [row for row in contents(tmp_path / "out") if row != "predictions.csv"] == []
     assert table(tmp_path / "out") == []
-    with opened(path) as picture:
+    with open_picture(path) as picture:
         into.write(path, picture, lambda picture: next(Predictor(Brightness()).bands([picture])))
     assert into.complete(path)
 
@@ -390,7 +390,7 @@ def test_a_large_tiff_goes_through_by_windows_into_a_tiled_mask_and_overlay(tmp_
     write_stripes(path, 700, 600)
     model = Predictor(Brightness(), tile=128)
     into = Outputs(tmp_path / "out", model.classes, overlay=True, probability=True, overwrite=False)
-    with opened(path) as picture:
+    with open_picture(path) as picture:
         into.write(path, picture, lambda picture: next(model.bands([picture])))
     mask = np.asarray(Image.open(tmp_path / "out/large.tif"))
     assert np.array_equal(mask, np.repeat(np.arange(700)[:, None] // 100 % 2, 600, axis=1))
@@ -408,7 +408,7 @@ def test_memory_grows_with_a_pictures_width_and_not_with_its_height(tmp_path):
         write_stripes(tmp_path / "tall.tif", height, 256)
         model = Predictor(Brightness(), tile=128)
         tracemalloc.start()
-        with opened(tmp_path / "tall.tif") as picture:
+        with open_picture(tmp_path / "tall.tif") as picture:
             bands = (argmax(band) for band in next(model.bands([picture])))
             tiff.write(tmp_path / "mask.tif", bands, picture.height, picture.width, outputs.COLOURS)
         _, highest = tracemalloc.get_traced_memory()

@@ -29,9 +29,9 @@ from unetseg.options.schema import Predict
 
 if TYPE_CHECKING:
     import numpy as np
-
     from unetseg.data.pictures import Picture
     from unetseg.inference.outputs import Outputs
+
     from unetseg.inference.predictor import Predictor
 
 NAMED = 5
@@ -67,6 +67,7 @@ class Found:
 def predict(options: Predict) -> list[Path]:
     """Write the masks of all pictures; return the pictures that could not be read or written."""
     from unetseg.inference.outputs import Outputs, claimed
+
     from unetseg.inference.predictor import load
 
     model = load(
@@ -108,8 +109,7 @@ def predict_each(paths: list[Path], model: Predictor, outputs: Outputs) -> list[
     """
     from rich.console import Console
     from rich.progress import track
-
-    from unetseg.data.pictures import opened
+    from unetseg.data.pictures import open_picture
 
     def bands(picture: Picture) -> Iterator[np.ndarray]:
         return next(model.bands([picture]))
@@ -118,7 +118,7 @@ def predict_each(paths: list[Path], model: Predictor, outputs: Outputs) -> list[
     left_out = []
     for path in track(paths, "predicting", console=console):
         try:
-            with opened(path, model.value_range) as picture:
+            with open_picture(path, model.value_range) as picture:
                 outputs.write(path, picture, bands)
         # a name that is too long, a picture that needs more memory than there is: the others don't suffer for it
         except (UserError, OSError, MemoryError, RuntimeError) as error:

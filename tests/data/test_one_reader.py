@@ -9,8 +9,8 @@ import tifffile
 from PIL import Image
 
 from unetseg.data.dataset import Example, Examples
-from unetseg.data.pictures import IMAGE_SUFFIXES, INVALID, mask_size_of, opened, read_image, read_mask, size_of
-from unetseg.data.transforms import Transform, squashed
+from unetseg.data.pictures import IMAGE_SUFFIXES, INVALID, mask_size_of, open_picture, read_image, read_mask, size_of
+from unetseg.data.transforms import Transform, resize_image
 from unetseg.errors import UserError
 from unetseg.inference.engines import OnnxEngine
 from unetseg.inference.predictor import Predictor
@@ -143,8 +143,8 @@ def test_the_same_square_is_trained_on_scored_and_asked_about(name, tmp_path):
     read = read_image(tmp_path / name)
     assert size_of(tmp_path / name) == read.shape[:2] == whole.shape[:2]
     assert np.abs(read.astype(int) - whole).max() <= (1 if "jp2" in name else 0)
-    assert np.array_equal(trained_on(tmp_path / name), squashed(read, SIZE))
-    assert np.array_equal(predicted_on(tmp_path / name), squashed(read, SIZE))
+    assert np.array_equal(trained_on(tmp_path / name), resize_image(read, SIZE))
+    assert np.array_equal(predicted_on(tmp_path / name), resize_image(read, SIZE))
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.avif", "cmyk.jpg", "cmyk.tif", "turned.jpg", "ycbcr.tif"])
@@ -154,8 +154,8 @@ def test_what_is_stored_with_losses_or_in_other_colours_is_the_same_square_too(n
     picture.save(tmp_path / name, **({} if name == "a.avif" else options))
     read = read_image(tmp_path / name)
     assert read.shape[:2] == size_of(tmp_path / name) == ((WIDTH, HEIGHT) if "turned" in name else (HEIGHT, WIDTH))
-    assert np.array_equal(trained_on(tmp_path / name), squashed(read, SIZE))
-    assert np.array_equal(predicted_on(tmp_path / name), squashed(read, SIZE))
+    assert np.array_equal(trained_on(tmp_path / name), resize_image(read, SIZE))
+    assert np.array_equal(predicted_on(tmp_path / name), resize_image(read, SIZE))
 
 
 def test_transparent_colours_of_a_palette_are_laid_on_white(tmp_path):
@@ -173,10 +173,10 @@ def test_a_stated_range_makes_the_same_square_of_more_than_8_bits(name, tmp_path
     read = read_image(tmp_path / name, value_range)
     assert np.array_equal(read, RGB if "rgb" in name else np.dstack([GREY] * 3))
     assert size_of(tmp_path / name, value_range) == (HEIGHT, WIDTH)
-    assert np.array_equal(trained_on(tmp_path / name, value_range), squashed(read, SIZE))
-    assert np.array_equal(predicted_on(tmp_path / name, value_range), squashed(read, SIZE))
+    assert np.array_equal(trained_on(tmp_path / name, value_range), resize_image(read, SIZE))
+    assert np.array_equal(predicted_on(tmp_path / name, value_range), resize_image(read, SIZE))
     assert np.array_equal(
-        predicted_on(array, value_range) if array.ndim == 2 else squashed(read, SIZE), squashed(read, SIZE)
+        predicted_on(array, value_range) if array.ndim == 2 else resize_image(read, SIZE), resize_image(read, SIZE)
     )
 
 
@@ -243,7 +243,7 @@ def test_a_forged_size_is_named_before_memory_is_taken(tmp_path):
     for read in (size_of, read_image):
         with pytest.raises(UserError, match=r"a\.tif can't be read as a picture"):
             read(tmp_path / "a.tif")
-    with pytest.raises(UserError, match=r"a\.tif"), opened(tmp_path / "a.tif"):
+    with pytest.raises(UserError, match=r"a\.tif"), open_picture(tmp_path / "a.tif"):
         pass
 
 
@@ -263,7 +263,7 @@ def test_an_exported_model_knows_the_range_and_is_given_the_square(tmp_path):
     engine.probabilities = lambda images: seen.append(images) or Watching.probabilities(Watching(), images)
     save(tmp_path / "a.png", GREY.astype(np.uint16) * 16)
     Predictor(engine)(tmp_path / "a.png")
-    assert np.array_equal(seen[0][0], squashed(np.dstack([GREY] * 3), engine.size))
+    assert np.array_equal(seen[0][0], resize_image(np.dstack([GREY] * 3), engine.size))
 
 
 @pytest.mark.parametrize("orientation", TURNED)

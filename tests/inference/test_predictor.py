@@ -7,15 +7,15 @@ import pytest
 import torch
 from fake_engine import Brightness, save_untrained
 from PIL import Image
-
-import unetseg
-from unetseg.data.transforms import Transform, squashed
+from unetseg.data.transforms import Transform, resize_image
 from unetseg.errors import UserError
-from unetseg.inference import predictor
-from unetseg.inference.predictor import Predictor
 from unetseg.inference.tiling import GRID, starts, weights
 from unetseg.model import checkpoint
 from unetseg.model.segmenter import class_map
+
+import unetseg
+from unetseg.inference import predictor
+from unetseg.inference.predictor import Predictor
 
 RANDOM = np.random.default_rng(0)
 
@@ -90,7 +90,7 @@ def test_options_that_cannot_be_are_refused_with_what_can(run, options, message)
 def test_a_picture_is_squashed_exactly_as_in_training_and_evaluation(shape):
     image = noise(*shape)
     wanted, _ = Transform(64, augment=False)(image, np.zeros(shape, np.uint8), (0,))
-    assert np.array_equal(squashed(image, 64), wanted)
+    assert np.array_equal(resize_image(image, 64), wanted)
 
 
 def test_masks_agree_with_the_class_map_that_evaluate_scores(run):

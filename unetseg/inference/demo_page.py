@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 import torch
-
-from unetseg.data.pictures import opened
+from unetseg.data.pictures import open_picture
 from unetseg.errors import UserError
 from unetseg.evaluation import overlays
 from unetseg.evaluation.lesions import levels_to_cut
 from unetseg.evaluation.metrics import COUNTS, scores
-from unetseg.inference.engines import TorchEngine
-from unetseg.inference.predictor import Predictor, argmax
 from unetseg.model.segmenter import Segmenter, probabilities
 from unetseg.names import one_word
+
+from unetseg.inference.engines import TorchEngine
+from unetseg.inference.predictor import Predictor, argmax
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -144,7 +144,7 @@ class SwitchedModel:
         engine = CutEngine(self._model, classes=self.classes * (2 if off else 1), size=self._size)
         engine.cut = off
         count = len(self.classes)
-        with opened(image, self._range) as picture:
+        with open_picture(image, self._range) as picture:
             if picture.height * picture.width > LARGEST:
                 raise UserError(
                     f"the picture has {picture.height * picture.width:,} pixels",

@@ -22,7 +22,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-
 from unetseg.errors import UserError, first_line
 from unetseg.model.segmenter import Segmenter, probabilities
 
@@ -39,7 +38,7 @@ class Engine(Protocol):
     Attributes:
         classes: names of the C classes.
         size: side of the square that pictures had in training and in every score of the model.
-        value_range: by which training read pictures of more than 8 bits, see `unetseg.data.pictures.opened`.
+        value_range: by which training read pictures of more than 8 bits, see `unetseg.data.pictures.open_picture`.
     """
 
     classes: tuple[str, ...]

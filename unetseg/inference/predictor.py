@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from unetseg.data.pictures import Picture, Range, opened
-from unetseg.data.transforms import squashed
+from unetseg.data.pictures import Picture, Range, open_picture
+from unetseg.data.transforms import resize_image
 from unetseg.errors import UserError
-from unetseg.inference.engines import READERS, Engine, TorchEngine, load_exported
 from unetseg.inference.tiling import GRID, enlarged, predict_tiles
 from unetseg.model import checkpoint
 from unetseg.runs import artifact
+
+from unetseg.inference.engines import READERS, Engine, TorchEngine, load_exported
 
 LARGE = 16_000_000
 """Pixels above which a picture is worked on in tiles by itself."""
@@ -82,7 +82,8 @@ class Predictor:
         """Return the class map, HxW uint8, of a picture, or the list of those of a list of pictures.
 
         Args:
-            image: a path, a PIL image or an array, see `unetseg.data.pictures.opened`; or a list of these, or BxHxWx3.
+            image: a path, a PIL image or an array, see `unetseg.data.pictures.open_picture`; or several of them: a list
+                of these, or BxHxWx3.
 
         Raises:
             UserError: a picture can't be read.
@@ -100,7 +101,7 @@ class Predictor:
             raise UserError(f"tile=0 with a picture of more than {MOST:,} pixels", advice=f"tile={TILE}")
         squares: Iterator[np.ndarray] = iter(())
         if whole:
-            images = [squashed(picture.rows(0, picture.height), self.engine.size) for picture in whole]
+            images = [resize_image(picture.rows(0, picture.height), self.engine.size) for picture in whole]
             squares = iter(self._predict(np.stack(images)))
         for picture in pictures:
             tile = self._tile_of(picture)
@@ -117,7 +118,8 @@ class Predictor:
         for first in range(0, len(image), self.batch_size):
             with ExitStack() as stack:
                 pictures = [
-                    stack.enter_context(opened(one, self.value_range)) for one in image[first : first + self.batch_size]
+                    stack.enter_context(open_picture(one, self.value_range))
+                    for one in image[first : first + self.batch_size]
                 ]
                 results += [finish(bands) for bands in self.bands(pictures)]
         return results
