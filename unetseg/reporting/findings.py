@@ -176,7 +176,7 @@ def plans(found: dict[str, list[Pair]], unit: str) -> list[Plan]:
             units = min(pair.result.units for pair in usable)
             settings = {setting for pair in usable for setting in (pair.base, pair.other)}
             freedom = (len(settings) - 1) * (min(pair.result.seeds for pair in usable) - 1)
-            least, most = (mean.at(tail, freedom, units) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+            least, most = (mean.at_quantile(tail, freedom, units) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
             made.append(Plan(metric, mean, least, most, units, (1 - LEVEL) / compared))
     return made
 
