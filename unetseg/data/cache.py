@@ -82,7 +82,9 @@ class Cache:
             with _lock(folder):
                 _remove(folder.glob("*.partial"))  # of killed processes: no other process is building
                 if kind == "ram":
-                    _remove_unused(set(folder.glob("*.squares")) - {self.path})
+                    for path in set(folder.glob("*.squares")) - {self.path}:
+                        with suppress(FileNotFoundError):
+                            _release(path.open("rb"), path, os.getpid())  # removes it unless a process uses it
                 file = _open_shared(self.path, self.length * self.record.itemsize)
                 if file is None:
                     _remove(folder.glob(f"{names}-*.squares"))  # the same pictures, in an earlier state
@@ -108,7 +110,6 @@ class Cache:
         return {name: value for name, value in self.__dict__.items() if name != "records"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Map the file."""
         self.__dict__ |= state
         self.records = self._map_records()
 
@@ -237,13 +238,6 @@ def _release(file: BinaryIO, path: Path, owner: int) -> None:
         with file, suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
-
-
-def _remove_unused(paths: set[Path]) -> None:
-    """Remove files that no process uses: killed processes leave them."""
-    for path in paths:
-        with suppress(FileNotFoundError):
-            _release(path.open("rb"), path, os.getpid())
 
 
 def _remove(paths: Iterator[Path]) -> None:

@@ -110,7 +110,6 @@ class SegmentationData(L.LightningDataModule):
                 print(line)
 
     def prepare_data(self) -> None:
-        """Download or generate the files that don't exist."""
         self.prepare()
 
     def setup(self, stage: str | None = None) -> None:
@@ -243,9 +242,7 @@ class SegmentationData(L.LightningDataModule):
         return self.loader("train", shuffle=True, augment=self.augment, each_epoch=True, training=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Return the validation examples."""
         return self.loader("val", each_epoch=True)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Return the examples of `test_split`."""
         return self.loader(self.test_split)

@@ -63,10 +63,8 @@ class Collection:
     """A data set: its classes, the meaning of its mask values, and the examples of each split.
 
     Example:
-        >>> examples = [Example("cat_1", Path("images/cat_1.jpg"), Path("masks/cat_1.png"), "cat")]
-        >>> collection = Collection(("background", "cat"), np.arange(256, dtype=np.uint8), {"train": examples})
-        >>> len(collection.splits["train"])
-        1
+        >>> train = [Example("cat_1", Path("images/cat_1.jpg"), Path("masks/cat_1.png"), "cat")]
+        >>> collection = Collection(("background", "cat"), np.arange(256, dtype=np.uint8), {"train": train})
     """
 
     classes: tuple[str, ...]
@@ -84,11 +82,7 @@ def missing_layout(root: Path, parts: Sequence[str]) -> list[str]:
 
 
 def read_list(file: Path) -> list[str]:
-    """Return the lines of a text file that are not empty, in UTF-8 or, with a byte order mark, in UTF-16.
-
-    Raises:
-        UserError: the file is in another encoding.
-    """
+    """Return a file's lines that aren't empty; a UserError if it is neither UTF-8 nor UTF-16 with a byte order mark."""
     content = file.read_bytes()
     encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:

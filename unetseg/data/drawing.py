@@ -154,9 +154,9 @@ def place(rng: Generator, layers: dict[str, list[Tube]], size: int) -> np.ndarra
 
 
 @lru_cache
-def bernstein(points: int, samples: int = 16) -> np.ndarray:
-    """Return the matrix, samples x points, that maps a tube's control points to samples along its Bezier curve."""
-    t = np.linspace(0, 1, samples)
+def bernstein(points: int) -> np.ndarray:
+    """Return the matrix, 16 x points, that maps a tube's control points to 16 points along its Bezier curve."""
+    t = np.linspace(0, 1, 16)
     return np.stack([comb(points - 1, k) * t**k * (1 - t) ** (points - 1 - k) for k in range(points)], axis=1)
 
 

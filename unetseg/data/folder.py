@@ -180,21 +180,17 @@ def value_table(classes: int, ignore_index: int | None) -> np.ndarray:
 
 
 def _read_lists(root: Path, images: Files, masks: Files, missing: dict[Path, Unreadable]) -> dict[str, list[Example]]:
-    """Return the examples of each split file that exists; add the files that don't exist to `missing`.
-
-    Raises:
-        UserError: a picture is listed twice.
-    """
+    """Return the examples of each split file; add the pictures and masks that don't exist to `missing`."""
     members: dict[str, list[Example]] = {split: [] for split in SPLITS}
-    seen: dict[str, str] = {}
+    file_of: dict[str, str] = {}
     for split, file in SPLITS.items():
         for line in read_list(root / file) if (root / file).exists() else []:
             example = _read_line(file, line, images, masks, missing)
-            if example.name in seen:
+            if example.name in file_of:
                 raise UserError(
-                    f"{example.name} stands in {seen[example.name]} and in {file}", accepted="each picture once"
+                    f"{example.name} stands in {file_of[example.name]} and in {file}", accepted="each picture once"
                 )
-            seen[example.name] = file
+            file_of[example.name] = file
             members[split].append(example)
     return members
 

@@ -63,7 +63,6 @@ class Picture(Protocol):
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Return the rows from start to before stop, hxWx3 uint8 RGB; raise a UserError if they can't be read."""
-        ...
 
 
 class ArrayPicture:
@@ -80,7 +79,6 @@ class ArrayPicture:
         self.height, self.width = array.shape[:2]
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Return the rows from start to before stop, hxWx3 uint8 RGB."""
         return self.array[start:stop]
 
 
@@ -122,13 +120,7 @@ def read_mask(path: Path, values: np.ndarray) -> np.ndarray:
 
 
 def check_values(path: Path, present: np.ndarray, values: np.ndarray) -> None:
-    """Raise a UserError unless the table gives a meaning to each value that occurs in a mask.
-
-    Args:
-        path: of the mask, for the message.
-        present: 256 booleans: which values occur.
-        values: the table, see `read_mask`.
-    """
+    """Raise a UserError if one of the values present, 256 booleans, has no meaning by `values`, see `read_mask`."""
     unknown = np.flatnonzero(present & (values == INVALID)).tolist()
     if unknown:
         accepted = np.flatnonzero(values != INVALID).tolist()
@@ -136,16 +128,14 @@ def check_values(path: Path, present: np.ndarray, values: np.ndarray) -> None:
         if len(unknown) > 5:
             shown += ", ..."
         if values[0] == INVALID:
-            advice: tuple[str, ...] = (
-                "trimaps of 1 pet, 2 background, 3 boundary; data=folder for masks of another kind",
-            )
+            advice = ["trimaps of 1 pet, 2 background, 3 boundary; data=folder for masks of another kind"]
         elif len(unknown) >= MANY:
-            advice = (
+            advice = [
                 "a threshold, as in 255 * (mask > 127), if its edges are anti-aliased or it was a JPEG",
                 "data.classes with a name for each value",
-            )
+            ]
         else:
-            advice = ("data.classes with a name for each value, counted from 0, or data.ignore_index",)
+            advice = ["data.classes with a name for each value, counted from 0, or data.ignore_index"]
         raise UserError(
             f"{path} has the {'values' if len(unknown) > 1 else 'value'} {shown}",
             accepted=", ".join(map(str, accepted)),
@@ -206,7 +196,7 @@ def _tiff_mask(path: Path) -> np.ndarray:
         return stored.raw(0, stored.height)[..., 0]
 
 
-def size_of(path: Path, value_range: Range = None) -> tuple[int, int]:
+def image_size(path: Path, value_range: Range = None) -> tuple[int, int]:
     """Return H and W of a picture as it will be read, from the header of its file.
 
     Raises:
@@ -222,7 +212,7 @@ def size_of(path: Path, value_range: Range = None) -> tuple[int, int]:
             return _upright_size(picture)
 
 
-def mask_size_of(path: Path) -> tuple[int, int]:
+def mask_size(path: Path) -> tuple[int, int]:
     """Return H and W of a mask as it will be read, from the header of its file."""
     with decoding_errors(path):
         try:
@@ -294,7 +284,6 @@ class _RgbTiff(TiffPicture):
         self.value_range = value_range
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Return the rows from start to before stop, hxWx3 uint8 RGB."""
         with decoding_errors(self.path):
             return rgb(self.raw(start, stop), self.value_range)
 

@@ -30,9 +30,9 @@ from unetseg.data.pictures import (
     Unreadable,
     ambiguous_foreground,
     check_values,
-    mask_size_of,
+    image_size,
+    mask_size,
     read_raw_mask,
-    size_of,
 )
 from unetseg.errors import UserError
 from unetseg.files import drafted
@@ -108,14 +108,10 @@ def survey(collection: Collection, check: str, value_range: Range = None) -> Sur
 
 
 def example_size(example: Example, value_range: Range = None) -> tuple[int, int] | Unreadable:
-    """Return height and width of an example, or why it can't be read.
-
-    Raises:
-        UserError: its mask has another size.
-    """
+    """Return height and width of an example, or why it can't be read; a UserError if its mask has another size."""
     try:
-        height, width = size_of(example.image, value_range)
-        mask_height, mask_width = mask_size_of(example.mask)
+        height, width = image_size(example.image, value_range)
+        mask_height, mask_width = mask_size(example.mask)
     except Unreadable as error:
         return error
     if (height, width) != (mask_height, mask_width):

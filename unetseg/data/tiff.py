@@ -67,7 +67,6 @@ class TiffPicture:
         self.height, self.width = self.page.imagelength, self.page.imagewidth
 
     def close(self) -> None:
-        """Close the file."""
         self.file.close()
 
     def raw(self, start: int, stop: int) -> np.ndarray:
@@ -91,14 +90,6 @@ class TiffPicture:
                 rows[top - start : end - start, x:right] = segment[0, top - y : end - y, : right - x]
         return rows
 
-    def _check_pages(self) -> None:
-        """Raise a ValueError if this is a stack: its second page is as large, and neither a copy nor a mask."""
-        if len(self.file.pages) > 1:
-            second = self.file.pages[1].aspage()
-            same_size = (second.imagelength, second.imagewidth) == (self.page.imagelength, self.page.imagewidth)
-            if same_size and not second.subfiletype & 5:
-                raise ValueError("it has several pages")
-
     def _check(self, photometrics: tuple[str, ...]) -> None:
         page = self.page
         kind = getattr(page.photometric, "name", str(page.photometric))
@@ -108,7 +99,11 @@ class TiffPicture:
         check_samples(page.photometric, page.samplesperpixel, page.extrasamples)
         if tuple(page.extrasamples) == (1,):
             raise UnknownLayout("colours that are multiplied by their transparency")
-        self._check_pages()
+        if len(self.file.pages) > 1:
+            second = self.file.pages[1].aspage()
+            same_size = (second.imagelength, second.imagewidth) == (page.imagelength, page.imagewidth)
+            if same_size and not second.subfiletype & 5:  # neither a smaller copy nor a mask
+                raise ValueError("it has several pages")
         self.dtype = np.dtype(page.dtype)
         if (
             page.bitspersample != 8 * self.dtype.itemsize
