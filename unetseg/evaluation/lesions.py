@@ -51,6 +51,13 @@ class Lesions:
         counts: 3 x 2^L x N x C x 6 float64 pixels of metrics.COUNTS for each of CUTS and each subset of kept levels.
         edges: 3 x 2^L x N x 7 x 2 float64 pixels and errors by distance to the edge.
         indices: of the N images in their data set.
+
+    Example:
+        >>> model = Segmenter(classes=2, encoder="resnet18", weights=None).eval()
+        >>> images, masks = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, 32, 32, dtype=torch.uint8)
+        >>> lesions = measure(model, [Batch(images, masks, torch.arange(2))], classes=2)
+        >>> lesions.levels, lesions.counts.shape
+        ([1, 2, 3, 4], torch.Size([3, 16, 2, 2, 6]))
     """
 
     levels: list[int]

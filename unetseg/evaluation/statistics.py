@@ -123,7 +123,13 @@ class Components:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference of setting A from setting B, in the scores' own unit."""
+    """The difference of setting A from setting B, in the scores' own unit.
+
+    Example:
+        >>> a, b = np.array([[0.8, 0.7, 0.9], [0.8, 0.8, 0.9]]), np.array([[0.7, 0.6, 0.7], [0.7, 0.6, 0.8]])
+        >>> f"{compare(a, b).difference:.3f}"
+        '0.133'
+    """
 
     difference: float
     """mean(a) - mean(b)."""
