@@ -18,9 +18,10 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
+
 from unetseg.data.transforms import resize_image, resize_mask
 from unetseg.evaluation.metrics import image_counts, scores
-from unetseg.inference.tiling import enlarged
+from unetseg.inference.tiling import enlarge
 
 Resize = Callable[[np.ndarray, int], np.ndarray]
 WAYS: dict[str, Resize] = {
@@ -40,7 +41,7 @@ def scores_of(predicted: np.ndarray, target: np.ndarray) -> dict[str, float]:
 def at_full_size(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return SxS of 0 and 1 as the HxW mask of probabilities that were sure of it."""
     planes = np.stack([1 - mask, mask]).astype(np.float32)
-    return (np.concatenate(list(enlarged(planes, height, width)))[..., 1] > 0.5).astype(np.uint8)
+    return (np.concatenate(list(enlarge(planes, height, width)))[..., 1] > 0.5).astype(np.uint8)
 
 
 def shift(resize: Resize, size: int) -> float:

@@ -15,18 +15,18 @@ import torch
 from conftest import ROOT, timed
 from fake_engine import Brightness, save_untrained
 from PIL import Image
+
+from unetseg import predict as door
 from unetseg.data import tiff
 from unetseg.data.pictures import open_picture
 from unetseg.errors import Halt, UserError
 from unetseg.evaluation import overlays
-from unetseg.inference.outputs import Outputs, claimed
-from unetseg.options.compose import compose
-from unetseg.options.schema import Predict
-
-from unetseg import predict as door
 from unetseg.inference import outputs
 from unetseg.inference.engines import TorchEngine
+from unetseg.inference.outputs import Outputs, lock_folder
 from unetseg.inference.predictor import Predictor, argmax
+from unetseg.options.compose import compose
+from unetseg.options.schema import Predict
 
 RANDOM = np.random.default_rng(0)
 
@@ -224,7 +224,7 @@ def test_probabilities_that_are_no_numbers_give_no_mask(model, photos, tmp_path,
 def test_two_predicts_into_one_folder_are_refused(model, photos, tmp_path):
     output = tmp_path / "out"
     output.mkdir()
-    with claimed(output), pytest.raises(UserError, match="being predicted into by another process"):
+    with lock_folder(output), pytest.raises(UserError, match="being predicted into by another process"):
         predicted(model, photos, output)
     (output / ".predict.lock").touch()  # as a killed one leaves it
     predicted(model, photos, output)
@@ -294,7 +294,7 @@ def test_a_killed_run_leaves_no_half_file(photos, tmp_path, monkeypatch, large):
     assert table(tmp_path / "out") == []
     with open_picture(path) as picture:
         into.write(path, picture, lambda picture: next(Predictor(Brightness()).bands([picture])))
-    assert into.complete(path)
+    assert into.is_complete(path)
 
 
 def test_a_folder_with_other_results_is_refused(model, photos, tmp_path):
@@ -398,7 +398,7 @@ def test_a_large_tiff_goes_through_by_windows_into_a_tiled_mask_and_overlay(tmp_
     assert np.load(tmp_path / "out/probability/large.npy").argmax(-1).sum() == mask.sum()
     overlay = tifffile.imread(tmp_path / "out/overlay/large.tif")
     assert np.array_equal(overlay, overlays.overlay(tifffile.imread(path), mask))
-    assert into.complete(path)
+    assert into.is_complete(path)
 
 
 def test_memory_grows_with_a_pictures_width_and_not_with_its_height(tmp_path):

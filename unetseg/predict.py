@@ -29,9 +29,9 @@ from unetseg.options.schema import Predict
 
 if TYPE_CHECKING:
     import numpy as np
+
     from unetseg.data.pictures import Picture
     from unetseg.inference.outputs import Outputs
-
     from unetseg.inference.predictor import Predictor
 
 NAMED = 5
@@ -66,8 +66,7 @@ class Found:
 
 def predict(options: Predict) -> list[Path]:
     """Write the masks of all pictures; return the pictures that could not be read or written."""
-    from unetseg.inference.outputs import Outputs, claimed
-
+    from unetseg.inference.outputs import Outputs, lock_folder
     from unetseg.inference.predictor import load
 
     model = load(
@@ -83,7 +82,7 @@ def predict(options: Predict) -> list[Path]:
     output = Path(options.output)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-        with claimed(output):
+        with lock_folder(output):
             outputs = Outputs(
                 output,
                 model.classes,
@@ -92,9 +91,9 @@ def predict(options: Predict) -> list[Path]:
                 overwrite=options.overwrite,
             )
             found = files_of(options.images, output)
-            due = [path for path in found.files if not outputs.complete(path)]
+            due = [path for path in found.files if not outputs.is_complete(path)]
             left_out = predict_each(due, model, outputs)
-            outputs.finish()
+            outputs.write_table()
     kept = len(found.files) - len(due)
     counts = f"{len(due) - len(left_out)} predicted, {kept} kept, {len(left_out)} unreadable: {outputs.table}"
     say("\n".join([counts + "; overwrite=true predicts the kept ones again" * bool(kept), *found.told()]))
@@ -109,6 +108,7 @@ def predict_each(paths: list[Path], model: Predictor, outputs: Outputs) -> list[
     """
     from rich.console import Console
     from rich.progress import track
+
     from unetseg.data.pictures import open_picture
 
     def bands(picture: Picture) -> Iterator[np.ndarray]:
