@@ -301,7 +301,7 @@ def texts(folder: Path) -> Iterator[Kind]:
 
     def reported(path: Path) -> object:
         sweep = results.read(run_with(path))
-        return findings.picked_images(sweep), [findings.curve(setting, "val/iou") for setting in sweep.settings]
+        return findings.ranked_images(sweep), [findings.curve(setting, "val/iou") for setting in sweep.settings]
 
     for name, content in sound.items():
         yield Kind(f"report: {name}", name, [content], reported, reworded)
