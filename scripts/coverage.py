@@ -115,7 +115,7 @@ def alarms(settings: np.ndarray) -> np.ndarray:
     found = np.zeros(len(settings), dtype=bool)
     for one, other in pairs:
         differences = settings[:, one] - settings[:, other]
-        half = spread_of(differences).half(ALPHA / len(pairs))
+        half = spread_of(differences).half_width(ALPHA / len(pairs))
         found |= ~holds(half, differences.mean((-2, -1)), 0)
     return found
 
@@ -144,8 +144,8 @@ def coverage(sweeps: int, seed: int) -> None:
         for size in design.batches(sweeps):
             differences = design.differences(size, generator)
             means, spread = differences.mean((-2, -1)), spread_of(differences)
-            covered.append(holds(spread.half(ALPHA), means, design.truth))
-            power.append(~holds(spread.half(SIX), means + SHIFT, 0))
+            covered.append(holds(spread.half_width(ALPHA), means, design.truth))
+            power.append(~holds(spread.half_width(SIX), means + SHIFT, 0))
             if design.shape != "collapse of one":
                 false.append(alarms(design.settings(3, size, generator)))
         shape = f"{design.shape}{', one setting x 3' if design.ratio > 1 else ''}"
@@ -159,7 +159,7 @@ Half = Callable[[np.ndarray, Spread, float], np.ndarray]
 
 def cochran(differences: np.ndarray, spread: Spread, level: float) -> np.ndarray:
     """Return the half that is used, without its floor."""
-    return replace(spread, floor=np.zeros_like(spread.floor)).half(level)
+    return replace(spread, floor=np.zeros_like(spread.floor)).half_width(level)
 
 
 def mean_of_tails(differences: np.ndarray, spread: Spread, level: float, floor: bool = False) -> np.ndarray:
@@ -187,7 +187,7 @@ def over_units(differences: np.ndarray, spread: Spread, level: float) -> np.ndar
 
 
 CANDIDATES: dict[str, Half] = {
-    "used": lambda differences, spread, level: spread.half(level),
+    "used": lambda differences, spread, level: spread.half_width(level),
     "without floor": cochran,
     "mean of tails": mean_of_tails,
     "mean of tails, floor": lambda *given: mean_of_tails(*given, floor=True),
@@ -242,8 +242,8 @@ def pooled(sweeps: int, seed: int) -> None:
             found = [pooled_seeds(sweep) for sweep in scores]
             shared = replace(own, seeds=np.array([v for v, _ in found]) / design.seeds, seeds_freedom=found[0][1])
             for place, spread in enumerate((own, shared)):
-                counts[2 * place].append(holds(spread.half(ALPHA), means, 0))
-                counts[2 * place + 1].append(~holds(spread.half(level), means + SHIFT, 0))
+                counts[2 * place].append(holds(spread.half_width(ALPHA), means, 0))
+                counts[2 * place + 1].append(~holds(spread.half_width(level), means + SHIFT, 0))
         shape = f"{design.shape}{', one setting x 3' if design.ratio > 1 else ''}"
         row(number, design.seeds, shape, *map(share, counts))
 
@@ -270,7 +270,7 @@ def groups(sweeps: int, seed: int) -> None:
                 differences = design.differences(size, generator)
                 differences += of_groups * generator.standard_normal((size, 1, len(sizes)))[..., member]
                 for place, of_unit in enumerate((differences, group_means(differences, member.tolist()))):
-                    halves[place].append(spread_of(of_unit).half(ALPHA))
+                    halves[place].append(spread_of(of_unit).half_width(ALPHA))
                     counts[place].append(holds(halves[place][-1], of_unit.mean((-2, -1)), 0))
             widths = [f"{np.median(np.concatenate(half)):.3f}" for half in halves]
             row(seeds, name, of_groups, *map(share, counts), *widths)
@@ -286,9 +286,9 @@ def one(sweeps: int, seed: int) -> None:
             fixed = of_seeds * generator.standard_normal(size)
             differences = replace(design, of_seeds=0.0).differences(size, generator)
             means, spread = differences.mean((-2, -1)), spread_of(differences)
-            false.append(~holds(spread.half(ALPHA), means + fixed, 0))
-            after.append(~holds(spread.half(SIX), means + fixed, 0))
-            models.append(holds(spread.half(ALPHA), means, 0))
+            false.append(~holds(spread.half_width(ALPHA), means + fixed, 0))
+            after.append(~holds(spread.half_width(SIX), means + fixed, 0))
+            models.append(holds(spread.half_width(ALPHA), means, 0))
         row(of_seeds, of_units, of_units, *map(share, (false, after, models)))
 
 
@@ -308,7 +308,7 @@ def smallest(sweeps: int, seed: int) -> None:
         power, found = [], []
         for size in design.batches(sweeps):
             differences = design.differences(size, generator)
-            power.append(~holds(spread_of(differences).half(SIX), differences.mean((-2, -1)) + true, 0))
+            power.append(~holds(spread_of(differences).half_width(SIX), differences.mean((-2, -1)) + true, 0))
             if len(found) < 2 * BATCH:
                 found += list(differences)
         estimates = [spread_of(one).smallest(SIX) for one in found]
@@ -322,7 +322,7 @@ def smallest(sweeps: int, seed: int) -> None:
                 replace(design, seeds=planned).differences(size, generator)
                 for size in design.batches(min(sweeps, 1000))
             ]
-            halves = [(spread_of(d).half(SIX), d.mean((-2, -1)) + SHIFT) for d in drawn]
+            halves = [(spread_of(d).half_width(SIX), d.mean((-2, -1)) + SHIFT) for d in drawn]
             reached = share([~holds(half, means, 0) for half, means in halves])
         low, high = (f"{n:.0f}" if n < 101 else "> 100" for n in np.quantile(pilots, (0.1, 0.9)))
         span = f"{ends[0]:.3f} to {ends[1]:.3f}"

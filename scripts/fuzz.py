@@ -193,7 +193,7 @@ def pictures() -> Iterator[Kind]:
     from PIL import Image
 
     from unetseg.data.folder import value_table
-    from unetseg.data.pictures import opened, read_mask
+    from unetseg.data.pictures import open_picture, read_mask
 
     colour = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
 
@@ -208,7 +208,7 @@ def pictures() -> Iterator[Kind]:
         return file.getvalue()
 
     def whole(path: Path) -> np.ndarray:
-        with opened(path) as picture:
+        with open_picture(path) as picture:
             return picture.rows(0, min(picture.height, 2000))
 
     exif = Image.Exif()
@@ -301,7 +301,7 @@ def texts(folder: Path) -> Iterator[Kind]:
 
     def reported(path: Path) -> object:
         sweep = results.read(run_with(path))
-        return findings.picked_images(sweep), [findings.curve(setting, "val/iou") for setting in sweep.settings]
+        return findings.ranked_images(sweep), [findings.curve(setting, "val/iou") for setting in sweep.settings]
 
     for name, content in sound.items():
         yield Kind(f"report: {name}", name, [content], reported, reworded)

@@ -69,7 +69,7 @@ def test_with_every_level_on_the_mask_is_the_predictors(add):
     assert np.array_equal(found.intact, unetseg.load(add)(picture()))
     assert found.intact.shape == (90, 130)
     assert len(np.unique(found.intact)) > 1
-    assert found.changed() == 0
+    assert found.changed_share() == 0
     assert found.iou(3) == 1
 
 
@@ -77,7 +77,7 @@ def test_a_large_picture_is_worked_on_in_tiles_as_the_predictor_does(add, monkey
     monkeypatch.setattr("unetseg.inference.predictor.LARGE", 10_000)
     found = switched(add)(picture(), [1])
     assert np.array_equal(found.intact, unetseg.load(add)(picture()))
-    assert found.changed() > 0
+    assert found.changed_share() > 0
 
 
 def test_all_levels_off_in_an_add_model_is_the_none_model_with_its_weights(add, tmp_path):
@@ -85,7 +85,7 @@ def test_all_levels_off_in_an_add_model_is_the_none_model_with_its_weights(add, 
     none = unetseg.load(saved(tmp_path / "none.ckpt", "none", weights=weights))
     found = switched(add)(picture(), [1, 2, 3, 4])
     assert np.array_equal(found.without, none(picture()))
-    assert found.changed() > 0
+    assert found.changed_share() > 0
 
 
 def test_the_encoder_runs_once_for_both_masks(add):
@@ -108,7 +108,7 @@ def test_what_changed_is_counted_said_and_drawn():
     without[:, 5:11] = 1  # 60, of which 50 are in both
     grey = np.full((10, 20, 3), 100, np.uint8)
     found = CutMasks(grey, intact, without)
-    assert found.changed() == 60 / 200
+    assert found.changed_share() == 60 / 200
     assert found.iou(2) == 50 / 110
     assert (
         sentence(found, [3, 1], PETS)

@@ -18,12 +18,12 @@ from PIL import Image
 
 from unetseg import predict as door
 from unetseg.data import tiff
-from unetseg.data.pictures import opened
+from unetseg.data.pictures import open_picture
 from unetseg.errors import Halt, UserError
 from unetseg.evaluation import overlays
 from unetseg.inference import outputs
 from unetseg.inference.engines import TorchEngine
-from unetseg.inference.outputs import Outputs, claimed
+from unetseg.inference.outputs import Outputs, lock_folder
 from unetseg.inference.predictor import Predictor, argmax
 from unetseg.options.compose import compose
 from unetseg.options.schema import Predict
@@ -224,7 +224,7 @@ def test_probabilities_that_are_no_numbers_give_no_mask(model, photos, tmp_path,
 def test_two_predicts_into_one_folder_are_refused(model, photos, tmp_path):
     output = tmp_path / "out"
     output.mkdir()
-    with claimed(output), pytest.raises(UserError, match="being predicted into by another process"):
+    with lock_folder(output), pytest.raises(UserError, match="being predicted into by another process"):
         predicted(model, photos, output)
     (output / ".predict.lock").touch()  # as a killed one leaves it
     predicted(model, photos, output)
@@ -288,13 +288,13 @@ def test_a_killed_run_leaves_no_half_file(photos, tmp_path, monkeypatch, large):
         yield np.full((20, picture.width, 2), 0.5, np.float32)
         raise Killed
 
-    with opened(path) as picture, pytest.raises(Killed):
+    with open_picture(path) as picture, pytest.raises(Killed):
         into.write(path, picture, killed)
     assert [row for row in contents(tmp_path / "out") if row != "predictions.csv"] == []
     assert table(tmp_path / "out") == []
-    with opened(path) as picture:
+    with open_picture(path) as picture:
         into.write(path, picture, lambda picture: next(Predictor(Brightness()).bands([picture])))
-    assert into.complete(path)
+    assert into.is_complete(path)
 
 
 def test_a_folder_with_other_results_is_refused(model, photos, tmp_path):
@@ -390,7 +390,7 @@ def test_a_large_tiff_goes_through_by_windows_into_a_tiled_mask_and_overlay(tmp_
     write_stripes(path, 700, 600)
     model = Predictor(Brightness(), tile=128)
     into = Outputs(tmp_path / "out", model.classes, overlay=True, probability=True, overwrite=False)
-    with opened(path) as picture:
+    with open_picture(path) as picture:
         into.write(path, picture, lambda picture: next(model.bands([picture])))
     mask = np.asarray(Image.open(tmp_path / "out/large.tif"))
     assert np.array_equal(mask, np.repeat(np.arange(700)[:, None] // 100 % 2, 600, axis=1))
@@ -398,7 +398,7 @@ def test_a_large_tiff_goes_through_by_windows_into_a_tiled_mask_and_overlay(tmp_
     assert np.load(tmp_path / "out/probability/large.npy").argmax(-1).sum() == mask.sum()
     overlay = tifffile.imread(tmp_path / "out/overlay/large.tif")
     assert np.array_equal(overlay, overlays.overlay(tifffile.imread(path), mask))
-    assert into.complete(path)
+    assert into.is_complete(path)
 
 
 def test_memory_grows_with_a_pictures_width_and_not_with_its_height(tmp_path):
@@ -408,7 +408,7 @@ def test_memory_grows_with_a_pictures_width_and_not_with_its_height(tmp_path):
         write_stripes(tmp_path / "tall.tif", height, 256)
         model = Predictor(Brightness(), tile=128)
         tracemalloc.start()
-        with opened(tmp_path / "tall.tif") as picture:
+        with open_picture(tmp_path / "tall.tif") as picture:
             bands = (argmax(band) for band in next(model.bands([picture])))
             tiff.write(tmp_path / "mask.tif", bands, picture.height, picture.width, outputs.COLOURS)
         _, highest = tracemalloc.get_traced_memory()

@@ -74,7 +74,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     if len(groups) > 1:
         groups.to_csv(folder.path / "per_group.csv", index=False)
     content = {
-        **record.over_the_set(),
+        **record.set_scores(),
         **cost(module.model, options.data.size),
         "checkpoint": options.checkpoint,
         "split": options.split,

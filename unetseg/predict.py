@@ -66,7 +66,7 @@ class Found:
 
 def predict(options: Predict) -> list[Path]:
     """Write the masks of all pictures; return the pictures that could not be read or written."""
-    from unetseg.inference.outputs import Outputs, claimed
+    from unetseg.inference.outputs import Outputs, lock_folder
     from unetseg.inference.predictor import load
 
     model = load(
@@ -82,7 +82,7 @@ def predict(options: Predict) -> list[Path]:
     output = Path(options.output)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-        with claimed(output):
+        with lock_folder(output):
             outputs = Outputs(
                 output,
                 model.classes,
@@ -91,9 +91,9 @@ def predict(options: Predict) -> list[Path]:
                 overwrite=options.overwrite,
             )
             found = files_of(options.images, output)
-            due = [path for path in found.files if not outputs.complete(path)]
+            due = [path for path in found.files if not outputs.is_complete(path)]
             left_out = predict_each(due, model, outputs)
-            outputs.finish()
+            outputs.write_table()
     kept = len(found.files) - len(due)
     counts = f"{len(due) - len(left_out)} predicted, {kept} kept, {len(left_out)} unreadable: {outputs.table}"
     say("\n".join([counts + "; overwrite=true predicts the kept ones again" * bool(kept), *found.told()]))
@@ -109,7 +109,7 @@ def predict_each(paths: list[Path], model: Predictor, outputs: Outputs) -> list[
     from rich.console import Console
     from rich.progress import track
 
-    from unetseg.data.pictures import opened
+    from unetseg.data.pictures import open_picture
 
     def bands(picture: Picture) -> Iterator[np.ndarray]:
         return next(model.bands([picture]))
@@ -118,7 +118,7 @@ def predict_each(paths: list[Path], model: Predictor, outputs: Outputs) -> list[
     left_out = []
     for path in track(paths, "predicting", console=console):
         try:
-            with opened(path, model.value_range) as picture:
+            with open_picture(path, model.value_range) as picture:
                 outputs.write(path, picture, bands)
         # a name that is too long, a picture that needs more memory than there is: the others don't suffer for it
         except (UserError, OSError, MemoryError, RuntimeError) as error:

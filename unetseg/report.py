@@ -49,7 +49,7 @@ def report(options: Report) -> Path:
             entity=of_run["wandb"]["entity"],
             title=f"{page.title}: {page.facts}",
             sweep_output=of_run["output"],
-            sections=document.without_pictures(page),
+            sections=document.text_sections(page),
         )
         say(address)
     return path

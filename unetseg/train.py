@@ -78,7 +78,7 @@ def train(options: Train, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
             print("there is no best.ckpt, as no validation has run since: the last weights are tested")
         trainer.test(module, data, ckpt_path=best.best_model_path or None, verbose=False, weights_only=True)
         summary = {
-            **record.over_the_set(),
+            **record.set_scores(),
             **cost(module.model, options.data.size),
             **speed.measured(),
             **guard.counted(),

@@ -57,7 +57,7 @@ def refused(index: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def files(kind: str) -> list[Path]:
-    return [path for path in cache.folder_of(kind).iterdir() if path.name != "lock"]
+    return [path for path in cache.cache_folder(kind).iterdir() if path.name != "lock"]
 
 
 def holds_all(squares: Cache) -> bool:
@@ -307,7 +307,8 @@ def test_too_little_room_is_told_with_the_bytes_needed_and_the_ways_on(kind, exa
     with pytest.raises(UserError) as caught:
         Cache(kind, examples, VALUES, SIZE, refused)
     needed = LENGTH * (4 * SIZE * SIZE + 1)
-    assert f"data.cache={kind} needs {needed:,} bytes in {cache.folder_of(kind)}: 4,321 are free" in str(caught.value)
+    folder = cache.cache_folder(kind)
+    assert f"data.cache={kind} needs {needed:,} bytes in {folder}: 4,321 are free" in str(caught.value)
     assert {"ram": "try: data.cache=disk", "disk": "try: XDG_CACHE_HOME=FOLDER"}[kind] in str(caught.value)
 
 
@@ -345,7 +346,7 @@ def test_other_ranges_are_other_files(examples):
 
 @pytest.mark.parametrize("what", ["link", "open to others", "file"])
 def test_shared_memory_that_somebody_else_has_made_is_not_used(what, examples, tmp_path):
-    folder = cache.folder_of("ram")
+    folder = cache.cache_folder("ram")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "lock").write_text("precious")
@@ -366,7 +367,7 @@ def test_shared_memory_that_somebody_else_has_made_is_not_used(what, examples, t
 
 
 def test_a_lock_that_is_a_link_empties_no_file(examples, tmp_path):
-    folder = cache.folder_of("disk")
+    folder = cache.cache_folder("disk")
     folder.mkdir(mode=0o700, parents=True)
     (tmp_path / "mine").write_text("precious")
     (folder / "lock").symlink_to(tmp_path / "mine")

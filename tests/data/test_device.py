@@ -83,9 +83,9 @@ def test_each_turn_of_the_colours_is_the_librarys():
     )
     for colour, (step, amount) in enumerate(zip(steps, (1.2, 0.8, 1.2, 0.03), strict=True)):
         turns = torch.tensor([[(1.0, 1.0, 1.0, 0.0)] * 4])
-        assert torch.allclose(device.recoloured(image, turns), image, atol=1e-5)
+        assert torch.allclose(device.adjust_colours(image, turns), image, atol=1e-5)
         turns[0, 2, colour] = amount
-        found = device.recoloured(image, turns)[0].permute(1, 2, 0) * 255
+        found = device.adjust_colours(image, turns)[0].permute(1, 2, 0) * 255
         # albumentations knows 180 hues
         assert (found - torch.from_numpy(step(picture, amount))).abs().max() < (8 if step is steps[3] else 1.6), colour
 
@@ -104,7 +104,7 @@ def test_a_picture_that_is_only_flipped_keeps_every_value(drawn):
     image = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
     mask = torch.randint(0, 3, (1, 8, 8), dtype=torch.uint8)
     flip = torch.tensor([[[-1.0, 0, 0], [0, 1, 0]]])
-    images, masks = device.moved(image, mask, flip)
+    images, masks = device.warp(image, mask, flip)
     assert torch.equal((255 * images).round().byte(), image.flip(3))
     assert torch.equal(masks, mask.flip(2))
 

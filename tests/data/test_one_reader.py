@@ -9,8 +9,8 @@ import tifffile
 from PIL import Image
 
 from unetseg.data.dataset import Example, Examples
-from unetseg.data.pictures import IMAGE_SUFFIXES, INVALID, mask_size_of, opened, read_image, read_mask, size_of
-from unetseg.data.transforms import Transform, squashed
+from unetseg.data.pictures import IMAGE_SUFFIXES, INVALID, image_size, mask_size, open_picture, read_image, read_mask
+from unetseg.data.transforms import Transform, resize_image
 from unetseg.errors import UserError
 from unetseg.inference.engines import OnnxEngine
 from unetseg.inference.predictor import Predictor
@@ -141,10 +141,10 @@ def test_the_same_square_is_trained_on_scored_and_asked_about(name, tmp_path):
     how(tmp_path / name, array, **options)
     whole = np.broadcast_to(wanted.reshape(*wanted.shape[:2], -1), (*wanted.shape[:2], 3))
     read = read_image(tmp_path / name)
-    assert size_of(tmp_path / name) == read.shape[:2] == whole.shape[:2]
+    assert image_size(tmp_path / name) == read.shape[:2] == whole.shape[:2]
     assert np.abs(read.astype(int) - whole).max() <= (1 if "jp2" in name else 0)
-    assert np.array_equal(trained_on(tmp_path / name), squashed(read, SIZE))
-    assert np.array_equal(predicted_on(tmp_path / name), squashed(read, SIZE))
+    assert np.array_equal(trained_on(tmp_path / name), resize_image(read, SIZE))
+    assert np.array_equal(predicted_on(tmp_path / name), resize_image(read, SIZE))
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.avif", "cmyk.jpg", "cmyk.tif", "turned.jpg", "ycbcr.tif"])
@@ -153,9 +153,9 @@ def test_what_is_stored_with_losses_or_in_other_colours_is_the_same_square_too(n
     options = {"exif": exif(6)} if name == "turned.jpg" else {"compression": "tiff_lzw"} if name[-1] == "f" else {}
     picture.save(tmp_path / name, **({} if name == "a.avif" else options))
     read = read_image(tmp_path / name)
-    assert read.shape[:2] == size_of(tmp_path / name) == ((WIDTH, HEIGHT) if "turned" in name else (HEIGHT, WIDTH))
-    assert np.array_equal(trained_on(tmp_path / name), squashed(read, SIZE))
-    assert np.array_equal(predicted_on(tmp_path / name), squashed(read, SIZE))
+    assert read.shape[:2] == image_size(tmp_path / name) == ((WIDTH, HEIGHT) if "turned" in name else (HEIGHT, WIDTH))
+    assert np.array_equal(trained_on(tmp_path / name), resize_image(read, SIZE))
+    assert np.array_equal(predicted_on(tmp_path / name), resize_image(read, SIZE))
 
 
 def test_transparent_colours_of_a_palette_are_laid_on_white(tmp_path):
@@ -172,11 +172,11 @@ def test_a_stated_range_makes_the_same_square_of_more_than_8_bits(name, tmp_path
     how(tmp_path / name, array)
     read = read_image(tmp_path / name, value_range)
     assert np.array_equal(read, RGB if "rgb" in name else np.dstack([GREY] * 3))
-    assert size_of(tmp_path / name, value_range) == (HEIGHT, WIDTH)
-    assert np.array_equal(trained_on(tmp_path / name, value_range), squashed(read, SIZE))
-    assert np.array_equal(predicted_on(tmp_path / name, value_range), squashed(read, SIZE))
+    assert image_size(tmp_path / name, value_range) == (HEIGHT, WIDTH)
+    assert np.array_equal(trained_on(tmp_path / name, value_range), resize_image(read, SIZE))
+    assert np.array_equal(predicted_on(tmp_path / name, value_range), resize_image(read, SIZE))
     assert np.array_equal(
-        predicted_on(array, value_range) if array.ndim == 2 else squashed(read, SIZE), squashed(read, SIZE)
+        predicted_on(array, value_range) if array.ndim == 2 else resize_image(read, SIZE), resize_image(read, SIZE)
     )
 
 
@@ -184,7 +184,7 @@ def test_a_stated_range_makes_the_same_square_of_more_than_8_bits(name, tmp_path
 def test_without_a_range_such_values_are_refused_from_the_head_on(name, tmp_path):
     how, array, _ = WITH_RANGE[name]
     how(tmp_path / name, array)
-    for read in (size_of, read_image):
+    for read in (image_size, read_image):
         with pytest.raises(UserError, match=rf"(?s){name}.*without a known range.*data\.range"):
             read(tmp_path / name)
 
@@ -200,7 +200,7 @@ def test_without_a_range_such_values_are_refused_from_the_head_on(name, tmp_path
 )
 def test_a_tiff_without_one_clear_meaning_is_refused_from_the_head_on(array, options, reason, tmp_path):
     tiff(tmp_path / "a.tif", array, **options)
-    for read in (size_of, read_image):
+    for read in (image_size, read_image):
         with pytest.raises(UserError, match=rf"a\.tif can't be read as a picture: .*{reason}"):
             read(tmp_path / "a.tif")
 
@@ -227,7 +227,7 @@ def test_a_range_is_not_laid_on_values_that_a_format_has_scaled(end, tmp_path):
 
 def test_a_file_that_would_run_a_program_is_no_picture(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n")
-    for read in (size_of, read_image, mask_size_of):
+    for read in (image_size, read_image, mask_size):
         with pytest.raises(UserError, match=r"a\.jpg can't be read as a picture: its format is unknown"):
             read(tmp_path / "a.jpg")
 
@@ -240,10 +240,10 @@ def test_a_forged_size_is_named_before_memory_is_taken(tmp_path):
     for place in places:
         content[place : place + 2] = (65_520).to_bytes(2, "little")
     (tmp_path / "a.tif").write_bytes(content)
-    for read in (size_of, read_image):
+    for read in (image_size, read_image):
         with pytest.raises(UserError, match=r"a\.tif can't be read as a picture"):
             read(tmp_path / "a.tif")
-    with pytest.raises(UserError, match=r"a\.tif"), opened(tmp_path / "a.tif"):
+    with pytest.raises(UserError, match=r"a\.tif"), open_picture(tmp_path / "a.tif"):
         pass
 
 
@@ -263,7 +263,7 @@ def test_an_exported_model_knows_the_range_and_is_given_the_square(tmp_path):
     engine.probabilities = lambda images: seen.append(images) or Watching.probabilities(Watching(), images)
     save(tmp_path / "a.png", GREY.astype(np.uint16) * 16)
     Predictor(engine)(tmp_path / "a.png")
-    assert np.array_equal(seen[0][0], squashed(np.dstack([GREY] * 3), engine.size))
+    assert np.array_equal(seen[0][0], resize_image(np.dstack([GREY] * 3), engine.size))
 
 
 @pytest.mark.parametrize("orientation", TURNED)
@@ -274,7 +274,7 @@ def test_a_mask_is_turned_as_a_picture_is(orientation, end, tmp_path):
     values = np.arange(256, dtype=np.uint8)
     turned = TURNED[orientation](classes)
     assert np.array_equal(read_mask(tmp_path / f"a.{end}", values), turned)
-    assert mask_size_of(tmp_path / f"a.{end}") == turned.shape
+    assert mask_size(tmp_path / f"a.{end}") == turned.shape
 
 
 def test_masks_of_16_bits_hold_classes_up_to_255(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unetseg.data.drawing import BACKGROUND, BOUNDARY, BREEDS, PET, draw_animal, trimap_of
+from unetseg.data.drawing import BACKGROUND, BOUNDARY, BREEDS, PET, draw_animal, trimap_from_mask
 from unetseg.data.synthetic import write_set
 
 SETTINGS = {"train": 7, "test": 3, "size": 64, "similarity": 0.5, "seed": 0}
@@ -94,7 +94,7 @@ def test_boundary_is_one_pixel_on_each_side_of_the_edge():
     mask = np.zeros((12, 20), bool)
     mask[2:9, 2:8] = True  # a body of 7 x 6
     mask[5, 8:18] = True  # a whisker of one pixel
-    trimap = trimap_of(mask)
+    trimap = trimap_from_mask(mask)
     assert trimap[7].tolist() == [2, 3, 3, 1, 1, 1, 1, 3, 3, *[2] * 11]
     assert trimap[5].tolist() == [2, 3, 3, 1, 1, 1, 1, 3, *[3] * 10, 3, 2]
     assert trimap[:, 14].tolist() == [2, 2, 2, 2, 3, 3, 3, 2, 2, 2, 2, 2]

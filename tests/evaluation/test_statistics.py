@@ -27,7 +27,7 @@ from unetseg.evaluation.statistics import (
     resampled_sums,
     seeds_needed,
     spread_of,
-    units_of,
+    sum_by_unit,
 )
 
 SCRIPT = ROOT / "scripts/coverage.py"
@@ -49,7 +49,7 @@ def sweeps(number, seeds, units, of_seeds, of_units, of_rest, skewed=False, seed
 
 def holds(differences, truth=0.0, level=0.05):
     """Return which of RxSxN sweeps have an interval that holds the truth."""
-    return np.abs(differences.mean((-2, -1)) - truth) <= spread_of(differences).half(level)
+    return np.abs(differences.mean((-2, -1)) - truth) <= spread_of(differences).half_width(level)
 
 
 def of(differences):
@@ -333,8 +333,8 @@ def test_the_level_that_holm_leaves_is_where_a_comparison_begins_to_be_shown():
 def test_group_means_and_sums_by_hand():
     groups = ["b", "a", "b", "c"]
     assert group_means(np.array([[1.0, 2, 5, 7], [0, 0, 2, 1]]), groups).tolist() == [[2, 3, 7], [0, 1, 1]]
-    assert units_of(np.array([[1, 10], [2, 20], [4, 40], [8, 80]]), groups).tolist() == [[2, 20], [5, 50], [8, 80]]
-    assert units_of(np.array([[1, 10], [2, 20]]), ["", ""]).tolist() == [[1, 10], [2, 20]]
+    assert sum_by_unit(np.array([[1, 10], [2, 20], [4, 40], [8, 80]]), groups).tolist() == [[2, 20], [5, 50], [8, 80]]
+    assert sum_by_unit(np.array([[1, 10], [2, 20]]), ["", ""]).tolist() == [[1, 10], [2, 20]]
 
 
 # The bootstrap of sums

@@ -16,7 +16,7 @@ from unetseg.errors import UserError
 from unetseg.export import export, work
 from unetseg.inference import export as exporters
 from unetseg.inference.engines import Engine, TorchEngine, load_exported
-from unetseg.inference.export import PictureModel, traced
+from unetseg.inference.export import PictureModel, trace
 from unetseg.inference.predictor import Predictor
 from unetseg.model import Segmenter, checkpoint
 from unetseg.model.segmenter import probabilities
@@ -108,7 +108,7 @@ SETTINGS = [
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_every_setting_becomes_a_program_without_what_only_training_needs(settings):
     model = random_model(**settings)
-    program = traced(PictureModel(model))
+    program = trace(PictureModel(model))
     assert not any("detach" in str(node.target) or "dropout" in str(node.target) for node in program.graph.nodes)
     assert not any("num_batches_tracked" in name for name in program.state_dict)
     assert not any(parameter.requires_grad for parameter in program.state_dict.values())
@@ -181,7 +181,7 @@ def test_torch_onnx_and_pt2_agree_on_20_pets_at_their_own_sizes(saved, exports, 
 
 def written_before(monkeypatch, path: Path) -> None:
     """Let the export to .pt2 be this file, without the tracer."""
-    monkeypatch.setattr(exporters, "traced", lambda model: None)
+    monkeypatch.setattr(exporters, "trace", lambda model: None)
     monkeypatch.setitem(exporters.WRITERS, ".pt2", lambda program, entries: path.read_bytes())
 
 

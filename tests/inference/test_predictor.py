@@ -9,11 +9,11 @@ from fake_engine import Brightness, save_untrained
 from PIL import Image
 
 import unetseg
-from unetseg.data.transforms import Transform, squashed
+from unetseg.data.transforms import Transform, resize_image
 from unetseg.errors import UserError
 from unetseg.inference import predictor
 from unetseg.inference.predictor import Predictor
-from unetseg.inference.tiling import GRID, starts, weights
+from unetseg.inference.tiling import GRID, tile_starts, tile_weights
 from unetseg.model import checkpoint
 from unetseg.model.segmenter import class_map
 
@@ -90,7 +90,7 @@ def test_options_that_cannot_be_are_refused_with_what_can(run, options, message)
 def test_a_picture_is_squashed_exactly_as_in_training_and_evaluation(shape):
     image = noise(*shape)
     wanted, _ = Transform(64, augment=False)(image, np.zeros(shape, np.uint8), (0,))
-    assert np.array_equal(squashed(image, 64), wanted)
+    assert np.array_equal(resize_image(image, 64), wanted)
 
 
 def test_masks_agree_with_the_class_map_that_evaluate_scores(run):
@@ -119,9 +119,9 @@ def test_enlarging_is_bilinear_as_torch_does_it():
     image = noise(64, 64)
     big = np.asarray(Image.fromarray(image).resize((64, 64)))
     square = engine.probabilities(big[None])
-    from unetseg.inference.tiling import enlarged
+    from unetseg.inference.tiling import enlarge
 
-    found = np.concatenate(list(enlarged(square[0], 1200, 333)))
+    found = np.concatenate(list(enlarge(square[0], 1200, 333)))
     wanted = torch.nn.functional.interpolate(torch.from_numpy(square), size=(1200, 333), mode="bilinear")[0]
     np.testing.assert_allclose(found, wanted.permute(1, 2, 0), atol=1e-5)
 
@@ -203,8 +203,8 @@ def test_what_is_no_picture_is_refused_with_what_is(image):
 def test_tiles_cover_a_picture_on_one_grid_and_their_weights_sum_to_one():
     for length in (1, 31, 32, 128, 129, 500, 1000):
         for tile, overlap in ((32, 0), (128, 0), (128, 50), (128, 64)):
-            at, side = starts(length, tile, overlap), min(tile, -(-length // GRID) * GRID)
-            shares, total = weights(at, side, overlap), np.zeros(at[-1] + side)
+            at, side = tile_starts(length, tile, overlap), min(tile, -(-length // GRID) * GRID)
+            shares, total = tile_weights(at, side, overlap), np.zeros(at[-1] + side)
             for start, share in zip(at, shares, strict=True):
                 total[start : start + side] += share
             np.testing.assert_allclose(total, 1, atol=1e-6)
@@ -222,7 +222,7 @@ def test_away_from_seams_tiles_agree_exactly_with_the_whole_picture(shape, radiu
     assert tiled.shape == (*shape, 2)
     away = np.ones(shape, bool)
     for axis, length in enumerate(shape):
-        at = starts(length, 128, 64)
+        at = tile_starts(length, 128, 64)
         edges = [*at[1:], *(start + 128 for start in at[:-1])]
         near = [min((abs(i + 0.5 - edge) for edge in edges), default=np.inf) < radius for i in range(length)]
         away &= ~np.expand_dims(near, 1 - axis)
@@ -233,7 +233,7 @@ def test_away_from_seams_tiles_agree_exactly_with_the_whole_picture(shape, radiu
 def test_a_unet_gives_the_same_in_tiles_beyond_the_reach_of_its_receptive_field(run):
     image = noise(64, 1024)
     tiled, whole = (unetseg.load(run, tile=t, overlap=64).probability(image) for t in (768, 1024))
-    assert starts(1024, 768, 64) == [0, 256]
+    assert tile_starts(1024, 768, 64) == [0, 256]
     np.testing.assert_allclose(tiled[:, :32], whole[:, :32], atol=1e-4)
     np.testing.assert_allclose(tiled[:, -32:], whole[:, -32:], atol=1e-4)
 

@@ -294,7 +294,7 @@ def test_no_sentence_contradicts_its_interval():
                 mine = {pair.other.name: pair for pair in found if pair.base is base}
                 if not mine:
                     continue
-                sentence = sentences.against(base, found, findings.METRICS[metric])
+                sentence = sentences.compare_with_base(base, found, findings.METRICS[metric])
                 higher, lower = told(f"higher with {NAMES}", sentence), told(f"lower with {NAMES}", sentence)
                 not_shown, single = (
                     told(f"shown for {NAMES}", sentence),
@@ -318,7 +318,7 @@ def test_no_sentence_contradicts_its_interval():
                     assert "one seed decides nothing" in sentence.lower()
                 assert ("With two seeds only" in sentence) == any(pair.result.seeds == 2 for pair in mine.values())
                 for name, pair in mine.items():
-                    words = sentences.measured(pair, unit)
+                    words = sentences.describe_pair(pair, unit)
                     allowed = "" if name in higher | lower else "of these two" if name in single else "not "
                     assert (allowed in words) if allowed else words.endswith("]")
                 kinds |= {kind for kind, part in zip("hlns", parts, strict=True) if part}

@@ -1,8 +1,9 @@
 """Resized images and masks in one memory-mapped file, shared by all processes of a machine.
 
-A file is written under another name and renamed when it is whole, so that a process may be killed at any moment. Its
-name says what it was made from: of pictures that have changed, a new one is made. Who builds or opens a file holds the
-folder's lock meanwhile. Who uses one in RAM holds a shared lock of it, and the last one to let go removes it.
+A file is written under another name and renamed when it is complete, so that a process may be killed at any moment.
+Its name is a fingerprint of the pictures: if they change, a new file is built. A process holds the folder's lock while
+it builds or opens a file. A process that uses a file in RAM holds a shared lock of it; the last one to release its lock
+removes the file.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from unetseg.data.pictures import Range, Unreadable
 from unetseg.errors import UserError
 
 VERSION = f"3 {cv2.__version__} {pillow}"
-"""Of the file's format, and of what decodes the pictures."""
+"""Versions of the file's format and of the decoders."""
 SHARED_MEMORY = Path("/dev/shm")
 QUARTER = 4
-"""Of the shared memory, which is half of the machine's where nobody has set it otherwise: what `auto` takes at most."""
+"""`auto` takes at most one part in QUARTER of the shared memory, which is half of the machine's RAM by default."""
 ADVICE = {
     "ram": "data.cache=disk, a smaller data.size, or a larger /dev/shm (docker run --shm-size=...)",
     "disk": "XDG_CACHE_HOME=FOLDER in the environment, or data.cache=none",
@@ -49,13 +50,13 @@ class Cache:
         kind: disk: under $XDG_CACHE_HOME, for later runs too; ram: under /dev/shm, until the last process that uses it
             ends (if it is killed: until the next cache is opened there).
         files: image and mask of each example.
-        values: the table by which it translates masks.
+        values: the class of each mask value, by which `read` translates masks.
         size: S.
         read: maps a position to image and mask, or raises Unreadable; called from several threads.
-        value_range: by which it reads pictures.
+        value_range: by which `read` reads pictures of more than 8 bits.
 
     Raises:
-        UserError: there is no room, or the folder belongs to somebody else.
+        UserError: there is not enough room, or the folder belongs to somebody else.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Cache:
         read: Callable[[int], tuple[np.ndarray, np.ndarray]],
         value_range: Range = None,
     ):
-        folder = folder_of(kind)
+        folder = cache_folder(kind)
         names, state = _fingerprints(files, values, size, value_range)
         self.path = folder / f"{names}-{state}.squares"
         self.record = np.dtype(
@@ -76,13 +77,15 @@ class Cache:
         self.length, self.size = len(files), size
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not private(folder, 0o022 if kind == "disk" else 0o077):
+            if not is_private(folder, 0o022 if kind == "disk" else 0o077):
                 raise UserError(f"data.cache={kind}: {folder} is open to others, or theirs", advice=ADVICE[kind])
-            with _locked(folder):
-                _remove(folder.glob("*.partial"))  # nobody else is building
+            with _lock(folder):
+                _remove(folder.glob("*.partial"))  # of killed processes: no other process is building
                 if kind == "ram":
-                    _remove_unused(set(folder.glob("*.squares")) - {self.path})
-                file = _opened(self.path, self.length * self.record.itemsize)
+                    for path in set(folder.glob("*.squares")) - {self.path}:
+                        with suppress(FileNotFoundError):
+                            _release(path.open("rb"), path, os.getpid())  # removes it unless a process uses it
+                file = _open_shared(self.path, self.length * self.record.itemsize)
                 if file is None:
                     _remove(folder.glob(f"{names}-*.squares"))  # the same pictures, in an earlier state
                     self._build(read)
@@ -91,11 +94,11 @@ class Cache:
         except OSError as error:
             needed = f"data.cache={kind} needs {self.length * self.record.itemsize:,} bytes in {folder}"
             raise UserError(f"{needed}: {error.strerror}", advice=ADVICE[kind]) from None
-        self.records = self._mapped()
+        self.records = self._map_records()
         if kind == "disk":
             file.close()
         else:
-            weakref.finalize(self, _let_go, file, self.path, os.getpid())
+            weakref.finalize(self, _release, file, self.path, os.getpid())
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Return copies of an example's image and mask, or None if they could not be read."""
@@ -103,41 +106,41 @@ class Cache:
         return (np.array(record["image"]), np.array(record["mask"])) if record["whole"] else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the content: a process that isn't forked maps it itself."""
+        """Leave out the records: a process that isn't forked maps the file itself."""
         return {name: value for name, value in self.__dict__.items() if name != "records"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Map the content."""
         self.__dict__ |= state
-        self.records = self._mapped()
+        self.records = self._map_records()
 
-    def _mapped(self) -> np.ndarray:
+    def _map_records(self) -> np.ndarray:
         return np.memmap(self.path, self.record, "r", shape=(self.length,))
 
     def _build(self, read: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> None:
         """Decode all examples into the file."""
-        each, partial = self.record.itemsize, self.path.with_suffix(".partial")
+        itemsize = self.record.itemsize
+        partial = self.path.with_suffix(".partial")
         free = shutil.disk_usage(partial.parent).free
-        if free < self.length * each:
+        if free < self.length * itemsize:
             raise OSError(errno.ENOSPC, f"{free:,} are free")
 
         def write(index: int) -> None:
             with suppress(Unreadable):  # its record stays zero
                 record = np.array((*read(index), True), self.record)
-                if os.pwrite(file.fileno(), record.tobytes(), index * each) < each:
+                if os.pwrite(file.fileno(), record.tobytes(), index * itemsize) < itemsize:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         try:
-            with open(partial, "wb", opener=_not_by_link) as file:
-                file.truncate(self.length * each)
-                written = [_decoders(os.getpid()).submit(write, index) for index in range(self.length)]
+            with open(partial, "wb", opener=_open_nofollow) as file:
+                file.truncate(self.length * itemsize)
+                futures = [_decoders(os.getpid()).submit(write, index) for index in range(self.length)]
                 try:
-                    for future in track(written, "decoding pictures", transient=True):
+                    for future in track(futures, "decoding pictures", transient=True):
                         future.result()
-                finally:  # nothing is written after the file was closed
-                    for future in written:
+                finally:  # after the file is closed nothing may be written
+                    for future in futures:
                         future.cancel()
-                    wait(written)
+                    wait(futures)
                 os.fsync(file.fileno())
             partial.rename(self.path)
         finally:
@@ -146,31 +149,31 @@ class Cache:
 
 @functools.cache
 def _decoders(process: int) -> ThreadPoolExecutor:
-    """Return the threads in which this process decodes; they stay until it ends.
+    """Return the threads in which this process decodes; they live until it ends.
 
-    OpenCV takes a lock when a thread ends, also after Python has waited for it. A loader's process that is forked at
-    that moment waits for the lock forever.
+    OpenCV takes a lock when a thread ends, even after Python has joined the thread. A loader process that is forked at
+    that moment would wait for the lock forever.
     """
     return ThreadPoolExecutor()
 
 
-def modest(length: int, size: int) -> bool:
-    """Return whether `auto` keeps a split of this length in RAM: where it takes little of what there is."""
+def fits_in_memory(length: int, size: int) -> bool:
+    """Return whether `auto` keeps a split of this length in RAM: it must take little of the shared memory."""
     try:
         return length * (4 * size**2 + 1) <= shutil.disk_usage(SHARED_MEMORY).total / QUARTER
-    except OSError:  # a system without shared memory in the file tree
+    except OSError:  # a system without /dev/shm
         return False
 
 
-def folder_of(kind: str) -> Path:
-    """Return where the files of a kind, disk or ram, lie."""
+def cache_folder(kind: str) -> Path:
+    """Return the folder of the files of a kind, disk or ram."""
     if kind == "ram":
         return _own_folder(SHARED_MEMORY / f"unetseg-{os.getuid()}")
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unetseg"
 
 
-def private(folder: Path, others: int) -> bool:
-    """Return whether a folder, and no link, is this user's, and no one else has one of these rights to it."""
+def is_private(folder: Path, others: int) -> bool:
+    """Return whether a folder, not a link, belongs to this user, and nobody else has any of the rights `others`."""
     try:
         status = folder.lstat()
     except OSError:
@@ -179,48 +182,49 @@ def private(folder: Path, others: int) -> bool:
 
 
 def _own_folder(folder: Path) -> Path:
-    """Return the folder, or another name where somebody else was faster: all may write to its parent."""
-    for found in [folder, *sorted(folder.parent.glob(f"{folder.name}-*"))]:
-        if private(found, 0o077):
-            return found
+    """Return the folder, or one of another name if somebody else took the name: all may write to its parent."""
+    for candidate in [folder, *sorted(folder.parent.glob(f"{folder.name}-*"))]:
+        if is_private(candidate, 0o077):
+            return candidate
     if not os.path.lexists(folder):
-        return folder  # to be made
+        return folder  # the caller creates it
     return Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
 
 
-def _not_by_link(path: str, flags: int) -> int:
+def _open_nofollow(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _fingerprints(
     files: Sequence[tuple[Path, Path]], values: np.ndarray, size: int, value_range: Range
 ) -> tuple[str, str]:
-    """Return a hash of which files are to become what, and one of the state in which these files are."""
-    how = f"{size} {None if value_range is None else [*map(float, value_range)]}"
-    names, state = hashlib.sha256(how.encode() + values.tobytes()), hashlib.sha256(VERSION.encode())
+    """Return a hash of the files' names and of how they are read, and a hash of the files' present state."""
+    options = f"{size} {None if value_range is None else [*map(float, value_range)]}"
+    names = hashlib.sha256(options.encode() + values.tobytes())
+    state = hashlib.sha256(VERSION.encode())
     for path in itertools.chain.from_iterable(files):
         status = path.stat()
         names.update(os.fsencode(path.absolute()) + b"\0")
-        # the time of the last change, unlike that of the last writing, no program can set
+        # programs can set st_mtime, but not st_ctime
         state.update(b"%d %d\0" % (status.st_size, status.st_ctime_ns))
     return names.hexdigest()[:16], state.hexdigest()[:16]
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> Iterator[None]:
     """Keep other processes from building and opening files of this folder."""
-    with open(folder / "lock", "w", opener=_not_by_link) as file:
+    with open(folder / "lock", "w", opener=_open_nofollow) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _opened(path: Path, length: int) -> BinaryIO | None:
-    """Return a file of this length with a shared lock, or None if there is none (any more), or it was cut short."""
+def _open_shared(path: Path, length: int) -> BinaryIO | None:
+    """Return a file with a shared lock, or None if it does not exist, has been removed, or has another length."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
         return None
-    fcntl.flock(file, fcntl.LOCK_SH)  # waits for one who is just removing it
+    fcntl.flock(file, fcntl.LOCK_SH)  # waits for a process that is removing the file
     status = os.fstat(file.fileno())
     if status.st_nlink and status.st_size == length:
         return file
@@ -228,19 +232,12 @@ def _opened(path: Path, length: int) -> BinaryIO | None:
     return None
 
 
-def _let_go(file: BinaryIO, path: Path, owner: int) -> None:
-    """Give a shared lock back; remove the file if nobody else has one. A forked process leaves that to `owner`."""
+def _release(file: BinaryIO, path: Path, owner: int) -> None:
+    """In the process `owner`, not in its forks: release a shared lock, and remove the file if nobody else has one."""
     if os.getpid() == owner:
         with file, suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
-
-
-def _remove_unused(paths: set[Path]) -> None:
-    """Remove what killed processes have left."""
-    for path in paths:
-        with suppress(FileNotFoundError):
-            _let_go(path.open("rb"), path, os.getpid())
 
 
 def _remove(paths: Iterator[Path]) -> None:

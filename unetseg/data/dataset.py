@@ -1,6 +1,6 @@
-"""What a data set is once its files have been found, and how its examples become batches.
+"""A data set as the list of its files, and how its examples become batches.
 
-What a loader's process does, read, resize, augment and stack, is the same for any number of processes.
+An example is read, resized and augmented in the same way by any number of loader processes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class Example:
     image: Path
     mask: Path
     group: str
-    """What results are broken down by: the breed in Pets, empty where there is none."""
+    """Scores are also given per group: the breed in Pets, empty where there are no groups."""
 
 
 class Listing(Sequence[Example]):
-    """Many examples as a few arrays of bytes; an Example is made when it is asked for.
+    """Many examples as a few arrays of bytes; an Example is created when it is accessed.
 
-    A loader's process shares the memory of the process that it was forked from until one of the two writes to it, and
-    Python writes to an object whenever it is looked at: a list of N examples would be copied into every loader process.
+    A forked loader process shares its parent's memory until one of the two writes to it. Python writes to an object
+    whenever it is accessed (its reference count), so a list of N examples would be copied into every loader process.
 
     Example:
         >>> listing = Listing([Example("cat_1", Path("images/cat_1.jpg"), Path("masks/cat_1.png"), "cat")])
@@ -46,8 +46,9 @@ class Listing(Sequence[Example]):
     """
 
     def __init__(self, examples: Iterable[Example]):
-        rows = [tuple(map(os.fsencode, (e.name, str(e.image), str(e.mask), e.group))) for e in examples]
-        self.columns = [np.array([row[column] for row in rows], dtype=np.bytes_) for column in range(4)]
+        rows = [(e.name, str(e.image), str(e.mask), e.group) for e in examples]
+        encoded = [[os.fsencode(value) for value in row] for row in rows]
+        self.columns = [np.array([row[column] for row in encoded], dtype=np.bytes_) for column in range(4)]
 
     def __len__(self) -> int:
         return len(self.columns[0])
@@ -59,15 +60,20 @@ class Listing(Sequence[Example]):
 
 @dataclass(frozen=True)
 class Collection:
-    """A data set: its classes, what its mask values mean, and the examples of each split."""
+    """A data set: its classes, the meaning of its mask values, and the examples of each split.
+
+    Example:
+        >>> train = [Example("cat_1", Path("images/cat_1.jpg"), Path("masks/cat_1.png"), "cat")]
+        >>> collection = Collection(("background", "cat"), np.arange(256, dtype=np.uint8), {"train": train})
+    """
 
     classes: tuple[str, ...]
     values: np.ndarray
     """256 uint8: the class of each mask value, IGNORE, or pictures.INVALID."""
     splits: Mapping[str, Sequence[Example]]
-    """train, val and test, or those of them that are needed; all: every example of the set."""
+    """train, val and test, or the ones that are needed; all: every example of the set."""
     missing: Mapping[Path, Unreadable] = field(default_factory=dict)
-    """Of files that aren't there: what is to be said of them."""
+    """The error to raise for each file that does not exist."""
 
 
 def missing_layout(root: Path, parts: Sequence[str]) -> list[str]:
@@ -76,15 +82,11 @@ def missing_layout(root: Path, parts: Sequence[str]) -> list[str]:
 
 
 def read_list(file: Path) -> list[str]:
-    """Return the lines of a list, in UTF-8 or, with its mark at the beginning, in UTF-16.
-
-    Raises:
-        UserError: it is in another encoding.
-    """
+    """Return a file's lines that aren't empty; a UserError if it is neither UTF-8 nor UTF-16 with a byte order mark."""
     content = file.read_bytes()
-    wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
-        text = content.decode("utf-16" if wide else "utf-8-sig")
+        text = content.decode(encoding)
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
@@ -102,33 +104,34 @@ class Batch(NamedTuple):
     indices: Tensor
     """B int64: positions in the split."""
     unreadable: Tensor = torch.zeros(0, dtype=torch.int64)
-    """int64: positions of examples that should have been in the batch and could not be read."""
+    """int64: positions of the examples of this batch that could not be read."""
 
 
-class Unread(NamedTuple):
-    """An example that could not be read."""
+class SkippedExample(NamedTuple):
+    """Stands in for an example that could not be read."""
 
     position: int
     reason: str
 
 
 T = TypeVar("T")
-Item = tuple[np.ndarray, np.ndarray, int] | Unread
-"""Image SxSx3 and mask SxS, uint8, with their position in the split; or what stands in for them."""
+Item = tuple[np.ndarray, np.ndarray, int] | SkippedExample
+"""Image SxSx3 and mask SxS, uint8, with their position in the split; or a SkippedExample."""
 
 
 class Examples(Dataset[Item]):
     """Reads and transforms one example, addressed by (epoch, index).
 
-    The epoch comes with the index because a worker process that lives through all epochs has no other way to learn it.
+    The epoch is part of the address because a worker process that lives through all epochs can't learn it otherwise.
 
     Args:
         examples: the files.
         values: the table of the Collection.
-        transform: what is done to each.
+        transform: applied to each example.
         seed: of the augmentation.
-        skip_unreadable: return an Unread in place of what can't be read, and don't raise.
-        value_range: what becomes black and what white of pictures of more than 8 bits, see `pictures.opened`.
+        skip_unreadable: return a SkippedExample for an example that can't be read, and don't raise.
+        value_range: the values of pictures of more than 8 bits that become black and white, see
+            `pictures.open_picture`.
     """
 
     def __init__(
@@ -144,7 +147,7 @@ class Examples(Dataset[Item]):
         self.examples, self.values, self.transform, self.seed = examples, values, transform, seed
         self.skip_unreadable, self.value_range = skip_unreadable, value_range
         self.cache: Cache | None = None
-        """Holds what `resized` returns, if given."""
+        """If set, the results of `load_resized`."""
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -153,20 +156,21 @@ class Examples(Dataset[Item]):
         return self.load(*address)
 
     def load(self, epoch: int, index: int) -> Item:
-        """Return an example as it is in this epoch."""
+        """Return an example with the augmentation of this epoch."""
         try:
-            image, mask = (self.cache and self.cache[index]) or self.resized(index)
+            image, mask = (self.cache and self.cache[index]) or self.load_resized(index)
         except Unreadable as error:
-            return self.unread(index, error)
-        return *self.transform(image, mask, (self.seed, epoch, index)), index
+            return self.skip(index, error)
+        image, mask = self.transform(image, mask, (self.seed, epoch, index))
+        return image, mask, index
 
-    def unread(self, index: int, error: Unreadable) -> Unread:
-        """Return what stands in for an example, or raise a UserError where nothing may be left out."""
+    def skip(self, index: int, error: Unreadable) -> SkippedExample:
+        """Return a SkippedExample, or raise a UserError where no example may be skipped."""
         if self.skip_unreadable:
-            return Unread(index, str(error))
-        raise UserError(str(error)) from None  # by this name command.leave finds it in what a loader's process reports
+            return SkippedExample(index, str(error))
+        raise UserError(str(error)) from None  # options.command.leave looks for this name in a loader process's report
 
-    def resized(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def load_resized(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Read an example and resize it: image SxSx3 and mask SxS, uint8."""
         example = self.examples[index]
         return self.transform.resize(read_image(example.image, self.value_range), read_mask(example.mask, self.values))
@@ -175,16 +179,16 @@ class Examples(Dataset[Item]):
 class EpochSampler(Sampler[tuple[int, int]]):
     """Yields (epoch, index): this rank's share of the examples, in an order drawn from (seed, epoch).
 
-    A shuffled share has the same length on every rank, as training in step demands: the last length % ranks examples
-    of an epoch's order sit that epoch out. Without shuffling every example is yielded on exactly one rank.
+    A shuffled share has the same length on every rank, because ranks train in step: the last length % ranks examples
+    of an epoch's order are left out of that epoch. Without shuffling every example is yielded on exactly one rank.
 
     Args:
         length: of the data set.
-        shuffle: see above.
+        shuffle: draw a new order in each epoch.
         seed: of the order.
-        rank: which of the processes this is.
-        ranks: how many there are.
-        done: an epoch in which the run goes on, and how many of its examples all ranks have had before.
+        rank: number of this process.
+        ranks: number of processes.
+        done: the epoch in which a resumed run continues, and how many of its examples all ranks together have had.
 
     Example:
         >>> list(EpochSampler(5, shuffle=False, seed=0, rank=1, ranks=2))
@@ -205,10 +209,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch, self.done = done[0], done
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; Lightning calls this before each one, with 0 while it has not restored a resumed run."""
+        """Set the epoch. Lightning calls this before each epoch, with 0 until it has restored a resumed run."""
         self.epoch = max(epoch, self.done[0])
 
-    def __len__(self) -> int:  # of the whole epoch, also where it is gone on with: Lightning counts from its start
+    def __len__(self) -> int:  # of the whole epoch, also of the one that is resumed: Lightning counts from its start
         return self.length // self.ranks if self.shuffle else len(range(self.rank, self.length, self.ranks))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -217,30 +221,31 @@ class EpochSampler(Sampler[tuple[int, int]]):
         else:
             order = range(self.length)
         epoch, examples = self.done
-        for position in range(examples // self.ranks if self.epoch == epoch else 0, len(self)):
+        first = examples // self.ranks if self.epoch == epoch else 0
+        for position in range(first, len(self)):
             yield self.epoch, order[self.rank + position * self.ranks]
 
 
 def collate(items: list[Item]) -> Batch:
-    """Stack examples; the images stay HxWx3 in memory, which is what channels_last models read.
+    """Stack examples; the images stay HxWx3 in memory, the layout that channels_last models read.
 
     Raises:
-        UserError: none of them could be read.
+        UserError: no example could be read.
     """
-    read, missing = readable(items)
-    images, masks, indices = default_collate(read)
-    return Batch(images.permute(0, 3, 1, 2), masks, indices, missing)
+    examples, unreadable = split_skipped(items)
+    images, masks, indices = default_collate(examples)
+    return Batch(images.permute(0, 3, 1, 2), masks, indices, unreadable)
 
 
-def readable(items: Sequence[T | Unread]) -> tuple[list[T], Tensor]:
-    """Return the items that could be read, and the positions of the others.
+def split_skipped(items: Sequence[T | SkippedExample]) -> tuple[list[T], Tensor]:
+    """Return the items that could be read, and the positions of the others, int64.
 
     Raises:
-        UserError: none of them could be read.
+        UserError: no item could be read.
     """
-    unread = [item for item in items if isinstance(item, Unread)]
-    if len(unread) == len(items):
-        reasons = "\n".join(item.reason.partition("\n")[0] for item in unread)
+    skipped = [item for item in items if isinstance(item, SkippedExample)]
+    if len(skipped) == len(items):
+        reasons = "\n".join(item.reason.partition("\n")[0] for item in skipped)
         raise UserError(f"nothing is left of a batch:\n{reasons}", advice="replace these files, or drop their lines")
-    read = [item for item in items if not isinstance(item, Unread)]
-    return read, torch.tensor([item.position for item in unread], dtype=torch.int64)
+    read = [item for item in items if not isinstance(item, SkippedExample)]
+    return read, torch.tensor([item.position for item in skipped], dtype=torch.int64)

@@ -1,6 +1,6 @@
-"""data.cache=device: a split's resized images lie on the device that trains, and are augmented there.
+"""data.cache=device: a split's resized images are kept on the training device and augmented there.
 
-The loader's processes draw the augmentations' parameters, the very ones that are drawn elsewhere, and send only these.
+The loader processes draw the parameters of the augmentations, the same ones as with other caches, and send only these.
 
 Legend: N examples of a split, B of a batch, S x S pixels.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from unetseg.data.cache import Cache
-from unetseg.data.dataset import Batch, Examples, Unread, readable
+from unetseg.data.dataset import Batch, Examples, SkippedExample, split_skipped
 from unetseg.data.pictures import Unreadable
 from unetseg.data.transforms import FILL, Augmentation
 from unetseg.errors import UserError
@@ -26,32 +26,32 @@ CHUNK = 256
 
 
 class AugmentationBatch(NamedTuple):
-    """What the loader yields in place of a Batch."""
+    """The parameters of a batch's augmentations; the loader yields it in place of a Batch."""
 
     split: str
     indices: Tensor
     """B int64: positions in the split."""
     grids: Tensor | None
-    """Bx2x3 float32: maps positions in the results to those in the pictures, both in -1..1; None: no augmentation."""
+    """Bx2x3 float32: maps positions in the result to positions in the picture, both in -1..1; None: no augmentation."""
     colours: Tensor | None
     """Bx4x4 float32: see Augmentation."""
     unreadable: Tensor
-    """int64: positions of examples that should have been in the batch and could not be read."""
+    """int64: positions of the examples of this batch that could not be read."""
 
 
 class AugmentationExamples(Examples):
-    """Yields, for an (epoch, index), the parameters of the example's augmentation, and not the example."""
+    """Returns for an (epoch, index) the parameters of the example's augmentation in place of the example."""
 
     whole: np.ndarray
     """N bool: which examples the device holds; the others could not be read."""
 
-    def __getitem__(self, address: tuple[int, int]) -> tuple[Augmentation | None, int] | Unread:  # type: ignore[override]
+    def __getitem__(self, address: tuple[int, int]) -> tuple[Augmentation | None, int] | SkippedExample:  # type: ignore[override]
         epoch, index = address
         if not self.whole[index]:
             reason = f"{self.examples[index].image} or its mask can't be read as a picture"
-            return self.unread(index, Unreadable(reason, advice="replace it, or drop its line"))
-        augmented = bool(self.transform.steps)
-        return self.transform.parameters((self.seed, epoch, index)) if augmented else None, index
+            return self.skip(index, Unreadable(reason, advice="replace it, or drop its line"))
+        augments = bool(self.transform.steps)
+        return self.transform.parameters((self.seed, epoch, index)) if augments else None, index
 
 
 class DeviceImages:
@@ -59,8 +59,8 @@ class DeviceImages:
 
     Args:
         split: its name.
-        cache: what is copied.
-        device: where to.
+        cache: of the examples, which are copied to the device.
+        device: the device.
 
     Raises:
         UserError: they would take more than half of the memory that a GPU has free.
@@ -89,38 +89,38 @@ class DeviceImages:
         """Return the examples of a batch, augmented."""
         images, masks = self.images[batch.indices].permute(0, 3, 1, 2), self.masks[batch.indices]
         if batch.grids is not None and batch.colours is not None:
-            images, masks = moved(images, masks, batch.grids)
-            images = recoloured(images, batch.colours).mul(255).round().to(torch.uint8)
+            images, masks = warp(images, masks, batch.grids)
+            images = adjust_colours(images, batch.colours).mul(255).round().to(torch.uint8)
         images = images.contiguous(memory_format=torch.channels_last)
         return Batch(images, masks, batch.indices, batch.unreadable)
 
 
-def collate(split: str, size: int, items: list[tuple[Augmentation | None, int] | Unread]) -> AugmentationBatch:
-    """Stack what AugmentationExamples yields; in a loader's process, which has nothing of the device."""
-    found, missing = readable(items)
-    augmentations = [one for one, _ in found if one is not None]
+def collate(split: str, size: int, items: list[tuple[Augmentation | None, int] | SkippedExample]) -> AugmentationBatch:
+    """Stack the items of AugmentationExamples; runs in a loader process, which does not use the device."""
+    drawn, unreadable = split_skipped(items)
+    augmentations = [augmentation for augmentation, _ in drawn if augmentation is not None]
     grids = colours = None
     if augmentations:
         half = (size - 1) / 2
-        pixels = np.array([[half, 0, half], [0, half, half], [0, 0, 1]])  # of positions in -1..1
-        moves = np.linalg.inv(np.stack([one.move for one in augmentations]))
-        grids = torch.from_numpy(np.linalg.inv(pixels) @ moves @ pixels)[:, :2].float()
-        colours = torch.from_numpy(np.stack([one.colours for one in augmentations]))
-    return AugmentationBatch(split, torch.tensor([index for _, index in found]), grids, colours, missing)
+        to_pixels = np.array([[half, 0, half], [0, half, half], [0, 0, 1]])  # from positions in -1..1
+        inverse_moves = np.linalg.inv(np.stack([augmentation.move for augmentation in augmentations]))
+        grids = torch.from_numpy(np.linalg.inv(to_pixels) @ inverse_moves @ to_pixels)[:, :2].float()
+        colours = torch.from_numpy(np.stack([augmentation.colours for augmentation in augmentations]))
+    return AugmentationBatch(split, torch.tensor([index for _, index in drawn]), grids, colours, unreadable)
 
 
-def moved(images: Tensor, masks: Tensor, grids: Tensor) -> tuple[Tensor, Tensor]:
+def warp(images: Tensor, masks: Tensor, grids: Tensor) -> tuple[Tensor, Tensor]:
     """Map images Bx3xSxS uint8 and masks BxSxS uint8 to images in 0..1 and masks, each moved by its Bx2x3 grid."""
     grid = affine_grid(grids, list(images.shape), align_corners=True)
     fill = torch.tensor(FILL, dtype=torch.float32).to(images.device, non_blocking=True).view(1, 3, 1, 1)
-    # outside there are zeros: what is moved is the difference to the value that belongs there
+    # grid_sample puts zeros outside of a picture: sample the difference to the fill value
     images = grid_sample(images - fill, grid, align_corners=True) + fill
     nearest = grid_sample(masks[:, None].float() - IGNORE, grid, "nearest", align_corners=True)[:, 0] + IGNORE
     return images / 255, nearest.to(torch.uint8)
 
 
-def recoloured(images: Tensor, colours: Tensor) -> Tensor:
-    """Map Bx3xSxS in 0..1 to the same, changed by Bx4x4 numbers in four turns, see Augmentation."""
+def adjust_colours(images: Tensor, colours: Tensor) -> Tensor:
+    """Map Bx3xSxS in 0..1 to the same shape and range, changed by the Bx4x4 `colours` of Augmentation."""
     from kornia import enhance
 
     steps = (

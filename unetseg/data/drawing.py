@@ -1,9 +1,9 @@
 """Drawn cats and dogs with their trimaps: the pictures of the embedded data set.
 
-Legs, tails, ears, whiskers and fringes are one to a few pixels wide, and `similarity` takes away what tells
-coat from scene: then only fine detail shows where the animal ends, and that is what long skips carry.
-Everything is made of tubes: Bezier curves of control points (x, y, radius). An animal's are in units of about
-its body length, y down, the ground at y = 0. H = W = size; colours are RGB in 0..255.
+Legs, tails, ears, whiskers and fringes are one to a few pixels wide. `similarity` makes the coat look like the scene:
+then only fine detail shows where the animal ends, and long skips carry fine detail. All shapes are tubes: Bezier curves
+of control points (x, y, radius). An animal's coordinates are in units of about its body length, y down, the ground at
+y = 0. H = W = size; colours are RGB in 0..255.
 """
 
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ Tube = np.ndarray | Sequence[tuple[float, float, float]]  # Nx3 control points
 
 PET, BACKGROUND, BOUNDARY = 1, 2, 3
 SUPERSAMPLING = 3
-COVERED = 0.35  # coverage from which a pixel is the animal's: low enough to keep a slanting whisker whole
+COVERED = 0.35  # a pixel of at least this coverage is the animal's: low enough to keep a slanting whisker whole
 THINNEST = 1.3  # pixels; no tube is drawn thinner
 OCTAVES = (0.012, 0.04, 0.12, 0.35)  # texture periods, as shares of the picture's size
 
 
 class Breed(NamedTuple):
-    """What a group of animals has in common."""
+    """The common traits of a group of animals."""
 
     species: int  # 1 cat, 2 dog, as in the official lists
     pattern: str  # "" for none
-    coats: tuple  # colours to choose from
+    coats: tuple  # possible colours
     marking: tuple  # colour of the pattern
     hair: float  # length of the fringe, in animal units
 
@@ -65,14 +65,14 @@ WALLS = (
     Surface(24, (0.7, 1, 0.8, 0.5), 1.3, 60, ((72, 96, 62), (94, 112, 76))),  # hedge
     Surface(8, (0.1, 0.2, 0.5, 1), 3, 0, ((148, 178, 204), (186, 200, 208))),  # sky
 )
-# From back to front: a layer's brightness, and how strongly it wears the marking of a coat with points.
+# From back to front: a layer's brightness, and the strength of the marking on it in a coat with points.
 LAYERS = {"far": (0.7, 0.8), "tail": (0.9, 0.9), "body": (1, 0.1), "near": (1.02, 0.7), "ears": (0.95, 1),
           "head": (1.08, 0.15), "muzzle": (1.12, 0.6), "whiskers": (1.2, 0)}
 FEATURES = {"inner ears": (206, 150, 140), "eyes": (150, 142, 74), "dark": (26, 22, 22), "glint": (255,) * 3}
 
 
 def pose(rng: Generator, cat: bool) -> tuple[dict[str, list[Tube]], dict[str, list[Tube]]]:
-    """One cat or dog that faces right -> the tubes of its LAYERS, the tubes of its FEATURES."""
+    """Return one cat or dog that faces right: the tubes of its LAYERS and of its FEATURES."""
     stance = rng.choice(["standing", "sitting", "lying"], p=[0.5, 0.35, 0.15])
     standing, lying, sides = stance == "standing", stance == "lying", (-1, 1)
     leg, plump = rng.uniform(0.36, 0.56), rng.uniform(0.85, 1.15)
@@ -97,7 +97,7 @@ def pose(rng: Generator, cat: bool) -> tuple[dict[str, list[Tube]], dict[str, li
                 (paw, -0.1, 0.02), (paw + 0.03, -0.035, 0.044)]
 
     def on_head(*points: tuple[float, float, float], follow: float = 0) -> Tube:
-        """Points in head units -> control points; what has `follow` moves sideways as the head turns."""
+        """Map points in head units to control points; `follow` is how far they move sideways as the head turns."""
         x, y, r = np.array(points, float).T
         x += follow * turn
         cos, sin = radius * np.cos(lean), radius * np.sin(lean)
@@ -143,7 +143,7 @@ def pose(rng: Generator, cat: bool) -> tuple[dict[str, list[Tube]], dict[str, li
 
 
 def place(rng: Generator, layers: dict[str, list[Tube]], size: int) -> np.ndarray:
-    """Where the animal stands: the 2x3 matrix from animal units to pixels. Only whiskers may be cut off."""
+    """Return a random place for the animal, the 2x3 matrix from animal units to pixels. It may cut off whiskers."""
     points = np.concatenate([tube for name, tubes in layers.items() if name != "whiskers" for tube in tubes])
     low, high = (points[:, :2] - points[:, 2:]).min(axis=0), (points[:, :2] + points[:, 2:]).max(axis=0)
     unit = size * rng.uniform(0.66, 0.95) / (high - low).max()
@@ -154,16 +154,16 @@ def place(rng: Generator, layers: dict[str, list[Tube]], size: int) -> np.ndarra
 
 
 @lru_cache
-def bernstein(points: int, samples: int = 16) -> np.ndarray:
-    """The matrix, samples x points, from a tube's control points to samples along its Bezier curve."""
-    t = np.linspace(0, 1, samples)
+def bernstein(points: int) -> np.ndarray:
+    """Return the matrix, 16 x points, that maps a tube's control points to 16 points along its Bezier curve."""
+    t = np.linspace(0, 1, 16)
     return np.stack([comb(points - 1, k) * t**k * (1 - t) ** (points - 1 - k) for k in range(points)], axis=1)
 
 
 def coverage(
     tubes: list[Tube], frame: np.ndarray, size: int, hair: float = 0, rng: Generator | None = None
 ) -> np.ndarray:
-    """The share of each pixel that the tubes cover: HxW float32 in 0..1. `hair` adds a fringe, from `rng`."""
+    """Return the share of each pixel that the tubes cover: HxW float32 in 0..1. `hair` adds a fringe, from `rng`."""
     canvas = np.zeros((size * SUPERSAMPLING,) * 2, np.uint8)
     frame = frame * SUPERSAMPLING
     unit = np.hypot(*frame[:, 0])
@@ -185,7 +185,7 @@ def coverage(
 
 
 def noise(rng: Generator, size: int, weights: tuple, stretch: float = 1, angle: float = 0) -> np.ndarray:
-    """Texture of these weights of the OCTAVES and this orientation: HxW float32, mean 0, deviation 1."""
+    """Return a texture of these weights of the OCTAVES and this orientation: HxW float32, mean 0, deviation 1."""
     side = int(1.45 * size)  # the square that still covers the picture when turned
     total: np.ndarray = np.zeros((side, side), np.float32)
     for octave, weight in zip(OCTAVES, weights, strict=True):
@@ -199,19 +199,19 @@ def noise(rng: Generator, size: int, weights: tuple, stretch: float = 1, angle: 
     return (total - total.mean()) / total.std()
 
 
-def tinted(rng: Generator, colours: tuple) -> np.ndarray:
-    """One of the colours, a little lighter or darker: 3 float32."""
+def random_colour(rng: Generator, colours: tuple) -> np.ndarray:
+    """Return one of the colours, a little lighter or darker: 3 float32."""
     colour = np.array(colours[rng.integers(len(colours))]) * rng.uniform(0.85, 1.1)
     return (colour + rng.normal(0, 4, size=3)).astype(np.float32)
 
 
 def draw_scene_twice(rng: Generator, size: int, coat: np.ndarray, marking: np.ndarray, feet: float) -> tuple:
-    """Two draws of one random scene -> the mean colour of both, the texture of each, all HxWx3 float32.
+    """Return two draws of one random scene: the mean colour of both and the texture of each, all HxWx3 float32.
 
     Its colours differ from the coat's (3 float32). `feet`, 0..1, is how far down the animal stands.
     """
     floor, wall = FLOORS[rng.integers(len(FLOORS))], WALLS[rng.integers(len(WALLS))]
-    choices = [(tinted(rng, floor.colours), tinted(rng, wall.colours)) for _ in range(4)]
+    choices = [(random_colour(rng, floor.colours), random_colour(rng, wall.colours)) for _ in range(4)]
     ground, back = max(choices, key=lambda colours: min(np.abs(colour - coat).sum() for colour in colours))
     horizon = max(feet - rng.uniform(0.12, 0.5), 0) if rng.random() < 0.8 else 0
     below = np.clip(np.arange(1, size + 1) - horizon * size, 0, 1).astype(np.float32)[:, None, None]
@@ -220,7 +220,7 @@ def draw_scene_twice(rng: Generator, size: int, coat: np.ndarray, marking: np.nd
     for _ in range(2):
         low, high = (s.contrast * noise(rng, size, s.weights, s.stretch, s.angle) for s in (floor, wall))
         texture = (below * low[..., None] + (1 - below) * high[..., None]) * (0.6 + mean / 320)
-        # Blades as thin as legs, half of them in the coat's colour: colour alone must not give the mask away.
+        # Blades as thin as legs, half of them in the coat's colour: colour alone must not reveal the mask.
         for colour in (0.85 * coat, (marking + ground) / 2):
             x, y, rise = rng.uniform((-0.05, horizon, 0.1), (1.05, 1.1, 0.4), size=(6, 3)).T
             lean, width = rng.normal(0, 0.08, size=6), rng.uniform(0.003, 0.013, size=6)
@@ -232,7 +232,7 @@ def draw_scene_twice(rng: Generator, size: int, coat: np.ndarray, marking: np.nd
 
 
 def draw_pattern(rng: Generator, name: str, frame: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """How strongly the marking shows, HxW in 0..1; `points`, HxW, is what LAYERS says about that."""
+    """Return the strength of the marking, HxW in 0..1; `points`, HxW, is its strength by LAYERS."""
     size = len(points)
     blotches = noise(rng, size, (0, 0, 1, 0.6))
     if name == "stripes":
@@ -247,21 +247,21 @@ def draw_pattern(rng: Generator, name: str, frame: np.ndarray, points: np.ndarra
     return cv2.GaussianBlur(points, (0, 0), 0.012 * size) if name == "points" else np.zeros_like(points)
 
 
-def trimap_of(mask: np.ndarray) -> np.ndarray:
-    """Mask HxW bool -> HxW uint8 of PET, BACKGROUND, and BOUNDARY, one pixel on each side of the edge."""
+def trimap_from_mask(mask: np.ndarray) -> np.ndarray:
+    """Map a mask, HxW bool, to HxW uint8 of PET, BACKGROUND, and BOUNDARY, one pixel on each side of the edge."""
     filled, square = mask.astype(np.uint8), np.ones((3, 3), np.uint8)
     outside = np.where(cv2.dilate(filled, square), BOUNDARY, BACKGROUND)
     return np.where(cv2.erode(filled, square), PET, outside).astype(np.uint8)
 
 
 def draw_animal(rng: Generator, *, size: int, breed: str, similarity: float) -> tuple[np.ndarray, np.ndarray]:
-    """One picture of the breed -> picture HxWx3 uint8 RGB, trimap HxW uint8 of PET, BACKGROUND, BOUNDARY.
+    """Return a picture of the breed, HxWx3 uint8 RGB, and its trimap, HxW uint8 of PET, BACKGROUND and BOUNDARY.
 
-    `similarity` 0: the coat has a texture of its own; 1: the coat is a second draw of the scene behind,
-    and only a faint shading and face remain. In between, mean colour and power spectrum move linearly.
+    `similarity` 0: the coat has a texture of its own; 1: the coat is a second draw of the scene behind it, and only a
+    faint shading and face remain. In between, mean colour and power spectrum change linearly.
     """
     kind = BREEDS[breed]
-    geometry, texture = rng.spawn(2)  # apart, so that nothing about textures can change a shape
+    geometry, texture = rng.spawn(2)  # two generators, so that no change of a texture can change a shape
     layers, features = pose(geometry, cat=kind.species == 1)
     frame = place(geometry, layers, size)
     hair = {name: 0 if name == "whiskers" else kind.hair for name in LAYERS}
@@ -276,7 +276,7 @@ def draw_animal(rng: Generator, *, size: int, breed: str, similarity: float) -> 
         light += covers[name] * (brightness + 0.035 * size * np.gradient(soft, axis=0) - light)
         points += covers[name] * (pointed - points)
 
-    coat, marking = tinted(texture, kind.coats), np.array(kind.marking, np.float32)
+    coat, marking = random_colour(texture, kind.coats), np.array(kind.marking, np.float32)
     mean, grain, twin_grain = draw_scene_twice(texture, size, coat, marking, feet=frame[1, 2] / size)
     pattern = draw_pattern(texture, kind.pattern, frame, points)[..., None]
     fur = noise(texture, size, (1, 0.5, 0.2, 0.1), stretch=3, angle=texture.uniform(20, 160))[..., None]
@@ -284,7 +284,7 @@ def draw_animal(rng: Generator, *, size: int, breed: str, similarity: float) -> 
     offset = (alpha[..., None] * coat_grain).sum(axis=(0, 1)) / alpha.sum()
 
     own, shared = 1 - similarity, similarity
-    animal = own**0.5 * (coat_grain - offset) + shared**0.5 * twin_grain  # roots: the power mixes linearly
+    animal = own**0.5 * (coat_grain - offset) + shared**0.5 * twin_grain  # by roots the power changes linearly
     animal += own * (coat + offset) + shared * mean
     faint = 1 - 0.75 * similarity
     feet = np.concatenate([*layers["far"], *layers["near"]])[:, 0]
@@ -297,4 +297,4 @@ def draw_animal(rng: Generator, *, size: int, breed: str, similarity: float) -> 
         cover = faint * coverage(features[name], frame, size)[..., None]
         picture += cover * (np.array(colour, np.float32) - picture)
     picture *= np.linspace(1.1, 0.92, size, dtype=np.float32)[:, None, None]
-    return np.clip(picture, 0, 255).round().astype(np.uint8), trimap_of(alpha > COVERED)
+    return np.clip(picture, 0, 255).round().astype(np.uint8), trimap_from_mask(alpha > COVERED)

@@ -1,9 +1,11 @@
 """A user's own pictures:
 
-images/NAME.jpg (or another of IMAGE_SUFFIXES)   masks/NAME.png (or another, lossless) with the class as the value, or
-                                                 0/255 for two classes; NAME may begin with folders
-train.txt, val.txt, test.txt: one NAME a line, or the path of a picture, or those of a picture and its mask (optional;
-                              without them the pictures are split by seeded ratios)
+images/NAME.jpg (or another of IMAGE_SUFFIXES)
+masks/NAME.png (or another, lossless): the class as the value, or 0/255 for two classes
+train.txt, val.txt, test.txt (optional): in each line one NAME, or the path of a picture, or the paths of a picture and
+    its mask; without these files the pictures are split by ratios with a seed
+
+NAME may begin with folders.
 """
 
 from __future__ import annotations
@@ -38,33 +40,32 @@ def load(
         classes: names of the mask values 0, 1, ...
         ignore_index: the mask value that is left out, if any.
         ratios: shares of train, validation and test where there are no split files.
-        split_seed: of that split.
-        needed: the splits that are asked for; all: every picture that is listed, or that there is without lists.
+        split_seed: of the split by ratios.
+        needed: the splits to return; all: every listed picture, or every picture where there are no split files.
 
     Raises:
         UserError: the layout is another, a split is empty or lists a picture twice, or a name is ambiguous.
     """
-    lacking = missing_layout(root, ("images", "masks"))
-    if lacking:
-        raise UserError(f"data.root={root} lacks {', '.join(lacking)}", accepted="a folder with images/ and masks/")
+    absent = missing_layout(root, ("images", "masks"))
+    if absent:
+        raise UserError(f"data.root={root} lacks {', '.join(absent)}", accepted="a folder with images/ and masks/")
     images = Files(root / "images")
-    given = [name for name in SPLITS.values() if (root / name).exists()]
-    absent = [SPLITS[split] for split in needed if split != "all" and SPLITS[split] not in given]
-    if given and absent:
-        raise UserError(f"{root} has {', '.join(given)} only", accepted=f"all of {', '.join(SPLITS.values())}, or none")
+    lists = [name for name in SPLITS.values() if (root / name).exists()]
+    if lists and any(split != "all" and SPLITS[split] not in lists for split in needed):
+        raise UserError(f"{root} has {', '.join(lists)} only", accepted=f"all of {', '.join(SPLITS.values())}, or none")
     masks = Files(root / "masks")
     missing: dict[Path, Unreadable] = {}
-    if given:
-        members = _listed(root, images, masks, missing)
+    if lists:
+        members = _read_lists(root, images, masks, missing)
         members["all"] = [example for part in members.values() for example in part]
     else:
-        every = _found(images, masks, missing)
-        named = _drawn(list(every), ratios, split_seed)
-        members = {split: [every[name] for name in names] for split, names in named.items()}
-        members["all"] = list(every.values())
+        examples = _pair_by_name(images, masks, missing)
+        split_names = _split_names(list(examples), ratios, split_seed)
+        members = {split: [examples[name] for name in names] for split, names in split_names.items()}
+        members["all"] = list(examples.values())
     for split in needed:
         if not members[split]:
-            raise _empty(root, split, images)
+            raise _empty_split(root, split, images)
     for example in members["all"]:
         if not example.name.isprintable() or any(0xD800 <= ord(letter) < 0xE000 for letter in example.name):
             raise UserError(
@@ -77,17 +78,19 @@ def load(
 
 
 class Files:
-    """The pictures in a folder and in those below it, by their paths without endings, relative to it.
+    """The pictures in a folder and its subfolders, by their paths relative to it.
 
-    Hidden files are none: macOS leaves ._NAME.jpg beside NAME.jpg on foreign disks.
+    Hidden files are left out: macOS leaves ._NAME.jpg beside NAME.jpg on foreign disks.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.named: dict[str, list[Path]] = {}
+        """The files of each relative path without its ending."""
         self.others: list[Path] = []
+        """Files that are no pictures by their endings."""
         self.names: set[str] = set()
-        """Paths with endings."""
+        """Relative paths with their endings."""
         for path in sorted(folder.rglob("*")):
             below = path.relative_to(folder)
             if any(part.startswith(".") for part in below.parts) or path.is_dir():
@@ -99,7 +102,7 @@ class Files:
                 self.others.append(path)
 
     def one(self, name: str) -> Path | None:
-        """Return the only file of this name, None if there is none; a UserError names both where there are two."""
+        """Return the only file of this name without its ending, or None; raise a UserError if there are two."""
         paths = self.named.get(name, [])
         if len(paths) > 1:
             raise UserError(
@@ -110,19 +113,20 @@ class Files:
         return paths[0] if paths else None
 
     def exactly(self, name: str) -> Path | None:
-        """Return the file of this name with its ending, in small letters or capitals; None if there is none."""
+        """Return the file of this name with its ending, or None; the ending may be in small letters or capitals."""
         if name in self.names:
             return self.folder / name
-        alike = [path for path in self.named.get(_stem(name), []) if path.suffix.lower() == _ending(name)]
-        return alike[0] if len(alike) == 1 else None
+        candidates = [path for path in self.named.get(_stem(name), []) if path.suffix.lower() == _ending(name)]
+        return candidates[0] if len(candidates) == 1 else None
 
     def nearest(self, name: str) -> str:
-        """Return what lies there that is most like a name, in words."""
+        """Return a clause that names the files whose names are most like this one."""
         files = [*self.names, *(path.relative_to(self.folder).as_posix() for path in self.others)]
         if not files:
             return f"{self.folder} is empty"
-        short = sorted(files, key=lambda file: (abs(len(file) - len(name)), file))[:200]  # likeness takes its time
-        return f"{self.folder} holds {', '.join(nearest_first(name, short)[:3])}" + ", ..." * (len(files) > 3)
+        candidates = sorted(files, key=lambda file: (abs(len(file) - len(name)), file))[:200]  # to compare all is slow
+        more = ", ..." if len(files) > 3 else ""
+        return f"{self.folder} holds {', '.join(nearest_first(name, candidates)[:3])}{more}"
 
 
 def _stem(name: str) -> str:
@@ -133,7 +137,7 @@ def _ending(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def _empty(root: Path, split: str, images: Files) -> UserError:
+def _empty_split(root: Path, split: str, images: Files) -> UserError:
     """Return the error for a split without pictures."""
     count = sum(map(len, images.named.values()))
     others = {path.suffix for path in images.others}
@@ -144,24 +148,24 @@ def _empty(root: Path, split: str, images: Files) -> UserError:
     )
 
 
-def _found(images: Files, masks: Files, missing: dict[Path, Unreadable]) -> dict[str, Example]:
-    """Return an example for each picture, by its name; add to `missing` the masks that aren't there."""
-    every = {}
+def _pair_by_name(images: Files, masks: Files, missing: dict[Path, Unreadable]) -> dict[str, Example]:
+    """Return an example for each picture, by its name; add the masks that don't exist to `missing`."""
+    examples = {}
     for name in images.named:
         image, mask = images.one(name), masks.one(name)
         assert image is not None
-        every[name] = Example(name, image, mask or masks.folder / f"{name}.png", "")
-    lacking = [name for name, example in every.items() if not masks.named.get(name)]
-    if lacking:
-        some = ", ".join(lacking[:3]) + ", ..." * (len(lacking) > 3)
+        examples[name] = Example(name, image, mask or masks.folder / f"{name}.png", "")
+    unpaired = [name for name in examples if not masks.named.get(name)]
+    if unpaired:
+        first = ", ".join(unpaired[:3]) + (", ..." if len(unpaired) > 3 else "")
         error = Unreadable(
-            f"{len(lacking)} of {len(every)} pictures have no mask of their name in {masks.folder}: {some}; "
-            f"{masks.nearest(f'{lacking[0]}.png')}",
+            f"{len(unpaired)} of {len(examples)} pictures have no mask of their name in {masks.folder}: {first}; "
+            f"{masks.nearest(f'{unpaired[0]}.png')}",
             accepted=f"masks/NAME with the picture's NAME, that end in {ENDINGS}",
             advice="the same names, or train.txt, val.txt, test.txt that list those pictures which have one",
         )
-        missing.update((every[name].mask, error) for name in lacking)
-    return every
+        missing.update((examples[name].mask, error) for name in unpaired)
+    return examples
 
 
 def value_table(classes: int, ignore_index: int | None) -> np.ndarray:
@@ -175,28 +179,28 @@ def value_table(classes: int, ignore_index: int | None) -> np.ndarray:
     return values
 
 
-def _listed(root: Path, images: Files, masks: Files, missing: dict[Path, Unreadable]) -> dict[str, list[Example]]:
-    """Read the split files that there are, a picture once only; add to `missing` what is absent."""
+def _read_lists(root: Path, images: Files, masks: Files, missing: dict[Path, Unreadable]) -> dict[str, list[Example]]:
+    """Return the examples of each split file; add the pictures and masks that don't exist to `missing`."""
     members: dict[str, list[Example]] = {split: [] for split in SPLITS}
-    seen: dict[str, str] = {}
+    file_of: dict[str, str] = {}
     for split, file in SPLITS.items():
         for line in read_list(root / file) if (root / file).exists() else []:
-            example = _example(root, file, line, images, masks, missing)
-            if example.name in seen:
+            example = _read_line(file, line, images, masks, missing)
+            if example.name in file_of:
                 raise UserError(
-                    f"{example.name} stands in {seen[example.name]} and in {file}", accepted="each picture once"
+                    f"{example.name} stands in {file_of[example.name]} and in {file}", accepted="each picture once"
                 )
-            seen[example.name] = file
+            file_of[example.name] = file
             members[split].append(example)
     return members
 
 
-def _example(root: Path, file: str, line: str, images: Files, masks: Files, missing: dict[Path, Unreadable]) -> Example:
-    """Return what a line means: a name, a picture, or a picture and its mask."""
-    image, mask = _image(root, line, images), None
+def _read_line(file: str, line: str, images: Files, masks: Files, missing: dict[Path, Unreadable]) -> Example:
+    """Return the example of a line that holds a name, a picture, or a picture and its mask."""
+    image, mask = _find_image(line, images), None
     columns = line.split()
     if image is None and len(columns) == 2:
-        image, mask = _image(root, columns[0], images), _within(root, columns[1], masks)
+        image, mask = _find_image(columns[0], images), _find_file(columns[1], masks)
         if image and mask is None:
             raise UserError(
                 f"{file} has the line '{line}', whose second column is no mask",
@@ -221,19 +225,19 @@ def _example(root: Path, file: str, line: str, images: Files, masks: Files, miss
     return Example(name, image, mask, "")
 
 
-def _image(root: Path, line: str, images: Files) -> Path | None:
-    """Return the picture that a line names, in full or without its ending."""
-    exact = _within(root, line, images)
+def _find_image(line: str, images: Files) -> Path | None:
+    """Return the picture that a line names, with or without its ending."""
+    exact = _find_file(line, images)
     return exact or (images.one(line) if _ending(line) not in IMAGE_SUFFIXES else None)
 
 
-def _within(root: Path, line: str, files: Files) -> Path | None:
-    """Return the file that a line names by its path below the folder or below the root."""
+def _find_file(line: str, files: Files) -> Path | None:
+    """Return the file that a line names by its path relative to the folder or to the folder's parent."""
     name = line.replace("\\", "/").removeprefix("./")
     return files.exactly(name.removeprefix(f"{files.folder.name}/")) or files.exactly(name)
 
 
-def _drawn(names: list[str], ratios: Sequence[float], seed: int) -> dict[str, list[str]]:
+def _split_names(names: list[str], ratios: Sequence[float], seed: int) -> dict[str, list[str]]:
     """Split the names by the ratios, the same for the same seed."""
     order = np.random.default_rng(seed).permutation(len(names))
     first = round(len(names) * ratios[0])

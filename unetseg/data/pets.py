@@ -16,12 +16,12 @@ from unetseg.data.pictures import INVALID
 from unetseg.errors import UserError, first_line
 from unetseg.names import IGNORE, PETS_ROOT
 
-WAYS_ON = (
+ADVICE = (
     f"copy the set's images/ and annotations/ into {PETS_ROOT}/",
     "data.root=FOLDER that holds images/ and annotations/",
     "the same command with data=synthetic, which needs no download",
 )
-"""What a user without the pets and without a network can do."""
+"""What a user can do who has neither the data set nor a network."""
 LAYOUT = ("images", "annotations/trimaps", "annotations/trainval.txt", "annotations/test.txt")
 
 
@@ -33,7 +33,7 @@ def download() -> Path:
         try:
             OxfordIIITPet(str(PETS_ROOT.parent), target_types="segmentation", download=True)
         except (OSError, RuntimeError) as error:
-            raise UserError(f"Oxford-IIIT Pet could not be downloaded: {first_line(error)}", advice=WAYS_ON) from None
+            raise UserError(f"Oxford-IIIT Pet could not be downloaded: {first_line(error)}", advice=ADVICE) from None
     return PETS_ROOT
 
 
@@ -54,12 +54,12 @@ def load(
     """
     missing = missing_layout(root, LAYOUT)
     if missing:
-        raise UserError(f"data.root={root} lacks {', '.join(missing)}", advice=WAYS_ON)
+        raise UserError(f"data.root={root} lacks {', '.join(missing)}", advice=ADVICE)
     trainval, test = (_examples(root, root / "annotations" / f"{split}.txt") for split in ("trainval", "test"))
     if isinstance(validation, str):
         held_out = set(range(0, len(trainval), 10))
     else:
-        held_out = _stratified(trainval, validation, seed)
+        held_out = _stratified_indices(trainval, validation, seed)
     return Collection(
         classes=tuple(classes),
         values=value_table(target, border),
@@ -94,16 +94,16 @@ def _examples(root: Path, split: Path) -> list[Example]:
     ]
 
 
-def _stratified(examples: list[Example], share: float, seed: int) -> set[int]:
-    """Return indices of the given share of every group, the same for the same seed; at least one in all."""
+def _stratified_indices(examples: list[Example], share: float, seed: int) -> set[int]:
+    """Return the indices of a share of every group, the same for the same seed; at least one index in all."""
     rng = np.random.default_rng(seed)
     groups: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         groups.setdefault(example.group, []).append(index)
-    # a small group gives its one picture by chance, so that the whole keeps the share
-    chosen = {
+    # each size is rounded up or down at random, so that small groups keep the share on average
+    held_out = {
         int(index)
         for _, members in sorted(groups.items())
         for index in rng.permutation(members)[: int(len(members) * share + rng.random())]
     }
-    return chosen or {int(rng.integers(len(examples)))}
+    return held_out or {int(rng.integers(len(examples)))}

@@ -1,11 +1,11 @@
-"""The one reader of pictures and masks: files, arrays and PIL's objects become upright RGB of 8 bits, read by rows.
+"""The one reader of pictures and masks: files, arrays and PIL images become upright RGB of 8 bits, read by rows.
 
-What is done to a picture: grey becomes RGB; of more than 8 bits a stated range is mapped to 0..255, without one 16 bits
-by their whole range (65535 is white), also where a camera filled 12 of them; transparency is laid on white; EXIF
-orientation is applied; CMYK is converted as PIL does it; of an animation the first picture is taken. What has no one
-clear meaning is refused by name: a TIFF of several pages, a band that is neither colour nor transparency, 32-bit
-integers and floating-point numbers without a range. TIFFs are read by windows (tiff.py) where their layout allows it,
-the rest as a whole.
+Grey becomes RGB. More than 8 bits are mapped to 0..255 by a stated range; without one, 16 bits are mapped by their
+whole range (65535 is white), also where a camera filled 12 of them. Transparency is laid on white. EXIF orientation is
+applied. CMYK is converted as PIL does it. The first picture of an animation is taken. Pictures without one clear
+meaning are refused by name: a TIFF of several pages, a band that is neither colour nor transparency, 32-bit integers
+and floating-point numbers without a range. TIFFs are read by windows (tiff.py) where their layout allows it, all other
+files as a whole.
 
 Legend: H x W pixels.
 """
@@ -30,29 +30,29 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
     *(".avif", ".avifs", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
-"""The endings, in small letters, of what is taken for a picture in a folder."""
+"""The endings, in small letters, by which a file in a folder counts as a picture."""
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
-"""What PIL may open: some of its other formats run programs (EPS) or ask the network."""
+"""The formats that PIL may open: some of the others run programs (EPS) or ask the network."""
 OWN_RANGE = ("PPM", "JPEG2000", "AVIF")
-"""Of these, what PIL scales by a depth that the file states: a range of ours would be laid on other values."""
+"""The formats that PIL scales by a depth that the file states: a range would be applied to other values."""
 MOST = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-"""Pixels of a picture that is read as a whole: PIL's own bound against forged sizes."""
+"""The most pixels of a picture that is read as a whole: PIL's own bound against forged sizes."""
 BLOCK = 2**22
 """Pixels that are converted at a time."""
 INVALID = 254
 """Marks mask values without a meaning in a value table; classes go from 0 to 253, 255 is IGNORE."""
 MANY = 6
-"""Values without a meaning from which on a mask looks anti-aliased, or like JPEG."""
+"""A mask with so many values without a meaning looks anti-aliased, or like a JPEG."""
 END_OF_JPEG = b"\xff\xd9"
 ORIENTATION = 0x0112
-"""EXIF's tag for how a picture is turned."""
+"""EXIF's tag of a picture's orientation."""
 
 Range = Sequence[float] | None
 """The two values of a picture of more than 8 bits that become black and white; None: 0 and 65535, for 16 bits."""
 
 
 class Unreadable(UserError):
-    """A file is absent, or its bytes are no picture."""
+    """A file does not exist, or its bytes are no picture."""
 
 
 class Picture(Protocol):
@@ -63,18 +63,22 @@ class Picture(Protocol):
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Return the rows from start to before stop, hxWx3 uint8 RGB; raise a UserError if they can't be read."""
-        ...
 
 
 class ArrayPicture:
-    """A picture in memory, HxWx3 uint8 RGB."""
+    """A picture in memory, HxWx3 uint8 RGB.
+
+    Example:
+        >>> picture = ArrayPicture(np.zeros((4, 6, 3), np.uint8))
+        >>> picture.height, picture.width, picture.rows(1, 3).shape
+        (4, 6, (2, 6, 3))
+    """
 
     def __init__(self, array: np.ndarray):
         self.array = array
         self.height, self.width = array.shape[:2]
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Return the rows from start to before stop, hxWx3 uint8 RGB."""
         return self.array[start:stop]
 
 
@@ -86,18 +90,18 @@ class RawMask(NamedTuple):
     bilevel: bool
     """One bit a pixel: 1 is white, which may mean 1 or 255."""
     palette: bytes
-    """Of a palette picture: three bytes a value."""
+    """Three bytes for each value; empty where the mask has no palette."""
 
 
 def read_image(path: Path, value_range: Range = None) -> np.ndarray:
-    """Return a picture as HxWx3 uint8 RGB, see `opened`; it owns its memory."""
-    with opened(path, value_range) as picture:
+    """Return a picture as HxWx3 uint8 RGB in an array of its own, see `open_picture`."""
+    with open_picture(path, value_range) as picture:
         check_size(path, picture.height, picture.width)
         return np.require(picture.rows(0, picture.height), requirements=["C", "W", "O"])
 
 
 def read_mask(path: Path, values: np.ndarray) -> np.ndarray:
-    """Return a mask as HxW uint8 classes (IGNORE included), turned as its EXIF data say.
+    """Return a mask as HxW uint8 classes (IGNORE included), upright.
 
     Args:
         path: a picture of one channel, grey or with a palette, with values up to 255.
@@ -105,43 +109,44 @@ def read_mask(path: Path, values: np.ndarray) -> np.ndarray:
 
     Raises:
         UserError: a picture of another kind, a value that is INVALID, or both 1 and 255 for one class.
-        Unreadable: the file is absent or its bytes are no picture.
+        Unreadable: the file does not exist or its bytes are no picture.
     """
     raw = read_raw_mask(path).values
     mask = values[raw]
     if (mask == INVALID).any() or values[1] == values[255] != INVALID:
-        check_values(path, np.bincount(raw.ravel(), minlength=256) > 0, values)
+        present = np.bincount(raw.ravel(), minlength=256) > 0
+        check_values(path, present, values)
     return mask
 
 
-def check_values(path: Path, found: np.ndarray, values: np.ndarray) -> None:
-    """Raise a UserError unless the values that occur in a mask, 256 booleans, have each a meaning by the table."""
-    unknown = np.flatnonzero(found & (values == INVALID)).tolist()
+def check_values(path: Path, present: np.ndarray, values: np.ndarray) -> None:
+    """Raise a UserError if one of the values present, 256 booleans, has no meaning by `values`, see `read_mask`."""
+    unknown = np.flatnonzero(present & (values == INVALID)).tolist()
     if unknown:
         accepted = np.flatnonzero(values != INVALID).tolist()
-        shown = ", ".join(map(str, unknown[:5])) + ", ..." * (len(unknown) > 5)
+        shown = ", ".join(map(str, unknown[:5]))
+        if len(unknown) > 5:
+            shown += ", ..."
         if values[0] == INVALID:
-            advice: tuple[str, ...] = (
-                "trimaps of 1 pet, 2 background, 3 boundary; data=folder for masks of another kind",
-            )
+            advice = ["trimaps of 1 pet, 2 background, 3 boundary; data=folder for masks of another kind"]
         elif len(unknown) >= MANY:
-            advice = (
+            advice = [
                 "a threshold, as in 255 * (mask > 127), if its edges are anti-aliased or it was a JPEG",
                 "data.classes with a name for each value",
-            )
+            ]
         else:
-            advice = ("data.classes with a name for each value, counted from 0, or data.ignore_index",)
+            advice = ["data.classes with a name for each value, counted from 0, or data.ignore_index"]
         raise UserError(
-            f"{path} has the value{'s' * (len(unknown) > 1)} {shown}",
+            f"{path} has the {'values' if len(unknown) > 1 else 'value'} {shown}",
             accepted=", ".join(map(str, accepted)),
             advice=advice,
         )
-    if found[1] and found[255] and values[1] == values[255]:
-        raise no_one_foreground(path, path)
+    if present[1] and present[255] and values[1] == values[255]:
+        raise ambiguous_foreground(path, path)
 
 
-def no_one_foreground(one: Path, other: Path) -> UserError:
-    """Return the error for masks in which 1 and 255 both occur, where only one of them can be the foreground."""
+def ambiguous_foreground(one: Path, other: Path) -> UserError:
+    """Return the error for masks with both 1 and 255, of which only one can be the foreground."""
     where = f"{one} has the values 1 and 255" if one == other else f"{one} has the value 1, {other} the value 255"
     return UserError(
         f"{where}: which is the foreground?",
@@ -154,24 +159,25 @@ def read_raw_mask(path: Path) -> RawMask:
     """Return a mask as it is stored, upright.
 
     Raises:
-        UserError: it is no picture of one channel with values up to 255.
-        Unreadable: the file is absent or its bytes are no picture.
+        UserError: the file is no picture of one channel with values up to 255.
+        Unreadable: the file does not exist or its bytes are no picture.
     """
     accepted = "one channel (grey or palette) with the class, 0 to 255, as the value"
-    with naming(path):
+    with decoding_errors(path):
         try:
-            # from memory: PIL maps a TIFF's file by its turned size, and the pixels come out of order
+            # from memory: PIL would map a TIFF's file by its turned size and mix up the pixels
             with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as picture:
                 if picture.format == "TIFF":
                     _check_tiff(picture)
                 tags = getattr(picture, "tag_v2", {})
-                stored_white = picture.format == "TIFF" and tags.get(262) == 0 and picture.mode != "1"
-                if (picture.mode not in ("L", "P", "1", "I") and not picture.mode.startswith("I;16")) or stored_white:
-                    kind = "TIFF whose 0 is white" if stored_white else f"mask of mode {picture.mode}"
+                zero_is_white = picture.format == "TIFF" and tags.get(262) == 0 and picture.mode != "1"
+                one_channel = picture.mode in ("L", "P", "1", "I") or picture.mode.startswith("I;16")
+                if zero_is_white or not one_channel:
+                    kind = "TIFF whose 0 is white" if zero_is_white else f"mask of mode {picture.mode}"
                     raise UserError(f"{path} is a {kind}", accepted=accepted)
-                upright_one = ImageOps.exif_transpose(picture)
-                palette = bytes(upright_one.getpalette("RGB") or ()) if picture.mode == "P" else b""
-                values, bilevel = np.asarray(upright_one), picture.mode == "1"
+                upright = ImageOps.exif_transpose(picture)
+                palette = bytes(upright.getpalette("RGB") or ()) if picture.mode == "P" else b""
+                values, bilevel = np.asarray(upright), picture.mode == "1"
         except UnidentifiedImageError:
             values, palette, bilevel = _tiff_mask(path), b"", False
         if values.dtype not in (np.uint8, np.bool_) and (values.min() < 0 or values.max() > 255):
@@ -180,7 +186,7 @@ def read_raw_mask(path: Path) -> RawMask:
 
 
 def _tiff_mask(path: Path) -> np.ndarray:
-    """Return the values of a mask in a TIFF that only tifffile reads."""
+    """Return the values, HxW, of a mask in a TIFF that PIL can't read."""
     if not _is_tiff(path):
         raise UnidentifiedImageError
     with closing(TiffPicture(path, photometrics=("MINISBLACK",))) as stored:
@@ -190,13 +196,13 @@ def _tiff_mask(path: Path) -> np.ndarray:
         return stored.raw(0, stored.height)[..., 0]
 
 
-def size_of(path: Path, value_range: Range = None) -> tuple[int, int]:
-    """Return H and W of a picture as it will be read, from the head of its file.
+def image_size(path: Path, value_range: Range = None) -> tuple[int, int]:
+    """Return H and W of a picture as it will be read, from the header of its file.
 
     Raises:
-        UserError: its head says that it will not be read.
+        UserError: the header shows that the picture can't be read.
     """
-    with naming(path):
+    with decoding_errors(path):
         if _is_tiff(path):
             with suppress(UnknownLayout), closing(TiffPicture(path)) as stored:
                 check_type(stored.dtype, value_range)
@@ -206,9 +212,9 @@ def size_of(path: Path, value_range: Range = None) -> tuple[int, int]:
             return _upright_size(picture)
 
 
-def mask_size_of(path: Path) -> tuple[int, int]:
-    """Return H and W of a mask as it will be read, from the head of its file."""
-    with naming(path):
+def mask_size(path: Path) -> tuple[int, int]:
+    """Return H and W of a mask as it will be read, from the header of its file."""
+    with decoding_errors(path):
         try:
             with Image.open(path, formats=FORMATS) as picture:
                 return _upright_size(picture)
@@ -222,7 +228,7 @@ def mask_size_of(path: Path) -> tuple[int, int]:
 def _upright_size(picture: Image.Image) -> tuple[int, int]:
     width, height = picture.size
     turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-    return (width, height) if turned else (height, width)  # PIL gives a TIFF's size as it will be
+    return (width, height) if turned else (height, width)  # PIL has turned the size of a TIFF already
 
 
 def check_size(path: Path, height: int, width: int) -> None:
@@ -236,33 +242,33 @@ def check_size(path: Path, height: int, width: int) -> None:
 
 
 @contextmanager
-def opened(image: Any, value_range: Range = None) -> Iterator[Picture]:
-    """Open a picture for reading; what is open is closed in the end.
+def open_picture(image: Any, value_range: Range = None) -> Iterator[Picture]:
+    """Open a picture for reading, and close its file in the end.
 
     Args:
         image: a path, a PIL image, or an array of uint8 or uint16: HxW and HxWx1 grey, HxWx2 with alpha, HxWx3 RGB,
             HxWx4 RGBA; with a range also of other integers and of floating-point numbers.
-        value_range: what becomes black and what white of more than 8 bits; 8 bits stay as they are.
+        value_range: the values of more than 8 bits that become black and white; 8 bits stay as they are.
 
     Raises:
-        UserError: there is no such file, it can't be read, or it is no picture of these kinds.
+        UserError: the file does not exist or can't be read, or `image` is none of these kinds.
     """
     if isinstance(image, np.ndarray):
         yield ArrayPicture(rgb(image, value_range))
     elif isinstance(image, Image.Image):
-        with naming("the picture"):
-            array = upright(image, value_range)
+        with decoding_errors("the picture"):
+            array = rgb_from_pil(image, value_range)
         yield ArrayPicture(array)
     elif isinstance(image, str | Path):
         path = Path(image)
         if not path.is_file():
             raise Unreadable(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}", accepted="a picture")
-        with naming(path):
-            picture = _from_file(path, value_range)
+        with decoding_errors(path):
+            picture = _open_file(path, value_range)
         try:
             yield picture
         finally:
-            if isinstance(picture, _NamedTiff):
+            if isinstance(picture, _RgbTiff):
                 picture.close()
     else:
         raise UserError(
@@ -270,7 +276,7 @@ def opened(image: Any, value_range: Range = None) -> Iterator[Picture]:
         )
 
 
-class _NamedTiff(TiffPicture):
+class _RgbTiff(TiffPicture):
     """A TIFF as RGB, whose errors name the file."""
 
     def __init__(self, path: Path, value_range: Range):
@@ -278,8 +284,7 @@ class _NamedTiff(TiffPicture):
         self.value_range = value_range
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Return the rows from start to before stop, hxWx3 uint8 RGB."""
-        with naming(self.path):
+        with decoding_errors(self.path):
             return rgb(self.raw(start, stop), self.value_range)
 
 
@@ -288,11 +293,11 @@ def _is_tiff(path: Path) -> bool:
         return file.read(4) in TIFF_MARKS
 
 
-def _from_file(path: Path, value_range: Range) -> Picture:
+def _open_file(path: Path, value_range: Range) -> Picture:
     layout = ""
     if _is_tiff(path):
         try:
-            picture = _NamedTiff(path, value_range)
+            picture = _RgbTiff(path, value_range)
             try:
                 check_type(picture.dtype, value_range)
             except UserError:
@@ -308,7 +313,7 @@ def _from_file(path: Path, value_range: Range) -> Picture:
                 return ArrayPicture(_jpeg(image, content))
             if image.format == "PNG" and content[24] == 16 and not image.mode.startswith("I"):
                 return ArrayPicture(_deep_png(image, content, value_range))
-            return ArrayPicture(upright(image, value_range))
+            return ArrayPicture(rgb_from_pil(image, value_range))
     except Image.DecompressionBombError:
         raise UserError(
             f"{path} has more than {MOST:,} pixels{layout}",
@@ -317,34 +322,35 @@ def _from_file(path: Path, value_range: Range) -> Picture:
 
 
 def _deep_png(image: Image.Image, content: bytes, value_range: Range) -> np.ndarray:
-    """Return a PNG of several channels of 16 bits, of which PIL would keep the upper 8, as `upright` does."""
+    """Return a PNG with several channels of 16 bits as `rgb_from_pil` does; PIL would keep the upper 8 bits only."""
     if "transparency" in image.info:
         raise ValueError("it has 16 bits and a transparent colour")
-    image.load()  # OpenCV would fill up what is cut short
+    image.load()  # raises where the file is cut short, which OpenCV would fill up
     decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3:
         raise ValueError(f"its 16 bits of mode {image.mode} can't be decoded")
     order = {"RGB": [2, 1, 0], "RGBA": [2, 1, 0, 3], "LA": [0, -1]}[image.mode]
-    return _turned(rgb(decoded[..., order], value_range), image.getexif().get(ORIENTATION, 1))
+    return _orient(rgb(decoded[..., order], value_range), image.getexif().get(ORIENTATION, 1))
 
 
 def _jpeg(image: Image.Image, content: bytes) -> np.ndarray:
-    """Return a JPEG as `upright` does. OpenCV decodes whole ones of one or three channels to PIL's pixels, but faster.
+    """Return a JPEG as `rgb_from_pil` does.
 
-    PIL decodes the rest: it refuses what is cut short, where OpenCV before 5 fills up with grey.
+    OpenCV decodes whole files of one or three channels: to the same pixels as PIL, but faster. PIL decodes the rest: it
+    refuses a file that is cut short, which OpenCV before version 5 fills up with grey.
     """
     if image.mode in ("L", "RGB") and content.endswith(END_OF_JPEG):
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         decoded = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
         if decoded is not None:
-            return _turned(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), image.getexif().get(ORIENTATION, 1))
-    return upright(image)
+            return _orient(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), image.getexif().get(ORIENTATION, 1))
+    return rgb_from_pil(image)
 
 
-def _turned(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Return HxWx3 as EXIF's orientation, 1 ... 8, says; other values turn nothing, as with PIL."""
+def _orient(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Return HxWx3 upright by EXIF's orientation, 1 ... 8; other values change nothing, as with PIL."""
     if orientation in (5, 6, 7, 8):
-        array = array.transpose(1, 0, 2)  # 5; the others turn or mirror this
+        array = array.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
         array = array[::-1]
     if orientation in (2, 3, 6, 7):
@@ -353,20 +359,21 @@ def _turned(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _check_tiff(image: Image.Image) -> None:
-    """Raise a ValueError if PIL would pass over a part of a TIFF: further pages, or bands of which it knows nothing."""
+    """Raise a ValueError if PIL would ignore a part of a TIFF: further pages, or bands of an unknown meaning."""
     tags = image.tag_v2  # type: ignore[attr-defined]
     check_samples(tags.get(262, 1), tags.get(277, 1), tags.get(338, ()))
     if getattr(image, "n_frames", 1) > 1:
         size = image.size
         image.seek(1)
-        same, kind = image.size == size, image.tag_v2.get(254, 0)  # type: ignore[attr-defined]
+        same_size = image.size == size
+        subfile_type = image.tag_v2.get(254, 0)  # type: ignore[attr-defined]
         image.seek(0)
-        if same and not kind & 5:  # neither a smaller copy nor a mask
+        if same_size and not subfile_type & 5:  # neither a smaller copy nor a mask
             raise ValueError("it has several pages")
 
 
 def _check_kind(image: Image.Image, value_range: Range) -> None:
-    """Raise an error if there is no one clear meaning of the values in a PIL image."""
+    """Raise an error if the values of a PIL image have no one clear meaning."""
     kind, mode = image.format or "", image.mode
     if kind == "TIFF":
         _check_tiff(image)
@@ -383,8 +390,8 @@ def _check_kind(image: Image.Image, value_range: Range) -> None:
         raise ValueError("it has 16 bits and a transparent colour")
 
 
-def upright(image: Image.Image, value_range: Range = None) -> np.ndarray:
-    """Return a PIL image of any mode as HxWx3 uint8 RGB, turned as its EXIF data say."""
+def rgb_from_pil(image: Image.Image, value_range: Range = None) -> np.ndarray:
+    """Return a PIL image of any mode as HxWx3 uint8 RGB, upright by its EXIF data."""
     _check_kind(image, value_range)
     kind = image.format
     image = ImageOps.exif_transpose(image)
@@ -398,7 +405,7 @@ def upright(image: Image.Image, value_range: Range = None) -> np.ndarray:
 
 
 def check_type(dtype: np.dtype, value_range: Range) -> None:
-    """Raise a UserError if the values of a picture have no meaning without a range, and there is none."""
+    """Raise a UserError if the values of a picture need a range and there is none."""
     if value_range is None and dtype not in (np.uint8, np.uint16):
         raise UserError(
             f"the values of a picture are {dtype} without a known range",
@@ -428,21 +435,21 @@ def rgb(array: np.ndarray, value_range: Range = None) -> np.ndarray:
     if channels in (2, 4) and array.dtype not in (np.uint8, np.uint16):
         raise UserError(f"{channels} channels of {array.dtype}: transparency", accepted="uint8 or uint16, or no alpha")
     height, width = array.shape[:2]
-    found = np.empty((height, width, 3), np.uint8)
+    converted = np.empty((height, width, 3), np.uint8)
     step = max(1, BLOCK // width)
     for start in range(0, height, step):
         block = array[start : start + step].reshape(-1, width, channels)
         if channels in (2, 4):
             alpha = eight_bits(block[..., -1:], None).astype(np.uint16)
             colours = eight_bits(block[..., :-1], value_range)
-            found[start : start + step] = (colours * alpha + 255 * (255 - alpha) + 127) // 255
+            converted[start : start + step] = (colours * alpha + 255 * (255 - alpha) + 127) // 255
         else:
-            found[start : start + step] = eight_bits(block, value_range)
-    return found
+            converted[start : start + step] = eight_bits(block, value_range)
+    return converted
 
 
 def eight_bits(array: np.ndarray, value_range: Range) -> np.ndarray:
-    """Return values of any type as uint8: what lies beyond the range is black or white."""
+    """Return values of any type as uint8; values beyond the range become black or white."""
     if array.dtype == np.uint8:
         return array
     if value_range is None:
@@ -455,8 +462,8 @@ def eight_bits(array: np.ndarray, value_range: Range) -> np.ndarray:
 
 
 @contextmanager
-def naming(what: str | Path) -> Iterator[None]:
-    """Turn whatever a decoder raises into a UserError that names the picture, and keep its warnings back."""
+def decoding_errors(name: str | Path) -> Iterator[None]:
+    """Turn any exception of a decoder into a UserError that names the picture, and silence its warnings."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -464,11 +471,11 @@ def naming(what: str | Path) -> Iterator[None]:
     except Unreadable:
         raise
     except UserError as error:
-        if str(what) in str(error):
+        if str(name) in str(error):
             raise
-        raise UserError(f"{what}: {error}") from None
+        raise UserError(f"{name}: {error}") from None
     except FileNotFoundError:
-        raise Unreadable(f"{what} does not exist", advice="put it there, or drop its line from the lists") from None
+        raise Unreadable(f"{name} does not exist", advice="put it there, or drop its line from the lists") from None
     except Exception as error:  # damaged bytes make decoders fail in every way there is
         reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else first_line(error)
-        raise Unreadable(f"{what} can't be read as a picture: {reason}", advice="replace it, or leave it out") from None
+        raise Unreadable(f"{name} can't be read as a picture: {reason}", advice="replace it, or leave it out") from None

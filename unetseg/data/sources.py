@@ -1,4 +1,4 @@
-"""From the data section of a run's options, as plain values, to the loaders of its data set."""
+"""Builds the loaders of a data set from the data section of a run's options, as plain values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unetseg.data.dataset import Collection
 from unetseg.names import PETS_ROOT, class_names
 
 SPLITS = ("train", "val", "test")
-"""What a training needs."""
+"""The splits that a training needs."""
 
 
 def make_data(
@@ -32,10 +32,10 @@ def make_data(
     Args:
         data: the data section of a run's options, as its config.yaml holds it.
         seed: of the order, the augmentation, and a validation split that is drawn.
-        test_split: the part that a test runs over, where nothing else of the set is needed: train, val, test or all.
-            None: the set is trained on, validated and tested.
-        skip_unreadable: leave out what can't be read, and don't end the run.
-        batch_normalisation: of the model: a training batch of one picture can't be normalised.
+        test_split: the only split that is needed, for a test: train, val, test or all. None: the set is trained on,
+            validated and tested.
+        skip_unreadable: leave out files that can't be read, and don't end the run.
+        batch_normalisation: whether the model has any: a training batch of one picture can't be normalised.
     """
     needed = SPLITS if test_split is None else (test_split,)
 
@@ -52,27 +52,27 @@ def make_data(
         seed=seed,
         test_split=test_split or "test",
         skip_unreadable=skip_unreadable,
-        value_range=data.get("range"),  # a run from before the option has none
-        look=data.get("check", "full"),
+        value_range=data.get("range"),  # runs that are older than the option have none
+        check_files=data.get("check", "full"),
         batch_normalisation=batch_normalisation,
     )
 
 
 def find(data: Mapping[str, Any], seed: int, needed: Sequence[str] = SPLITS) -> Collection:
-    """Return the examples of those splits of a data set that are needed; their files must be there."""
+    """Return the examples of the splits of a data set that are needed; its lists and folders must exist."""
     classes = class_names(data)
     if data["name"] == "folder":
-        given = {key: data[key] for key in ("ignore_index", "ratios", "split_seed")}
-        return folder.load(Path(data["root"]), classes=classes, needed=needed, **given)
+        options = {key: data[key] for key in ("ignore_index", "ratios", "split_seed")}
+        return folder.load(Path(data["root"]), classes=classes, needed=needed, **options)
     root = generated_root(data) if data["name"] == "synthetic" else Path(data["root"] or PETS_ROOT)
-    given = {key: data[key] for key in ("target", "border", "validation")}
-    found = pets.load(root, classes=classes, seed=seed, **given)
-    every = tuple(itertools.chain(*found.splits.values()))
-    return replace(found, splits={split: {**found.splits, "all": every}[split] for split in needed})
+    options = {key: data[key] for key in ("target", "border", "validation")}
+    collection = pets.load(root, classes=classes, seed=seed, **options)
+    splits = {**collection.splits, "all": tuple(itertools.chain(*collection.splits.values()))}
+    return replace(collection, splits={split: splits[split] for split in needed})
 
 
 def generated_root(data: Mapping[str, Any]) -> Path:
-    """Return where a generated set lies: its name holds everything that decides its content."""
+    """Return the folder of a generated set; its name holds everything that determines its content."""
     name = (
         f"{data['train_images']}+{data['test_images']}_{data['size']}px"
         f"_similarity{data['similarity']:g}_seed{data['generator_seed']}"

@@ -1,7 +1,7 @@
-"""What the files of a data set hold, read before the first step: every mask once, every picture's head.
+"""Reads the files of a data set before the first step: every mask once, every picture's header.
 
-What was found in a mask is kept below $XDG_CACHE_HOME by the size of its file and the time of its last change, so that
-a second start reads none. It is a help only: what is damaged, or can't be written, is found anew.
+The content of a mask is kept below $XDG_CACHE_HOME with the size of its file and the time of its last change, so that a
+second start reads no mask again. Masks are read again where this store is damaged or can't be written.
 
 Legend: N masks.
 """
@@ -23,89 +23,95 @@ from rich.progress import track
 from rich.table import Table
 
 from unetseg import launch
-from unetseg.data.cache import folder_of, private
+from unetseg.data.cache import cache_folder, is_private
 from unetseg.data.dataset import Collection, Example
 from unetseg.data.pictures import (
     Range,
     Unreadable,
+    ambiguous_foreground,
     check_values,
-    mask_size_of,
-    no_one_foreground,
+    image_size,
+    mask_size,
     read_raw_mask,
-    size_of,
 )
 from unetseg.errors import UserError
 from unetseg.files import drafted
 from unetseg.names import IGNORE
 
 VERSION = 1
-"""Of what is kept of a mask."""
+"""Of the store's format."""
 MASK = np.dtype(
     [("counts", np.int64, 256), ("palette", np.uint8, (256, 3)), ("coloured", np.bool_), ("bilevel", np.bool_)]
 )
-"""The pixels of each value, the colours of the values where it has a palette, and whether it has one bit a pixel."""
+"""The content of a mask: pixels of each value, the values' colours by its palette if any, and whether it has one bit a
+pixel."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found in a data set."""
+    """The contents of a data set's files."""
 
     unreadable: Mapping[str, Mapping[int, Unreadable]]
     """By split and position: why an example can't be read."""
     sizes: Mapping[str, np.ndarray]
-    """Nx2 by split: height and width of the pictures that can be."""
+    """Nx2 by split: height and width of the pictures that can be read."""
     masks: Mapping[str, np.ndarray]
-    """N by split: what was found in the masks of these, of type MASK; empty where only heads were read."""
+    """N by split: the contents of these pictures' masks, of type MASK; empty where only headers were read."""
 
 
-def survey(found: Collection, how: str, value_range: Range = None) -> Survey:
+def survey(collection: Collection, check: str, value_range: Range = None) -> Survey:
     """Read the files of a data set.
 
     Args:
-        found: the data set.
-        how: full | headers (sizes only) | none.
+        collection: the data set.
+        check: full | headers (sizes only) | none.
         value_range: by which pictures of more than 8 bits will be read.
 
     Raises:
         UserError: a mask hasn't its picture's size or has a value without a meaning, or masks contradict each other.
     """
-    places = [(split, place) for split, examples in found.splits.items() for place in range(len(examples))]
-    examples = [found.splits[split][place] for split, place in places]
+    positions = [(split, i) for split, examples in collection.splits.items() for i in range(len(examples))]
+    examples = [collection.splits[split][i] for split, i in positions]
+    missing = collection.missing
+    sizes: list[Any] = [missing.get(example.image) or missing.get(example.mask) for example in examples]
     masks: list[Any] = []
-    sizes: list[Any] = [found.missing.get(example.image) or found.missing.get(example.mask) for example in examples]
-    if how != "none":
+    if check != "none":
 
-        def head(place: int) -> tuple[int, int] | Unreadable:
-            return sizes[place] or head_of(examples[place], value_range)
+        def size_or_error(index: int) -> tuple[int, int] | Unreadable:
+            return sizes[index] or example_size(examples[index], value_range)
 
-        sizes = _each(head, range(len(examples)), "looking at the pictures")
-    if how == "full":
-        good = [example.mask for example, size in zip(examples, sizes, strict=True) if not isinstance(size, Unreadable)]
-        contents = contents_of(good)
-        masks = [contents.get(example.mask, size) for example, size in zip(examples, sizes, strict=True)]
-        check_masks({path: content for path, content in contents.items() if not isinstance(content, Unreadable)}, found)
-    errors: dict[str, dict[int, Unreadable]] = {split: {} for split in found.splits}
-    for (split, place), content in zip(places, masks or sizes, strict=True):
+        sizes = _map_in_threads(size_or_error, range(len(examples)), "looking at the pictures")
+    if check == "full":
+        sized = [(example, size) for example, size in zip(examples, sizes, strict=True)]
+        contents = mask_contents([example.mask for example, size in sized if not isinstance(size, Unreadable)])
+        masks = [contents.get(example.mask, size) for example, size in sized]
+        check_masks(_readable(contents), collection)
+    errors: dict[str, dict[int, Unreadable]] = {split: {} for split in collection.splits}
+    for (split, i), content in zip(positions, masks or sizes, strict=True):
         if isinstance(content, Unreadable):
-            errors[split][place] = content
+            errors[split][i] = content
 
-    def of(split: str, contents: Sequence[Any]) -> list[Any]:
-        pairs = zip(places, contents, strict=True)
-        return [content for place, content in pairs if place[0] == split and place[1] not in errors[split]]
+    def readable_of(split: str, contents: Sequence[Any]) -> list[Any]:
+        pairs = zip(positions, contents, strict=True)
+        return [content for (own, i), content in pairs if own == split and i not in errors[split]]
 
     return Survey(
         unreadable=errors,
-        sizes={split: np.array(of(split, sizes) if how != "none" else [], int).reshape(-1, 2) for split in errors},
-        masks={split: np.array(of(split, masks) if masks else [], MASK) for split in errors},
+        sizes={
+            split: np.array(readable_of(split, sizes) if check != "none" else [], int).reshape(-1, 2)
+            for split in errors
+        },
+        masks={split: np.array(readable_of(split, masks) if masks else [], MASK) for split in errors},
     )
 
 
-def head_of(example: Example, value_range: Range = None) -> tuple[int, int] | Unreadable:
+def example_size(example: Example, value_range: Range = None) -> tuple[int, int] | Unreadable:
     """Return height and width of an example, or why it can't be read; a UserError if its mask has another size."""
     try:
-        (height, width), (mask_height, mask_width) = size_of(example.image, value_range), mask_size_of(example.mask)
+        height, width = image_size(example.image, value_range)
+        mask_height, mask_width = mask_size(example.mask)
     except Unreadable as error:
         return error
     if (height, width) != (mask_height, mask_width):
@@ -116,8 +122,8 @@ def head_of(example: Example, value_range: Range = None) -> tuple[int, int] | Un
     return height, width
 
 
-def content_of(path: Path) -> np.ndarray | Unreadable:
-    """Return what a mask holds, of type MASK, or why it can't be read."""
+def mask_content(path: Path) -> np.ndarray | Unreadable:
+    """Return the content of a mask, of type MASK, or why it can't be read."""
     try:
         raw = read_raw_mask(path)
     except Unreadable as error:
@@ -128,63 +134,62 @@ def content_of(path: Path) -> np.ndarray | Unreadable:
     return np.array((counts, colours, bool(raw.palette), raw.bilevel), MASK)
 
 
-def contents_of(paths: Sequence[Path]) -> dict[Path, Any]:
-    """Return what each mask holds, of type MASK, or why it can't be read; from what is kept where that is as it was."""
-    states = {path: _state(path) for path in paths}
-    kept = Kept(paths)
+def mask_contents(paths: Sequence[Path]) -> dict[Path, Any]:
+    """Return the content of each mask, of type MASK, or why it can't be read; unchanged masks come from the store."""
+    states = {path: _file_state(path) for path in paths}
+    store = MaskStore(paths)
     contents: dict[Path, Any] = {
-        path: kept.contents[path] for path in states if kept.states.get(path) == states[path] != (0, 0)
+        path: store.contents[path] for path in states if store.states.get(path) == states[path] != (0, 0)
     }
-    due = [path for path in states if path not in contents]
-    read: list[Any] = _each(content_of, due, "reading the masks")
-    contents |= dict(zip(due, read, strict=True))
-    if due:
-        kept.keep({path: (states[path], content) for path, content in contents.items() if not _bad(content)})
+    changed = [path for path in states if path not in contents]
+    contents |= dict(zip(changed, _map_in_threads(mask_content, changed, "reading the masks"), strict=True))
+    if changed:
+        store.save({path: (states[path], content) for path, content in _readable(contents).items()})
     return contents
 
 
-class Kept:
-    """What an earlier start found in these masks.
+class MaskStore:
+    """The contents of these masks as an earlier start has kept them.
 
     Args:
-        paths: their files, whose names choose the one in which it is kept.
+        paths: of the masks; their names determine the file of the store.
     """
 
     def __init__(self, paths: Sequence[Path]):
         names = hashlib.sha256(b"%d" % VERSION)
         for path in paths:
             names.update(os.fsencode(path.absolute()) + b"\0")
-        self.path = folder_of("disk") / f"{names.hexdigest()[:16]}.masks.npz"
+        self.path = cache_folder("disk") / f"{names.hexdigest()[:16]}.masks.npz"
         self.states: dict[Path, tuple[int, int]] = {}
         self.contents: dict[Path, np.ndarray] = {}
-        self.place = {path: place for place, path in enumerate(paths)}
-        with suppress(Exception):  # damaged bytes fail in every way there is: the masks are read again
-            if not private(self.path.parent, 0o022):
+        self.positions = {path: position for position, path in enumerate(paths)}
+        with suppress(Exception):  # damaged bytes fail in every way there is; then the masks are read again
+            if not is_private(self.path.parent, 0o022):
                 return
             with np.load(self.path, allow_pickle=False) as file:
                 rows = {name: file[name] for name in ("places", "states", *(MASK.names or ()))}
             contents = np.zeros(len(rows["places"]), MASK)
             for name in MASK.names or ():
                 contents[name] = rows[name]
-            chosen = [paths[place] for place in rows["places"].tolist()]
-            self.contents = dict(zip(chosen, contents, strict=True))
-            self.states = dict(zip(chosen, map(tuple, rows["states"].tolist()), strict=True))
+            stored = [paths[position] for position in rows["places"].tolist()]
+            self.contents = dict(zip(stored, contents, strict=True))
+            self.states = dict(zip(stored, map(tuple, rows["states"].tolist()), strict=True))
 
-    def keep(self, found: Mapping[Path, tuple[tuple[int, int], Any]]) -> None:
-        """Keep states and contents for the next start, where there is room and leave for it."""
-        contents = np.array([content for _, content in found.values()], MASK)
-        states = np.array([state for state, _ in found.values()], np.int64).reshape(-1, 2)
-        places = np.array([self.place[path] for path in found], np.int64)
+    def save(self, masks: Mapping[Path, tuple[tuple[int, int], Any]]) -> None:
+        """Write states and contents for the next start; without room or permission nothing is written."""
+        contents = np.array([content for _, content in masks.values()], MASK)
+        states = np.array([state for state, _ in masks.values()], np.int64).reshape(-1, 2)
+        places = np.array([self.positions[path] for path in masks], np.int64)
         with suppress(OSError):
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if private(self.path.parent, 0o022):
+            if is_private(self.path.parent, 0o022):
                 with drafted(self.path) as draft, draft.open("wb") as file:
                     columns: dict[str, Any] = {name: contents[name] for name in MASK.names or ()}
                     np.savez_compressed(file, places=places, states=states, **columns)
 
 
-def _state(path: Path) -> tuple[int, int]:
-    """Return size and time of the last change, which no program can set; zeros of a file that isn't there."""
+def _file_state(path: Path) -> tuple[int, int]:
+    """Return size and time of the last change (st_ctime, which no program can set); zeros if there is no file."""
     try:
         status = path.stat()
     except OSError:
@@ -192,21 +197,21 @@ def _state(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_ctime_ns
 
 
-def _bad(content: Any) -> bool:
-    return isinstance(content, Unreadable)
+def _readable(contents: Mapping[Path, Any]) -> dict[Path, Any]:
+    return {path: content for path, content in contents.items() if not isinstance(content, Unreadable)}
 
 
-def check_masks(contents: Mapping[Path, np.ndarray], found: Collection) -> None:
-    """Raise a UserError if a mask has a value without a meaning, or two masks mean different things by one value."""
+def check_masks(contents: Mapping[Path, np.ndarray], collection: Collection) -> None:
+    """Raise a UserError if a mask has a value without a meaning, or a value has different meanings in two masks."""
     for path, content in contents.items():
-        check_values(path, content["counts"] > 0, found.values)
+        check_values(path, content["counts"] > 0, collection.values)
     full = {path: content for path, content in contents.items() if not content["bilevel"]}
     white = next((path for path, content in full.items() if content["counts"][255]), None)
-    if white and found.values[1] == found.values[255]:
+    if white and collection.values[1] == collection.values[255]:
         one = next((path for path, content in full.items() if content["counts"][1]), None)
         if one:
-            raise no_one_foreground(one, white)
-    if white and found.values[255] == IGNORE:
+            raise ambiguous_foreground(one, white)
+    if white and collection.values[255] == IGNORE:
         bits = next((path for path, content in contents.items() if content["bilevel"] and content["counts"][1]), None)
         if bits:
             raise UserError(
@@ -225,49 +230,53 @@ def check_palettes(contents: Mapping[Path, np.ndarray]) -> None:
     for path, content in contents.items():
         for value in np.flatnonzero(content["counts"]).tolist():
             colour = tuple(content["palette"][value].tolist())
-            seen, first = colour_of.setdefault(value, (colour, path))
-            number, same = value_of.setdefault(colour, (value, path))
-            if (seen, number) != (colour, value):
-                other, told = (first, f"{value} is {seen}") if seen != colour else (same, f"{colour} is {number}")
-                here = f"{value} is {colour}" if seen != colour else f"{colour} is {value}"
+            first_colour, colour_path = colour_of.setdefault(value, (colour, path))
+            first_value, value_path = value_of.setdefault(colour, (value, path))
+            if (first_colour, first_value) != (colour, value):
+                if first_colour != colour:
+                    other, there, here = colour_path, f"{value} is {first_colour}", f"{value} is {colour}"
+                else:
+                    other, there, here = value_path, f"{colour} is {first_value}", f"{colour} is {value}"
                 raise UserError(
-                    f"the palettes of the masks differ: in {other} {told}, in {path} {here}",
+                    f"the palettes of the masks differ: in {other} {there}, in {path} {here}",
                     accepted="masks with one palette, or grey ones with the class as the value",
                 )
 
 
-def table(found: Collection, results: Survey) -> Table:
-    """Return how many pictures there are in each split, of which sizes, and what share each class has."""
-    shown = Table(title=None)
-    shown.add_column("")
-    for split in found.splits:
-        shown.add_column(split, justify="right")
-    shown.add_row("pictures", *(str(len(examples)) for examples in found.splits.values()))
+def table(collection: Collection, results: Survey) -> Table:
+    """Return the number of pictures in each split, the range of their sizes, and the share of each class."""
+    rows = Table(title=None)
+    rows.add_column("")
+    for split in collection.splits:
+        rows.add_column(split, justify="right")
+    rows.add_row("pictures", *(str(len(examples)) for examples in collection.splits.values()))
     if any(len(sizes) for sizes in results.sizes.values()):
-        shown.add_row("width", *(_span(sizes[:, 1]) for sizes in results.sizes.values()))
-        shown.add_row("height", *(_span(sizes[:, 0]) for sizes in results.sizes.values()))
-    for label, name in [*enumerate(found.classes), (IGNORE, "ignored")]:
-        counts = {split: class_counts(masks, found.values, label) for split, masks in results.masks.items()}
-        known = any(map(len, counts.values()))
-        if known and (label != IGNORE or any(each.any() for each in counts.values())):
-            cells = [
-                f"{each.sum() / max(results.masks[split]['counts'].sum(), 1):.2%} in {(each > 0).sum()}"
-                for split, each in counts.items()
-            ]
-            shown.add_row(name, *cells)
-    return shown
+        rows.add_row("width", *(_range_text(sizes[:, 1]) for sizes in results.sizes.values()))
+        rows.add_row("height", *(_range_text(sizes[:, 0]) for sizes in results.sizes.values()))
+    if any(map(len, results.masks.values())):
+        for label, name in [*enumerate(collection.classes), (IGNORE, "ignored")]:
+            counts = {split: class_counts(masks, collection.values, label) for split, masks in results.masks.items()}
+            if label != IGNORE or any(pixels.any() for pixels in counts.values()):
+                cells = [
+                    f"{pixels.sum() / max(results.masks[split]['counts'].sum(), 1):.2%} in {(pixels > 0).sum()}"
+                    for split, pixels in counts.items()
+                ]
+                rows.add_row(name, *cells)
+    return rows
 
 
-def remarks(found: Collection, results: Survey) -> list[str]:
-    """Return what should be known before the start: classes that never occur, and splits of one picture."""
+def remarks(collection: Collection, results: Survey) -> list[str]:
+    """Return warnings for the user: classes that never occur, and splits of one picture."""
     lines = [
         f"the {split} split has one picture only: its scores say little"
-        for split, examples in found.splits.items()
+        for split, examples in collection.splits.items()
         if len(examples) == 1
     ]
     for split, masks in results.masks.items():
         absent = [
-            name for label, name in enumerate(found.classes) if not class_counts(masks, found.values, label).any()
+            name
+            for label, name in enumerate(collection.classes)
+            if not class_counts(masks, collection.values, label).any()
         ]
         if absent and len(masks):
             lines.append(f"no mask of the {split} split has {', '.join(absent)}")
@@ -279,25 +288,25 @@ def class_counts(masks: np.ndarray, values: np.ndarray, label: int) -> np.ndarra
     return masks["counts"][:, values == label].sum(1)
 
 
-def _span(lengths: np.ndarray) -> str:
+def _range_text(lengths: np.ndarray) -> str:
     least, most = lengths.min(initial=2**62), lengths.max(initial=0)
     return "" if not len(lengths) else f"{least}" if least == most else f"{least} to {most}"
 
 
-def _each(read: Callable[[Any], T], items: Sequence[Any], doing: str) -> list[T]:
-    """Return what `read` makes of each item, in several threads, with a progress bar of the first process."""
+def _map_in_threads(read: Callable[[Any], T], items: Sequence[Any], description: str) -> list[T]:
+    """Return `read` of each item, from several threads; the first process shows a progress bar."""
     console = Console(stderr=True)
     with ThreadPoolExecutor(8) as pool:
         try:
-            shown = track(
+            results = track(
                 pool.map(read, items),
-                doing,
+                description,
                 total=len(items),
                 console=console,
                 transient=True,
                 disable=not (console.is_terminal and launch.is_first()),
             )
-            return list(shown)
+            return list(results)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

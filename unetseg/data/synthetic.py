@@ -24,7 +24,7 @@ def draw_pictures(
     lines: dict[str, list[str]] = {"trainval": [], "test": []}
     for i in progress(range(train + test)):
         split, index = ("trainval", i) if i < train else ("test", i - train)
-        number = 2 * index + 1 + (split == "test")  # odd and even: no count shifts another picture's number
+        number = 2 * index + (1 if split == "trainval" else 2)  # odd and even: a count shifts no other picture's number
         kind = index % len(BREEDS)
         breed = list(BREEDS)[kind]
         rng = default_rng([seed, number])
@@ -37,8 +37,8 @@ def draw_pictures(
     header = f"#Image CLASS-ID SPECIES BREED ID\n#ID: 1:{len(species)} class ids\n#SPECIES: 1:Cat 2:Dog\n"
     header += f"#BREED ID: 1-{cats}:Cat 1:{dogs}:Dog\n"
     header += f"#Drawn with train={train} test={test} size={size} similarity={similarity} seed={seed}\n"
-    for split, ours in lines.items():
-        (annotations / f"{split}.txt").write_text("".join(sorted(ours)))
+    for split, split_lines in lines.items():
+        (annotations / f"{split}.txt").write_text("".join(sorted(split_lines)))
     (annotations / "list.txt").write_text(header + "".join(sorted(lines["trainval"] + lines["test"])))
 
 
@@ -54,14 +54,14 @@ def write_set(
 ) -> Path:
     """Write `train` and `test` pictures of size x size in the Pets layout, and return `root`.
 
-    A complete set at `root` is left as it is, whatever it was drawn with: other settings need another root.
-    A killed run leaves nothing at `root`, and several processes may write the same root at once.
+    A complete set at `root` is left as it is, whatever its settings were: other settings need another root.
+    A process that is killed leaves nothing at `root`, and several processes may write the same root at once.
     """
     if not (0 <= similarity <= 1 and size >= 32 and min(train, test, seed) >= 0):
-        given = f"{train=}, {test=}, {size=}, {similarity=}, {seed=}"
-        raise ValueError(f"{given}: similarity is 0 to 1, size at least 32, the others at least 0")
-    complete = root / "annotations" / "list.txt"  # a set appears in one piece: its list stands for all of it
-    if complete.is_file():
+        settings = f"{train=}, {test=}, {size=}, {similarity=}, {seed=}"
+        raise ValueError(f"{settings}: similarity is 0 to 1, size at least 32, the others at least 0")
+    list_file = root / "annotations" / "list.txt"  # the set appears by one rename: with its list all of it is there
+    if list_file.is_file():
         return root
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(f"{root} exists but holds no complete set: delete it, or name another folder")
@@ -70,7 +70,7 @@ def write_set(
         draw_pictures(partial, train, test, size, similarity, seed, progress)
         partial.rename(root)  # at once, or not at all
     except OSError:
-        if not complete.is_file():  # if it is there, another process was faster
+        if not list_file.is_file():  # if it is there, another process was faster
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)

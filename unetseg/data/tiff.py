@@ -6,6 +6,7 @@ Legend: H x W pixels, S samples of a pixel.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
-logging.getLogger("tifffile").addHandler(logging.NullHandler())  # or it prints each oddity of a damaged file
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # or each oddity of a damaged file is printed
 
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """The first bytes of a file; + is BigTIFF."""
@@ -23,20 +24,18 @@ TILE = 512
 MAX_WIDTH = 2**17
 MAX_SEGMENT = 2**28
 """Bytes of a tile or strip."""
-
-
 TYPES = ("uint8", "uint16", "int16", "uint32", "int32", "float16", "float32", "float64")
 LARGE = 200_000_000
-"""Pixels from which on a file must have the bytes for them."""
+"""Above so many pixels a file must be large enough to hold them."""
 DENSEST = 1100
-"""Times that Deflate makes a file smaller at most, rounded up."""
+"""The highest compression ratio of Deflate, rounded up."""
 COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
-"""Samples of a pixel that are colours, by the tag PhotometricInterpretation."""
+"""Colour samples of a pixel by the tag PhotometricInterpretation."""
 ALPHA = (1, 2)
 
 
 class UnknownLayout(Exception):
-    """A TIFF that isn't read by windows; another reader may know it."""
+    """The TIFF can't be read by windows; another reader may know its layout."""
 
 
 class TiffPicture:
@@ -44,7 +43,16 @@ class TiffPicture:
 
     Raises:
         UnknownLayout: its layout is none of LAYOUTS.
-        Exception: whatever tifffile raises on a damaged file.
+        Exception: of any kind, by tifffile, on a damaged file.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write(Path(folder, "a.tif"), [np.zeros((40, 60, 3), np.uint8)], height=40, width=60)
+        ...     picture = TiffPicture(Path(folder, "a.tif"))
+        ...     picture.raw(10, 20).shape
+        ...     picture.close()
+        (10, 60, 3)
     """
 
     def __init__(self, path: Path, photometrics: tuple[str, ...] = ("MINISBLACK", "RGB")):
@@ -59,37 +67,28 @@ class TiffPicture:
         self.height, self.width = self.page.imagelength, self.page.imagewidth
 
     def close(self) -> None:
-        """Close the file."""
         self.file.close()
 
     def raw(self, start: int, stop: int) -> np.ndarray:
         """Return the rows from start to before stop as they are stored, hxWxS of one of TYPES."""
         page, file = self.page, self.file.filehandle
         shape = (stop - start, self.width, page.samplesperpixel)
-        if page.is_memmappable:  # one run of bytes
-            row = shape[1] * shape[2]
+        if page.is_memmappable:  # uncompressed, in one piece
             dtype = self.dtype.newbyteorder(self.file.byteorder)
-            file.seek(page.dataoffsets[0] + start * row * dtype.itemsize)
-            stored = np.frombuffer(file.read((stop - start) * row * dtype.itemsize), dtype)
+            row_bytes = self.width * page.samplesperpixel * dtype.itemsize
+            file.seek(page.dataoffsets[0] + start * row_bytes)
+            stored = np.frombuffer(file.read((stop - start) * row_bytes), dtype)
             return stored.astype(self.dtype, copy=False).reshape(shape)
-        found = np.zeros(shape, self.dtype)
+        rows = np.zeros(shape, self.dtype)
         tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if page.compression in (6, 7) else {}
         for index in range(start // self.step * self.across, -(-stop // self.step) * self.across):
             file.seek(page.dataoffsets[index])
             data = file.read(page.databytecounts[index]) or None
             segment, (_, _, y, x, _), (_, height, width, _) = page.decode(data, index, **tables)
-            if segment is not None:  # a tile that was left out is black
+            if segment is not None:  # a tile that the file leaves out is black
                 top, end, right = max(start, y), min(stop, y + height), min(self.width, x + width)
-                found[top - start : end - start, x:right] = segment[0, top - y : end - y, : right - x]
-        return found
-
-    def _check_pages(self) -> None:
-        """Raise a ValueError if this is a stack: its second page is as large, and neither a copy nor a mask."""
-        if len(self.file.pages) > 1:
-            second = self.file.pages[1].aspage()
-            sides = (second.imagelength, second.imagewidth) == (self.page.imagelength, self.page.imagewidth)
-            if sides and not second.subfiletype & 5:
-                raise ValueError("it has several pages")
+                rows[top - start : end - start, x:right] = segment[0, top - y : end - y, : right - x]
+        return rows
 
     def _check(self, photometrics: tuple[str, ...]) -> None:
         page = self.page
@@ -100,7 +99,11 @@ class TiffPicture:
         check_samples(page.photometric, page.samplesperpixel, page.extrasamples)
         if tuple(page.extrasamples) == (1,):
             raise UnknownLayout("colours that are multiplied by their transparency")
-        self._check_pages()
+        if len(self.file.pages) > 1:
+            second = self.file.pages[1].aspage()
+            same_size = (second.imagelength, second.imagewidth) == (page.imagelength, page.imagewidth)
+            if same_size and not second.subfiletype & 5:  # neither a smaller copy nor a mask
+                raise ValueError("it has several pages")
         self.dtype = np.dtype(page.dtype)
         if (
             page.bitspersample != 8 * self.dtype.itemsize
@@ -134,12 +137,12 @@ class TiffPicture:
 
 
 def check_samples(photometric: int, samples: int, extra: Sequence[int]) -> None:
-    """Raise a ValueError if a pixel has samples of which the file doesn't say that they are colours or transparency.
+    """Raise a ValueError if a pixel has samples that are neither colours nor transparency by the file's tags.
 
     Args:
         photometric: the tag PhotometricInterpretation.
-        samples: of a pixel.
-        extra: the tag ExtraSamples: what those beyond the colours are.
+        samples: number of samples of a pixel.
+        extra: the tag ExtraSamples: the meaning of the samples beyond the colours.
     """
     colours = COLOURS.get(int(photometric), samples)
     if samples != colours and not (samples == colours + 1 and len(extra) == 1 and extra[0] in ALPHA):
@@ -150,14 +153,14 @@ def check_samples(photometric: int, samples: int, extra: Sequence[int]) -> None:
 
 
 def write(path: Path, rows: Iterable[np.ndarray], height: int, width: int, palette: np.ndarray | None = None) -> None:
-    """Write a tiled, compressed TIFF from rows as they come.
+    """Write a tiled, compressed TIFF from bands of rows.
 
     Args:
         path: the file.
         rows: hxW or hxWx3 uint8, of any h, from the top.
         height: H.
         width: W.
-        palette: Px3 uint8 colours of the values of hxW rows.
+        palette: Px3 uint8: the colours of the values, for rows of hxW.
     """
     colours: dict[str, Any] = {"photometric": "rgb"}
     if palette is not None:
@@ -165,7 +168,7 @@ def write(path: Path, rows: Iterable[np.ndarray], height: int, width: int, palet
         table[:, : len(palette)] = 257 * palette.T.astype(np.uint16)
         colours = {"photometric": "palette", "colormap": table}
     shape = (height, width) if palette is not None else (height, width, 3)
-    big = height * width * (1 if palette is not None else 3) > 2**31  # compressed it is smaller; none knows by how much
+    big = math.prod(shape) > 2**31  # of the uncompressed size: the compressed one is not known before
     with tifffile.TiffWriter(path, bigtiff=big) as file:
         file.write(
             _tiles(rows, width), shape=shape, dtype=np.uint8, tile=(TILE, TILE), compression="zlib", metadata=None,

@@ -1,1 +1,1 @@
-"""What a model is worth: scores from counts of pixels, what its long skips contribute, and how sure that is."""
+"""The evaluation of a model: scores from counts of pixels, the contribution of its long skips, and their statistics."""

@@ -11,9 +11,9 @@ def cost(model: nn.Module, size: int) -> dict[str, int]:
     """Return what the model costs for one picture of size x size.
 
     Returns:
-        parameters; flops: floating-point operations of a forward pass, where a multiplication with its addition counts
-        as two, in convolutions and matrix products (torch.utils.flop_counter); activation_memory: bytes that a forward
-        pass in float32 keeps for the backward pass, the peak of a training step besides weights and gradients.
+        parameters; flops: floating-point operations of a forward pass in convolutions and matrix products, where a
+        multiplication with its addition counts as two (torch.utils.flop_counter); activation_memory: bytes that a
+        forward pass in float32 keeps for the backward pass, the peak of a training step besides weights and gradients.
     """
     was_training = model.training
     device = next(model.parameters()).device
@@ -27,11 +27,11 @@ def cost(model: nn.Module, size: int) -> dict[str, int]:
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    uncompiled = torch.compiler.set_stance("force_eager")  # what is compiled may keep less, and can't be counted
+    uncompiled = torch.compiler.set_stance("force_eager")  # a compiled model may keep less, and can't be counted
     with torch.enable_grad(), uncompiled, hooks, FlopCounterMode(display=False) as counter:
-        # in eval mode, which keeps the same tensors: a batch of one is too small for batch normalisation's statistics
+        # eval mode keeps the same tensors; in training mode batch normalisation needs more than one picture
         logits = model.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
-    del logits  # until here the kept storages were alive, so that no address was used twice
+    del logits  # kept the storages alive until here, so that no address was used twice
     model.train(was_training)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -1,10 +1,10 @@
 """Lesions: what a trained model loses when its long skips are cut at test time, and what each level contributes.
 
-The encoder's features of a batch are computed once and decoded for every subset of levels and every way to cut. What a
-lesion shows is what this trained model relies on; what a network could learn without a skip takes a training without.
+The encoder's features of a batch are computed once and decoded for every subset of levels and every kind of cut. A
+lesion shows what this trained model relies on; what a network could learn without a skip takes a training without it.
 
-Legend: N images, L levels that carry features, C classes; a subset of levels is a bit mask of those kept, bit 0 the
-finest, so that 0 is all cut and 2^L - 1 the intact model.
+Legend: N images, L levels that carry features, C classes. A subset of levels is a bit mask of the levels that are kept,
+bit 0 the finest: 0 means that all levels are cut, 2^L - 1 is the intact model.
 """
 
 from __future__ import annotations
@@ -30,27 +30,34 @@ from unetseg.evaluation.metrics import (
     image_counts,
     scores,
 )
-from unetseg.evaluation.statistics import interval, resampled_sums, units_of
+from unetseg.evaluation.statistics import interval, resampled_sums, sum_by_unit
 from unetseg.model.segmenter import Segmenter, class_map
 
 CUTS = ("zero", "mean", "shuffle")
-"""What stands in for a cut level's features: zeros; the channels' means over all images and positions; the features of
-other images, of each of the DERANGEMENTS images before it in the loader's order, the first ones' those of the last."""
+"""What replaces a cut level's features: zeros; the channels' means over all images and positions; or the features of
+another image, in turn of each of the DERANGEMENTS images before it in the loader's order (cyclic)."""
 DERANGEMENTS = 4
-"""Of shuffle, whose counts are the mean over them: one alone is as uncertain as its interval is wide."""
+"""The counts of shuffle are the mean over so many derangements: one alone is as uncertain as its interval is wide."""
 
 SCORES = ("iou", "boundary_iou")
 
 
 @dataclass(frozen=True)
 class Lesions:
-    """What was counted.
+    """The counts of all lesions.
 
     Attributes:
         levels: the L levels that carry features, finest first.
         counts: 3 x 2^L x N x C x 6 float64 pixels of metrics.COUNTS for each of CUTS and each subset of kept levels.
         edges: 3 x 2^L x N x 7 x 2 float64 pixels and errors by distance to the edge.
         indices: of the N images in their data set.
+
+    Example:
+        >>> model = Segmenter(classes=2, encoder="resnet18", weights=None).eval()
+        >>> images, masks = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, 32, 32, dtype=torch.uint8)
+        >>> lesions = measure(model, [Batch(images, masks, torch.arange(2))], classes=2)
+        >>> lesions.levels, lesions.counts.shape
+        ([1, 2, 3, 4], torch.Size([3, 16, 2, 2, 6]))
     """
 
     levels: list[int]
@@ -73,18 +80,18 @@ def measure(
     device: torch.device | str = "cpu",
     track: Callable[..., Iterable[Batch]] = lambda batches, description: batches,
 ) -> Lesions:
-    """Run the encoder twice over the data, for the means and for the lesions, and count every subset's pixels.
+    """Count the pixels of every subset of levels; the encoder runs twice, for the means and for the lesions.
 
     Args:
         model: in eval mode, on `device`, with at least one level to cut.
         batches: at least two images, in the same order each time.
         classes: C.
         device: where the model is.
-        track: wraps an iterable, with a description, to show how far it is.
+        track: wraps an iterable, with a description, to show a progress bar.
     """
     levels = levels_to_cut(model)
     full = 2 ** len(levels) - 1
-    means, before = _means(model, track(batches, "means of the features"), levels, device)
+    means, before = _feature_means(model, track(batches, "means of the features"), levels, device)
     shifts = range(1, len(before[levels[0]]) + 1)
     counts, edges, indices = [], [], []
     for batch in track(batches, f"lesions of {len(levels)} levels"):
@@ -95,19 +102,19 @@ def measure(
         of_batch = torch.zeros(*size, classes, len(COUNTS), dtype=torch.float64)
         of_edges = torch.zeros(*size, len(EDGE_DISTANCES) + 1, 2, dtype=torch.float64)
         for kept in range(full + 1):
-            gone = [level for bit, level in enumerate(levels) if not kept >> bit & 1]
+            cut_levels = [level for bit, level in enumerate(levels) if not kept >> bit & 1]
             for cut, kind in enumerate(CUTS):
-                if gone or cut == 0:  # intact is intact, whatever the cut
+                if cut_levels or cut == 0:  # the intact model is the same for every kind of cut
                     of_shifts = []
                     for shift in shifts if kind == "shuffle" else shifts[:1]:
-                        stand_in = {
-                            level: _stand_in(kind, features[level], means[level], before[level], shift)
-                            for level in gone
-                        }
-                        predicted = class_map(model.net.decode([stand_in.get(i, f) for i, f in enumerate(features)]))
+                        replaced = list(features)
+                        for level in cut_levels:
+                            replaced[level] = _replacement(kind, features[level], means[level], before[level], shift)
+                        predicted = class_map(model.net.decode(replaced))
                         pixels = image_counts(predicted, target, classes).double().cpu()
-                        of_shifts.append((pixels, errors_by_band(predicted, target, bands).double().cpu()))
-                    pixels, errors = (torch.stack(found).mean(0) for found in zip(*of_shifts, strict=True))
+                        errors = errors_by_band(predicted, target, bands).double().cpu()
+                        of_shifts.append((pixels, errors))
+                    pixels, errors = (torch.stack(counts_of).mean(0) for counts_of in zip(*of_shifts, strict=True))
                 of_batch[cut, kept] = pixels
                 of_edges[cut, kept] = errors
         counts.append(of_batch)
@@ -118,10 +125,10 @@ def measure(
 
 
 def shapley(values: np.ndarray) -> np.ndarray:
-    """Return each level's Shapley value, ...x2^L -> ...xL, of a score of every subset of kept levels.
+    """Return the Shapley value of each level, ...xL, from the score of every subset of kept levels, ...x2^L.
 
-    The mean, over all orders in which the levels can be put back, of what a level adds to the score when its turn comes
-    (Shapley 1953). The L values sum to values[..., -1] - values[..., 0]: intact minus all cut.
+    The Shapley value (Shapley 1953) is what a level adds to the score when it is put back, as the mean over all orders
+    of putting the levels back. The L values sum to values[..., -1] - values[..., 0]: intact minus all cut.
     """
     levels = values.shape[-1].bit_length() - 1
     contributions = np.zeros((*values.shape[:-1], levels))
@@ -138,39 +145,40 @@ def tables(lesions: Lesions, groups: Sequence[str]) -> dict[str, pd.DataFrame]:
     """Return lesion (what each subset's cut loses), shapley (what each level contributes) and lesion_edge_distance.
 
     Scores are over the whole set. `low` and `high` are the ends of the 95 % bootstrap interval over the images, or over
-    groups where there are several: they say what other images would have shown of this one model, and nothing of
+    groups where there are several. They say what other images would have shown of this one model, and nothing about
     another training of it.
 
     Args:
-        lesions: what was counted.
+        lesions: the counts.
         groups: of the N images.
     """
     levels, full = lesions.levels, lesions.counts.shape[1] - 1
     per_image = lesions.counts.transpose(0, 2).numpy()  # images first
-    drawn = _scores(torch.from_numpy(resampled_sums(units_of(per_image, groups))).transpose(1, 2))
+    resampled = _scores(torch.from_numpy(resampled_sums(sum_by_unit(per_image, groups))).transpose(1, 2))
     whole = _scores(lesions.counts.sum(2))
-    lost, worth, edges = [], [], []
+    losses, contributions, edges = [], [], []
     for cut, kind in enumerate(CUTS):
         for kept in reversed(range(full + 1)):
-            gone = "+".join(str(level) for bit, level in enumerate(levels) if not kept >> bit & 1)
-            if gone or cut == 0:
-                row: dict[str, object] = {"cut": kind if gone else "intact", "levels": gone}
+            cut_levels = "+".join(str(level) for bit, level in enumerate(levels) if not kept >> bit & 1)
+            if cut_levels or cut == 0:
+                row: dict[str, object] = {"cut": kind if cut_levels else "intact", "levels": cut_levels}
                 for name in SCORES:
                     row[name] = whole[name][cut, kept]
                     loss = whole[name][cut, full] - whole[name][cut, kept]
-                    row |= _with_interval(f"{name}_loss", loss, drawn[name][:, cut, full] - drawn[name][:, cut, kept])
-                lost.append(row)
+                    draws = resampled[name][:, cut, full] - resampled[name][:, cut, kept]
+                    row |= _with_interval(f"{name}_loss", loss, draws)
+                losses.append(row)
                 rates = edge_table(lesions.edges[cut, kept].numpy(), groups)
-                edges.append(rates.assign(cut=row["cut"], levels=gone))
-        values = {name: (shapley(whole[name][cut]), shapley(drawn[name][:, cut])) for name in SCORES}
+                edges.append(rates.assign(cut=row["cut"], levels=cut_levels))
+        values = {name: (shapley(whole[name][cut]), shapley(resampled[name][:, cut])) for name in SCORES}
         for position, level in enumerate(levels):
             row = {"cut": kind, "level": level}
-            for name, (value, spread) in values.items():
-                row |= _with_interval(name, value[position], spread[:, position])
-            worth.append(row)
+            for name, (value, draws) in values.items():
+                row |= _with_interval(name, value[position], draws[:, position])
+            contributions.append(row)
     return {
-        "lesion": pd.DataFrame(lost),
-        "shapley": pd.DataFrame(worth),
+        "lesion": pd.DataFrame(losses),
+        "shapley": pd.DataFrame(contributions),
         "lesion_edge_distance": pd.concat(edges)[["cut", "levels", *edges[0].columns[:-2]]],
     }
 
@@ -179,12 +187,12 @@ def _features(model: Segmenter, batch: Batch, device: torch.device | str) -> lis
     return list(model.net.encoder(model.normalised(batch.images.to(device))))
 
 
-def _means(
+def _feature_means(
     model: Segmenter, batches: Iterable[Batch], levels: Sequence[int], device: torch.device | str
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Return each level's mean over images and positions, 1xSx1x1, and its features of the last images, DxSxHxW.
+    """Return each level's mean over images and positions, 1xSx1x1, and its features of the last D images, DxSxHxW.
 
-    D is DERANGEMENTS, or the number of images less one where that is smaller.
+    D is DERANGEMENTS, or the number of images minus one if that is smaller.
     """
     sums: dict[int, Tensor] = {}
     last: dict[int, Tensor] = {}
@@ -197,12 +205,12 @@ def _means(
             last[level] = torch.cat([last[level], features[level]] if level in last else [features[level]])
             last[level] = last[level][-DERANGEMENTS:]
         images += len(batch.indices)
-    last = {level: found[-min(DERANGEMENTS, images - 1) :] for level, found in last.items()}
+    last = {level: features[-min(DERANGEMENTS, images - 1) :] for level, features in last.items()}
     return {level: (total / images).to(last[level].dtype) for level, total in sums.items()}, last
 
 
-def _stand_in(cut: str, features: Tensor, mean: Tensor, before: Tensor, shift: int) -> Tensor:
-    """Return what the decoder gets instead of BxSxHxW features; `before` are those of the images before the batch."""
+def _replacement(cut: str, features: Tensor, mean: Tensor, before: Tensor, shift: int) -> Tensor:
+    """Return what replaces the BxSxHxW features of a batch; `before` are the features of the images before it."""
     if cut == "zero":
         return torch.zeros_like(features)
     if cut == "mean":
@@ -215,6 +223,6 @@ def _scores(counts: Tensor) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in scores(counts).items() if name in SCORES}
 
 
-def _with_interval(name: str, value: float, drawn: np.ndarray) -> dict[str, float]:
-    low, high = interval(drawn)
+def _with_interval(name: str, value: float, draws: np.ndarray) -> dict[str, float]:
+    low, high = interval(draws)
     return {name: value, f"{name}_low": float(low), f"{name}_high": float(high)}

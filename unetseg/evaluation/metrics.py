@@ -1,7 +1,7 @@
 """Segmentation metrics from counts of pixels, summed first and divided once.
 
-Every number comes from `image_counts`: whole pixels per image and class. A data set's IoU divides the sums over all
-its images; a mean of batch values would weigh pictures by the batch they fell into.
+Every number comes from `image_counts`: whole pixels per image and class. A data set's IoU divides the sums over all its
+images; a mean of batch values would weigh pictures by the batch that they are in.
 
 Legend: B images, C classes, H x W pixels. Pixels whose target is IGNORE are never counted.
 """
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COUNTS = ("intersection", "predicted", "true", "boundary_intersection", "boundary_predicted", "boundary_true")
-"""What is counted per image and class: pixels of the masks, then pixels of their boundary bands."""
+"""The counts of each image and class: pixels of the masks, then pixels of their boundary bands."""
 
 BOUNDARY_RATIO = 0.02
 """Width of the boundary band as a share of the image's diagonal (Cheng et al. 2021, Boundary IoU)."""
 
 EDGE_DISTANCES = (1, 2, 4, 8, 16, 32)
-"""Upper limits, in pixels, of the bands in which errors are counted; what is farther is one more band."""
+"""Upper limits, in pixels, of the bands in which errors are counted; pixels farther away are one more band."""
 
 
 def image_counts(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
@@ -50,7 +50,7 @@ def image_counts(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
     valid = target != IGNORE
     index = torch.arange(classes, device=target.device).view(1, -1, 1, 1)
     own = [labels.unsqueeze(1) == index for labels in (predicted, target)]
-    # eroded before ignored pixels are left out, which thereby are no edge; in the target they count as of each class
+    # eroded before ignored pixels are left out, so that these make no edge; in the target they count as every class
     cores = [erode(own[0], radius), erode(own[1] | ~valid.unsqueeze(1), radius)]
     masks = [mask & valid.unsqueeze(1) for mask in own]
     bands = [mask & ~core for mask, core in zip(masks, cores, strict=True)]
@@ -59,11 +59,11 @@ def image_counts(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
 
 
 def edge_bands(target: Tensor, classes: int) -> Tensor:
-    """Return which band of EDGE_DISTANCES each pixel lies in, BxHxW int64: 0 ... 6, and 7 where the target is IGNORE.
+    """Return the band of EDGE_DISTANCES of each pixel, BxHxW int64: 0 ... 6, and 7 where the target is IGNORE.
 
-    The distance to the edge is that to the nearest pixel of another class, in the chessboard metric (the larger of the
-    steps across and down), in which the bands of Boundary IoU are drawn too: a pixel beside another class has 1. The
-    border of the picture and ignored pixels are no edge; a picture of one class lies in the last band.
+    The distance to the edge is the distance to the nearest pixel of another class: 1 for a pixel beside it. It is taken
+    in the chessboard metric (the larger of the steps across and down), as in the bands of Boundary IoU. The border of
+    the picture and ignored pixels are no edge; a picture of one class lies in the last band.
 
     Args:
         target: BxHxW integers, 0 ... C-1 or IGNORE.
@@ -79,17 +79,17 @@ def edge_bands(target: Tensor, classes: int) -> Tensor:
 
 
 def errors_by_band(predicted: Tensor, target: Tensor, bands: Tensor) -> Tensor:
-    """Return the pixels and the wrong pixels of each image and band, Bx7x2 int64, from BxHxW each."""
+    """Count the pixels and the wrong pixels of each image and band: from BxHxW each to Bx7x2 int64."""
     count = len(EDGE_DISTANCES) + 2
     images = torch.arange(len(bands), device=bands.device).view(-1, 1, 1)
     cells = (images * count + bands).flatten()
     wrong = cells[(predicted != target).flatten()]
-    counts = [torch.bincount(found, minlength=len(bands) * count).view(-1, count)[:, :-1] for found in (cells, wrong)]
+    counts = [torch.bincount(index, minlength=len(bands) * count).view(-1, count)[:, :-1] for index in (cells, wrong)]
     return torch.stack(counts, dim=-1)
 
 
 def edge_table(counts: np.ndarray, groups: Sequence[str]) -> pd.DataFrame:
-    """Return the error rate by distance to the edge, with its interval over images, or over groups where there are any.
+    """Return the error rate by distance to the edge, with its interval over images, or over groups if there are any.
 
     Args:
         counts: Nx7x2 pixels and errors of each image and band.
@@ -113,10 +113,10 @@ def edge_table(counts: np.ndarray, groups: Sequence[str]) -> pd.DataFrame:
 
 
 def erode(mask: Tensor, radius: int, outside: bool = False) -> Tensor:
-    """Erode ...xHxW booleans by a square of side 2 * radius + 1; what lies outside the image counts as `outside`.
+    """Erode ...xHxW booleans by a square of side 2 * radius + 1; pixels outside the image count as `outside`.
 
     The same as `radius` erosions by 3x3, as in the reference code of Boundary IoU. A window of n is the conjunction of
-    two windows of n/2, so it takes log2(n) passes over bits, fifty times faster than max-pooling here.
+    two windows of n/2, so log2(n) passes over the booleans are enough: fifty times faster than max-pooling here.
     """
     side = 2 * radius + 1
     for dim, padding in ((-2, (0, 0, radius, radius)), (-1, (radius, radius))):
@@ -133,12 +133,12 @@ def erode(mask: Tensor, radius: int, outside: bool = False) -> Tensor:
 def scores(counts: Tensor) -> dict[str, Tensor]:
     """Turn counts, ...xCx6, into iou, dice and boundary_iou, each of shape ... in 0..1 (float64).
 
-    Two classes: the scores of class 1, the foreground. More: the mean over the classes that occur in the prediction
-    or in the target. Where no class occurs (an image without foreground, predicted as such) a score is 1, as in smp;
-    where no pixel is counted (all are ignored) it is nan, which says nothing.
+    With two classes these are the scores of class 1, the foreground; with more, the mean over the classes that occur in
+    the prediction or in the target. Where no class occurs (an image without foreground, predicted as such) a score is
+    1, as in smp; where no pixel is counted (all are ignored) it is nan.
     """
     counts = counts.double()
-    nothing = counts[..., COUNTS.index("true")].sum(-1) == 0
+    uncounted = counts[..., COUNTS.index("true")].sum(-1) == 0
     if counts.shape[-2] == 2:
         counts = counts[..., 1:, :]
     intersection, predicted, true, *boundary = counts.unbind(-1)
@@ -147,7 +147,7 @@ def scores(counts: Tensor) -> dict[str, Tensor]:
         "dice": _mean_over_classes(2 * intersection, predicted + true),
         "boundary_iou": _mean_over_classes(boundary[0], boundary[1] + boundary[2] - boundary[0]),
     }
-    return {name: value.masked_fill(nothing, math.nan) for name, value in means.items()}
+    return {name: value.masked_fill(uncounted, math.nan) for name, value in means.items()}
 
 
 def _mean_over_classes(part: Tensor, whole: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ PALETTE = np.array(
 )
 """Colours of the classes 0, 1, ...; class 0 is not drawn."""
 MISSED, INVENTED = (64, 130, 255), (255, 60, 60)
-"""Colours of errors: a class overlooked, and one seen where there is none."""
+"""Colours of errors: a class that is missed, and a class that is predicted where there is none."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Sample:
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.55) -> np.ndarray:
-    """Return the picture, HxWx3 uint8, with the classes of the mask, HxW, tinted; class 0 and IGNORE stay."""
+    """Return the picture, HxWx3 uint8, tinted by the classes of the mask, HxW; class 0 and IGNORE are not tinted."""
     drawn = (mask > 0) & (mask != IGNORE)
     colours = PALETTE[np.where(drawn, (mask - 1) % (len(PALETTE) - 1) + 1, 0)]
     mixed = (1 - opacity) * image + opacity * colours

@@ -1,4 +1,4 @@
-"""Pictures of a run. Plotting only: what is drawn has been measured elsewhere."""
+"""Figures of a run. Plotting only: the numbers are measured elsewhere."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 matplotlib.use("Agg")
 
 RESOLUTION = 2.0**-25
-"""Half the relative spacing of float32 numbers: a smaller update leaves a weight as it was."""
+"""Half the relative spacing of float32 numbers: a smaller update doesn't change a weight."""
 
 
 def predictions(samples: Sequence[Sample], captions: Sequence[str], path: Path) -> None:
-    """Write one row a sample: the picture, the truth, the prediction, the errors; a caption stands at its left."""
+    """Write a row for each sample: its picture, truth, prediction and errors, with a caption at the left."""
     columns = ("picture", "truth", "prediction", "errors (blue missed, red invented)")
     figure = Figure(figsize=(8, 1.95 * len(samples) + 0.4), dpi=110, layout="constrained")
     axes = figure.subplots(len(samples), len(columns), squeeze=False)
@@ -48,7 +48,7 @@ def predictions(samples: Sequence[Sample], captions: Sequence[str], path: Path) 
 
 def curves(metrics: Path, path: Path) -> None:
     """Write the learning curves of a metrics.csv: losses over steps, IoU and Boundary IoU over epochs."""
-    table = _read(metrics)
+    table = _read_csv(metrics)
     figure = Figure(figsize=(9, 2.8), dpi=110, layout="constrained")
     panels = (
         ("loss", "step", ("train/loss", "val/loss")),
@@ -70,12 +70,12 @@ def curves(metrics: Path, path: Path) -> None:
 
 
 def gradient_flow(table: Path, path: Path) -> None:
-    """Write the picture of a gradient_flow.csv.
+    """Write the figure of a gradient_flow.csv.
 
-    Left, block by step: log10 rms of the gradient, as in Drozdzal et al. 2016, hatched where half of the block's
-    weights or more were left as they were. Right: the skip share of each level, and how far each block moved.
+    Left, block by step: log10 rms of the gradient, as in Drozdzal et al. 2016, hatched where the step left half of the
+    block's weights or more unchanged. Right: the skip share of each level, and the update ratio of each block.
     """
-    readings = _read(table)
+    readings = _read_csv(table)
     blocks = readings[readings.kind == "block"]
     order = list(dict.fromkeys(blocks.block))
     rms, stalled, ratio = (
@@ -87,21 +87,19 @@ def gradient_flow(table: Path, path: Path) -> None:
     left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))  # type: ignore[misc]
     heat = left.subplots()
     image = heatmap(heat, np.log10(rms.where(rms > 0)))
-    for row, column in np.argwhere(stalled.to_numpy() >= 0.5):
+    hatched = np.argwhere(stalled.to_numpy() >= 0.5)
+    for row, column in hatched:
         heat.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, hatch="////", edgecolor="white", lw=0))
     heat.tick_params(labelsize=8)
-    heat.set_title(
-        "gradient, log10 rms" + (" (hatched: half the weights stalled)" if (stalled >= 0.5).any(axis=None) else ""),
-        fontsize=9,
-    )
+    note = " (hatched: half the weights stalled)" if len(hatched) else ""
+    heat.set_title(f"gradient, log10 rms{note}", fontsize=9)
     left.colorbar(image, ax=heat).ax.tick_params(labelsize=8)
 
     shares, moves = right.subplots(2, 1, sharex=True)
     levels = readings[(readings.kind == "skip") & (readings.metric == "skip_share")]
     for number, (level, rows) in enumerate(levels.groupby("block")):
-        shares.plot(
-            rows.step, rows.value, color=matplotlib.colormaps["plasma"](number / 4.5), label=level, linewidth=1.4
-        )
+        colour = matplotlib.colormaps["plasma"](number / 4.5)
+        shares.plot(rows.step, rows.value, color=colour, label=level, linewidth=1.4)
     shares.axhline(0, color="grey", linewidth=0.6)
     shares.set_title("skip share of the encoder's gradient", fontsize=9)
     shares.legend(fontsize=7, ncols=2)
@@ -133,14 +131,14 @@ def heatmap(axis: Axes, table: pd.DataFrame, low: float | None = None, high: flo
 
 
 def compare_gradients(tables: dict[str, Path], path: Path) -> None:
-    """Write, for several runs by their labels, what each block gets of the gradient and how many weights stand still.
+    """Write, for several runs by their labels, the gradient of each block and its share of stalled weights.
 
-    Lines are medians over the readings, bands reach from the least to the greatest.
+    Lines are medians over the readings, bands reach from the least to the greatest value.
     """
     figure = Figure(figsize=(9, 3.4), dpi=110, layout="constrained")
     gradient, still = figure.subplots(1, 2)
     for number, (label, table) in enumerate(tables.items()):
-        readings = _read(table)
+        readings = _read_csv(table)
         blocks = readings[readings.kind == "block"]
         order = list(dict.fromkeys(blocks.block))
         for axis, metric in ((gradient, "rms"), (still, "stalled")):
@@ -163,24 +161,24 @@ def compare_gradients(tables: dict[str, Path], path: Path) -> None:
 
 
 def edge_distance(tables: dict[str, pd.DataFrame], path: Path) -> None:
-    """Write the error rate by distance to the mask's edge, a line for each table by its label, in its interval."""
+    """Write the error rate by distance to the mask's edge: for each table by its label a line, in its interval."""
     figure = Figure(figsize=(5, 3.2), dpi=110, layout="constrained")
     _error_rates(figure.subplots(), tables)
     figure.savefig(path)
 
 
 def lesions(tables: dict[str, pd.DataFrame], path: Path) -> None:
-    """Write the picture of evaluate's lesions: the Shapley values of each level, and where the errors of a cut lie."""
+    """Write the figure of evaluate's lesions: the Shapley values of each level, and the errors of each cut."""
     figure = Figure(figsize=(11, 3.4), dpi=110, layout="constrained")
     iou, boundary, where = figure.subplots(1, 3)
-    worth, rates = tables["shapley"], tables["lesion_edge_distance"]
-    cuts = list(worth.cut.unique())
+    values, rates = tables["shapley"], tables["lesion_edge_distance"]
+    cuts = list(values.cut.unique())
     for axis, name, title in ((iou, "iou", "IoU"), (boundary, "boundary_iou", "Boundary IoU")):
         for number, cut in enumerate(cuts):
-            rows = worth[worth.cut == cut]
+            rows = values[values.cut == cut]
             errors = np.abs(rows[[f"{name}_low", f"{name}_high"]].to_numpy().T - rows[name].to_numpy())
-            places = np.arange(len(rows)) + 0.27 * (number - 1)
-            axis.bar(places, rows[name], width=0.25, yerr=errors, capsize=2, label=cut, color=f"C{number}")
+            positions = np.arange(len(rows)) + 0.27 * (number - 1)
+            axis.bar(positions, rows[name], width=0.25, yerr=errors, capsize=2, label=cut, color=f"C{number}")
         axis.set_xticks(np.arange(len(rows)), [f"level {level}" for level in rows.level], fontsize=8)
         axis.axhline(0, color="grey", linewidth=0.6)
         axis.set_title(f"Shapley value of each long skip, {title}", fontsize=9)
@@ -188,11 +186,11 @@ def lesions(tables: dict[str, pd.DataFrame], path: Path) -> None:
         axis.grid(axis="y", alpha=0.3)
     iou.legend(title="cut by", fontsize=7, title_fontsize=7)
     levels = [str(level) for level in rows.level]
-    shown = {"intact": rates[rates.cut == "intact"]}
-    for gone in [*levels, "+".join(levels)]:
-        label = "all cut" if gone not in levels else f"level {gone} cut"
-        shown[label] = rates[(rates.cut == "mean") & (rates.levels == gone)]
-    _error_rates(where, shown)
+    lines = {"intact": rates[rates.cut == "intact"]}
+    for cut_levels in [*levels, "+".join(levels)]:
+        label = f"level {cut_levels} cut" if cut_levels in levels else "all cut"
+        lines[label] = rates[(rates.cut == "mean") & (rates.levels == cut_levels)]
+    _error_rates(where, lines)
     where.set_title("errors, cut by the mean", fontsize=9)
     figure.savefig(path)
 
@@ -214,12 +212,12 @@ def _error_rates(axis: Axes, tables: dict[str, pd.DataFrame]) -> None:
 
 
 def band_labels(bands: Iterable[tuple[float, float]]) -> list[str]:
-    """Return the names of bands of distances in pixels, from and to each: 1, 2, 3–4, ... ≥ 33."""
+    """Return the names of bands of distances in pixels, by the first and last distance: 1, 2, 3–4, ... ≥ 33."""
     ends = [(f"{low:.0f}", f"{high:.0f}") for low, high in bands]
     return [f"≥ {low}" if high == "inf" else low if low == high else f"{low}–{high}" for low, high in ends]
 
 
-def _read(table: Path) -> pd.DataFrame:
-    import pandas as pd  # a second that the first training step needn't wait for
+def _read_csv(path: Path) -> pd.DataFrame:
+    import pandas as pd  # takes a second, for which the first training step needn't wait
 
-    return pd.read_csv(table)
+    return pd.read_csv(path)

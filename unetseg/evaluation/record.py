@@ -1,4 +1,4 @@
-"""What a test writes: the scores of every image, errors by distance to the edge, and figures of both."""
+"""The record of a test: the scores of every image, errors by distance to the edge, and figures of both."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 class TestRecord(L.Callback):
     """Writes per_image.csv, edge_distance.csv and figures of both, and keeps the scores over the set.
 
-    Under several processes each has counted its own images; together they have every image once.
+    Each of several processes counts its own images; together they have every image once.
 
     Args:
         run: the folder that is written to.
-        each: how many images of the best, of the median and of the worst are drawn.
+        each: how many of the best, the median and the worst images are drawn.
     """
 
-    __test__ = False  # no test class, whatever pytest makes of the name
+    __test__ = False  # not a test class, which pytest would conclude from the name
 
     def __init__(self, run: RunFolder, each: int = 2):
         self.run, self.each = run, each
@@ -56,7 +56,7 @@ class TestRecord(L.Callback):
         self.edges.update(zip(indices, errors.cpu(), strict=True))
 
     def on_test_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Bring all images together and write what is known of each."""
+        """Gather the counts of all processes and write the tables and figures."""
         import pandas as pd
 
         if trainer.world_size > 1:
@@ -85,11 +85,11 @@ class TestRecord(L.Callback):
             plots.edge_distance({"": errors}, self.run.figures / "edge_distance.png")
             self._draw(trainer, module, dataset)
 
-    def over_the_set(self) -> dict[str, float]:
+    def set_scores(self) -> dict[str, float]:
         """Return the scores over all images, in float64."""
         counts = torch.stack([*self.counts.values()])
-        named = {f"test/{name}": value.item() for name, value in scores(counts.sum(0)).items()}
-        return {**named, "test/iou_per_image": float(self.per_image.iou.mean()), "test/images": len(counts)}
+        over_set = {f"test/{name}": value.item() for name, value in scores(counts.sum(0)).items()}
+        return {**over_set, "test/iou_per_image": float(self.per_image.iou.mean()), "test/images": len(counts)}
 
     def by_group(self) -> pd.DataFrame:
         """Return the scores over the images of each group, and the number of images."""
@@ -115,7 +115,7 @@ class TestRecord(L.Callback):
 
 @torch.inference_mode()
 def predict_samples(model: nn.Module, dataset: Examples, indices: Sequence[int]) -> list[Sample]:
-    """Return examples of a data set with what a model predicts for them, without those that can't be read.
+    """Return examples of a data set with a model's predictions, without examples that can't be read.
 
     Args:
         model: maps Bx3xSxS uint8 to logits, BxKxSxS, on its own device.

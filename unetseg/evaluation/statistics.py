@@ -1,10 +1,10 @@
 """Statistics of scores: what other units of the test set, or another training, would have given.
 
-Settings of an ablation are compared by an analysis of variance, because three seeds are too few to resample. What of
-it holds how often, `docs/statistics.md` says with the commands of `scripts/coverage.py`.
+Settings of an ablation are compared by an analysis of variance, because three seeds are too few to resample.
+`docs/statistics.md` shows how often its intervals hold, by the commands of `scripts/coverage.py`.
 
-Legend: S seeds, N units: images, or the means of groups of images (patients, scenes, breeds), which are not independent
-of each other within a group.
+Legend: S seeds, N units. A unit is an image, or the mean of a group of images (patients, scenes, breeds): the images of
+a group are not independent of each other.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from scipy.optimize import brentq
 from scipy.special import chdtri, nctdtrinc, stdtrit
 
 LEVEL = 0.95
-"""Of every interval; 1 - LEVEL is the level at which p shows a difference."""
+"""Confidence level of every interval; a difference is shown where p < 1 - LEVEL."""
 POWER = 0.8
-"""Of showing a difference of size `Smallest.value`."""
+"""Probability of showing a difference of size `Smallest.value`."""
 LEAST_P = 1e-12
-"""Smaller values of p are not told apart."""
+"""Smaller values of p are given as this one."""
 
 
 @dataclass(frozen=True)
 class Smallest:
-    """The smallest difference that could have been shown with POWER: an estimate, since the scores' spread is one."""
+    """The smallest difference that could have been shown with POWER; an estimate, as the scores' spread is one."""
 
     value: float
     low: float
@@ -44,78 +44,92 @@ class Spread:
     seeds: Any
     """Variance of the mean by the choice of seeds, 0 with one seed."""
     seeds_freedom: int
-    """What it is known from; 0 with one seed."""
+    """Degrees of freedom of `seeds`; 0 with one seed."""
     units: Any
-    """Variance of the mean by the choice of units, beyond what the seeds' part holds already."""
+    """Variance of the mean by the choice of units, beyond the part that `seeds` contains."""
     units_freedom: int
     floor: Any
-    """Variance of the mean by the choice of units alone, as if these trained models were the only ones."""
+    """Variance of the mean by the choice of units alone, for these trained models only."""
 
-    def half(self, level: float) -> Any:
+    def half_width(self, level: float) -> Any:
         """Return half the width of the interval at 1 - `level`, two-sided.
 
-        Of the two parts' critical values the mean weighted by their variances (Cochran 1964), and never less than the
-        interval over the units alone: seeds that agree by luck make no interval narrower than one model's.
+        The critical value is the mean of the two parts' critical values, weighted by their variances (Cochran 1964).
+        The interval is never narrower than the one over the units alone: seeds that agree by luck make no interval
+        narrower than that of one model.
         """
         of_seeds = -stdtrit(self.seeds_freedom, level / 2) if self.seeds_freedom else 0.0
-        return self._both(of_seeds, -stdtrit(self.units_freedom, level / 2))
+        of_units = -stdtrit(self.units_freedom, level / 2)
+        return self._weighted(of_seeds, of_units)
 
     def p(self, difference: float) -> float:
-        """Return the level, 0..1, at which the interval around a difference begins to hold 0; at least LEAST_P."""
-        if self.half(LEAST_P) <= abs(difference):
+        """Return the level, 0..1, at which the interval around a difference ends at 0; at least LEAST_P."""
+        if self.half_width(LEAST_P) <= abs(difference):
             return LEAST_P if difference else 1.0
         low, high = math.log(LEAST_P), 0.0
-        return math.exp(brentq(lambda level: float(self.half(math.exp(level))) - abs(difference), low, high))
+        return math.exp(brentq(lambda level: float(self.half_width(math.exp(level))) - abs(difference), low, high))
 
     def smallest(self, level: float = 1 - LEVEL) -> Smallest:
-        """Return the least difference that p < `level` would have shown in POWER of all sweeps, of at least 2 seeds.
+        """Return the least difference that has p < `level` with probability POWER; for 2 seeds or more.
 
-        By the noncentral t of both parts, weighted as in `half`; its interval takes each part's variance at the ends of
-        its own interval, by chi-square.
+        It follows from the noncentral t of both parts, weighted as in `half_width`. The ends of its interval take each
+        part's variance at the ends of that variance's own interval, by chi-square.
         """
-        ends = (self._at(tail)._detected(level) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-        return Smallest(self._detected(level), *ends)
+        ends = (self._at_quantile(tail).detectable(level) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+        return Smallest(self.detectable(level), *ends)
 
-    def _both(self, of_seeds: float, of_units: float) -> Any:
-        """Return the mean of two multiples of the deviation, weighted by the parts, and no less than the floor's."""
+    def _weighted(self, of_seeds: float, of_units: float) -> Any:
+        """Return the deviation times the mean of two factors, weighted by the parts; at least the floor's deviation."""
         total = np.sqrt(self.seeds + self.units)
-        both = (of_seeds * self.seeds + of_units * self.units) / np.where(total > 0, total, 1)
-        return np.maximum(both, of_units * np.sqrt(self.floor))
+        weighted = (of_seeds * self.seeds + of_units * self.units) / np.where(total > 0, total, 1)
+        return np.maximum(weighted, of_units * np.sqrt(self.floor))
 
-    def _detected(self, level: float) -> float:
-        """Return the difference whose interval at 1 - `level` leaves 0 out with POWER, if the variances are right."""
+    def detectable(self, level: float) -> float:
+        """Return the difference whose interval at 1 - `level` excludes 0 with POWER, if the variances are right."""
         freedoms = (self.seeds_freedom, self.units_freedom)
-        return float(self._both(*(nctdtrinc(n, 1 - POWER, -stdtrit(n, level / 2)) for n in freedoms)))
+        return float(self._weighted(*(nctdtrinc(n, 1 - POWER, -stdtrit(n, level / 2)) for n in freedoms)))
 
-    def _at(self, tail: float) -> Spread:
-        """Return the spread if both variances were estimated at this upper quantile, 0..1, of what can be drawn."""
+    def _at_quantile(self, tail: float) -> Spread:
+        """Return the true spread if both estimated variances lie at this upper quantile, 0..1."""
         of_seeds, of_units = (n / chdtri(n, tail) for n in (self.seeds_freedom, self.units_freedom))
         return replace(self, seeds=self.seeds * of_seeds, units=self.units * of_units, floor=self.floor * of_units)
 
 
 @dataclass(frozen=True)
 class Components:
-    """Variances of the difference of one seed on one unit: by the seed, by the unit, and the rest."""
+    """Variances of the difference of one seed on one unit: by the seed, by the unit, and the rest.
+
+    Example:
+        >>> parts = Components(seeds=1e-4, units=1e-2, rest=1e-3)
+        >>> f"{parts.spread(seeds=3, units=100).smallest().value:.3f}"
+        '0.042'
+    """
 
     seeds: float
     units: float
     rest: float
 
     def spread(self, seeds: int, units: int) -> Spread:
-        """Return the spread to expect of the mean over so many seeds, 2 at least, and units, 2 at least."""
+        """Return the expected spread of the mean over so many seeds and units, at least 2 of each."""
         of_rest = self.rest / (seeds * units)
         of_units = self.units / units
         return Spread(self.seeds / seeds + of_rest, seeds - 1, of_units, units - 1, of_units + of_rest)
 
-    def at(self, tail: float, freedom: int, units: int) -> Components:
-        """Return these if the seeds' variance was seen, on `units`, at this upper quantile of what can be drawn."""
-        on_these = (self.seeds + self.rest / units) * freedom / chdtri(freedom, tail)
-        return replace(self, seeds=max(on_these - self.rest / units, 0.0))
+    def at_quantile(self, tail: float, freedom: int, units: int) -> Components:
+        """Return the true components if the seeds' variance over `units` lies at this upper quantile, 0..1."""
+        over_units = (self.seeds + self.rest / units) * freedom / chdtri(freedom, tail)
+        return replace(self, seeds=max(over_units - self.rest / units, 0.0))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference of setting A from setting B, in the scores' own unit."""
+    """The difference of setting A from setting B, in the scores' own unit.
+
+    Example:
+        >>> a, b = np.array([[0.8, 0.7, 0.9], [0.8, 0.8, 0.9]]), np.array([[0.7, 0.6, 0.7], [0.7, 0.6, 0.8]])
+        >>> f"{compare(a, b).difference:.3f}"
+        '0.133'
+    """
 
     difference: float
     """mean(a) - mean(b)."""
@@ -124,8 +138,8 @@ class Comparison:
     high: float
     """The upper end; the interval is symmetric about the difference."""
     p: float
-    """Two-sided, of no difference, 0..1, for this one comparison: correct several with `holm`. With one seed nan: what
-    other units would say of two trained models decides nothing between their settings."""
+    """Two-sided p value of no difference, 0..1, for this one comparison: correct several with `holm`. It is nan for one
+    seed: what other units would say of two trained models decides nothing between their settings."""
     seeds: int
     """S."""
     units: int
@@ -137,11 +151,11 @@ def compare(a: ArrayLike, b: ArrayLike, pooled: tuple[float, int] | None = None)
     """Compare two settings that were trained with the same seeds and scored on the same units.
 
     Seeds and units are crossed random effects: the difference of seed s on unit i is mu + seed_s + unit_i + rest_si,
-    and mu is the truth asked for. By the mean squares of this two-way layout var(mean) = (MS_seeds + MS_units -
-    MS_rest) / (S N), a sum of two parts that are not negative: MS_seeds, the spread of trainings on fixed units, known
-    from S - 1 degrees of freedom, and MS_units - MS_rest, the units' own, from N - 1. `Spread.half` makes an interval
-    of them. A bootstrap over seeds and units lacks 1/S of the seeds' variance and the tails of t, and counts the
-    variance of the rest three times (Owen 2007).
+    and mu is to be estimated. By the mean squares of this two-way layout var(mean) = (MS_seeds + MS_units - MS_rest) /
+    (S N), the sum of two parts that are not negative: MS_seeds, the spread of trainings on fixed units, with S - 1
+    degrees of freedom, and MS_units - MS_rest, the units' own, with N - 1. `Spread.half_width` makes an interval from
+    them. A bootstrap over seeds and units lacks 1/S of the seeds' variance and the tails of t, and counts the variance
+    of the rest three times (Owen 2007).
 
     With one seed the first part is missing and the interval is that of the paired t test over units.
 
@@ -156,9 +170,9 @@ def compare(a: ArrayLike, b: ArrayLike, pooled: tuple[float, int] | None = None)
     differences = _differences(np.asarray(a, dtype=float), np.asarray(b, dtype=float))
     seeds, units = differences.shape
     mean, spread = float(differences.mean()), spread_of(differences, pooled)
-    half = float(spread.half(1 - LEVEL))
+    half_width = float(spread.half_width(1 - LEVEL))
     p = spread.p(mean) if seeds > 1 else math.nan
-    return Comparison(mean, mean - half, mean + half, p, seeds, units, spread)
+    return Comparison(mean, mean - half_width, mean + half_width, p, seeds, units, spread)
 
 
 def spread_of(differences: np.ndarray, pooled: tuple[float, int] | None = None) -> Spread:
@@ -173,7 +187,7 @@ def spread_of(differences: np.ndarray, pooled: tuple[float, int] | None = None) 
 
 
 def mean_squares(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the mean squares of seeds, units and rest of ...xSxN differences; 1 seed: first and last 0."""
+    """Return the mean squares of seeds, units and rest of ...xSxN differences; with 1 seed the first and last are 0."""
     seeds, units = differences.shape[-2:]
     mean = differences.mean((-2, -1), keepdims=True)
     of_seeds, of_units = differences.mean(-1, keepdims=True), differences.mean(-2, keepdims=True)
@@ -186,7 +200,7 @@ def mean_squares(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def components(differences: np.ndarray) -> Components:
-    """Return the variances behind SxN differences, of 2 seeds and 2 units at least, none of them below 0."""
+    """Return the estimated variances, none below 0, of SxN differences with at least 2 seeds and 2 units."""
     seeds, units = differences.shape
     of_seeds, of_units, of_rest = map(float, mean_squares(differences))
     return Components(max(of_seeds - of_rest, 0) / units, max(of_units - of_rest, 0) / seeds, of_rest)
@@ -195,8 +209,8 @@ def components(differences: np.ndarray) -> Components:
 def pooled_seeds(scores: np.ndarray) -> tuple[float, int]:
     """Return the variance over seeds of the difference of two settings, and its degrees of freedom, from KxSxN scores.
 
-    Taken as the same for any two of the K settings, (K - 1) (S - 1) degrees of freedom know it instead of S - 1. Where
-    one setting's trainings spread more than the others', its own intervals are then too narrow.
+    The variance is taken as the same for any two of the K settings, so it has (K - 1) (S - 1) degrees of freedom, not
+    S - 1. If one setting's trainings spread more than those of the others, its own intervals are too narrow.
     """
     means = scores.mean(-1)
     rest = means - means.mean(0) - means.mean(1, keepdims=True) + means.mean()
@@ -205,19 +219,19 @@ def pooled_seeds(scores: np.ndarray) -> tuple[float, int]:
 
 
 def seeds_needed(parts: Components, units: int, difference: float, level: float, most: int = 100) -> int | None:
-    """Return how many seeds show a difference with POWER at `level`, None where `most` do not."""
-    enough = (n for n in range(2, most + 1) if parts.spread(n, units)._detected(level) <= difference)
+    """Return how many seeds show a difference with POWER at `level`; None if more than `most` are needed."""
+    enough = (n for n in range(2, most + 1) if parts.spread(n, units).detectable(level) <= difference)
     return next(enough, None)
 
 
 def group_means(scores: np.ndarray, groups: Sequence[Hashable]) -> np.ndarray:
-    """Return the mean of each group of the last axis, ...xN -> ...xG, groups in the order of their names."""
+    """Map ...xN scores to the mean of each group of the last axis, ...xG, groups in the order of their names."""
     sums, sizes = _group_sums(np.moveaxis(scores, -1, 0), groups)
     return np.moveaxis(sums, 0, -1) / sizes
 
 
-def units_of(counts: np.ndarray, groups: Sequence[Hashable]) -> np.ndarray:
-    """Return N... counts of images summed by group, or as they are where all images are of one group."""
+def sum_by_unit(counts: np.ndarray, groups: Sequence[Hashable]) -> np.ndarray:
+    """Return counts of images, N..., summed by group; as they are if all images are of one group."""
     return _group_sums(counts, groups)[0] if len(set(groups)) > 1 else counts
 
 
@@ -231,8 +245,8 @@ def _group_sums(values: np.ndarray, groups: Sequence[Hashable]) -> tuple[np.ndar
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return the p values of several comparisons, 0..1, corrected for their number, in the order given (Holm 1979).
 
-    A corrected p below 5 % shows a difference, and the chance that any of them shows one that isn't there is at most
-    5 %, however the comparisons depend on each other.
+    A corrected p below 5 % shows a difference. The chance that any comparison shows a difference that isn't there is at
+    most 5 %, however the comparisons depend on each other.
     """
     values = np.asarray(p_values, dtype=float)
     order = values.argsort()
@@ -242,7 +256,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def holm_levels(p_values: Sequence[float]) -> list[float]:
-    """Return, for each comparison, the level below which its own p would show a difference, the others as they are."""
+    """Return for each comparison the level below which its own p would show a difference, given the others' p."""
     values = list(p_values)
 
     def shown_without(index: int) -> int:
@@ -252,17 +266,17 @@ def holm_levels(p_values: Sequence[float]) -> list[float]:
 
 
 def resampled_sums(counts: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
-    """Return `draws` sums of N rows drawn with replacement from the N rows of `counts`, Nx... -> (draws)x...
+    """Return `draws` sums, (draws)x..., each of N rows that are drawn with replacement from `counts`, Nx...
 
     The bootstrap of Efron 1979 for scores that divide sums over images: resample the images, sum, then divide.
     """
     images = len(counts)
-    times = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=draws)
-    return (times @ counts.reshape(images, -1).astype(float)).reshape(draws, *counts.shape[1:])
+    multiplicities = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=draws)
+    return (multiplicities @ counts.reshape(images, -1).astype(float)).reshape(draws, *counts.shape[1:])
 
 
 def interval(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ends of the percentile interval at LEVEL over the first axis, of the draws that aren't nan."""
+    """Return the ends of the percentile interval at LEVEL over the first axis; draws that are nan are left out."""
     low, high = np.nanquantile(draws, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
     return low, high
 
@@ -272,29 +286,29 @@ def rates_with_interval(counts: np.ndarray, groups: Sequence[Hashable]) -> tuple
 
     Args:
         counts: NxBx2 pixels and errors of each image and band.
-        groups: of the N images; where there are several they are resampled, else the images.
+        groups: of the N images; if there are several, groups are resampled, else images.
     """
-    drawn = resampled_sums(units_of(counts, groups))
+    resampled = resampled_sums(sum_by_unit(counts, groups))
     totals = counts.sum(0)
-    found = totals[:, 0] > 0
+    counted = totals[:, 0] > 0
     rate, low, high = np.full((3, len(totals)), np.nan)
-    rate[found] = totals[found, 1] / totals[found, 0]
-    pixels = np.where(drawn[:, found, 0] > 0, drawn[:, found, 0], np.nan)
-    low[found], high[found] = interval(drawn[:, found, 1] / pixels)
+    rate[counted] = totals[counted, 1] / totals[counted, 0]
+    pixels = np.where(resampled[:, counted, 0] > 0, resampled[:, counted, 0], np.nan)
+    low[counted], high[counted] = interval(resampled[:, counted, 1] / pixels)
     return rate, low, high
 
 
 def best_median_worst(scores: np.ndarray, each: int) -> dict[int, str]:
-    """Return the positions of the best, median and worst of N scores, `each` of them, and which they are; best first.
+    """Return the positions of the `each` best, median and worst of N scores with their rank, best first.
 
-    Of few scores one may be two of these: then it is the first. A nan is none of these.
+    With few scores one may have two ranks: then it gets the first of them. A nan has no rank.
     """
     order = np.argsort(-scores, kind="stable")
     order = order[~np.isnan(scores[order])]
     middle = max(0, len(order) // 2 - each // 2)
-    ranked = {"best": order[:each], "median": order[middle : middle + each], "worst": order[-each:]}
-    rank_of = {int(place): rank for rank, places in reversed(ranked.items()) for place in places}
-    return {place: rank_of[place] for place in order.tolist() if place in rank_of}
+    ranks = {"best": order[:each], "median": order[middle : middle + each], "worst": order[-each:]}
+    rank_of = {int(position): rank for rank, positions in reversed(ranks.items()) for position in positions}
+    return {position: rank_of[position] for position in order.tolist() if position in rank_of}
 
 
 def _differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -306,7 +320,7 @@ def _differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         )
     if a.ndim != 2 or a.shape[0] < 1 or a.shape[1] < 2:
         raise ValueError(f"scores of shape {a.shape}: give seeds x units, at least 1 seed and 2 units")
-    bad = int((~np.isfinite(a)).sum() + (~np.isfinite(b)).sum())
-    if bad:
-        raise ValueError(f"{bad} of {2 * a.size} scores are not finite: leave their units out for both settings")
+    infinite = int((~np.isfinite(a)).sum() + (~np.isfinite(b)).sum())
+    if infinite:
+        raise ValueError(f"{infinite} of {2 * a.size} scores are not finite: leave their units out for both settings")
     return a - b

@@ -1,4 +1,4 @@
-"""What the demo's page shows: a picture's mask, the mask without some long skips, and what changed between them.
+"""The demo's page: a picture's mask, the mask without some long skips, and the pixels that changed between them.
 
 Legend: B pictures, C classes, H x W pixels of a picture.
 """
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 
-from unetseg.data.pictures import opened
+from unetseg.data.pictures import open_picture
 from unetseg.errors import UserError
 from unetseg.evaluation import overlays
 from unetseg.evaluation.lesions import levels_to_cut
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     import gradio as gr
 
 LARGEST = 64_000_000
-"""Pixels of a picture that the page takes: beyond that a browser shows it with difficulty."""
+"""The most pixels of a picture on the page; browsers show larger ones with difficulty."""
 BAND = 512
-"""Rows that are drawn at once, to spare memory."""
+"""Rows that are drawn at once, to save memory."""
 
 CUT = (
     "A long skip that is switched off carries zeros in place of the encoder's features, as in "
@@ -59,12 +59,19 @@ h1 { font-size: 1.4rem; margin: 0 }
 
 
 class CutEngine(TorchEngine):
-    """A Segmenter that answers twice, intact and with zeros in place of some levels' features.
+    """A Segmenter that predicts twice: intact, and with zeros in place of some levels' features.
 
-    The encoder runs once. `probabilities` gives Bx2CxHxW, the intact model's C first; or BxCxHxW with nothing cut.
+    The encoder runs once. `probabilities` returns Bx2CxHxW, the intact model's C first; or BxCxHxW if no level is cut.
 
     Attributes:
-        cut: levels that are cut, 1 the finest.
+        cut: levels that are cut, 1 is the finest.
+
+    Example:
+        >>> model = Segmenter(classes=2, encoder="resnet18", weights=None).eval()
+        >>> engine = CutEngine(model, classes=("background", "pet") * 2, size=64, device="cpu")
+        >>> engine.cut = [1, 2]
+        >>> engine.probabilities(np.zeros((1, 64, 64, 3), np.uint8)).shape
+        (1, 4, 64, 64)
     """
 
     cut: Sequence[int] = ()
@@ -83,7 +90,14 @@ class CutEngine(TorchEngine):
 
 @dataclass(frozen=True)
 class CutMasks:
-    """A picture and what the model makes of it, all of one size."""
+    """A picture and the model's two masks of it, all of one size.
+
+    Example:
+        >>> mask = np.array([[0, 1], [1, 1]], np.uint8)
+        >>> masks = CutMasks(np.zeros((2, 2, 3), np.uint8), intact=mask, without=np.ones_like(mask))
+        >>> masks.changed_share(), masks.iou(classes=2)
+        (0.25, 0.75)
+    """
 
     picture: np.ndarray
     """HxWx3 uint8."""
@@ -92,28 +106,28 @@ class CutMasks:
     without: np.ndarray
     """HxW uint8 classes, without the levels that are off."""
 
-    def changed(self) -> float:
+    def changed_share(self) -> float:
         """Return the share of the pixels whose class differs."""
         return float((self.intact != self.without).mean())
 
     def iou(self, classes: int) -> float:
-        """Return the IoU of the two masks as evaluate computes it, the intact one in place of the truth."""
+        """Return the IoU of the two masks as evaluate computes it, with the intact mask in place of the truth."""
         cells = np.zeros(classes**2, np.int64)
         for top in range(0, len(self.intact), BAND):
             pairs = self.intact[top : top + BAND].astype(np.intp) * classes + self.without[top : top + BAND]
             cells += np.bincount(pairs.ravel(), minlength=classes**2)
-        table = cells.reshape(classes, classes)
+        confusion = cells.reshape(classes, classes)
         counts = np.zeros((classes, len(COUNTS)), np.int64)
-        counts[:, :3] = np.stack([table.diagonal(), table.sum(0), table.sum(1)], axis=-1)
+        counts[:, :3] = np.stack([confusion.diagonal(), confusion.sum(0), confusion.sum(1)], axis=-1)
         return float(scores(torch.from_numpy(counts))["iou"])
 
     def drawings(self) -> Iterator[np.ndarray]:
-        """Yield the picture with the intact mask, with the other one, and pale with the pixels that changed."""
-        yield self._drawn(overlays.overlay, self.intact)
-        yield self._drawn(overlays.overlay, self.without)
-        yield self._drawn(overlays.errors, self.intact, self.without)
+        """Yield the picture with the intact mask, with the other mask, and with the pixels that changed."""
+        yield self._draw_bands(overlays.overlay, self.intact)
+        yield self._draw_bands(overlays.overlay, self.without)
+        yield self._draw_bands(overlays.errors, self.intact, self.without)
 
-    def _drawn(self, draw: Callable[..., np.ndarray], *masks: np.ndarray) -> np.ndarray:
+    def _draw_bands(self, draw: Callable[..., np.ndarray], *masks: np.ndarray) -> np.ndarray:
         bands = [slice(top, top + BAND) for top in range(0, len(self.picture), BAND)]
         return np.concatenate([draw(self.picture[band], *(mask[band] for mask in masks)) for band in bands])
 
@@ -123,11 +137,18 @@ class SwitchedModel:
 
     Args:
         model: in eval mode.
-        known: its checkpoint's hyper-parameters.
+        known: the hyper-parameters of its checkpoint.
 
     Attributes:
         classes: names of the C classes.
         levels: the levels that can be switched off, finest first.
+
+    Example:
+        >>> model = Segmenter(classes=2, encoder="resnet18", weights=None).eval()
+        >>> switched = SwitchedModel(model, {"classes": ["background", "pet"], "data": {"size": 64}})
+        >>> masks = switched(np.zeros((48, 80, 3), np.uint8), off=[1])
+        >>> masks.without.shape
+        (48, 80)
     """
 
     def __init__(self, model: Segmenter, known: dict[str, Any]):
@@ -136,7 +157,7 @@ class SwitchedModel:
         self._model, self._size, self._range = model, known["data"]["size"], known["data"].get("range")
 
     def __call__(self, image: Any, off: Sequence[int] = ()) -> CutMasks:
-        """Return what the model makes of a picture, as `unetseg.load` reads it, intact and without the levels `off`.
+        """Return the masks of a picture, which is read as by `unetseg.load`: intact and without the levels `off`.
 
         Raises:
             UserError: the picture can't be read, or is too large for a page.
@@ -144,7 +165,7 @@ class SwitchedModel:
         engine = CutEngine(self._model, classes=self.classes * (2 if off else 1), size=self._size)
         engine.cut = off
         count = len(self.classes)
-        with opened(image, self._range) as picture:
+        with open_picture(image, self._range) as picture:
             if picture.height * picture.width > LARGEST:
                 raise UserError(
                     f"the picture has {picture.height * picture.width:,} pixels",
@@ -158,49 +179,49 @@ class SwitchedModel:
 
 
 def sentence(masks: CutMasks, off: Sequence[int], classes: Sequence[str]) -> str:
-    """Return what is to be said of the masks, in one sentence."""
+    """Return one sentence on the masks: the share of each class, or how much changed without the levels `off`."""
     if not off:
         shares = 100 * np.bincount(masks.intact.ravel(), minlength=len(classes)) / masks.intact.size
         return "The mask is " + ", ".join(f"{share:.1f} % {name}" for name, share in zip(classes, shares, strict=True))
     *others, last = map(str, sorted(off))
     levels = f"levels {', '.join(others)} and {last}" if others else f"level {last}"
-    changed, iou = 100 * masks.changed(), masks.iou(len(classes))
+    changed, iou = 100 * masks.changed_share(), masks.iou(len(classes))
     return f"Without {levels}, {changed:.2f} % of the pixels changed; the IoU of the two masks is {iou:.3f}"
 
 
-def saved(drawings: dict[str, np.ndarray], name: str) -> list[str]:
-    """Write drawings, HxWx3 uint8, as NAME-PART.png where gradio keeps pictures, in a quarter of its own time."""
+def save_drawings(drawings: dict[str, np.ndarray], name: str) -> list[str]:
+    """Write drawings, HxWx3 uint8, as NAME-PART.png into gradio's folder, in a quarter of gradio's own time."""
     folder = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR")))
-    paths = {str(folder / f"{name}-{part}.png"): drawn for part, drawn in drawings.items()}
-    for path, drawn in paths.items():
-        cv2.imwrite(path, drawn[..., ::-1])
-    return list(paths)
+    paths = [str(folder / f"{name}-{part}.png") for part in drawings]
+    for path, drawing in zip(paths, drawings.values(), strict=True):
+        cv2.imwrite(path, drawing[..., ::-1])
+    return paths
 
 
 def page(model: SwitchedModel, checkpoint: str, known: dict[str, Any]) -> gr.Blocks:
-    """Return the page, which is not served yet.
+    """Return the page; `launch` serves it.
 
     Args:
-        model: what the page shows.
+        model: the model of the page.
         checkpoint: its path, as the user wrote it.
         known: its hyper-parameters.
     """
     import gradio as gr
 
     def show(file: str | None, off: Sequence[int] = ()) -> list[Any]:
-        """Return the sentence and the three pictures, of which the last two are there when a level is off."""
-        nothing = [None, gr.update(value=None, visible=False), gr.update(value=None, visible=False)]
+        """Return the sentence and the three pictures; the last two are visible if a level is off."""
+        empty = [None, gr.update(value=None, visible=False), gr.update(value=None, visible=False)]
         if file is None:
-            return ["", *nothing]
+            return ["", *empty]
         try:
-            found = model(file, off)
+            masks = model(file, off)
         except UserError as error:
             text = html.escape(str(error).replace(file, Path(file).name))
-            return [f"<p class='say'>{text}</p>", *nothing]
+            return [f"<p class='say'>{text}</p>", *empty]
         parts = list(PICTURES) if off else ["intact"]
-        paths = saved(dict(zip(parts, found.drawings(), strict=False)), Path(file).stem)
-        shown = [gr.update(value=path, visible=True) for path in paths] if off else [*paths, *nothing[1:]]
-        return [f"<p class='say'>{html.escape(sentence(found, off, model.classes))}.</p>", *shown]
+        paths = save_drawings(dict(zip(parts, masks.drawings(), strict=False)), Path(file).stem)
+        images = [gr.update(value=path, visible=True) for path in paths] if off else [*paths, *empty[1:]]
+        return [f"<p class='say'>{html.escape(sentence(masks, off, model.classes))}.</p>", *images]
 
     with gr.Blocks(title=f"unetseg: {checkpoint}", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(_head(checkpoint, known))
@@ -215,7 +236,7 @@ def page(model: SwitchedModel, checkpoint: str, known: dict[str, Any]) -> gr.Blo
                 )
                 gr.HTML(f"<p class='note'>{CUT if model.levels else NO_LEVELS}</p>")
             with gr.Column(scale=3):
-                said = gr.HTML("<p class='say'>Drop a picture at the left.</p>", elem_id="said")
+                answer = gr.HTML("<p class='say'>Drop a picture at the left.</p>", elem_id="said")
                 with gr.Row():
                     pictures = [
                         gr.Image(
@@ -231,7 +252,7 @@ def page(model: SwitchedModel, checkpoint: str, known: dict[str, Any]) -> gr.Blo
             [file.change, off.change],
             show,
             [file, off],
-            [said, *pictures],
+            [answer, *pictures],
             trigger_mode="always_last",
             show_progress="minimal",
             api_visibility="private",
@@ -240,7 +261,7 @@ def page(model: SwitchedModel, checkpoint: str, known: dict[str, Any]) -> gr.Blo
 
 
 def launch(blocks: gr.Blocks, host: str, port: int) -> str:
-    """Serve the page in a thread and return its address. Fonts are the system's: nothing is asked of the network."""
+    """Serve the page in a thread and return its address. It uses the system's fonts, so that it needs no network."""
     import gradio as gr
 
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
@@ -261,15 +282,15 @@ def launch(blocks: gr.Blocks, host: str, port: int) -> str:
 
 
 def _head(checkpoint: str, known: dict[str, Any]) -> str:
-    """Return the page's head, HTML: which model this is, and the colours of its classes."""
+    """Return the head of the page as HTML: the model and the colours of its classes."""
     model, data = known["model"], known["data"]
     colours = "".join(
         f"<span class='colour' style='background: rgb({red}, {green}, {blue})'></span>{html.escape(name)}"
         for name, (red, green, blue) in zip(known["classes"][1:], _colours(len(known["classes"])), strict=True)
     )
-    made = f"{model['encoder']}, skip={one_word(model['skip'])}, {data['name']} at {data['size']} px"
-    words = f"<code>{html.escape(checkpoint)}</code> · {html.escape(made)} · {colours}"
-    return f"<h1>What does each long skip do?</h1><p>{words}</p>"
+    description = f"{model['encoder']}, skip={one_word(model['skip'])}, {data['name']} at {data['size']} px"
+    line = f"<code>{html.escape(checkpoint)}</code> · {html.escape(description)} · {colours}"
+    return f"<h1>What does each long skip do?</h1><p>{line}</p>"
 
 
 def _colours(classes: int) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""Engines: whatever maps pictures to probabilities of classes, behind one interface.
+"""Engines map pictures to probabilities of classes, in several runtimes behind one interface.
 
 A checkpoint runs in torch, an .onnx in onnxruntime, a .pt2 by torch.export. An ONNX file is data: onnxruntime runs its
-own operators on it, and tensors that lie in other files are refused. A .pt2 is a program: torch imports, unpickles and
-calls what the file names, and nothing that is looked for in it beforehand can rule that out. It is opened only where
-the user says that it is trusted.
+own operators on it, and tensors in other files are refused. A .pt2 is a program: torch imports, unpickles and calls
+whatever the file names, and no check of the file can rule that out. It is opened only if the user says that the file is
+trusted.
 
 Legend: B pictures, C classes, H x W pixels.
 """
@@ -29,7 +29,7 @@ from unetseg.model.segmenter import Segmenter, probabilities
 MOST_CLASSES = 254
 """Masks have a byte a pixel."""
 LARGEST = 8192
-"""Pixels of the side of a training square; a file that says more would have all memory taken for one picture."""
+"""The largest side of a training square in pixels; with more, one picture could take all memory."""
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -38,8 +38,8 @@ class Engine(Protocol):
 
     Attributes:
         classes: names of the C classes.
-        size: side of the square that pictures had in training and in every score of the model.
-        value_range: by which training read pictures of more than 8 bits, see `unetseg.data.pictures.opened`.
+        size: side of the square to which pictures were resized in training and for every score of the model.
+        value_range: by which training read pictures of more than 8 bits, see `unetseg.data.pictures.open_picture`.
     """
 
     classes: tuple[str, ...]
@@ -47,12 +47,10 @@ class Engine(Protocol):
 
     @property
     def value_range(self) -> Sequence[float] | None:
-        """Return by what range training read pictures of more than 8 bits."""
-        ...
+        """Return the range by which training read pictures of more than 8 bits."""
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Map BxHxWx3 uint8 RGB, any H and W from 32 on, to BxCxHxW float32 in 0..1 that sums to 1 over C."""
-        ...
 
 
 class TorchEngine:
@@ -62,12 +60,18 @@ class TorchEngine:
         model: in eval mode; it is moved to the device.
         classes: names of the classes.
         size: see Engine.
-        device: "auto" (an accelerator if there is one), or whatever torch.device takes: "cpu", "cuda", "cuda:1".
+        device: "auto" (an accelerator if there is one), or a name that torch.device takes: "cpu", "cuda", "cuda:1".
         precision: float32 | bfloat16; bfloat16 runs the convolutions in it and gives float32 probabilities.
         value_range: see Engine.
 
     Raises:
-        UserError: a device that isn't there, an unknown precision.
+        UserError: the device does not exist, or the precision is unknown.
+
+    Example:
+        >>> model = Segmenter(classes=2, encoder="resnet18", weights=None).eval()
+        >>> engine = TorchEngine(model, classes=("background", "pet"), size=64, device="cpu")
+        >>> engine.probabilities(np.zeros((1, 64, 96, 3), np.uint8)).shape
+        (1, 2, 64, 96)
     """
 
     def __init__(
@@ -89,7 +93,7 @@ class TorchEngine:
         self.dtype = PRECISIONS[precision]
         try:
             self.model = model.to(self.device)
-        except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is no such device
+        except (RuntimeError, AssertionError) as error:  # torch raises both where there is no such device
             raise UserError(f"device={device} can't be used: {error}", advice="device=cpu") from None
 
     @torch.inference_mode()
@@ -102,7 +106,7 @@ class TorchEngine:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device of that name; "auto" is the accelerator, the CPU where there is none."""
+    """Return the device of this name; "auto" is the accelerator, or the CPU if there is none."""
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator or torch.device("cpu")
@@ -120,54 +124,54 @@ class OnnxEngine:
 
     Raises:
         UserError: onnxruntime or onnx is not installed.
-        Exception: of any kind, where the file is damaged or not ours.
+        Exception: of any kind, if the file is damaged or was not written by unetseg.export.
     """
 
     def __init__(self, content: bytes):
-        runtime = needed("onnxruntime")
+        runtime = import_extra("onnxruntime")
         refuse_damage(content)
-        content = without_other_files(content)
+        content = refuse_external_data(content)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4  # what goes wrong is raised
+        options.log_severity_level = 4  # errors are raised
         available = runtime.get_available_providers()
         providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
         self.session = runtime.InferenceSession(content, options, providers=providers)
-        self.classes, self.size, self.value_range = metadata_of(self.session.get_modelmeta().custom_metadata_map)
+        self.classes, self.size, self.value_range = parse_metadata(self.session.get_modelmeta().custom_metadata_map)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Map BxHxWx3 uint8 RGB to BxCxHxW float32 in 0..1 that sums to 1 over C."""
         try:
             return self.session.run(["probabilities"], {"images": np.ascontiguousarray(images)})[0]
-        except Exception as error:  # onnxruntime's own kinds share no other base
+        except Exception as error:  # onnxruntime's exceptions share no other base class
             raise UserError(
                 f"the model can't be run on pictures of shape {images.shape}: {first_line(error)}"
             ) from None
 
 
 class ProgramEngine:
-    """An exported .pt2, on the CPU: to load it is to run it, see above.
+    """An exported .pt2, on the CPU; to load it is to run it as a program.
 
     Args:
         content: the file.
 
     Raises:
-        Exception: of any kind, where the file is damaged or not ours.
+        Exception: of any kind, if the file is damaged or was not written by unetseg.export.
     """
 
     def __init__(self, content: bytes):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if archive.testzip() is not None:  # torch runs what parses
+            if archive.testzip() is not None:  # torch runs whatever it can parse
                 raise ValueError("its bytes don't match their checksum")
         entries = {"classes": "", "size": "", "range": ""}  # torch forgets an empty dict
         level = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)  # of a damaged file torch logs a traceback before it raises
+        logging.disable(logging.CRITICAL)  # on a damaged file torch logs a traceback before it raises
         try:
             program = torch.export.load(io.BytesIO(content), extra_files=entries)
         finally:
             logging.disable(level)
-        self.program = program.module(check_guards=False)  # guards are source code
-        self.classes, self.size, self.value_range = metadata_of(entries)
+        self.program = program.module(check_guards=False)  # guards are source code that would be run
+        self.classes, self.size, self.value_range = parse_metadata(entries)
 
     @torch.inference_mode()
     def probabilities(self, images: np.ndarray) -> np.ndarray:
@@ -179,14 +183,15 @@ READERS: dict[str, type[OnnxEngine] | type[ProgramEngine]] = {".onnx": OnnxEngin
 
 
 def load_exported(path: str | Path, *, trust: bool = False) -> Engine:
-    """Load what unetseg.export has written.
+    """Load a file that unetseg.export has written.
 
     Args:
         path: an .onnx, or a .pt2.
-        trust: the file comes from somebody who may run any program on this machine; a .pt2 is not opened without it.
+        trust: whether the file's author may run any program on this machine; a .pt2 is not opened otherwise.
 
     Raises:
-        UserError: the file is absent, damaged or not ours, a .pt2 isn't trusted, or onnxruntime is not installed.
+        UserError: the file does not exist, is damaged or is of another origin, a .pt2 isn't trusted, or onnxruntime is
+            not installed.
     """
     path = Path(path)
     if path.suffix not in READERS:
@@ -207,18 +212,18 @@ def load_exported(path: str | Path, *, trust: bool = False) -> Engine:
         ) from None
 
 
-def metadata_of(entries: Mapping[str, str]) -> tuple[tuple[str, ...], int, tuple[float, float] | None]:
-    """Return the names of the classes, the side of the training square and the range from a file's metadata."""
+def parse_metadata(entries: Mapping[str, str]) -> tuple[tuple[str, ...], int, tuple[float, float] | None]:
+    """Return the names of the classes, the side of the training square and the value range from a file's metadata."""
     if not entries.get("classes") or not entries.get("size"):
         raise ValueError("it doesn't say its classes and size")
     names, size = json.loads(entries["classes"]), json.loads(entries["size"])
-    given = json.loads(entries.get("range") or "null")  # a file from before the option has none
-    value_range = None if given is None else (float(given[0]), float(given[1]))
-    return *known_metadata(names, size), value_range
+    ends = json.loads(entries.get("range") or "null")  # files that are older than the option have none
+    value_range = None if ends is None else (float(ends[0]), float(ends[1]))
+    return *check_metadata(names, size), value_range
 
 
-def known_metadata(classes: object, size: object) -> tuple[tuple[str, ...], int]:
-    """Return what a file says of its classes and size, or raise a ValueError where no model can have such ones."""
+def check_metadata(classes: object, size: object) -> tuple[tuple[str, ...], int]:
+    """Return a file's classes and size, or raise a ValueError if no model can have these."""
     if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
         raise ValueError("its classes are no list of names")
     if not 1 <= len(classes) <= MOST_CLASSES:
@@ -228,45 +233,45 @@ def known_metadata(classes: object, size: object) -> tuple[tuple[str, ...], int]
     return tuple(classes), size
 
 
-def needed(package: str) -> Any:
-    """Return a package of the extra `export`, or raise a UserError that names it."""
+def import_extra(package: str) -> Any:
+    """Import a package of the extra `export`; raise a UserError that names it if it is not installed."""
     try:
         return importlib.import_module(package)
     except ImportError:
         raise UserError(f"{package} is not installed", advice="pip install 'unetseg[export]'") from None
 
 
-def without_other_files(content: bytes) -> bytes:
-    """Return an ONNX file as it was understood; raise a ValueError where a tensor's numbers lie in another file.
+def refuse_external_data(content: bytes) -> bytes:
+    """Parse an ONNX file and return it serialised again; raise a ValueError if a tensor's numbers lie in another file.
 
-    onnxruntime gets what was looked through, written anew, so that it can't read the same bytes in another way.
+    onnxruntime gets the bytes of the checked message, so that it can't parse the original bytes in another way.
     """
-    onnx = needed("onnx")
+    onnx = import_extra("onnx")
     model = onnx.ModelProto.FromString(content)
     model.DiscardUnknownFields()
-    if any(tensor.external_data or tensor.data_location for tensor in tensors_in(model, onnx.TensorProto)):
+    if any(tensor.external_data or tensor.data_location for tensor in iterate_messages(model, onnx.TensorProto)):
         raise ValueError("the numbers of a tensor lie in another file, which unetseg.export never writes")
     return model.SerializeToString()
 
 
-def tensors_in(message: Any, kind: type) -> Iterator[Any]:
-    """Yield every message of a kind in a protobuf message, at any depth."""
+def iterate_messages(message: Any, kind: type) -> Iterator[Any]:
+    """Yield every message of a type in a protobuf message, at any depth."""
     if isinstance(message, kind):
         yield message
     for field, value in message.ListFields():
         if field.message_type is not None:
             for part in [value] if hasattr(value, "ListFields") else value:
-                yield from tensors_in(part, kind)
+                yield from iterate_messages(part, kind)
 
 
 def seal(body: bytes) -> bytes:
-    """Return a last metadata entry, sha256, of an ONNX file; to append to a protobuf message is to add to it."""
+    """Return the metadata entry sha256 of an ONNX file; bytes that are appended to a protobuf message add to it."""
     entry = b"\x0a\x06sha256\x12\x40" + hashlib.sha256(body).hexdigest().encode()  # 1: key, 2: value
     return b"\x72" + bytes([len(entry)]) + entry  # 14: metadata_props
 
 
 def refuse_damage(content: bytes) -> None:
-    """Raise a ValueError where an ONNX file ends in a seal that isn't its own; onnxruntime runs whatever parses."""
+    """Raise a ValueError if an ONNX file ends in a seal that isn't its own; onnxruntime runs whatever it can parse."""
     length = len(seal(b""))
     body, end = content[:-length], content[-length:]
     if b"sha256" in end and end != seal(body):

@@ -1,7 +1,7 @@
-"""A checkpoint as a file for other runtimes: ONNX, or a program of torch.export; checked before it is called done.
+"""Writes a checkpoint as a file for other runtimes, ONNX or a program of torch.export, and checks the file.
 
-Both take `images`, BxHxWx3 uint8 RGB as pictures come (B, H and W are free), normalise inside, and give
-`probabilities`, BxCxHxW float32. What is known of the model stands in the file's metadata, JSON by name.
+Both take `images`, BxHxWx3 uint8 RGB (B, H and W are free), normalise inside, and return `probabilities`, BxCxHxW
+float32. The file's metadata hold the model's classes, size and more, as JSON by name.
 
 Legend: B pictures, C classes, K channels of logits, H x W pixels.
 """
@@ -37,19 +37,18 @@ from unetseg.runs.folder import run_folder_of
 TOLERANCE = 1e-3
 """How far a probability of the exported file may be from the checkpoint's."""
 SHAPES = ((1, 64, 64), (2, 61, 95), (3, 32, 47))
-"""B, H, W of the pictures on which they are compared, besides one of the model's own size."""
+"""B, H, W of the pictures on which file and checkpoint are compared, besides one of the model's own size."""
 TRACED = (2, 70, 93)
-"""B, H, W of the example that the tracer sees: none is 1, no two levels have equal sides."""
-
+"""B, H, W of the tracer's example: none is 1, no two levels have equal sides."""
 FREE = {"images": {0: Dim("batch", min=1), 1: Dim("height", min=65), 2: Dim("width", min=65)}}
 
 
 class Mismatch(Exception):
-    """The exported model doesn't give the checkpoint's probabilities."""
+    """The probabilities of the exported model differ from those of the checkpoint."""
 
 
-class Withheld(nn.Module):
-    """A fusion whose long skip is withheld (skip_flow=backward): without a gradient, that is zeros."""
+class ZeroSkip(nn.Module):
+    """A fusion whose long skip carries no features (skip_flow=backward): the skip's features are zeros."""
 
     def __init__(self, fusion: Fusion):
         super().__init__()
@@ -61,11 +60,16 @@ class Withheld(nn.Module):
 
 
 class PictureModel(nn.Module):
-    """A Segmenter from pictures to probabilities, with nothing in it that only training needs.
+    """A Segmenter from pictures to probabilities, without the parts that only training needs.
 
-    Left out are gradients, the counters of batch normalisation, and the cuts of skip_flow; what they do to the
-    features stays. The memory layout is the plain one: torch.export can't say of a channels-last tensor of one channel
-    (attention's gate) how it lies in memory at every size.
+    These are gradients, the counters of batch normalisation, and the cuts of skip_flow, whose effect on the features
+    stays. The memory layout is contiguous: torch.export can't express the strides of a channels-last tensor of one
+    channel (attention's gate) for every size.
+
+    Example:
+        >>> model = PictureModel(Segmenter(classes=2, encoder="resnet18", weights=None))
+        >>> model(torch.zeros(1, 64, 96, 3, dtype=torch.uint8)).shape
+        torch.Size([1, 2, 64, 96])
     """
 
     def __init__(self, model: Segmenter):
@@ -77,7 +81,7 @@ class PictureModel(nn.Module):
                 module.num_batches_tracked = None
         for block in cast(list[DecoderBlock], list(self.model.net.decoder.blocks)):
             if block.fusion.flow == "backward":
-                block.fusion = Withheld(block.fusion)  # type: ignore[assignment]
+                block.fusion = ZeroSkip(block.fusion)  # type: ignore[assignment]
             else:
                 block.fusion.flow = "both"
 
@@ -87,25 +91,25 @@ class PictureModel(nn.Module):
 
 
 def export(model: Segmenter, metadata: dict[str, Any], output: Path) -> dict[str, float]:
-    """Export a model to FILE.onnx or FILE.pt2, which appears whole and checked, or not at all.
+    """Export a model to FILE.onnx or FILE.pt2; the file appears after it has been checked, or not at all.
 
     Args:
-        model: what to export, on the CPU.
+        model: the model, on the CPU.
         metadata: plain values by name, with `classes` (names) and `size` among them, see `engines.Engine`.
-        output: where to; what lies there is replaced.
+        output: the file, which is replaced if it exists.
 
     Returns:
-        The largest difference of a probability to the model's own, by the shape of the pictures.
+        The largest difference between a probability of the file and of the model, by the shape of the pictures.
 
     Raises:
         Mismatch: a difference is above TOLERANCE.
     """
     entries = {name: json.dumps(value) for name, value in metadata.items()}
-    with quietly():
-        content = WRITERS[output.suffix](traced(PictureModel(model)), entries)
+    with silence_exporters():
+        content = WRITERS[output.suffix](trace(PictureModel(model)), entries)
     errors = largest_errors(content, output.suffix, model, metadata["size"])
     worst = max(errors.values())
-    if not worst <= TOLERANCE:  # true of NaN as well
+    if not worst <= TOLERANCE:  # true for NaN as well
         raise Mismatch(f"{output.name} differs from the checkpoint by {worst:.1e}, above {TOLERANCE:.0e}: not written")
     with drafted(output) as draft:
         draft.write_bytes(content)
@@ -117,33 +121,33 @@ def save_pretrained(path: str | Path, folder: str | Path) -> None:
 
     The model card states the run's data and, where it is finished, its scores on the test split.
     """
-    model, known = checkpoint.load(path)
-    run, data = run_folder_of(path), known["data"]
+    model, hyper_parameters = checkpoint.load(path)
+    run, data = run_folder_of(path), hyper_parameters["data"]
     scores = json.loads(run.summary.read_text()) if run is not None and run.summary.exists() else {}
     model.net.save_pretrained(
         folder,
-        dataset=f"{data['name']} at {data['size']} px: {', '.join(known['classes'])}",
+        dataset=f"{data['name']} at {data['size']} px: {', '.join(hyper_parameters['classes'])}",
         metrics={name: value for name, value in scores.items() if name.startswith("test/")},
     )
 
 
-def traced(model: PictureModel) -> ExportedProgram:
+def trace(model: PictureModel) -> ExportedProgram:
     """Return the model as a program whose B, H and W are free."""
     example = torch.zeros(*TRACED, 3, dtype=torch.uint8)
     with torch.no_grad():
         program = torch.export.export(model, (example,), dynamic_shapes=FREE)
-    # From 65 on no level of any encoder is 1 pixel wide, and the tracer needs not ask how such a tensor lies in memory.
-    # The answer changes no number: smaller pictures are let in, and `largest_errors` looks at one of 32.
+    # From 65 pixels on no level of any encoder is 1 pixel wide: the tracer can't tell the strides of such a tensor.
+    # They change no number, so smaller pictures are accepted again; `largest_errors` checks one of 32 pixels.
     for symbol in program.range_constraints:
         program.range_constraints[symbol] = ValueRanges(1, int_oo)
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # names the files of this machine
+        node.meta.pop("stack_trace", None)  # contains the paths of this machine's files
     return program
 
 
-def as_onnx(program: ExportedProgram, entries: dict[str, str]) -> bytes:
+def to_onnx(program: ExportedProgram, entries: dict[str, str]) -> bytes:
     """Return a program as an ONNX file with the entries as its metadata."""
-    exported = torch.onnx.export(
+    onnx_program = torch.onnx.export(
         program,
         dynamo=True,
         input_names=["images"],
@@ -151,24 +155,24 @@ def as_onnx(program: ExportedProgram, entries: dict[str, str]) -> bytes:
         dynamic_shapes=FREE,
         verbose=False,
     )
-    assert exported is not None
-    exported.model.metadata_props.update(entries)
-    body = exported.model_proto.SerializeToString()
+    assert onnx_program is not None
+    onnx_program.model.metadata_props.update(entries)
+    body = onnx_program.model_proto.SerializeToString()
     return body + seal(body)
 
 
-def as_pt2(program: ExportedProgram, entries: dict[str, str]) -> bytes:
+def to_pt2(program: ExportedProgram, entries: dict[str, str]) -> bytes:
     """Return a program as torch.export.save writes it, with the entries as extra files."""
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files=entries)
     return buffer.getvalue()
 
 
-WRITERS = {".onnx": as_onnx, ".pt2": as_pt2}
+WRITERS = {".onnx": to_onnx, ".pt2": to_pt2}
 
 
 def largest_errors(content: bytes, suffix: str, model: Segmenter, size: int) -> dict[str, float]:
-    """Return the largest difference of a probability between an exported file and its model, by shape BxHxW.
+    """Return the largest difference between a probability of an exported file and of its model, by shape BxHxW.
 
     Args:
         content: the file.
@@ -189,13 +193,13 @@ def largest_errors(content: bytes, suffix: str, model: Segmenter, size: int) -> 
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Keep the exporters' notes from the screen; their errors are exceptions."""
-    disabled = logging.root.manager.disable
+def silence_exporters() -> Iterator[None]:
+    """Silence the exporters' messages; their errors are exceptions."""
+    level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(disabled)
+        logging.disable(level)

@@ -1,9 +1,9 @@
-"""What predict writes: masks, overlays, probabilities and a table, each file whole or not at all.
+"""The files that predict writes: masks, overlays, probabilities and a table, each file completely or not at all.
 
     output/NAME.png              mask: one byte a pixel, the class, with a palette
     output/NAME.tif              the same as a tiled TIFF, for pictures above 100 megapixels
-    output/overlay/NAME.png      the picture with the mask drawn (.tif as well)
-    output/probability/NAME.npy  HxWxC float16: half the room of float32, and within 0.0003 of it
+    output/overlay/NAME.png      the picture with the mask drawn on it (.tif as well)
+    output/probability/NAME.npy  HxWxC float16: half the size of float32, and within 0.0003 of it
     output/predictions.csv       a row for each picture; names as `names.cell` writes them
 
 Legend: H x W pixels, C classes, h rows of a band.
@@ -17,7 +17,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,20 +42,20 @@ Predict = Callable[[Picture], Iterator[np.ndarray]]
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Keep other processes from predicting into a folder: its table has one writer.
 
     Raises:
-        UserError: another process is at it.
+        UserError: another process is predicting into it.
     """
     path = folder / ".predict.lock"
     with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), "rb+", buffering=0) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.path.exists(path) and os.path.samestat(os.fstat(lock.fileno()), path.stat())
+            acquired = os.path.exists(path) and os.path.samestat(os.fstat(lock.fileno()), path.stat())
         except OSError as error:  # some network file systems have no locks
-            ours = error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
-        if not ours:
+            acquired = error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        if not acquired:
             raise UserError(
                 f"{shown(folder)} is being predicted into by another process",
                 accepted="one at a time: the table has a row for each mask",
@@ -71,31 +71,40 @@ class Outputs:
     """The folder that predict writes to.
 
     Args:
-        folder: is made if it isn't there.
+        folder: is created if it doesn't exist.
         classes: names of the C classes.
         overlay: write overlays.
         probability: write probabilities.
-        overwrite: write also what is there already.
+        overwrite: replace files that exist.
 
     Raises:
-        UserError: the folder's table is that of another model or of other pictures.
+        UserError: the folder's table belongs to another model or to other pictures.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     outputs = Outputs(Path(folder), ["a", "b"], overlay=False, probability=False, overwrite=False)
+        ...     outputs.is_complete(Path("cat.jpg"))
+        False
     """
 
     def __init__(self, folder: Path, classes: Sequence[str], *, overlay: bool, probability: bool, overwrite: bool):
         self.folder, self.classes, self.overwrite = folder, classes, overwrite
         self.overlay, self.probability = overlay, probability
         folder.mkdir(parents=True, exist_ok=True)
-        for part in [*[folder / "overlay"] * overlay, *[folder / "probability"] * probability]:
-            if part.is_symlink():
-                raise UserError(f"{shown(part)} is a link, which may lead anywhere", accepted="a folder")
-            part.mkdir(exist_ok=True)
+        for name, is_written in (("overlay", overlay), ("probability", probability)):
+            if is_written:
+                part = folder / name
+                if part.is_symlink():
+                    raise UserError(f"{shown(part)} is a link, which may lead anywhere", accepted="a folder")
+                part.mkdir(exist_ok=True)
         self.table = folder / "predictions.csv"
         self.header = ["picture", "mask", "width", "height", "seconds", *(f"share_{shown(name)}" for name in classes)]
         self.rows = self._read_table()
-        self._write_table()
+        self.write_table()
 
-    def complete(self, path: Path) -> bool:
-        """Return whether all that is asked for of this picture is there."""
+    def is_complete(self, path: Path) -> bool:
+        """Return whether all files of this picture exist and need not be replaced."""
         row = self.rows.get(cell(path.stem))
         if row and row[0] != cell(path.name):
             raise UserError(
@@ -104,40 +113,33 @@ class Outputs:
                 accepted="pictures whose names differ without their endings",
                 advice="another output=...",
             )
-        wanted = [self._there("", path), *[self._there("overlay", path)] * self.overlay]
-        wanted += [os.path.exists(self._probabilities(path))] * self.probability
-        return row is not None and all(wanted) and not self.overwrite
+        return (
+            row is not None
+            and not self.overwrite
+            and self._mask_exists("", path)
+            and (not self.overlay or self._mask_exists("overlay", path))
+            and (not self.probability or os.path.exists(self._probability_path(path)))
+        )
 
     def write(self, path: Path, picture: Picture, predict: Predict) -> None:
-        """Write what is asked for of a picture and isn't there.
+        """Write the files of a picture that don't exist or are to be replaced.
 
         Args:
             path: of the picture.
-            picture: the same, opened.
+            picture: the opened picture.
             predict: maps it to its probabilities in bands of rows, hxWxC.
         """
         suffix = ".tif" if picture.height * picture.width > LARGE else ".png"
         mask = self.folder / f"{path.stem}{suffix}"
         overlay = self.folder / "overlay" / mask.name
-        probabilities = self._probabilities(path) if self.probability else None
-        if cell(path.stem) not in self.rows or self._due(mask) or (probabilities and self._due(probabilities)):
+        probabilities = self._probability_path(path) if self.probability else None
+        if cell(path.stem) not in self.rows or self._is_due(mask) or (probabilities and self._is_due(probabilities)):
             self._predict(path, picture, predict, mask, probabilities)
-        if self.overlay and self._due(overlay):
+        if self.overlay and self._is_due(overlay):
             with drafted(overlay) as draft:
-                _save(draft, suffix, drawn(picture, mask), picture, palette=None)
+                _save(draft, suffix, overlay_bands(picture, mask), picture, palette=None)
 
-    def finish(self) -> None:
-        """Write the table anew, each picture once."""
-        self._write_table()
-
-    def _predict(
-        self,
-        path: Path,
-        picture: Picture,
-        predict: Predict,
-        mask: Path,
-        probabilities: Path | None,
-    ) -> None:
+    def _predict(self, path: Path, picture: Picture, predict: Predict, mask: Path, probabilities: Path | None) -> None:
         begin = time.perf_counter()
         counts = np.zeros(len(self.classes), np.int64)
 
@@ -150,14 +152,14 @@ class Outputs:
                 yield classes
 
         def save(file: BinaryIO | None) -> None:
-            if self._due(mask):
+            if self._is_due(mask):
                 with drafted(mask) as draft:
                     _save(draft, mask.suffix, masks(file), picture, palette=COLOURS)
             else:
                 for _ in masks(file):
                     pass
 
-        if probabilities and self._due(probabilities):
+        if probabilities and self._is_due(probabilities):
             shape = (picture.height, picture.width, len(self.classes))
             with drafted(probabilities) as draft, draft.open("wb") as file:
                 header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False}
@@ -170,23 +172,23 @@ class Outputs:
         with self.table.open("a", newline="", encoding="utf-8") as table:
             csv.writer(table).writerow(self.rows[cell(path.stem)])
 
-    def _due(self, file: Path) -> bool:
+    def _is_due(self, file: Path) -> bool:
         return self.overwrite or not os.path.exists(file)
 
-    def _there(self, part: str, path: Path) -> bool:
+    def _mask_exists(self, part: str, path: Path) -> bool:
         return any(os.path.exists(self.folder / part / f"{path.stem}{suffix}") for suffix in (".png", ".tif"))
 
-    def _probabilities(self, path: Path) -> Path:
+    def _probability_path(self, path: Path) -> Path:
         return self.folder / "probability" / f"{path.stem}.npy"
 
     def _read_table(self) -> dict[str, list[str]]:
-        """Return the whole rows of the table by the masks' names; a killed run may have left a part of one."""
+        """Return the complete rows of the table by the masks' names; a killed process may leave a part of a row."""
         if not self.table.exists():
             return {}
         text = self.table.read_text(encoding="utf-8", errors="replace")
-        whole = [f"{line}\n" for line in text.split("\n")[:-1]]
+        lines = [f"{line}\n" for line in text.split("\n")[:-1]]
         try:
-            header, *rows = list(csv.reader(whole or [text])) or [self.header]
+            header, *rows = list(csv.reader(lines or [text])) or [self.header]
         except csv.Error as error:
             raise UserError(f"{shown(self.table)} can't be read: {error}", advice="another output=...") from None
         if header != self.header:
@@ -197,36 +199,34 @@ class Outputs:
             )
         return {Path(row[1]).stem: row for row in rows if len(row) == len(header)}
 
-    def _write_table(self) -> None:
+    def write_table(self) -> None:
+        """Write the table anew, with one row for each picture."""
         with drafted(self.table) as draft, draft.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([self.header, *self.rows.values()])
 
 
-def drawn(picture: Picture, mask: Path) -> Iterator[np.ndarray]:
-    """Yield bands of the picture, hxWx3 uint8, with its mask drawn."""
-    with masks_of(mask, picture) as stored:
+def overlay_bands(picture: Picture, mask: Path) -> Iterator[np.ndarray]:
+    """Yield bands of the picture, hxWx3 uint8, with its mask drawn on them."""
+    with open_mask(mask, picture) as mask_rows:
         for start in range(0, picture.height, BAND):
             stop = min(start + BAND, picture.height)
-            yield overlays.overlay(picture.rows(start, stop), stored(start, stop))
+            yield overlays.overlay(picture.rows(start, stop), mask_rows(start, stop))
 
 
 @contextmanager
-def masks_of(path: Path, picture: Picture) -> Iterator[Callable[[int, int], np.ndarray]]:
-    """Open a picture's mask that was written here: maps start and stop to rows, hxW uint8."""
+def open_mask(path: Path, picture: Picture) -> Iterator[Callable[[int, int], np.ndarray]]:
+    """Open a picture's mask that `Outputs` has written, as a function from start and stop to rows, hxW uint8."""
     if path.suffix == ".png":
         with Image.open(path, formats=("PNG",)) as image:
             if image.mode != "P" or image.size != (picture.width, picture.height):
                 raise UserError(f"{path} is no mask of this picture", advice="overwrite=true, or another output=...")
-            whole = ArrayPicture(np.asarray(image))
-        yield whole.rows
+            mask = ArrayPicture(np.asarray(image))
+        yield mask.rows
     else:
-        stored = tiff.TiffPicture(path, photometrics=("PALETTE",))
-        try:
+        with closing(tiff.TiffPicture(path, photometrics=("PALETTE",))) as stored:
             if (stored.width, stored.height) != (picture.width, picture.height):
                 raise UserError(f"{path} is no mask of this picture", advice="overwrite=true, or another output=...")
             yield lambda start, stop: stored.raw(start, stop)[..., 0]
-        finally:
-            stored.close()
 
 
 def _save(path: Path, suffix: str, bands: Iterable[np.ndarray], picture: Picture, palette: np.ndarray | None) -> None:

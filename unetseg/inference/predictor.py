@@ -16,20 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from unetseg.data.pictures import Picture, Range, opened
-from unetseg.data.transforms import squashed
+from unetseg.data.pictures import Picture, Range, open_picture
+from unetseg.data.transforms import resize_image
 from unetseg.errors import UserError
 from unetseg.inference.engines import READERS, Engine, TorchEngine, load_exported
-from unetseg.inference.tiling import GRID, enlarged, predict_tiles
+from unetseg.inference.tiling import GRID, enlarge, predict_tiles
 from unetseg.model import checkpoint
 from unetseg.runs import artifact
 
 LARGE = 16_000_000
-"""Pixels above which a picture is worked on in tiles by itself."""
+"""Pixels above which a picture is predicted in tiles by default."""
 TILE = 512
-"""Side of those tiles."""
+"""Side of these tiles."""
 MOST = 200_000_000
-"""Pixels up to which a picture is squashed: for that all of it must be in memory."""
+"""The most pixels of a picture that is squashed, for which all of it must be in memory."""
 
 
 class Predictor:
@@ -37,15 +37,15 @@ class Predictor:
 
     Args:
         engine: the model.
-        tile: None squashes a picture to the square that the model was trained and scored on, as evaluate does, and
-            works in tiles of 512 pixels above 16 megapixels; a number works at the picture's own resolution, in tiles
-            of that side, which must be a multiple of 32; 0 squashes up to 200 megapixels.
+        tile: None: pictures are squashed to the square that the model was trained and scored on, as in evaluate;
+            above 16 megapixels they are predicted in tiles of 512 pixels. A multiple of 32: pictures are predicted at
+            their own resolution, in tiles of this side. 0: pictures are squashed up to 200 megapixels.
         overlap: pixels over which neighbouring tiles are blended, at most half a tile.
         tta: test-time augmentation: the mean over the picture and its mirror image.
         batch_size: tiles, or pictures of a list, that the model gets at once.
 
     Raises:
-        UserError: a tile or an overlap that isn't accepted.
+        UserError: an argument isn't accepted.
 
     Example:
         >>> from unetseg.model import Segmenter
@@ -75,72 +75,74 @@ class Predictor:
 
     @property
     def value_range(self) -> Range:
-        """What of pictures of more than 8 bits becomes black and white, as in training."""
+        """The values of pictures of more than 8 bits that become black and white, as in training."""
         return self.engine.value_range
 
     def __call__(self, image: Any) -> Any:
-        """Return the class map, HxW uint8, of a picture, or the list of those of a list of pictures.
+        """Return the class map, HxW uint8, of a picture, or a list of class maps for several pictures.
 
         Args:
-            image: a path, a PIL image or an array, see `unetseg.data.pictures.opened`; or a list of these, or BxHxWx3.
+            image: a path, a PIL image or an array, see `unetseg.data.pictures.open_picture`; or several of them: a list
+                of these, or BxHxWx3.
 
         Raises:
             UserError: a picture can't be read.
         """
-        return self._of_each(image, lambda bands: np.concatenate([argmax(band) for band in bands]))
+        return self._predict_each(image, lambda bands: np.concatenate([argmax(band) for band in bands]))
 
     def probability(self, image: Any) -> Any:
-        """Return the probabilities, HxWxC float32 in 0..1 that sum to 1 over C, of a picture or of each of a list."""
-        return self._of_each(image, lambda bands: np.concatenate(list(bands)))
+        """Return the probabilities, HxWxC float32 in 0..1 that sum to 1 over C, of a picture, or a list for several."""
+        return self._predict_each(image, lambda bands: np.concatenate(list(bands)))
 
     def bands(self, pictures: list[Picture]) -> Iterator[Iterator[np.ndarray]]:
-        """Yield for each picture its probabilities in bands of rows from the top, hxWxC float32."""
-        whole = [picture for picture in pictures if not self._tile_of(picture)]
-        if any(picture.height * picture.width > MOST for picture in whole):
+        """Yield the probabilities of each picture in bands of rows from the top, hxWxC float32."""
+        squashed = [picture for picture in pictures if not self._tile_side(picture)]
+        if any(picture.height * picture.width > MOST for picture in squashed):
             raise UserError(f"tile=0 with a picture of more than {MOST:,} pixels", advice=f"tile={TILE}")
         squares: Iterator[np.ndarray] = iter(())
-        if whole:
-            images = [squashed(picture.rows(0, picture.height), self.engine.size) for picture in whole]
+        if squashed:
+            images = [resize_image(picture.rows(0, picture.height), self.engine.size) for picture in squashed]
             squares = iter(self._predict(np.stack(images)))
         for picture in pictures:
-            tile = self._tile_of(picture)
+            tile = self._tile_side(picture)
             if tile:
                 sizes = {"tile": tile, "overlap": self.overlap, "batch_size": self.batch_size}
                 yield predict_tiles(picture, self._predict, **sizes)
             else:
-                yield enlarged(next(squares), picture.height, picture.width)
+                yield enlarge(next(squares), picture.height, picture.width)
 
-    def _of_each(self, image: Any, finish: Callable[[Iterator[np.ndarray]], np.ndarray]) -> Any:
+    def _predict_each(self, image: Any, finish: Callable[[Iterator[np.ndarray]], np.ndarray]) -> Any:
         if not isinstance(image, list | tuple) and not (isinstance(image, np.ndarray) and image.ndim == 4):
-            return self._of_each([image], finish)[0]
+            return self._predict_each([image], finish)[0]
         results = []
         for first in range(0, len(image), self.batch_size):
             with ExitStack() as stack:
                 pictures = [
-                    stack.enter_context(opened(one, self.value_range)) for one in image[first : first + self.batch_size]
+                    stack.enter_context(open_picture(one, self.value_range))
+                    for one in image[first : first + self.batch_size]
                 ]
                 results += [finish(bands) for bands in self.bands(pictures)]
         return results
 
-    def _tile_of(self, picture: Picture) -> int:
+    def _tile_side(self, picture: Picture) -> int:
         """Return the side of the tiles for a picture, 0 to squash it."""
         if self.tile is not None:
             return self.tile
         return TILE if picture.height * picture.width > LARGE else 0
 
     def _predict(self, images: np.ndarray) -> np.ndarray:
-        """Map BxHxWx3 uint8 to BxCxHxW float32 probabilities; raise a UserError where the model gives none."""
-        answer = self._checked(self.engine.probabilities(images), images.shape)
+        """Map BxHxWx3 uint8 to BxCxHxW float32 probabilities; raise a UserError if the model returns anything else."""
+        answer = self._check_answer(self.engine.probabilities(images), images.shape)
         if self.tta:
-            mirrored = self._checked(self.engine.probabilities(images[:, :, ::-1]), images.shape)
+            mirrored = self._check_answer(self.engine.probabilities(images[:, :, ::-1]), images.shape)
             answer = (answer + mirrored[..., ::-1]) / 2
         return answer
 
-    def _checked(self, answer: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        wanted = (shape[0], len(self.classes), *shape[1:3])
-        if answer.shape != wanted or answer.dtype != np.float32:
+    def _check_answer(self, answer: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        expected = (shape[0], len(self.classes), *shape[1:3])
+        if answer.shape != expected or answer.dtype != np.float32:
             raise UserError(
-                f"the model gives {answer.dtype} of shape {answer.shape}", accepted=f"float32 of shape {wanted}"
+                f"the model gives {answer.dtype} of shape {answer.shape}", accepted=f"float32 of shape {expected}"
             )
         if not np.isfinite(answer.sum()):
             raise UserError(
@@ -152,7 +154,7 @@ class Predictor:
 
 
 def argmax(probabilities: np.ndarray) -> np.ndarray:
-    """Map hxWxC to the likeliest classes, hxW uint8; of equals the first, as argmax does, in a fifth of its time."""
+    """Map hxWxC to the most probable classes, hxW uint8: the same as numpy's argmax, in a fifth of its time."""
     best, classes = probabilities[..., 0], np.zeros(probabilities.shape[:2], np.uint8)
     for number in range(1, probabilities.shape[2]):
         plane = probabilities[..., number]
@@ -178,10 +180,10 @@ def load(
         path: a checkpoint of unetseg.train, a run folder (its best checkpoint), a file that unetseg.export wrote, or
             wandb:ENTITY/PROJECT/NAME:ALIAS, a model that wandb.log_model=true has uploaded.
         device: "auto" (an accelerator if there is one), "cpu", "cuda", ...; an exported file runs where its runtime is.
-        precision: float32 | bfloat16 (faster where the device has it; probabilities change by some thousandths).
-        tile: see Predictor, like the next.
+        precision: float32 | bfloat16 (faster if the device supports it; probabilities change by some thousandths).
+        tile: see Predictor, as for the next three.
         overlap: pixels over which tiles are blended.
-        tta: also ask for the mirror image.
+        tta: average with the mirror image.
         batch_size: pictures or tiles at once.
         trust: open a .pt2, which is a program: it may do whatever you may do on this machine. Only for files that you
             exported yourself, or whose author you would let run programs here. The other kinds are data and need none.
@@ -200,13 +202,14 @@ def load(
                 advice="the checkpoint",
             )
         return Predictor(load_exported(Path(path), trust=trust), **options)
-    model, known = checkpoint.load(path)
+    model, hyper_parameters = checkpoint.load(path)
+    data = hyper_parameters["data"]
     engine = TorchEngine(
         model,
-        classes=tuple(known["classes"]),
-        size=known["data"]["size"],
+        classes=tuple(hyper_parameters["classes"]),
+        size=data["size"],
         device=device,
         precision=precision,
-        value_range=known["data"].get("range"),
+        value_range=data.get("range"),
     )
     return Predictor(engine, **options)

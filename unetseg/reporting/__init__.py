@@ -1,1 +1,1 @@
-"""The report of an ablation: what its runs hold, what of it is shown, and how that is written."""
+"""The report of an ablation: reads its runs, computes the numbers, and writes the document."""

@@ -1,4 +1,4 @@
-"""The figures of a report, each panel a PNG of its own so that a phone can stack them. Plotting only."""
+"""The figures of a report; each panel is a PNG of its own, so that a phone can stack them. Plotting only."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from unetseg.reporting.results import Setting
 matplotlib.use("Agg")
 
 DPI = 250
-"""Panels are shown at 100 to 125 pixels an inch: sharp where a pixel of the page is two of the screen."""
+"""Pages show panels at 100 to 125 pixels an inch; with twice as many they are sharp on screens of high resolution."""
 NARROW, WIDE = (3.0, 2.3), (4.3, 2.5)
-"""Sizes in inches of panels that stand by threes and by twos on a wide screen."""
+"""Sizes in inches of panels; a wide screen shows three narrow or two wide ones side by side."""
 INK, SOFT = "#1b1f24", "#59636e"
 LOOK: Any = {
     **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "axes.labelcolor"), SOFT),
@@ -45,11 +45,8 @@ def lines(name: str, title: str, x: str, tables: dict[Setting, pd.DataFrame], *,
     """Return a line for each setting: the mean over its seeds (rows), in a band from the least to the greatest."""
     figure, axis = _axes(title, WIDE if wide else NARROW)
     for setting, table in tables.items():
-        marker = "o" if table.shape[1] < 25 else None
-        axis.plot(table.columns, table.mean(), setting.style, color=setting.colour, marker=marker, markersize=2.5)
-        if len(table) > 1:
-            low, high = table.min(), table.max()
-            axis.fill_between(table.columns, low, high, color=setting.colour, alpha=0.16, linewidth=0)
+        ends = (table.min(), table.max()) if len(table) > 1 else None
+        _line(axis, setting, table.mean(), ends)
     axis.set_xlabel(x)
     if not isinstance(table.columns[0], str):
         axis.locator_params(axis="x", integer=True, nbins=6)
@@ -62,9 +59,7 @@ def rates(name: str, title: str, x: str, tables: dict[Setting, pd.DataFrame]) ->
     """Return a line for each setting: the row "rate", in a band from "low" to "high"."""
     figure, axis = _axes(title, WIDE)
     for setting, table in tables.items():
-        axis.plot(table.columns, table.loc["rate"], setting.style, color=setting.colour, marker="o", markersize=2.5)
-        ends = (table.loc["low"], table.loc["high"])
-        axis.fill_between(table.columns, *ends, color=setting.colour, alpha=0.16, linewidth=0)
+        _line(axis, setting, table.loc["rate"], (table.loc["low"], table.loc["high"]))
     axis.set_xlabel(x)
     axis.set_ylim(bottom=0)
     axis.grid(True)
@@ -73,7 +68,7 @@ def rates(name: str, title: str, x: str, tables: dict[Setting, pd.DataFrame]) ->
 
 @matplotlib.rc_context(LOOK)
 def forest(name: str, title: str, pairs: Sequence[Pair]) -> Panel:
-    """Return the differences with their intervals; full where one was shown, grey what could not have been shown."""
+    """Return the differences with their intervals; a filled dot was shown, the grey range could not have been shown."""
     names = [textwrap.fill(pair.name, 32) for pair in pairs]
     high = 0.12 + 0.15 * max(name.count("\n") + 1 for name in names)
     figure, axis = _axes(title, (WIDE[0], 0.75 + high * len(pairs)))
@@ -86,7 +81,7 @@ def forest(name: str, title: str, pairs: Sequence[Pair]) -> Panel:
         axis.plot(result.difference, row, "o", color=INK, markerfacecolor=INK if pair.shown else "white", ms=4.5)
     axis.axvline(0, color=SOFT, linewidth=0.8)
     reach = 1.25 * max(abs(end) for pair in pairs for end in (pair.result.low, pair.result.high))
-    axis.set_xlim((-reach, reach) if reach else None)  # with two seeds a grey bar may reach far beyond
+    axis.set_xlim((-reach, reach) if reach else None)  # with two seeds a grey bar may be much wider
     axis.set_yticks(range(len(pairs)), names)
     axis.set_ylim(len(pairs) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0, labelcolor=INK)
@@ -98,7 +93,7 @@ def forest(name: str, title: str, pairs: Sequence[Pair]) -> Panel:
 
 @matplotlib.rc_context(LOOK)
 def plan(name: str, title: str, plan: Plan, difference: float, unit: str) -> Panel:
-    """Return the smallest difference that could be shown by the number of seeds, a line for each number of units."""
+    """Return the smallest difference that could be shown by number of seeds, with a line for each number of units."""
     figure, axis = _axes(f"{title}: smallest difference", WIDE)
     seeds = (*range(3, 11), 12, 15, 20, 30, 40, 50)
     low, high = (plan.curve(parts, seeds, 1) for parts in (plan.least, plan.most))
@@ -156,6 +151,14 @@ def _axes(title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
     axis.set_axisbelow(True)
     axis.set_title(textwrap.fill(title, int(13 * size[0])))
     return figure, axis
+
+
+def _line(axis: Axes, setting: Setting, values: pd.Series, ends: tuple[pd.Series, pd.Series] | None) -> None:
+    """Draw values by their index in the setting's colour, in a band between two ends."""
+    marker = "o" if len(values) < 25 else None
+    axis.plot(values.index, values, setting.style, color=setting.colour, marker=marker, markersize=2.5)
+    if ends:
+        axis.fill_between(values.index, *ends, color=setting.colour, alpha=0.16, linewidth=0)
 
 
 def _panel(figure: Figure, name: str, alt: str) -> Panel:

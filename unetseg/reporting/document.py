@@ -1,4 +1,4 @@
-"""What a report is made of, and its two forms: one HTML file that needs nothing else, and Markdown with pictures."""
+"""The parts of a report, and its two forms: one self-contained HTML file, and Markdown with pictures."""
 
 from __future__ import annotations
 
@@ -14,12 +14,19 @@ import jinja2
 from unetseg.names import shown
 
 UNSEEN = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-"""What has no place in a page: controls, changes of direction, bytes that are no UTF-8."""
+"""Characters that are not allowed in a page: controls, changes of direction, bytes that are no UTF-8."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of strings under their names; the first `words` columns stand left, numbers right."""
+    """Rows of strings under column names; the first `words` columns are aligned left, the others right.
+
+    Example:
+        >>> table = Table(["setting", "IoU"], [["concat", "0.662"]])
+        >>> section = Section("Settings", "One setting is finished.", [table])
+        >>> text_sections(Document("Report", "", "", [section], {}))[0][1].splitlines()[-1]
+        '| concat | 0.662 |'
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -34,7 +41,7 @@ class Panel:
     """A picture."""
 
     name: str
-    """Of its file, without .png."""
+    """The name of its file without .png."""
     png: bytes
     alt: str
     caption: str = ""
@@ -47,9 +54,9 @@ class Figure:
     panels: Sequence[Panel]
     caption: str = ""
     width: int = 290
-    """Least width of a panel in pixels of the page."""
+    """The least width of a panel in pixels of the page."""
     legend: Panel | None = None
-    """The settings' colours, where the panels need it; HTML has them as text."""
+    """The settings' colours, if the panels need them; HTML shows them as text."""
 
     kind = "figure"
 
@@ -68,7 +75,7 @@ Block = str | Table | Figure | Code
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, one sentence that says what is seen, and what it rests on: texts, tables, figures, code."""
+    """A heading, one sentence with the finding, and its evidence: texts, tables, figures, code."""
 
     heading: str
     lead: str
@@ -76,13 +83,13 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """Return the name that links to the section go to."""
+        """Return the target of links to the section."""
         return self.heading.lower().replace(" ", "-")
 
 
 @dataclass(frozen=True)
 class Document:
-    """The whole."""
+    """A whole report."""
 
     title: str
     question: str
@@ -90,52 +97,57 @@ class Document:
     """Model, data and size of the sweep."""
     sections: Sequence[Section]
     colours: dict[str, str]
-    """Of the settings by their names."""
+    """The settings' colours by their names."""
 
 
 def html(report: Document, mark: str) -> str:
-    """Return the report as one file without links to others; `mark` tells later calls that it is theirs."""
+    """Return the report as one self-contained file; by `mark` a later call recognises a file of its own."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-        finalize=lambda value: re.sub(UNSEEN, lambda found: shown(found[0]), value) if type(value) is str else value,
+        finalize=_show_unseen,
     )
     environment.filters["base64"] = lambda png: base64.b64encode(png).decode()
     return environment.get_template("report.html.jinja").render(report=report, mark=mark)
 
 
+def _show_unseen(value: object) -> object:
+    """Return a plain string with every character of UNSEEN made visible, and other values as they are."""
+    return re.sub(UNSEEN, lambda match: shown(match[0]), value) if type(value) is str else value
+
+
 def markdown(report: Document) -> str:
-    """Return the report as Markdown; its pictures are those of `pictures` in figures/."""
+    """Return the report as Markdown; it refers to the files of `pictures` in figures/."""
     parts = [f"# {report.title}", _paragraph(report.question), _paragraph(report.facts)]
     for section in report.sections:
         parts += [f"## {section.heading}", *_texts(section, figures=True)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def without_pictures(report: Document) -> list[tuple[str, str]]:
-    """Return heading and Markdown of each section, texts and tables only."""
+def text_sections(report: Document) -> list[tuple[str, str]]:
+    """Return the heading and the Markdown of each section, without figures."""
     return [(section.heading, "\n\n".join(_texts(section, figures=False))) for section in report.sections]
 
 
 def pictures(report: Document) -> dict[str, bytes]:
-    """Return the content of every PNG that the Markdown refers to, by file name."""
+    """Return the content of every PNG of the Markdown by file name."""
     figures = [block for section in report.sections for block in section.blocks if isinstance(block, Figure)]
     panels = [panel for figure in figures for panel in (figure.legend, *figure.panels) if panel]
     return {f"{panel.name}.png": panel.png for panel in panels}
 
 
 def _texts(section: Section, figures: bool) -> list[str]:
-    parts = [f"**{_escaped(section.lead)}**"]
+    parts = [f"**{_escape(section.lead)}**"]
     for block in section.blocks:
         if isinstance(block, str):
             parts.append(_paragraph(block))
         elif isinstance(block, Code):
             parts += _code(block)
         elif isinstance(block, Table):
-            parts += [_table(block), *([f"*{_escaped(block.caption)}*"] if block.caption else [])]
+            parts += [_table(block), *_caption(block)]
         elif figures:
             parts += _figure(block)
     return parts
@@ -144,48 +156,52 @@ def _texts(section: Section, figures: bool) -> list[str]:
 def _table(table: Table) -> str:
     rule = ["---" if column < table.words else "---:" for column in range(len(table.columns))]
     lines = [
-        [_escaped(cell) for cell in table.columns],
+        [_escape(cell) for cell in table.columns],
         rule,
-        *([_escaped(cell) for cell in row] for row in table.rows),
+        *([_escape(cell) for cell in row] for row in table.rows),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _figure(figure: Figure) -> list[str]:
-    """Return panels with captions as a table, others in a line."""
-    legend = [f"![{_escaped(figure.legend.alt)}](figures/{figure.legend.name}.png)"] if figure.legend else []
+    """Return panels with captions as a table, panels without in a line."""
+    legend = [f"![{_escape(figure.legend.alt)}](figures/{figure.legend.name}.png)"] if figure.legend else []
     images = [
         f'<img src="figures/{p.name}.png" width="{figure.width}" alt="{_attribute(p.alt)}">' for p in figure.panels
     ]
     if any(panel.caption for panel in figure.panels):
-        lines = [images, ["---"] * len(images), [_escaped(panel.caption) for panel in figure.panels]]
+        lines = [images, ["---"] * len(images), [_escape(panel.caption) for panel in figure.panels]]
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     else:
         body = "\n".join(images)
-    return [*legend, body, *([f"*{_escaped(figure.caption)}*"] if figure.caption else [])]
+    return [*legend, body, *_caption(figure)]
+
+
+def _caption(block: Table | Figure) -> list[str]:
+    return [f"*{_escape(block.caption)}*"] if block.caption else []
 
 
 def _code(code: Code) -> list[str]:
-    """Return a fence with the lines, and below it, as text, those that might end it or are no single line."""
+    """Return a fence with the lines; lines that might end it or are no single line follow as paragraphs."""
     plain = [line for line in code.lines if not re.search(r"[`<]|]\(|]\[", line) and shown(line) == line]
-    others = [line for line in code.lines if line not in plain]
-    return [*(["\n".join(["```", *plain, "```"])] if plain else []), *map(_paragraph, others)]
+    fence = ["\n".join(["```", *plain, "```"])] if plain else []
+    return [*fence, *(_paragraph(line) for line in code.lines if line not in plain)]
 
 
 def _attribute(text: str) -> str:
     """Return the value of an HTML attribute inside a Markdown table."""
-    return re.sub(r"[][|`*_~!\\]", lambda found: f"&#{ord(found[0])};", escape(shown(text)))
+    return re.sub(r"[][|`*_~!\\]", lambda match: f"&#{ord(match[0])};", escape(shown(text)))
 
 
 def _paragraph(text: str) -> str:
-    """Return text as a paragraph of its own: no heading, list, quotation, rule or fence."""
-    return re.sub(r"^\s*(?=([-+#>=~]|\d+[.)]\s))(\d*)", r"\2\\", _escaped(text).lstrip())
+    """Return text as a paragraph that Markdown can't read as a heading, list, quotation, rule or fence."""
+    return re.sub(r"^\s*(?=([-+#>=~]|\d+[.)]\s))(\d*)", r"\2\\", _escape(text).lstrip())
 
 
-def _escaped(text: str) -> str:
-    """Return text in which Markdown sees nothing of its own: in one line, without links, pictures, HTML or formulas.
+def _escape(text: str) -> str:
+    """Escape text for Markdown: it becomes one line without links, pictures, HTML or formulas.
 
-    The brackets of an interval, [0.1, 0.2], stay as they are.
+    The brackets of an interval, [0.1, 0.2], are not escaped.
     """
     line = re.sub(r"[\t\n\r\v\f\x85\u2028\u2029]+", " ", text)
     line = re.sub(r"([\\`*_|<>~$]|\[(?![+−-]?[\d.])|\](?=[\[(:])|(?<=\])\(|&(?=#?\w+;))", r"\\\1", shown(line))

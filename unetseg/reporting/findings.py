@@ -30,12 +30,11 @@ from unetseg.evaluation.statistics import (
 from unetseg.reporting.results import Run, Setting, Sweep
 
 METRICS = {"iou": "IoU", "boundary_iou": "Boundary IoU"}
-"""What settings are compared in, image by image: columns of per_image.csv."""
+"""The metrics in which settings are compared, image by image: columns of per_image.csv."""
 ALL_PAIRS = 5
-"""Up to so many settings each is compared with each, beyond that each with the first."""
-
+"""With at most so many settings all pairs are compared, with more each setting with the first."""
 TIMES = (1, 2, 4)
-"""The test set as it is, and larger ones that a plan looks at."""
+"""Sizes of the test set in a plan, as multiples of the present one."""
 
 
 @dataclass(frozen=True)
@@ -46,37 +45,37 @@ class Pair:
     other: Setting
     result: Comparison
     by_image: Comparison
-    """The same as if the images of a group were independent; `result` itself where the unit is the image."""
+    """The same as if the images of a group were independent; equal to `result` if the unit is the image."""
     without_score: int
-    """Images left out of both settings, because one of their runs has no score for them."""
+    """Images that are left out of both settings because a run has no score for them."""
     p: float = math.nan
-    """Holm-corrected over all pairs and metrics; nan with one seed."""
+    """The p value with Holm's correction over all pairs and metrics; nan with one seed."""
     level: float = math.nan
-    """The level of this comparison's own p that Holm leaves; nan with one seed."""
+    """The level for this comparison's own p after Holm's correction; nan with one seed."""
 
     @property
     def name(self) -> str:
-        """Return what is subtracted from what."""
+        """Return the difference as a formula of names."""
         return f"{self.other.name} − {self.base.name}"
 
     @property
     def one_seed(self) -> bool:
-        """Return whether nothing can be said of the settings, only of two trained models."""
+        """Return whether there is one seed: then only two trained models are compared, not their settings."""
         return self.result.seeds == 1
 
     @property
     def excludes_zero(self) -> bool:
-        """Return whether the interval leaves 0 out."""
+        """Return whether the interval excludes 0."""
         return self.result.low > 0 or self.result.high < 0
 
     @property
     def shown(self) -> bool:
-        """Return whether a difference was shown: the corrected p is never below that of the interval."""
+        """Return whether a difference was shown; then the interval excludes 0, as the corrected p is the larger one."""
         return self.p < 1 - LEVEL
 
     @cached_property
     def smallest(self) -> Smallest:
-        """Return the smallest difference that could have been shown at the level that Holm leaves; not of one seed."""
+        """Return the smallest difference that could have been shown at `level`; not for one seed."""
         return self.result.spread.smallest(self.level)
 
 
@@ -91,12 +90,12 @@ class Plan:
     """The same with the seeds' variance at the lower end of its interval."""
     most: Components
     units: int
-    """Of the test set as it is."""
+    """Units of the present test set."""
     level: float
-    """What Holm asks of the first of all comparisons."""
+    """The level that Holm's correction asks of the first of all comparisons."""
 
     def seeds(self, difference: float, times: int) -> list[int | None]:
-        """Return the seeds needed with `times` the units: estimate, lower and upper end; None is more than 100."""
+        """Return the seeds needed with `times` the units: estimate, lower and upper end; None means more than 100."""
         spreads = (self.parts, self.least, self.most)
         return [seeds_needed(parts, times * self.units, difference, self.level) for parts in spreads]
 
@@ -106,7 +105,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Picked:
+class RankedImage:
     """A test image chosen by its mean IoU over all settings: best, median or worst."""
 
     rank: str
@@ -115,15 +114,15 @@ class Picked:
 
 
 def unit(sweep: Sweep) -> str:
-    """Return what is independent of each other in the test set: "group" where there are several, else "image"."""
+    """Return the independent unit of the test set: "group" if there are several groups, else "image"."""
     return "group" if all(len(set(_groups(run))) > 1 for run in sweep.runs if len(run.per_image)) else "image"
 
 
 def mean_with_interval(setting: Setting, metric: str, unit: str) -> Comparison | None:
-    """Return the mean over seeds and units with its interval, None where the seeds have different images."""
+    """Return the mean over seeds and units with its interval; None if the seeds have different images."""
     if setting.images is None:
         return None
-    scores, _ = _scored([setting], metric, setting.seeds, unit)
+    scores, _ = _unit_scores([setting], metric, setting.seeds, unit)
     return compare(scores[0], np.zeros_like(scores[0])) if scores.shape[-1] > 1 else None
 
 
@@ -131,44 +130,43 @@ def pairs(settings: Sequence[Setting], unit: str, *, pooled: bool = False) -> tu
     """Return the differences in each metric, and a sentence for each pair that can't be compared.
 
     Args:
-        settings: of them each is compared with each, more than ALL_PAIRS with the first.
+        settings: all pairs of them are compared, or each with the first if there are more than ALL_PAIRS.
         unit: "image" or "group".
-        pooled: take the seeds' variance as the same for all settings, where they have two seeds in common or more.
+        pooled: take the seeds' variance as the same for all settings, if they have two seeds in common or more.
     """
-    together = itertools.combinations(settings, 2)
-    chosen = [pair for pair in together if len(settings) <= ALL_PAIRS or pair[0] is settings[0]]
-    able, left_out = [], []
-    for base, other in chosen:
+    comparable, left_out = [], []
+    for base, other in itertools.combinations(settings, 2):
+        if len(settings) > ALL_PAIRS and base is not settings[0]:
+            continue
         seeds = sorted(set(base.seeds) & set(other.seeds))
-        reason = _incomparable(base, other, seeds, unit)
+        reason = _why_incomparable(base, other, seeds, unit)
         if reason:
             left_out.append(f"{other.name} and {base.name} are not compared: {reason}.")
         else:
-            able.append((base, other, seeds))
-    found = []
+            comparable.append((base, other, seeds))
+    uncorrected = []
     for metric in METRICS:
-        variance = _pooled(settings, metric, unit) if pooled else None
-        for base, other, seeds in able:
-            (a, b), without = _scored([other, base], metric, seeds, unit)
-            one_by_one, _ = _scored([other, base], metric, seeds, "image")
-            by_image = compare(one_by_one[0], one_by_one[1])
-            found.append((metric, Pair(base, other, compare(a, b, variance), by_image, without)))
-    values = [pair.result.p for _, pair in found if not pair.one_seed]
-    corrected = zip(holm(values), holm_levels(values), strict=True)
-    made: dict[str, list[Pair]] = {metric: [] for metric in METRICS}
-    for metric, pair in found:
+        variance = _pooled_variance(settings, metric, unit) if pooled else None
+        for base, other, seeds in comparable:
+            (a, b), without = _unit_scores([other, base], metric, seeds, unit)
+            by_image = compare(*_unit_scores([other, base], metric, seeds, "image")[0])
+            uncorrected.append((metric, Pair(base, other, compare(a, b, variance), by_image, without)))
+    values = [pair.result.p for _, pair in uncorrected if not pair.one_seed]
+    corrections = zip(holm(values), holm_levels(values), strict=True)
+    corrected: dict[str, list[Pair]] = {metric: [] for metric in METRICS}
+    for metric, pair in uncorrected:
         if not pair.one_seed:
-            p, level = next(corrected)
+            p, level = next(corrections)
             pair = replace(pair, p=p, level=level)
-        made[metric].append(pair)
-    return made, left_out
+        corrected[metric].append(pair)
+    return corrected, left_out
 
 
-def plans(found: dict[str, list[Pair]], unit: str) -> list[Plan]:
-    """Return a plan for each metric from the pairs with two seeds or more; none where there are none."""
-    made = []
-    compared = sum(not pair.one_seed for pairs in found.values() for pair in pairs)
-    for metric, pairs in found.items():
+def plans(differences: dict[str, list[Pair]], unit: str) -> list[Plan]:
+    """Return a plan for each metric that has pairs with two seeds or more."""
+    metric_plans = []
+    compared = sum(not pair.one_seed for pairs in differences.values() for pair in pairs)
+    for metric, pairs in differences.items():
         usable = [pair for pair in pairs if not pair.one_seed]
         if usable:
             parts = [components(_differences(pair, metric, unit)) for pair in usable]
@@ -176,13 +174,13 @@ def plans(found: dict[str, list[Pair]], unit: str) -> list[Plan]:
             units = min(pair.result.units for pair in usable)
             settings = {setting for pair in usable for setting in (pair.base, pair.other)}
             freedom = (len(settings) - 1) * (min(pair.result.seeds for pair in usable) - 1)
-            least, most = (mean.at(tail, freedom, units) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-            made.append(Plan(metric, mean, least, most, units, (1 - LEVEL) / compared))
-    return made
+            least, most = (mean.at_quantile(tail, freedom, units) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+            metric_plans.append(Plan(metric, mean, least, most, units, (1 - LEVEL) / compared))
+    return metric_plans
 
 
 def curve(setting: Setting, name: str) -> pd.DataFrame:
-    """Return a scalar of metrics.csv by epoch, a row for each seed; epochs that a seed lacks are left out."""
+    """Return a scalar of metrics.csv by epoch, a row for each seed; epochs that one seed lacks are left out."""
 
     def of_run(run: Run) -> pd.Series:
         rows = run.metrics[run.metrics.name == name]
@@ -197,7 +195,7 @@ def skip_share(setting: Setting, level: str) -> pd.DataFrame:
 
 
 def gradient_rms(setting: Setting) -> pd.DataFrame:
-    """Return log10 of each block's gradient rms by step, the mean over the seeds; nan where one of them is 0."""
+    """Return log10 of each block's gradient rms by step, as the mean over the seeds; nan where a seed's rms is 0."""
     tables = [_readings(run, "block", "rms") for run in setting.runs]
     tables = [np.log10(table.where(table > 0)).T for table in tables if len(table)]
     if not tables:
@@ -223,8 +221,8 @@ def vanishing(sweep: Sweep) -> pd.DataFrame:
 def edge_errors(setting: Setting, unit: str) -> pd.DataFrame:
     """Return the share of wrong pixels over all seeds by distance to the edge: 1, 2, 3–4, ... ≥ 33.
 
-    Rows: rate, low and high, the ends of its interval over units (of these trained models); those are nan where the
-    runs have no counts of each image, or different images.
+    The rows are rate, low and high: the ends of its interval over units (of these trained models). The ends are nan if
+    the runs have no counts of each image, or different images.
     """
     paths = [run.folder.edge_distance for run in setting.runs]
     if not all(path.exists() for path in paths):
@@ -243,80 +241,83 @@ def edge_errors(setting: Setting, unit: str) -> pd.DataFrame:
 
 
 def lesions(sweep: Sweep) -> list[tuple[Setting, Run, str, pd.DataFrame, pd.DataFrame]]:
-    """Return what evaluate lesion=true found below the runs: setting, run, evaluation, lesion.csv, shapley.csv."""
-    return [
-        (setting, run, path.parent.name, pd.read_csv(path, dtype={"levels": str}), pd.read_csv(path.with_name(worth)))
-        for setting in sweep.settings
-        for run in setting.runs
-        for path in sorted(run.folder.path.glob("evaluation/*/lesion.csv"))
-        if path.with_name(worth := "shapley.csv").exists()
-    ]
+    """Return the results of evaluate lesion=true: setting, run, evaluation, lesion.csv and shapley.csv."""
+    results = []
+    for setting in sweep.settings:
+        for run in setting.runs:
+            for path in sorted(run.folder.path.glob("evaluation/*/lesion.csv")):
+                shapley = path.with_name("shapley.csv")
+                if shapley.exists():
+                    losses = pd.read_csv(path, dtype={"levels": str})
+                    results.append((setting, run, path.parent.name, losses, pd.read_csv(shapley)))
+    return results
 
 
 def levels(sweep: Sweep) -> list[str]:
-    """Return the levels of long skips that readings of the gradient flow name, finest first."""
+    """Return the levels of long skips in the readings of the gradient flow, finest first."""
     return sorted({level for run in sweep.runs for level in _readings(run, "skip", "skip_share")})
 
 
-def picked_images(sweep: Sweep, each: int = 2) -> list[Picked]:
-    """Return images by their mean IoU over settings and seeds; none where the settings have different images."""
+def ranked_images(sweep: Sweep) -> list[RankedImage]:
+    """Return images ranked by their mean IoU over settings and seeds; none if the settings have different images."""
     names = sweep.settings[0].images
     if names is None or any(setting.images != names for setting in sweep.settings):
         return []
     iou = np.mean([setting.scores("iou").mean(0) for setting in sweep.settings], axis=0)
     scored = np.flatnonzero(np.isfinite(iou))
-    ranked = best_median_worst(iou[scored], each)
-    return [Picked(rank, names[scored[place]], float(iou[scored[place]])) for place, rank in ranked.items()]
+    ranks = best_median_worst(iou[scored], each=2)
+    return [RankedImage(rank, names[scored[i]], float(iou[scored[i]])) for i, rank in ranks.items()]
 
 
-def _incomparable(base: Setting, other: Setting, seeds: list[int], unit: str) -> str:
-    """Return why two settings can't be compared, nothing where they can."""
+def _why_incomparable(base: Setting, other: Setting, seeds: list[int], unit: str) -> str:
+    """Return why two settings can't be compared; an empty string if they can."""
     if base.images is None or base.images != other.images:
         return "their test images differ"
     if not seeds:
         return "they have no seed in common"
     for metric in METRICS:
-        scores, _ = _scored([base, other], metric, seeds, unit)
+        scores, _ = _unit_scores([base, other], metric, seeds, unit)
         if scores.shape[-1] < 2:
             return f"there is only one test {unit}" if scores.shape[-1] else "no test image has a score in all runs"
     return ""
 
 
-def _scored(settings: Sequence[Setting], metric: str, seeds: list[int], unit: str) -> tuple[np.ndarray, int]:
-    """Return the scores of settings with the same images, KxSxN by unit, and how many images lack one."""
+def _unit_scores(settings: Sequence[Setting], metric: str, seeds: list[int], unit: str) -> tuple[np.ndarray, int]:
+    """Return the scores by unit, KxSxN, of settings with the same images, and how many images lack a score."""
     scores = np.stack([setting.scores(metric, seeds) for setting in settings])
-    whole = np.isfinite(scores).all((0, 1))
-    without, scores = int((~whole).sum()), scores[..., whole]
+    complete = np.isfinite(scores).all((0, 1))
+    scores = scores[..., complete]
     if unit == "group" and scores.size:
-        scores = group_means(scores, np.array(_groups(settings[0].runs[0]))[whole].tolist())
-    return scores, without
+        scores = group_means(scores, np.array(_groups(settings[0].runs[0]))[complete].tolist())
+    return scores, int((~complete).sum())
 
 
 def _differences(pair: Pair, metric: str, unit: str) -> np.ndarray:
     """Return the differences of a pair, SxN by unit."""
     seeds = sorted(set(pair.base.seeds) & set(pair.other.seeds))
-    (other, base), _ = _scored([pair.other, pair.base], metric, seeds, unit)
+    (other, base), _ = _unit_scores([pair.other, pair.base], metric, seeds, unit)
     return other - base
 
 
-def _pooled(settings: Sequence[Setting], metric: str, unit: str) -> tuple[float, int] | None:
-    """Return the variance over seeds of any difference, None where the settings have no two seeds in common."""
+def _pooled_variance(settings: Sequence[Setting], metric: str, unit: str) -> tuple[float, int] | None:
+    """Return the variance over seeds of any difference; None if the settings don't have two seeds in common."""
     seeds = sorted(set.intersection(*(set(setting.seeds) for setting in settings)))
     if len(seeds) < 2 or len({setting.images for setting in settings}) > 1 or settings[0].images is None:
         return None
-    return pooled_seeds(_scored(settings, metric, seeds, unit)[0])
+    return pooled_seeds(_unit_scores(settings, metric, seeds, unit)[0])
 
 
 def _groups(run: Run) -> list[str]:
     """Return the group of each image, in the order of their names; an image without one is a group of its own."""
     table = run.per_image
-    group = table["group"].astype(object) if "group" in table else pd.Series(np.nan, table.index)
-    named = group.notna().any()
-    return [f"group {g}" if pd.notna(g) else f"image {name}" for name, g in group.items()] if named else []
+    if "group" not in table or not table["group"].notna().any():
+        return []
+    groups = table["group"].astype(object)
+    return [f"group {group}" if pd.notna(group) else f"image {name}" for name, group in groups.items()]
 
 
 def _readings(run: Run, kind: str, metric: str) -> pd.DataFrame:
-    """Return a metric of gradient_flow.csv, a row for each step and a column for each block in their own order."""
+    """Return a metric of gradient_flow.csv: a row for each step, a column for each block in the file's order."""
     flow = run.gradient_flow
     rows = flow[(flow.kind == kind) & (flow.metric == metric)]
     table = rows.pivot_table(index="step", columns="block", values="value", aggfunc="last")

@@ -1,4 +1,4 @@
-"""Sections on why: the gradient's way back, errors by distance to the edge, and what a cut skip costs."""
+"""Sections on mechanisms: the flow of gradients, errors by distance to the edge, and the cost of a cut skip."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pandas as pd
 from unetseg.reporting import charts, findings
 from unetseg.reporting.document import Block, Figure, Section, Table
 from unetseg.reporting.results import Sweep
-from unetseg.reporting.sentences import change, interval, listed, number
+from unetseg.reporting.sentences import change, interval, join_words, number
 
 INDICES = {"vanishing_slope": "vanishing slope", "centre_dip": "centre dip"}
 CUT = "mean"
-"""Of lesions.CUTS the one in the report's table: the least unlike what the decoder was trained on."""
+"""The one of lesions.CUTS in the report's table: the most like the features that the decoder was trained on."""
 
 
 def gradients(sweep: Sweep) -> Section | None:
@@ -30,9 +30,9 @@ def gradients(sweep: Sweep) -> Section | None:
     block = next(iter(heat.values())).index[0]
     first = {setting.name: float(table.loc[block].median()) for setting, table in heat.items()}
     least, greatest = min(first, key=lambda name: first[name]), max(first, key=lambda name: first[name])
-    lead = f"The gradient of the {block} (rms, median over steps) is {_power(first[least])} with {least}"
+    lead = f"The gradient of the {block} (rms, median over steps) is {_power_of_ten(first[least])} with {least}"
     if least != greatest:
-        lead += f", the least, and {_power(first[greatest])} with {greatest}, the greatest"
+        lead += f", the least, and {_power_of_ten(first[greatest])} with {greatest}, the greatest"
     shares = {
         (level, setting): table
         for level in findings.levels(sweep)
@@ -45,11 +45,11 @@ def gradients(sweep: Sweep) -> Section | None:
     medians = {key: float(table.mean().median()) for key, table in shares.items()}
     level, setting = max(medians, key=lambda key: medians[key])
     share = number(medians[level, setting], 2)
-    lead += f"; the greatest skip share (median over steps) is {share}, {_spaced(level)} of {setting.name}"
+    lead += f"; the greatest skip share (median over steps) is {share}, {_level_name(level)} of {setting.name}"
     panels = [
         charts.lines(
             f"skip_share_{level}",
-            f"skip share, {_spaced(level)}",
+            f"skip share, {_level_name(level)}",
             "step",
             {setting: table for (own, setting), table in shares.items() if own == level},
             wide=True,
@@ -57,9 +57,9 @@ def gradients(sweep: Sweep) -> Section | None:
         for level in dict.fromkeys(level for level, _ in shares)
     ]
     note = "Share of the gradient at an encoder stage that arrived by its long skip; level 1 is the finest."
-    nothing = [setting.name for setting in heat if not any(own is setting for _, own in shares)]
-    if nothing:
-        note += f" It is 0 throughout with {listed(nothing)}."
+    without_share = [setting.name for setting in heat if not any(own is setting for _, own in shares)]
+    if without_share:
+        note += f" It is 0 throughout with {join_words(without_share)}."
     flow = Figure(panels, note, width=340, legend=charts.legend(sweep.settings))
     return Section("Gradient flow", f"{lead}.", [Figure(maps, caption), flow, *_vanishing(sweep)])
 
@@ -89,7 +89,7 @@ def edges(sweep: Sweep, unit: str) -> Section | None:
         return None
     names = next(iter(tables.values())).columns
     rows = [[s.name, *(_percent(*table[band]) for band in names)] for s, table in tables.items()]
-    near, far = (listed([f"{row[column]} ({row[0]})" for row in rows]) for column in (1, -1))
+    near, far = (join_words([f"{row[column]} ({row[0]})" for row in rows]) for column in (1, -1))
     lead = (
         f"Wrong beside the mask's edge (distance {names[0]}), in % of the pixels: {near}; farthest from it "
         f"({names[-1]}): {far}; the intervals cover the {unit}s only, of these trained models, and no difference is "
@@ -97,11 +97,11 @@ def edges(sweep: Sweep, unit: str) -> Section | None:
     )
     panels = [charts.rates("edge_distance", "share of wrong pixels", "pixels to the mask's edge", tables)]
     caption = f"Pixels and errors summed over images and seeds. Bands: 95 % interval over {unit}s, of these models."
-    lacking = [setting.name for setting in sweep.settings if setting not in tables]
+    without_table = [setting.name for setting in sweep.settings if setting not in tables]
     blocks: list[Block] = [
         Figure(panels, caption, 340, charts.legend(sweep.settings)),
         Table(["setting", *names], rows, caption="Wrong pixels in % by their distance to the edge, in pixels."),
-        *([f"Without an edge_distance.csv in each run: {listed(lacking)}."] if lacking else []),
+        *([f"Without an edge_distance.csv in each run: {join_words(without_table)}."] if without_table else []),
     ]
     return Section("Errors by distance to the edge", lead, blocks)
 
@@ -109,28 +109,20 @@ def edges(sweep: Sweep, unit: str) -> Section | None:
 def lesions(sweep: Sweep) -> Section | None:
     """Return what trained models lose when their long skips are cut."""
     rows, worst = [], (-np.inf, "")
-    for setting, run, evaluation, lost, worth in findings.lesions(sweep):
-        shares = worth[worth.cut == CUT].set_index("level").rename(str)
-        for gone in [*shares.index, "+".join(shares.index)]:
-            row = lost[(lost.cut == CUT) & (lost.levels == gone)].iloc[0]
-            alone = gone in shares.index
+    for setting, run, evaluation, losses, shapley in findings.lesions(sweep):
+        values = shapley[shapley.cut == CUT].set_index("level").rename(str)
+        for levels in [*values.index, "+".join(values.index)]:
+            row = losses[(losses.cut == CUT) & (losses.levels == levels)].iloc[0]
+            single = levels in values.index
             cells = [_cell(row, f"{name}_loss") for name in ("iou", "boundary_iou")]
-            cells += [_cell(shares.loc[gone], name) if alone else "" for name in ("iou", "boundary_iou")]
-            rows.append([setting.name, str(run.seed), evaluation, f"level {gone}" if alone else "all", *cells])
-            if alone:
-                worst = max(worst, (row.iou_loss, f"level {gone} of {setting.name} (seed {run.seed}): {cells[0]}"))
+            cells += [_cell(values.loc[levels], name) if single else "" for name in ("iou", "boundary_iou")]
+            rows.append([setting.name, str(run.seed), evaluation, f"level {levels}" if single else "all", *cells])
+            if single:
+                worst = max(worst, (row.iou_loss, f"level {levels} of {setting.name} (seed {run.seed}): {cells[0]}"))
     if not rows:
         return None
-    columns = [
-        "setting",
-        "seed",
-        "evaluation",
-        "cut",
-        "IoU lost",
-        "Boundary IoU lost",
-        "IoU Shapley",
-        "Boundary Shapley",
-    ]
+    columns = ["setting", "seed", "evaluation", "cut"]
+    columns += ["IoU lost", "Boundary IoU lost", "IoU Shapley", "Boundary Shapley"]
     caption = (
         "A level's features replaced by their means over images and positions; lesion.csv has every subset of levels, "
         "and zeros and other images' features in their place. Shapley: what a level adds on average over all orders of "
@@ -145,15 +137,15 @@ def _cell(row: pd.Series, name: str) -> str:
 
 
 def _percent(rate: float, low: float, high: float) -> str:
-    """Return 40.2 [38.1, 42.5], without the interval where there is none."""
+    """Return 40.2 [38.1, 42.5], or 40.2 if there is no interval."""
     return number(100 * rate, 1) + ("" if np.isnan(low) else f" {interval(100 * low, 100 * high, 1)}")
 
 
-def _spaced(level: str) -> str:
+def _level_name(level: str) -> str:
     return level.replace("level", "level ")
 
 
-def _power(exponent: float) -> str:
+def _power_of_ten(exponent: float) -> str:
     """Return 10^exponent as 1.5e-3."""
     digits, _, power = f"{10**exponent:.1e}".partition("e")
     return f"{digits}e{int(power)}"

@@ -1,4 +1,4 @@
-"""What is behind a report: commands, versions, commits, machines, data, and every run."""
+"""The provenance of a report: commands, versions, commits, machines, data, and every run."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from unetseg.options.messages import written
 from unetseg.options.settings import flat
 from unetseg.reporting.document import Code, Section, Table
 from unetseg.reporting.results import Sweep
-from unetseg.reporting.sentences import listed, number
+from unetseg.reporting.sentences import join_words, number
 
 
 def common(sweep: Sweep, key: str) -> str:
-    """Return an option as all runs have it, or the different values."""
-    return _together([flat(run.options).get(key) for run in sweep.runs])
+    """Return the distinct values of an option over all runs, as text."""
+    return _distinct([flat(run.options).get(key) for run in sweep.runs])
 
 
 def provenance(sweep: Sweep) -> Section:
-    """Return how to repeat the runs."""
+    """Return the section with everything that is needed to repeat the runs."""
     runs = sweep.runs
     commands = dict.fromkeys(run.summary.get("command", "") for run in runs)
     own = [sweep.record["command"]] if sweep.record.get("command") else []
@@ -27,12 +27,12 @@ def provenance(sweep: Sweep) -> Section:
     packages = dict.fromkeys(name for run in runs for name in run.summary.get("versions", {}))
     data = dict.fromkeys(key for run in runs for key in flat(run.options) if key.startswith("data."))
     facts = [
-        ("git commit", _together([run.summary.get("git_commit") for run in runs])),
-        ("machine", _together([run.summary.get("machine") for run in runs])),
-        ("precision", _together([run.summary.get("precision") for run in runs])),
-        ("test images", _together([len(run.per_image) for run in runs])),
+        ("git commit", _distinct([run.summary.get("git_commit") for run in runs])),
+        ("machine", _distinct([run.summary.get("machine") for run in runs])),
+        ("precision", _distinct([run.summary.get("precision") for run in runs])),
+        ("test images", _distinct([len(run.per_image) for run in runs])),
         *((key, common(sweep, key)) for key in data),
-        *((name, _together([run.summary.get("versions", {}).get(name) for run in runs])) for name in packages),
+        *((name, _distinct([run.summary.get("versions", {}).get(name) for run in runs])) for name in packages),
     ]
     rows = [
         [
@@ -47,7 +47,7 @@ def provenance(sweep: Sweep) -> Section:
         for run in setting.runs
     ]
     commits = {run.summary.get("git_commit") for run in runs}
-    lead = f"{len(runs)} runs, from {len(commits)} git commit{'s' * (len(commits) > 1)}"
+    lead = f"{len(runs)} runs, from {len(commits)} git {'commits' if len(commits) > 1 else 'commit'}"
     if any(str(commit).endswith("-dirty") for commit in commits):
         lead += ", some with uncommitted changes"
     blocks += [
@@ -64,10 +64,10 @@ def provenance(sweep: Sweep) -> Section:
     return Section("Behind the numbers", f"{lead}; everything that is needed to repeat them.", blocks)
 
 
-def _together(values: list[Any]) -> str:
-    """Return a value that all have, or the different ones."""
+def _distinct(values: list[Any]) -> str:
+    """Return the distinct values as text."""
     distinct = {json.dumps(value): value for value in values}
-    return listed([written(value) for value in distinct.values()])
+    return join_words([written(value) for value in distinct.values()])
 
 
 def _time(seconds: float | None) -> str:

@@ -1,7 +1,7 @@
-"""What a folder of runs holds: the settings, their finished runs, and the cells that are not finished.
+"""Reads a folder of runs: the settings, their finished runs, and the cells that are not finished.
 
-No path that a run recorded is trusted: folders may have been moved. Nor is any file: a run of which one is damaged is
-left out and named, and the others are reported.
+No path in a run's files is trusted, as folders may have been moved. No file is trusted either: a run with a damaged
+file is left out and named, and the others are reported.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from unetseg.options.settings import axes_of, setting_name, variant
 from unetseg.runs.folder import GRADIENT_FLOW_COLUMNS, METRICS_COLUMNS, RunFolder
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5539", "#000000")
-"""Of the settings, in this order: told apart with any colour vision (Okabe and Ito 2008, its yellow made brown)."""
+"""The settings' colours, in this order: distinct for any colour vision (Okabe and Ito 2008, with brown for yellow)."""
 STYLES = ("-", "--", ":", "-.")
-"""Of their lines, one for each round through the colours."""
+"""The settings' line styles, one for each round through the colours."""
 NO_AXES = (
     *("seed", "name", "output", "resume", "allow_changes", "sweep.", "jobs", "logger", "wandb.", "gradients."),
     *("data.workers", "trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.default_root_dir"),
 )
-"""Options that change nothing of what a training computes: runs that differ in them only are of one setting."""
+"""Options that don't change what a training computes: runs that differ in these only belong to one setting."""
 TABLES = {
     "per_image.csv": (("name",), ("iou", "dice", "boundary_iou")),
     "edge_distance.csv": ((), ("from_px", "to_px", "pixels", "errors")),
@@ -41,17 +41,17 @@ TABLES = {
     "lesion.csv": (("cut", "levels"), ("iou_loss", "boundary_iou_loss")),
     "shapley.csv": (("cut", "level"), ("iou", "boundary_iou")),
 }
-"""What is read of a run, with the columns that must be there: any, and numbers."""
+"""The tables of a run that are read, each with its required columns: of text, and of numbers."""
 NUMBERS = ("parameters", "flops", "activation_memory", "images_per_second")
-"""What a summary says of a run's cost, where it says it."""
-GROWING = ("metrics.csv", "gradient_flow.csv")
-"""Those that may have no rows."""
+"""Entries of a summary on a run's cost; each may be absent."""
+MAY_BE_EMPTY = ("metrics.csv", "gradient_flow.csv")
+"""Tables that may have no rows."""
 LARGEST = 16_000_000
-"""Bytes of a config.yaml or a JSON file; ours have some thousands."""
+"""The most bytes of a config.yaml or a JSON file; they usually have some thousands."""
 
 
 class Damaged(Exception):
-    """A run can't be reported; the text says which file is why."""
+    """A run can't be reported; the message names the file."""
 
 
 @dataclass(frozen=True)
@@ -60,30 +60,29 @@ class Run:
 
     folder: RunFolder
     place: str
-    """Where it lies below the folder of the report."""
+    """Its path relative to the folder of the report."""
     options: dict[str, Any]
     """Its config.yaml."""
     summary: dict[str, Any]
 
     @property
     def seed(self) -> int:
-        """Return the seed."""
         return int(self.options["seed"])
 
     @cached_property
     def per_image(self) -> pd.DataFrame:
         """Return per_image.csv with the images' names as the index."""
-        return _csv(self.folder.per_image).set_index("name").sort_index()
+        return _read_csv(self.folder.per_image).set_index("name").sort_index()
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
-        """Return metrics.csv; no rows where there is none."""
-        return _table(self.folder.metrics, METRICS_COLUMNS)
+        """Return metrics.csv; without rows if there is no such file."""
+        return _csv_or_empty(self.folder.metrics, METRICS_COLUMNS)
 
     @cached_property
     def gradient_flow(self) -> pd.DataFrame:
-        """Return gradient_flow.csv; no rows where there is none."""
-        return _table(self.folder.gradient_flow, GRADIENT_FLOW_COLUMNS)
+        """Return gradient_flow.csv; without rows if there is no such file."""
+        return _csv_or_empty(self.folder.gradient_flow, GRADIENT_FLOW_COLUMNS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +97,11 @@ class Setting:
 
     @property
     def seeds(self) -> list[int]:
-        """Return the seeds."""
         return [run.seed for run in self.runs]
 
     @cached_property
     def images(self) -> tuple[str, ...] | None:
-        """Return the names of the test images, None where the runs have different ones or a name stands twice."""
+        """Return the names of the test images; None if they differ between the runs or a name occurs twice."""
         names, *others = {tuple(run.per_image.index) for run in self.runs}
         return None if others or len(set(names)) < len(names) else names
 
@@ -113,33 +111,32 @@ class Setting:
         return np.stack([run.per_image[metric].to_numpy(float) for run in runs])
 
     def mean(self, name: str) -> float:
-        """Return the mean over the seeds of an entry of the summaries, nan where one of them lacks it."""
+        """Return the mean over the seeds of an entry of the summaries; nan if a summary lacks it."""
         return float(np.mean([run.summary.get(name, np.nan) for run in self.runs]))
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a report is about."""
+    """The settings of a folder of runs, and what is left out of the report."""
 
     settings: list[Setting]
     absent: list[tuple[str, str]]
-    """Cells that are not finished, and whether they are missing or unfinished."""
+    """Cells that are not in the report, each with its state: missing, unfinished or damaged."""
     repeated: list[str]
-    """Places of runs left out, because a later one has the same options and seed."""
+    """Places of runs that are left out because a later run has the same options and seed."""
     record: dict[str, Any]
-    """sweep.json, or nothing."""
+    """The content of sweep.json, empty if there is none."""
     damaged: list[tuple[str, str]] = field(default_factory=list)
-    """Places of runs left out because a file can't be read, and which and why."""
+    """Places of runs that are left out because of a damaged file, each with the reason."""
 
     @property
     def runs(self) -> list[Run]:
-        """Return the runs, setting by setting."""
         return [run for setting in self.settings for run in setting.runs]
 
 
 def read(root: Path) -> Sweep:
-    """Read the runs below a folder; raise a UserError where none is finished."""
-    record = _record(root / "sweep.json")
+    """Read the runs below a folder; raise a UserError if none is finished."""
+    record = _read_record(root / "sweep.json")
     entries = list(_run_folders(root))
     runs = [run for run in entries if isinstance(run, Run)]
     unfinished = [place for place in entries if isinstance(place, str)]
@@ -178,16 +175,16 @@ def read(root: Path) -> Sweep:
 
 
 def setting_names(options: list[dict[str, Any]]) -> list[str]:
-    """Return what sets each run apart: the variant of its model, and key=value for what else differs among the runs."""
+    """Return the name of each run's setting: its model's variant, and key=value of other options that differ."""
     axes = axes_of(options, NO_AXES)
     return [" ".join(setting_name(run, axes)) for run in options]
 
 
 def _run_folders(root: Path) -> Iterator[Run | str | tuple[str, str]]:
-    """Yield what lies at or below `root`, but for what lies inside a run.
+    """Yield the runs at or below `root`; folders inside a run are not searched.
 
     Yields:
-        A finished run; the place of one that isn't; or the place of one that is damaged, and what is wrong.
+        A finished run; the place of an unfinished run; or the place of a damaged run and the reason.
     """
     for folder, folders, files in os.walk(root):
         folders.sort()
@@ -197,16 +194,16 @@ def _run_folders(root: Path) -> Iterator[Run | str | tuple[str, str]]:
         place = os.path.relpath(folder, root).replace(os.sep, "/")
         place = Path(folder).resolve().name if place == "." else place
         try:
-            options = _options(run.config)
+            options = _read_options(run.config)
         except Damaged as error:
-            if run.summary.exists():  # else another program's config.yaml
+            if run.summary.exists():  # else the config.yaml is another program's
                 folders.clear()
                 yield place, str(error)
             continue
         folders.clear()
         try:
             if run.summary.exists() and run.per_image.exists():
-                summary = _summary(run.summary)
+                summary = _read_summary(run.summary)
                 _check_tables(run, summary)
                 yield Run(run, place, options, summary)
             else:
@@ -215,8 +212,8 @@ def _run_folders(root: Path) -> Iterator[Run | str | tuple[str, str]]:
             yield place, str(error)
 
 
-def _options(path: Path) -> dict[str, Any]:
-    """Return a run's config.yaml: plain values within bounds."""
+def _read_options(path: Path) -> dict[str, Any]:
+    """Return a run's config.yaml; raise Damaged if it is not a run's."""
     try:
         options = recorded.read(path)
         variant(options["model"])
@@ -227,9 +224,9 @@ def _options(path: Path) -> dict[str, Any]:
     return options
 
 
-def _summary(path: Path) -> dict[str, Any]:
-    """Return summary.json, whose numbers are numbers."""
-    summary = _json(path)
+def _read_summary(path: Path) -> dict[str, Any]:
+    """Return summary.json; raise Damaged if an entry is of the wrong type."""
+    summary = _read_json(path)
     for name in ("test/iou", "test/images", "epochs", "seconds", *(cost for cost in NUMBERS if cost in summary)):
         value = summary.get(name, 0 if name != "test/iou" else None)
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -239,12 +236,12 @@ def _summary(path: Path) -> dict[str, Any]:
     return summary
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """Return sweep.json, nothing where there is none; raise a UserError where it is damaged."""
+def _read_record(path: Path) -> dict[str, Any]:
+    """Return sweep.json, or an empty dictionary if there is none; raise a UserError if it is damaged."""
     if not path.exists():
         return {}
     try:
-        record = _json(path)
+        record = _read_json(path)
         cells = record.get("cells", [])
         if not all(isinstance(cell["name"], str) for cell in cells) or not isinstance(record.get("command", ""), str):
             raise Damaged("it is of another kind")
@@ -256,36 +253,28 @@ def _record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """Return the object that a file holds."""
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file; raise Damaged if the file is too large or holds none."""
     try:
-        content = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
+        if not path.is_file():
+            raise Damaged(f"{path.name} is no file")
+        if path.stat().st_size > LARGEST:
+            raise Damaged(f"{path.name} has more than {LARGEST:,} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{path.name} can't be read: {shown(first_line(error))}") from None
     if not isinstance(content, dict):
         raise Damaged(f"{path.name} can't be read: it holds no object")
     return content
 
 
-def _text(path: Path) -> str:
-    """Return the text of a file of ours, which is a file and not large."""
-    try:
-        if not path.is_file():
-            raise Damaged(f"{path.name} is no file")
-        if path.stat().st_size > LARGEST:
-            raise Damaged(f"{path.name} has more than {LARGEST:,} bytes")
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise Damaged(f"{path.name} can't be read: {shown(first_line(error))}") from None
-
-
 def _check_tables(run: RunFolder, summary: dict[str, Any]) -> None:
-    """Raise Damaged where a table lacks what is read of it, or is shorter than the run's summary says."""
+    """Raise Damaged if a table lacks required columns, or is shorter than the run's summary says."""
     paths = [path for name in TABLES if (path := run.path / name).exists()]
     paths += [path for name in ("lesion.csv", "shapley.csv") for path in run.path.glob(f"evaluation/*/{name}")]
     for path in paths:
         name = path.relative_to(run.path)
-        table = _checked(path, str(name))
+        table = _read_table(path, str(name))
         if path == run.per_image and len(table) != summary.get("test/images", len(table)):
             raise Damaged(f"{name} has {len(table)} rows, and summary.json says {summary['test/images']} test images")
         if path == run.metrics and len(table) and table.epoch.max() + 1 < summary.get("epochs", 0):
@@ -294,8 +283,8 @@ def _check_tables(run: RunFolder, summary: dict[str, Any]) -> None:
             )
 
 
-def _checked(path: Path, name: str) -> pd.DataFrame:
-    """Return a table, or raise Damaged where it is cut short or lacks columns."""
+def _read_table(path: Path, name: str) -> pd.DataFrame:
+    """Return a table; raise Damaged if it is cut short or lacks columns."""
     if not path.is_file():
         raise Damaged(f"{name} is no file")
     try:
@@ -303,7 +292,7 @@ def _checked(path: Path, name: str) -> pd.DataFrame:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 1))
             end = file.read()
-        table = _csv(path)
+        table = _read_csv(path)
     except (OSError, ValueError) as error:
         raise Damaged(f"{name} can't be read: {shown(first_line(error))}") from None
     words, numbers = TABLES[path.name]
@@ -312,7 +301,7 @@ def _checked(path: Path, name: str) -> pd.DataFrame:
         raise Damaged(f"{name} lacks {', '.join(absent)}")
     if end != b"\n":
         raise Damaged(f"{name} is cut short")
-    if not len(table) and path.name not in GROWING:
+    if not len(table) and path.name not in MAY_BE_EMPTY:
         raise Damaged(f"{name} has no rows")
     values = {column: pd.to_numeric(table[column], errors="coerce") for column in numbers}
     wrong = [column for column, value in values.items() if value.isna().sum() > table[column].isna().sum()]
@@ -322,13 +311,13 @@ def _checked(path: Path, name: str) -> pd.DataFrame:
     return table
 
 
-def _csv(path: Path) -> pd.DataFrame:
-    """Return a table; a picture may be called NA or 007."""
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Return a table; its text columns are read as text, since a picture may be called NA or 007."""
     words = {column: str for column in ("name", "group", "levels", "kind", "block", "metric", "cut")}
     numbers = [column for column in pd.read_csv(path, nrows=0).columns if column not in words]
     empty = {column: ["", "nan", "NaN"] for column in numbers}
     return pd.read_csv(path, dtype=words, keep_default_na=False, na_values=empty)
 
 
-def _table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    return _csv(path) if path.exists() else pd.DataFrame(columns=columns)
+def _csv_or_empty(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    return _read_csv(path) if path.exists() else pd.DataFrame(columns=columns)

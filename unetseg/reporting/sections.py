@@ -1,4 +1,4 @@
-"""The story of a sweep: what was asked and answered, and the sections that show what settings reach."""
+"""The report of a sweep: its question and answer, and the sections on the settings' results."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ COSTS = (
     ("activation_memory", "activations (MiB)", 2**20, 1, "Activations: what that pass keeps for the backward pass."),
     ("images_per_second", "images/s", 1, 1, "Images/s: while training, at the machine's load of the time."),
 )
-"""What of a summary's cost is shown: entry, title, unit, digits, note."""
+"""The costs of a summary that are shown: entry, title, unit, digits, note."""
 
 
 def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False) -> Document:
     """Return the whole report.
 
     Args:
-        sweep: what it is about.
-        plan: a difference for which the seeds needed are said.
+        sweep: the runs to report.
+        plan: a difference for which the number of seeds needed is planned; None leaves the section out.
         pooled: take the seeds' variance as the same for all settings.
     """
     unit = findings.unit(sweep)
@@ -32,7 +32,7 @@ def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False) -> 
     sections = [
         question(sweep, differences, unit),
         settings(sweep, unit),
-        paired(sweep, differences, left_out, unit, pooled),
+        paired_differences(sweep, differences, left_out, unit, pooled),
         planning(sweep, differences, unit, plan) if plan is not None else None,
         curves(sweep),
         gradients(sweep),
@@ -41,7 +41,7 @@ def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False) -> 
         examples(sweep),
         provenance(sweep),
     ]
-    names = sentences.listed([setting.name for setting in sweep.settings])
+    names = sentences.join_words([setting.name for setting in sweep.settings])
     asked = (
         f"Do {names} differ in how well they segment?" if len(sweep.settings) > 1 else f"How well does {names} segment?"
     )
@@ -54,22 +54,22 @@ def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False) -> 
 
 
 def titles(unit: str) -> dict[str, str]:
-    """Return the metrics' names with what they are taken over."""
+    """Return the metrics' names with their unit."""
     return {metric: f"{title} per {unit}" for metric, title in METRICS.items()}
 
 
 def question(sweep: Sweep, differences: dict[str, list[Pair]], unit: str) -> Section:
-    """Return what was asked, and what the paired differences answer."""
+    """Return the answer that the paired differences give to the report's question."""
     base, names = sweep.settings[0], [setting.name for setting in sweep.settings]
     notes = [sentences.seeds(sweep, unit), sentences.absent(sweep)]
     if len(names) == 1:
         return Section("Answer", sentences.best(sweep), [note for note in notes if note])
-    lead, *answers = [sentences.against(base, differences[metric], title) for metric, title in titles(unit).items()]
+    lead, *answers = [sentences.compare_with_base(base, differences[m], title) for m, title in titles(unit).items()]
     cells: dict[str, list[str]] = {}
     for pairs in differences.values():
         for pair in pairs:
             if pair.base is base:
-                cells.setdefault(pair.other.name, []).append(sentences.measured(pair, unit))
+                cells.setdefault(pair.other.name, []).append(sentences.describe_pair(pair, unit))
     caption = f"Mean difference from {base.name} on the same {unit}s [95 % interval]."
     table = Table(["setting", *titles(unit).values()], [[name, *row] for name, row in cells.items()], caption=caption)
     return Section("Answer", lead, [*answers, *([table] if cells else []), *(note for note in notes if note)])
@@ -101,7 +101,7 @@ def settings(sweep: Sweep, unit: str) -> Section:
     return Section("Settings", sentences.best(sweep), [Table(columns, rows, caption=caption)])
 
 
-def paired(
+def paired_differences(
     sweep: Sweep, differences: dict[str, list[Pair]], left_out: list[str], unit: str, pooled: bool
 ) -> Section | None:
     """Return the paired differences as tables and forest plots."""
@@ -145,15 +145,17 @@ def paired(
 
 def planning(sweep: Sweep, differences: dict[str, list[Pair]], unit: str, difference: float) -> Section:
     """Return how many seeds and units would show a difference."""
-    made = findings.plans(differences, unit)
-    if not made:
+    plans = findings.plans(differences, unit)
+    if not plans:
         lead = "A plan needs two settings with two seeds each: one seed says nothing of how far trainings spread."
         return Section("Plan", lead)
     now = sorted({pair.result.seeds for pairs in differences.values() for pair in pairs if not pair.one_seed})
     rows, parts, panels = [], [], []
-    for plan in made:
+    for plan in plans:
         title = titles(unit)[plan.metric]
-        parts.append(sentences.planned(title, difference, plan.seeds(difference, 1), f"{plan.units} {unit}s", now))
+        parts.append(
+            sentences.describe_plan(title, difference, plan.seeds(difference, 1), f"{plan.units} {unit}s", now)
+        )
         for times in findings.TIMES:
             value, low, high = ("> 100" if n is None else str(n) for n in plan.seeds(difference, times))
             rows.append([title, str(times * plan.units), value, f"{low} to {high}"])
@@ -161,7 +163,7 @@ def planning(sweep: Sweep, differences: dict[str, list[Pair]], unit: str, differ
     lead = f"To show a difference of {number(difference)} four times in five takes {'; '.join(parts)}."
     caption = (
         f"Seeds needed by the spread seen so far, the mean over all pairs, at the level that Holm asks of the first of "
-        f"{round(0.05 / made[0].level)} comparisons; their range follows from the 95 % interval of the variance over "
+        f"{round(0.05 / plans[0].level)} comparisons; their range follows from the 95 % interval of the variance over "
         f"seeds. The spread over {unit}s is taken as it was seen."
     )
     table = Table(["metric", f"{unit}s", "seeds", "range"], rows, caption=caption)
@@ -190,23 +192,24 @@ def curves(sweep: Sweep) -> Section | None:
 
 
 def examples(sweep: Sweep) -> Section:
-    """Return the best, median and worst test images as every setting sees them."""
+    """Return the best, median and worst test images with the predictions of every setting."""
     title = "Best, median and worst images"
-    picked = findings.picked_images(sweep)
-    if not picked:
+    ranked = findings.ranked_images(sweep)
+    if not ranked:
         return Section(title, "Not shown: the settings have different test images.")
-    gone = [run.place for run in (s.runs[0] for s in sweep.settings) if not run.folder.best.is_file()]
-    if gone:
-        return Section(title, f"Not shown: checkpoints/best.ckpt is not there any more ({', '.join(gone)}).")
-    from unetseg.reporting import examples as drawn_examples  # torch
+    first_runs = [setting.runs[0] for setting in sweep.settings]
+    absent = [run.place for run in first_runs if not run.folder.best.is_file()]
+    if absent:
+        return Section(title, f"Not shown: checkpoints/best.ckpt is not there any more ({', '.join(absent)}).")
+    from unetseg.reporting import examples as example_figures  # imports torch
 
     try:
-        rows = drawn_examples.examples(sweep, picked)
-    except drawn_examples.Gone as reason:
+        rows = example_figures.examples(sweep, ranked)
+    except example_figures.MissingInput as reason:
         return Section(title, f"Not shown: {reason}.")
     lead = (
-        f"By the mean IoU over all settings and seeds, the test images reach from {number(picked[-1].iou)} to "
-        f"{number(picked[0].iou)}; these are single images, and no difference between settings is read from them."
+        f"By the mean IoU over all settings and seeds, the test images reach from {number(ranked[-1].iou)} to "
+        f"{number(ranked[0].iou)}; these are single images, and no difference between settings is read from them."
     )
     note = (
         "Each setting with the best checkpoint of its first seed, predicted anew in float32, and the IoU that the run "

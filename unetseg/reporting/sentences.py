@@ -1,4 +1,4 @@
-"""What is said of the numbers, and never more than an interval allows."""
+"""The sentences on the numbers, which never claim more than an interval allows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MINUS = "−"
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Return a score: 0.662; a dash where there is none."""
+    """Return a score: 0.662; a dash for nan."""
     return "–" if np.isnan(value) else f"{value:.{digits}f}".replace("-", MINUS)
 
 
@@ -25,8 +25,8 @@ def change(value: float, digits: int = 3) -> str:
 
 def interval(low: float, high: float, digits: int = 3, signed: bool = False) -> str:
     """Return the ends of an interval: [0.640, 0.682]."""
-    one = change if signed else number
-    return f"[{one(low, digits)}, {one(high, digits)}]"
+    text = change if signed else number
+    return f"[{text(low, digits)}, {text(high, digits)}]"
 
 
 def p_value(p: float) -> str:
@@ -34,7 +34,7 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def listed(parts: Sequence[str]) -> str:
+def join_words(parts: Sequence[str]) -> str:
     """Return a, b and c."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
@@ -43,36 +43,37 @@ ONE_SEED = "one seed decides nothing; the same command with seed=0,1,2 would"
 TWO_SEEDS = "With two seeds only, which hardly tell how far trainings spread: "
 
 
-def against(base: Setting, pairs: Sequence[Pair], title: str) -> str:
-    """Return how the other settings differ from `base`: what was shown, and how small the rest must be."""
-    mine = [pair for pair in pairs if pair.base is base]
-    if not mine:
+def compare_with_base(base: Setting, pairs: Sequence[Pair], title: str) -> str:
+    """Return how the other settings differ from `base`: the differences that were shown, and bounds of the others."""
+    with_base = [pair for pair in pairs if pair.base is base]
+    if not with_base:
         return f"No other setting can be compared with {base.name} in {title}."
     parts = []
     for word, sign in (("higher", 1), ("lower", -1)):
-        group = [pair for pair in mine if pair.shown and sign * pair.result.difference > 0]
+        group = [pair for pair in with_base if pair.shown and sign * pair.result.difference > 0]
         if group:
             parts.append(f"is {word} with {_names(group)}")
     text = [f"compared with {base.name}, {title} {' and '.join(parts)}"] if parts else []
-    hints = [pair for pair in mine if not pair.shown and not pair.one_seed and pair.excludes_zero]
-    rest = [pair for pair in mine if not pair.shown and not pair.one_seed and not pair.excludes_zero]
+    not_shown = [pair for pair in with_base if not pair.shown and not pair.one_seed]
+    hints = [pair for pair in not_shown if pair.excludes_zero]
+    rest = [pair for pair in not_shown if not pair.excludes_zero]
     if hints:
         text.append(
             f"no difference from {base.name} in {title} was shown for {_names(hints)} after Holm's correction, "
-            f"although 0 lies outside the interval of that one comparison ({_could(hints)})"
+            f"although 0 lies outside the interval of that one comparison ({_estimates(hints)})"
         )
     if rest:
-        text.append(f"no difference from {base.name} in {title} was shown for {_names(rest)} ({_could(rest)})")
-    single = [pair for pair in mine if pair.one_seed]
+        text.append(f"no difference from {base.name} in {title} was shown for {_names(rest)} ({_estimates(rest)})")
+    single = [pair for pair in with_base if pair.one_seed]
     if single:
         text.append(f"between {base.name} and {_names(single)} {ONE_SEED}")
-    text_of_all = "; ".join(text)
-    if any(pair.result.seeds == 2 for pair in mine):
-        return f"{TWO_SEEDS}{text_of_all}."
-    return f"{text_of_all[0].upper()}{text_of_all[1:]}."
+    clauses = "; ".join(text)
+    if any(pair.result.seeds == 2 for pair in with_base):
+        return f"{TWO_SEEDS}{clauses}."
+    return f"{clauses[0].upper()}{clauses[1:]}."
 
 
-def measured(pair: Pair, unit: str) -> str:
+def describe_pair(pair: Pair, unit: str) -> str:
     """Return a difference with its interval, and whether it was shown."""
     result = pair.result
     text = f"{change(result.difference)} {interval(result.low, result.high, signed=True)}"
@@ -84,24 +85,20 @@ def measured(pair: Pair, unit: str) -> str:
 
 
 def differences(pairs_by_title: dict[str, list[Pair]]) -> str:
-    """Return how many differences were shown in each metric, {title: pairs}, and the least that could have been."""
-    decided = {title: own for title, pairs in pairs_by_title.items() if (own := [p for p in pairs if not p.one_seed])}
+    """Return how many differences were shown in each metric, and the smallest that could have been."""
+    decided = {title: [pair for pair in pairs if not pair.one_seed] for title, pairs in pairs_by_title.items()}
+    decided = {title: pairs for title, pairs in decided.items() if pairs}
     if not decided:
         return f"{ONE_SEED[0].upper()}{ONE_SEED[1:]}: the numbers below describe these trained models and no settings."
     counts = [f"{sum(pair.shown for pair in pairs)} of {len(pairs)} in {title}" for title, pairs in decided.items()]
     together = sum(len(pairs) for pairs in decided.values())
-    text = f"Differences shown (p below 0.05 after Holm's correction for {together} comparisons): {listed(counts)}"
+    text = f"Differences shown (p below 0.05 after Holm's correction for {together} comparisons): {join_words(counts)}"
     values = [pair.smallest.value for pairs in decided.values() for pair in pairs if not pair.shown]
     if values:
-        ends = listed_range(min(values), max(values))
+        ends = " to ".join(dict.fromkeys((number(min(values)), number(max(values)))))
         text = f"{text}; the smallest that could have been shown in the others, by estimate: {ends}"
     two = any(pair.result.seeds == 2 for pairs in decided.values() for pair in pairs)
     return f"{TWO_SEEDS}{text[0].lower()}{text[1:]}." if two else f"{text}."
-
-
-def listed_range(low: float, high: float) -> str:
-    """Return two scores as a range, or one where they are written alike."""
-    return " to ".join(dict.fromkeys((number(low), number(high))))
 
 
 def estimate(pair: Pair) -> str:
@@ -110,43 +107,43 @@ def estimate(pair: Pair) -> str:
 
 
 def units(pairs_by_metric: dict[str, list[Pair]], unit: str) -> list[str]:
-    """Return what the unit of the test set is where it is the group, and which images have no score."""
+    """Return notes on the unit of the test set, if it is the group, and on images without a score."""
     pairs = [pair for own in pairs_by_metric.values() for pair in own]
-    told = []
+    notes = []
     if unit == "group" and pairs:
         first = pairs[0]
         share = np.median([_width(pair.by_image) / _width(pair.result) for pair in pairs if _width(pair.result)])
-        told.append(
+        notes.append(
             f"The unit is the group ({first.result.units} groups, {first.by_image.units} images), each by the mean of "
             "its images: images of one group are not independent of each other. Taken one by one, as if they were, "
             f"they would have given intervals {share:.2f} times as wide (median; last column)."
         )
     without = {pair.without_score for pair in pairs if pair.without_score}
     if without:
-        counts = listed([str(number) for number in sorted(without)])
-        told.append(f"Left out of both settings, as a run has no score for them (all pixels ignored): {counts} images.")
-    return told
+        counts = join_words([str(number) for number in sorted(without)])
+        notes.append(
+            f"Left out of both settings, as a run has no score for them (all pixels ignored): {counts} images."
+        )
+    return notes
 
 
 def seeds(sweep: Sweep, unit: str) -> str:
-    """Return what the intervals cover."""
+    """Return what the intervals cover: seeds and units, or units only."""
     single = [setting.name for setting in sweep.settings if len(setting.runs) == 1]
     if len(single) == len(sweep.settings):
         return (
             f"One seed each: intervals cover the test {unit}s only and describe these trained models; another training "
             "of the same settings may differ by more."
         )
-    everyone = f"Intervals cover the choice of seeds and of test {unit}s."
-    if not single:
-        return everyone
-    return (
-        f"{everyone} With {listed(single)} there is one seed: there they cover the {unit}s only, and nothing is said "
-        "about another training."
-    )
+    text = f"Intervals cover the choice of seeds and of test {unit}s."
+    if single:
+        text += f" With {join_words(single)} there is one seed: there they cover the {unit}s only, and nothing is said "
+        text += "about another training."
+    return text
 
 
-def planned(metric: str, difference: float, needed: Sequence[int | None], units: str, now: Sequence[int]) -> str:
-    """Return how many seeds would show a difference; `needed` is the estimate, its lower and its upper end."""
+def describe_plan(metric: str, difference: float, needed: Sequence[int | None], units: str, now: Sequence[int]) -> str:
+    """Return how many seeds would show a difference, from the estimate of seeds needed, its lower and upper end."""
     value, low, high = needed
     have = f"{now[0]}" if len(now) == 1 else f"{now[0]} to {now[-1]}"
     if value is None:
@@ -156,7 +153,7 @@ def planned(metric: str, difference: float, needed: Sequence[int | None], units:
 
 
 def absent(sweep: Sweep) -> str:
-    """Return which cells are not in the report."""
+    """Return which cells are not in the report; an empty string if all are."""
     parts = [
         f"{kind}: {', '.join(names)}"
         for kind in ("missing", "unfinished", "damaged")
@@ -168,7 +165,7 @@ def absent(sweep: Sweep) -> str:
 
 
 def best(sweep: Sweep) -> str:
-    """Return who has the highest IoU over the set, and no more than that."""
+    """Return which setting has the highest IoU over the set, without a claim on the differences."""
     means = {setting: setting.mean("test/iou") for setting in sweep.settings}
     top = max(means, key=lambda setting: means[setting])
     if len(means) == 1:
@@ -185,7 +182,7 @@ def best(sweep: Sweep) -> str:
 
 
 def learning(last: dict[Setting, float], at_the_end: int, runs: int) -> str:
-    """Return where the validation IoU ended, and in how many runs the best epoch was the last one."""
+    """Return the last validation IoU of each setting, and in how many runs the last epoch was the best."""
     ends = ", ".join(f"{setting.name} {number(value)}" for setting, value in last.items())
     text = f"Validation IoU after the last epoch: {ends}"
     if at_the_end == 0:
@@ -194,11 +191,11 @@ def learning(last: dict[Setting, float], at_the_end: int, runs: int) -> str:
 
 
 def _names(pairs: Sequence[Pair]) -> str:
-    return listed([pair.other.name for pair in pairs])
+    return join_words([pair.other.name for pair in pairs])
 
 
-def _could(pairs: Sequence[Pair]) -> str:
-    return f"by estimate {listed([estimate(pair) for pair in pairs])} could have been"
+def _estimates(pairs: Sequence[Pair]) -> str:
+    return f"by estimate {join_words([estimate(pair) for pair in pairs])} could have been"
 
 
 def _width(result: Comparison) -> float:

@@ -57,11 +57,9 @@ def train(options: Train) -> None:
     if isinstance(options.data, Pets) and options.data.root is None:
         absent = not (PETS_ROOT / "images").is_dir() or not (PETS_ROOT / "annotations").is_dir()
         if absent and not _answers(PETS_HOST):
-            from unetseg.data.pets import WAYS_ON  # which imports torch
+            from unetseg.data.pets import ADVICE  # which imports torch
 
-            raise UserError(
-                f"Oxford-IIIT Pet is not at {PETS_ROOT} and can't be downloaded: no network", advice=WAYS_ON
-            )
+            raise UserError(f"Oxford-IIIT Pet is not at {PETS_ROOT} and can't be downloaded: no network", advice=ADVICE)
 
 
 def data(data: SegmentationData) -> None:
