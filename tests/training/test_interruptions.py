@@ -24,7 +24,7 @@ from unetseg.options.schema import Train
 from unetseg.runs.folder import RunFolder
 from unetseg.runs.wandb_run import begun_before
 from unetseg.train import train
-from unetseg.training.resume import explaining_the_world
+from unetseg.training.resume import explain_system_errors
 
 LONG = ("trainer.max_epochs=500", "trainer.log_every_n_steps=1")
 
@@ -144,7 +144,7 @@ def test_loader_processes_end_with_a_training_that_is_killed(drawn, tmp_path):
 ])  # fmt: skip
 def test_too_little_shared_memory_is_said(tmp_path, text):
     said = r"--shm-size=2g .*data.workers=0 or a smaller data.batch_size(.|\n)*resume="
-    with pytest.raises(Halt, match=said), explaining_the_world(RunFolder(tmp_path)):
+    with pytest.raises(Halt, match=said), explain_system_errors(RunFolder(tmp_path)):
         raise RuntimeError(text)
 
 

@@ -81,7 +81,7 @@ class RunFolder:
                 run.figures.mkdir(exist_ok=True)
                 write_text(run.config, yaml.safe_dump(options.model_dump(), sort_keys=False))
             except OSError:
-                if run.half_made:
+                if run.is_incomplete:
                     shutil.rmtree(run.path)
                 raise
             return run
@@ -95,14 +95,14 @@ class RunFolder:
         try:
             path.mkdir(parents=True)
         except FileExistsError:
-            if not run.half_made or not run.claimed().half_made:  # it might have been completed just now
+            if not run.is_incomplete or not run.claim().is_incomplete:  # it might have been completed just now
                 raise UserError(
                     f"the run folder {path} exists",
                     accepted="a new folder; nothing is overwritten",
                     advice="another name=... or output=...",
                 ) from None
             return run
-        return run.claimed()
+        return run.claim()
 
     @classmethod
     def _first_free(cls, output: Path, options: Train) -> RunFolder:
@@ -112,7 +112,7 @@ class RunFolder:
             run = cls(output / (name if number == 1 else f"{name}_{number}"))
             with suppress(FileExistsError):
                 run.path.mkdir(parents=True)
-                return run.claimed()
+                return run.claim()
         raise AssertionError("unreachable")
 
     @property
@@ -121,7 +121,7 @@ class RunFolder:
         return self.config.exists() and self.config.stat().st_size > 0
 
     @property
-    def half_made(self) -> bool:
+    def is_incomplete(self) -> bool:
         """Whether this is a folder in which nothing was begun: a kill or a full disk ended its making."""
         if not self.path.is_dir() or self.begun:
             return False
@@ -129,7 +129,7 @@ class RunFolder:
         return set(self.path.rglob("*")) <= parts
 
     @classmethod
-    def resumed(cls, options: Train, check: Callable[[], object] = lambda: None) -> RunFolder:
+    def resume(cls, options: Train, check: Callable[[], object] = lambda: None) -> RunFolder:
         """Return the folder of a run that is resumed, see `check_resume`; keep a record of options that it changes.
 
         Args:
@@ -141,9 +141,9 @@ class RunFolder:
             check()
             run = cls(str(options.resume))
             refuse_links(run.path, but_for=("wandb",))  # W&B's own links lead to its logs
-            run.claimed()
+            run.claim()
             run.figures.mkdir(exist_ok=True)  # an empty folder may get lost where a run is copied
-            before = recorded.of_training(run.config)
+            before = recorded.read_training(run.config)
             if differences(before, options.model_dump()):
                 number = next(n for n in itertools.count(1) if not (run.path / f"config_{n}.yaml").exists())
                 write_text(run.path / f"config_{number}.yaml", run.config.read_text(encoding="utf-8"))
@@ -155,7 +155,7 @@ class RunFolder:
 
         return _of_the_first(claim, options)
 
-    def claimed(self) -> RunFolder:
+    def claim(self) -> RunFolder:
         """Keep other processes from training in this folder, until it is released or this process ends, however."""
         self.lock = open(self.path / ".lock", "a", opener=no_link)  # noqa: SIM115
         try:
@@ -194,7 +194,7 @@ def check_resume(options: Train) -> None:
     extended, by more epochs or steps than it had.
     """
     run = RunFolder(str(options.resume))
-    before = recorded.of_training(run.config)
+    before = recorded.read_training(run.config)
     changed = differences(before, options.model_dump())
     finished = run.summary.exists()
     longer = [key for key in LENGTHS if _is_longer(before["trainer"].get(key), options.trainer.get(key))]
@@ -228,7 +228,7 @@ def options_of(run: RunFolder, overrides: list[str]) -> Train:
     Raises:
         UserError: see `unetseg.options.recorded`.
     """
-    return recorded.with_overrides("train", Train, recorded.of_training(run.config), overrides)
+    return recorded.apply_overrides("train", Train, recorded.read_training(run.config), overrides)
 
 
 def run_folder_of(checkpoint: str | Path) -> RunFolder | None:
@@ -241,7 +241,7 @@ def run_folder_of(checkpoint: str | Path) -> RunFolder | None:
     if not path.is_dir() and path.absolute().parent != candidate.checkpoints:
         return None
     try:
-        recorded.of_training(candidate.config)
+        recorded.read_training(candidate.config)
     except UserError:
         return None
     return candidate

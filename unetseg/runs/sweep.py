@@ -45,10 +45,10 @@ class SweepRun:
     epochs_before: int = 0
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
-    def look(self) -> None:
-        """Find out what an earlier call left; refuse a folder whose run has other options."""
+    def check_folder(self) -> None:
+        """Learn whether an earlier command finished the run; refuse a folder whose run has other options."""
         if self.folder.begun:
-            changed = differences(recorded.of_training(self.folder.config), self.options.model_dump())
+            changed = differences(recorded.read_training(self.folder.config), self.options.model_dump())
             if changed:
                 raise UserError(
                     f"{self.folder.path} holds a run with other options: {'; '.join(changed)}",

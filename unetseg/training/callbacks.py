@@ -85,7 +85,7 @@ class Cost(L.Callback):
             self.training_seconds += now - self.last
         self.last = now
 
-    def measured(self) -> dict[str, float]:
+    def measurements(self) -> dict[str, float]:
         """Return images_per_second, peak_memory (bytes: the device's, or this process's on a CPU) and seconds."""
         if torch.cuda.is_available():
             memory = torch.cuda.max_memory_allocated()

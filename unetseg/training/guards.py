@@ -92,7 +92,7 @@ class Guard(L.Callback):
         """Look at all losses so far."""
         self._check(trainer, but=0)
 
-    def counted(self) -> dict[str, int]:
+    def counts(self) -> dict[str, int]:
         """Return skipped_batches and unreadable_images of the whole run, those before it was resumed included."""
         table = self._table()
         broken, unread = (table[table.reason == reason] for reason in (NONFINITE, UNREADABLE))

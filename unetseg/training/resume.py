@@ -148,7 +148,7 @@ class Continuation(L.Callback):
                 progress["is_last_batch"] = False
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def handle_signals(self) -> Iterator[None]:
         """Hear of requests to stop during the block; one that came after the last step ends it."""
         before = {number: signal.getsignal(number) for number in launch.STOPS}
         self._listen()
@@ -332,7 +332,7 @@ def damaged(path: Path | str, error: Exception, ways: Sequence[str] = ("a copy o
 
 
 @contextmanager
-def explaining_damage(run: RunFolder) -> Iterator[None]:
+def explain_damaged_checkpoint(run: RunFolder) -> Iterator[None]:
     """Turn what goes wrong while Lightning takes a checkpoint over into a UserError."""
     try:
         yield
@@ -344,7 +344,7 @@ def explaining_damage(run: RunFolder) -> Iterator[None]:
 
 
 @contextmanager
-def explaining_the_world(run: RunFolder) -> Iterator[None]:
+def explain_system_errors(run: RunFolder) -> Iterator[None]:
     """Turn errors of which the options are innocent into a Halt that says how to go on."""
     try:
         yield
