@@ -33,12 +33,12 @@ def is_first() -> bool:
     return number == 0 and ("RANK" in os.environ or int(os.environ.get("LOCAL_RANK", 0)) == 0)
 
 
-def agreed(decide: Callable[[], str], machines: int) -> str:
+def decide_on_first(decide: Callable[[], str], machines: int) -> str:
     """Return on every process what `decide` returns on the first one.
 
     Args:
         decide: called on the first process only; where it raises a UserError, the others end quietly with status 2.
-        machines: on how many the run is; each has one process that Lightning did not start itself.
+        machines: their number; each has one process that Lightning did not start itself.
     """
     number, count = _number_and_count(machines)
     if count == 1:
@@ -60,7 +60,7 @@ def agreed(decide: Callable[[], str], machines: int) -> str:
     return decided
 
 
-def in_loaders() -> Callable[[int], None]:
+def loader_init_fn() -> Callable[[int], None]:
     """Return the worker_init_fn of a DataLoader whose processes ignore requests to stop, and end with this one."""
     from multiprocessing.util import Finalize
 

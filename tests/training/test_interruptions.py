@@ -22,7 +22,7 @@ from unetseg.model import checkpoint
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
 from unetseg.runs.folder import RunFolder
-from unetseg.runs.wandb_run import begun_before
+from unetseg.runs.wandb_run import earlier_run_id
 from unetseg.train import train
 from unetseg.training.resume import explain_system_errors
 
@@ -252,10 +252,10 @@ def test_when_every_batch_is_broken_skipping_ends(sick):
 
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path):
     run = RunFolder(tmp_path)
-    assert begun_before(run) is None
+    assert earlier_run_id(run) is None
     for name in ("offline-run-20260101_101010-abc123", "run-20260102_101010-abc123"):
         (tmp_path / "wandb" / name).mkdir(parents=True)
-    assert begun_before(run) == "abc123"
+    assert earlier_run_id(run) == "abc123"
 
 
 def test_a_global_batch_is_shared_out_and_the_learning_rate_scaled(tiny):
