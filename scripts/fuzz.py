@@ -305,7 +305,7 @@ def texts(folder: Path) -> Iterator[Kind]:
 
     for name, content in sound.items():
         yield Kind(f"report: {name}", name, [content], reported, reworded)
-    yield Kind("run folder: config.yaml", "config.yaml", [config], recorded.of_training, reworded)
+    yield Kind("run folder: config.yaml", "config.yaml", [config], recorded.read_training, reworded)
 
     own = folder / "own"
     for part in ("images", "masks"):

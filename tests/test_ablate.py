@@ -31,10 +31,10 @@ TRAINER = """
     from unetseg.options.compose import compose
     from unetseg.options.schema import Train
     from unetseg.runs.folder import RunFolder
-    from unetseg.train import options_of_the_run
+    from unetseg.train import options_of_resumed_run
     given = sys.argv[1:]
-    options = options_of_the_run(given) or compose("train", Train, given)
-    run = RunFolder.resumed(options) if options.resume else RunFolder.create(options)
+    options = options_of_resumed_run(given) or compose("train", Train, given)
+    run = RunFolder.resume(options) if options.resume else RunFolder.create(options)
     print("begins", flush=True)
     if options.seed == {broken} and not pathlib.Path({mended!r}).exists():
         raise SystemExit("out of luck")

@@ -1,4 +1,4 @@
-"""Run a sweep, each run in a process of its own; the same command goes on where it was stopped.
+"""Run a sweep, each run in a process of its own; the same command continues a sweep that was stopped.
 
 python -m unetseg.ablate experiment=skip_ablation                          the experiment's own axes
 python -m unetseg.ablate model.skip=concat,add,none seed=0,1,2 jobs=2      axes of your own, two runs at once
@@ -29,12 +29,12 @@ from unetseg.runs.folder import RunFolder
 from unetseg.runs.sweep import SweepRun, run_all
 from unetseg.training import preflight
 
-OF_THE_SWEEP = ("name", "output", "jobs")
+SWEEP_OPTIONS = ("name", "output", "jobs")
 """Options of the whole sweep, which its runs don't get."""
 
 
 def ablate(jobs: list[tuple[list[str], Ablate]]) -> list[SweepRun]:
-    """Run those of the runs that aren't finished; return all.
+    """Run the runs of a sweep that aren't finished; return all of them.
 
     Args:
         jobs: overrides and options of each run.
@@ -45,10 +45,10 @@ def ablate(jobs: list[tuple[list[str], Ablate]]) -> list[SweepRun]:
     runs = []
     for overrides, options in jobs:
         name = run_name(options.model_dump(), axes)
-        own = [o for o in overrides if o.lstrip("+").partition("=")[0] not in OF_THE_SWEEP]
-        runs.append(SweepRun(name, own, options, RunFolder(folder / name), folder / "logs" / f"{name}.log"))
-    for run in runs:
-        run.look()
+        own = [o for o in overrides if o.lstrip("+").partition("=")[0] not in SWEEP_OPTIONS]
+        run = SweepRun(name, own, options, RunFolder(folder / name), folder / "logs" / f"{name}.log")
+        run.check_folder()
+        runs.append(run)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     record = {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
@@ -62,32 +62,33 @@ def ablate(jobs: list[tuple[list[str], Ablate]]) -> list[SweepRun]:
 
 
 def sweep_name(jobs: list[tuple[list[str], Ablate]], axes: Iterable[str]) -> str:
-    """Return a folder name that stands for what all runs have in common: more seeds go on in the same folder."""
+    """Return a folder name made of what all runs have in common, so that more seeds go into the same folder."""
     overrides, options = jobs[0]
     varied = {*axes, *options.sweep, "seed", "model.skip"}
-    common = {k: v for k, v in flat(options.model_dump(exclude={"sweep", *OF_THE_SWEEP})).items() if k not in varied}
+    values = flat(options.model_dump(exclude={"sweep", *SWEEP_OPTIONS}))
+    common = {key: value for key, value in values.items() if key not in varied}
     digest = hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:6]
     return f"{values_of(overrides).get('experiment', 'ablation')}_{options.data.name}_{digest}"
 
 
 def show(runs: list[SweepRun], jobs: int) -> None:
-    """Run them; show one line each, live in a terminal, otherwise whenever something happens."""
+    """Run them; show one line a run, live in a terminal, otherwise whenever it changes."""
     console = Console()
     if console.is_terminal:
         with Live(console=console, refresh_per_second=2) as live:
             for _ in run_all(runs, jobs):
                 live.update(_table(runs))
         return
-    shown: dict[str, tuple[str, int]] = {}
+    printed: dict[str, tuple[str, int]] = {}
     for _ in run_all(runs, jobs):
         for run in runs:
-            now = (run.state, run.progress()[0])
-            if shown.get(run.name) != now:
-                shown[run.name] = now
-                print("  ".join(part for part in _line(run) if part), flush=True)
+            status = (run.state, run.progress()[0])
+            if printed.get(run.name) != status:
+                printed[run.name] = status
+                print("  ".join(column for column in _columns(run) if column), flush=True)
 
 
-def _line(run: SweepRun) -> tuple[str, str, str, str, str]:
+def _columns(run: SweepRun) -> tuple[str, str, str, str, str]:
     """Return name, state, epochs, val IoU and time left of a run."""
     epochs, iou = run.progress()
     left = run.seconds_left()
@@ -104,13 +105,12 @@ def _table(runs: list[SweepRun]) -> Group:
     table = Table.grid(padding=(0, 2))
     colours = {"done": "green", "running": "bold", "failed": "red", "waiting": "dim"}
     for run in runs:
-        table.add_row(*_line(run), style=colours[run.state])
+        table.add_row(*_columns(run), style=colours[run.state])
     done = sum(run.state == "done" for run in runs)
     return Group(table, Text(f"{done} of {len(runs)} runs done"))
 
 
 def main() -> None:
-    """Run from the command line."""
     for runs in command.run("ablate", Ablate, ablate, together=True, preflight=preflight.train):
         failed = [run for run in runs if run.state != "done"]
         for run in failed:

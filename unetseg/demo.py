@@ -20,7 +20,7 @@ from pathlib import Path
 
 from unetseg.errors import UserError
 from unetseg.options import command
-from unetseg.options.output import say, writing
+from unetseg.options.output import explain_write_errors, say
 from unetseg.options.schema import Demo
 
 HOST = "127.0.0.1"
@@ -28,7 +28,7 @@ HOST = "127.0.0.1"
 
 def demo(options: Demo) -> None:
     """Serve the page until Ctrl-C or SIGTERM, which arrive as a KeyboardInterrupt."""
-    with writing(Path(tempfile.gettempdir()), "TMPDIR"):
+    with explain_write_errors(Path(tempfile.gettempdir()), "TMPDIR"):
         folder = tempfile.TemporaryDirectory(prefix="unetseg-demo-")
     with folder as pictures:
         # gradio reads both when it is imported
@@ -59,7 +59,7 @@ def check(options: Demo) -> None:
 
 
 def free_port(port: int) -> int:
-    """Return the port if it can be listened on, or one that can for 0; raise a UserError if it can't."""
+    """Return the port if this machine can listen on it, or a free one for 0; otherwise raise a UserError."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a page that has just ended leaves it waiting
         try:
@@ -71,7 +71,6 @@ def free_port(port: int) -> int:
 
 
 def main() -> None:
-    """Run from the command line."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     command.run("demo", Demo, demo, preflight=check)
 

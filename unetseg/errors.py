@@ -13,11 +13,11 @@ INTERRUPTED = 130
 class UserError(ValueError):
     """The user's input is wrong (exit status 2).
 
-    Its text has the problem in the first line, then what is accepted and what to try, a line each. It is built again
-    from its text alone where it comes from a loader's process.
+    The first line of its text is the problem; then follow what is accepted and what to try, a line each. An error of
+    a loader's process is built again from its text alone.
 
     Args:
-        problem: what was given and what is wrong with it.
+        problem: the input, and what is wrong with it.
         accepted: what would be accepted.
         advice: what to try; a sequence of several ways, a line each.
 
@@ -44,6 +44,10 @@ class Halt(Exception):
 
     Attributes:
         status: the exit status: 1, or one that says how to go on.
+
+    Example:
+        >>> Halt("stopped after step 7", REQUEUE).status
+        75
     """
 
     def __init__(self, text: str, status: int = 1):

@@ -22,7 +22,7 @@ from unetseg.names import class_names
 from unetseg.options import command, recorded
 from unetseg.options.compose import values_of
 from unetseg.options.messages import one_of
-from unetseg.options.output import check_writable, writing
+from unetseg.options.output import check_writable, explain_write_errors
 from unetseg.options.schema import DATA, Evaluate
 from unetseg.options.validation import validate
 from unetseg.runs.folder import RunFolder, run_folder_of
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(options: Evaluate) -> dict[str, Any]:
-    """Score a checkpoint on a split; write the tables and figures of what was found, and return the summary."""
+    """Score a checkpoint on a split; write tables and figures of the scores, and return the summary."""
     from unetseg.data.sources import make_data
     from unetseg.evaluation import lesions
     from unetseg.evaluation.cost import cost
@@ -68,7 +68,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     module = SegmentationModule(model, make_loss(known["loss"], len(classes)), classes=len(classes))
     record = TestRecord(folder)
     trainer = build.make_trainer({"accelerator": options.accelerator, "devices": 1}, [], [record], folder.path)
-    with writing(folder.path), new_folder(folder):
+    with explain_write_errors(folder.path), new_folder(folder):
         trainer.test(module, data, verbose=False)
     groups = record.by_group()
     if len(groups) > 1:
@@ -92,7 +92,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
 
 
 def measure_lesions(model: Segmenter, classes: int, batches: Any, trainer: L.Trainer, folder: RunFolder) -> None:
-    """Cut the long skips; write and show what was lost."""
+    """Cut the long skips; write and show the scores that are lost without them."""
     from rich.progress import track
 
     from unetseg.evaluation import lesions, plots
@@ -110,14 +110,15 @@ def measure_lesions(model: Segmenter, classes: int, batches: Any, trainer: L.Tra
 
 @contextmanager
 def new_folder(folder: RunFolder) -> Iterator[None]:
-    """Make the folder for the results; where nothing is written into it, it goes again."""
-    made = [path for path in (folder.figures, folder.path, *folder.path.absolute().parents) if not path.exists()]
+    """Make the folder for the results; remove it again where the block fails before anything is written into it."""
+    paths = (folder.figures, folder.path, *folder.path.absolute().parents)
+    absent = [path for path in paths if not path.exists()]
     folder.figures.mkdir(parents=True)
     try:
         yield
     except BaseException:
         with suppress(OSError):  # it isn't empty
-            for path in made:
+            for path in absent:
                 path.rmdir()
         raise
 
@@ -135,51 +136,50 @@ def output_folder(options: Evaluate) -> Path:
     return next(parent / name for name in names if not (parent / name).exists())
 
 
-OF_THE_MODEL = ("size", "range", "batch_size", "target", "border")
+KEPT_FOR_OTHER_DATA = ("size", "range", "batch_size", "target", "border")
 """The data options of a run that hold for other data sets too."""
 
 
 def options_of(overrides: list[str]) -> Evaluate | None:
-    """Return the options of an evaluation: what the checkpoint knows of its data, where the user says nothing else.
+    """Return the options of an evaluation: those of the checkpoint's data, changed by the overrides.
 
-    They are those of its run folder's config.yaml; a checkpoint outside of its folder carries them, too.
+    They are read from the config.yaml of its run folder, or from the checkpoint where it lies outside of its folder.
 
     Args:
-        overrides: of the command line. Without a checkpoint that exists there is nothing to know, and None comes back.
+        overrides: of the command line.
+
+    Returns:
+        The options; None where the overrides name no checkpoint that exists, or no data set.
     """
-    given = values_of(overrides)
-    path = Path(given.get("checkpoint", ""))
-    if not given.get("checkpoint") or not path.exists():
+    values = values_of(overrides)
+    path = Path(values.get("checkpoint", ""))
+    if not values.get("checkpoint") or not path.exists():
         return None
     run = run_folder_of(path)
     if run is not None:
-        data = recorded.of_training(run.config)["data"]
+        data = recorded.read_training(run.config)["data"]
     else:
         from unetseg.model import checkpoint
 
         data = checkpoint.read_hyper_parameters(path)["data"]
-    name = given.get("data", data["name"])
+    name = values.get("data", data["name"])
     if name not in list(DATA):
         return None  # whose message comes from Hydra
     base = recorded.defaults("evaluate", Evaluate, name)
     base["data"] |= data if name == data["name"] else _for_other_data(data, name)
-    return recorded.with_overrides("evaluate", Evaluate, base, overrides)
+    return recorded.apply_overrides("evaluate", Evaluate, base, overrides)
 
 
 def _for_other_data(data: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return what a run's data options say of another data set: how the model sees pictures, and its classes."""
-    own = (
-        recorded.defaults("evaluate", Evaluate, one_of(data["name"], [str(known) for known in DATA]))["data"]
-        | data
-        | {"root": "."}
-    )
-    known = validate(DATA[data["name"]], own).model_dump()  # but for the root, which may be gone
-    kept = {key: known[key] for key in OF_THE_MODEL if key in known and key in DATA[name].model_fields}
+    """Return a run's data options that hold for another data set: how the model sees pictures, and its classes."""
+    own_name = one_of(data["name"], [str(known) for known in DATA])
+    own = recorded.defaults("evaluate", Evaluate, own_name)["data"] | data | {"root": "."}  # the run's may be gone
+    known = validate(DATA[own_name], own).model_dump()
+    kept = {key: known[key] for key in KEPT_FOR_OTHER_DATA if key in known and key in DATA[name].model_fields}
     return kept | ({"classes": list(class_names(known))} if name == "folder" else {})
 
 
 def main() -> None:
-    """Run from the command line."""
     command.run("evaluate", Evaluate, evaluate, inherit=options_of)
 
 

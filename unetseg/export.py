@@ -18,7 +18,7 @@ from typing import Any
 from unetseg.errors import UserError
 from unetseg.names import shown
 from unetseg.options import command
-from unetseg.options.output import check_writable, say, writing
+from unetseg.options.output import check_writable, explain_write_errors, say
 from unetseg.options.schema import Export
 
 PACKAGES: dict[str, tuple[str, ...]] = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".pt2": ()}
@@ -33,7 +33,7 @@ def export(options: Export) -> Path:
     check(options)
     model, known = checkpoint.load(options.checkpoint)
     output = Path(options.output)
-    with writing(output):
+    with explain_write_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         errors = write(model, metadata(options.checkpoint, known), output)
     lines = [
@@ -83,7 +83,7 @@ def metadata(path: str, known: dict[str, Any]) -> dict[str, Any]:
 
 
 def work(options: Export) -> Path:
-    """Export, and end the process with status 1 where the export is not what the checkpoint is."""
+    """Export; end the process with status 1 where the file's probabilities differ from the checkpoint's."""
     from unetseg.inference.export import Mismatch
 
     try:
@@ -93,7 +93,6 @@ def work(options: Export) -> Path:
 
 
 def main() -> None:
-    """Run from the command line."""
     command.run("export", Export, work, preflight=check)
 
 

@@ -24,13 +24,13 @@ LONGEST = 255
 
 @contextmanager
 def drafted(path: Path) -> Iterator[Path]:
-    """Give the path of a draft beside `path`, which takes its place at the end of the block.
+    """Yield the path of a draft beside `path`; the draft replaces `path` at the end of the block.
 
-    Other programs never see a half-written file; where the block raises, what lay at `path` stays as it was. A link at
-    `path` is replaced, what it leads to stays as it was.
+    Other programs never see a half-written file. Where the block raises, the file at `path` stays as it was. A link at
+    `path` is replaced, and its target stays as it was.
     """
-    draft = path.with_name(_fitting(f".{path.name}.tmp"))
-    draft.unlink(missing_ok=True)  # what was left by a killed process, or lies there to be written through
+    draft = path.with_name(_shorten(f".{path.name}.tmp"))
+    draft.unlink(missing_ok=True)  # a killed process has left it, or it is a link
     try:
         yield draft
         draft.replace(path)
@@ -38,7 +38,7 @@ def drafted(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def _fitting(name: str) -> str:
+def _shorten(name: str) -> str:
     """Return a file's name, or its beginning and a checksum where it is longer than file systems allow."""
     content = os.fsencode(name)
     if len(content) <= LONGEST:
@@ -94,7 +94,8 @@ def refuse_links(folder: Path, but_for: Sequence[str] = ()) -> None:
     inside = folder.resolve()
     for parent, folders, files in os.walk(folder):
         for path in (Path(parent, name) for name in (*folders, *files)):
-            mode, target = path.lstat().st_mode, None
+            mode = path.lstat().st_mode
+            target = None
             with suppress(OSError, RuntimeError):  # links that lead in a circle
                 target = path.resolve()
             leads_out = stat.S_ISLNK(mode) and (target is None or not target.is_relative_to(inside))

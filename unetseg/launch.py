@@ -1,4 +1,4 @@
-"""Which process of a run this is, what the processes agree on before Lightning connects them, and how they end.
+"""Which process of a run this is, what its processes agree on before Lightning connects them, and how they end.
 
 Three launchers: Lightning itself starts a machine's further processes (LOCAL_RANK; NODE_RANK where there are several
 machines), torchrun (RANK) and SLURM's srun (SLURM_PROCID) start all of them.
@@ -18,7 +18,7 @@ from typing import Any
 from unetseg.errors import UserError
 
 PATIENCE = timedelta(hours=1)
-"""How long the first process is waited for: it may have to download the data, and checks them."""
+"""How long the other processes wait for the first one, which may have to download the data, and checks them."""
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Requests to stop: Ctrl-C, a scheduler's two, and a terminal or ssh that went away. Whole process groups get them."""
@@ -33,12 +33,12 @@ def is_first() -> bool:
     return number == 0 and ("RANK" in os.environ or int(os.environ.get("LOCAL_RANK", 0)) == 0)
 
 
-def agreed(decide: Callable[[], str], machines: int) -> str:
+def decide_on_first(decide: Callable[[], str], machines: int) -> str:
     """Return on every process what `decide` returns on the first one.
 
     Args:
         decide: called on the first process only; where it raises a UserError, the others end quietly with status 2.
-        machines: on how many the run is; each has one process that Lightning did not start itself.
+        machines: their number; each has one process that Lightning did not start itself.
     """
     number, count = _number_and_count(machines)
     if count == 1:
@@ -60,11 +60,11 @@ def agreed(decide: Callable[[], str], machines: int) -> str:
     return decided
 
 
-def in_loaders() -> Callable[[int], None]:
-    """Return the worker_init_fn of a DataLoader whose processes live on until this one has no more use for them."""
+def loader_init_fn() -> Callable[[int], None]:
+    """Return the worker_init_fn of a DataLoader whose processes ignore requests to stop, and end with this one."""
     from multiprocessing.util import Finalize
 
-    Finalize(None, _kill_loaders, exitpriority=0)  # before multiprocessing asks them by SIGTERM, and waits
+    Finalize(None, _kill_loaders, exitpriority=0)  # before multiprocessing sends them SIGTERM, and waits
     return _outlive_stops
 
 
@@ -89,13 +89,13 @@ def is_ignored(number: signal.Signals) -> bool:
 
 
 def die_with_the_parent() -> None:
-    """Ask Linux to kill this process when its parent is gone, also by kill -9."""
+    """Ask Linux to kill this process when its parent ends, also by kill -9."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def die_of_ctrl_c() -> None:
-    """End this process by SIGINT itself, by which a shell knows that its loop is to end, too."""
+    """End this process by SIGINT itself, so that a shell ends its loop, too."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -103,7 +103,7 @@ def die_of_ctrl_c() -> None:
 
 
 def _number_and_count(machines: int) -> tuple[int, int]:
-    """Return this process's number and how many there are, but for those that Lightning starts itself."""
+    """Return this process's number and the number of processes, without those that Lightning starts itself."""
     here = os.environ
     if "RANK" in here and "WORLD_SIZE" in here:
         return int(here["RANK"]), int(here["WORLD_SIZE"])

@@ -28,12 +28,12 @@ PETS_ROOT = Path("data/oxford-iiit-pet")
 """Where `data=pets` looks, and downloads to, when `data.root` is null."""
 
 
-def nearest_first(given: str, names: Sequence[str]) -> list[str]:
-    """Return the names by their likeness to what was given; of two alike, the one that agrees in more places first."""
+def nearest_first(wanted: str, names: Sequence[str]) -> list[str]:
+    """Return the names, the most similar to `wanted` first; of two alike, the one with more letters in their place."""
 
     def likeness(name: str) -> tuple[float, int]:
-        same_places = sum(a == b for a, b in zip(given, name, strict=False))
-        return difflib.SequenceMatcher(None, given, name).ratio(), same_places
+        same_places = sum(a == b for a, b in zip(wanted, name, strict=False))
+        return difflib.SequenceMatcher(None, wanted, name).ratio(), same_places
 
     return sorted(names, key=likeness, reverse=True)
 
@@ -44,12 +44,12 @@ def one_word(per_level: str | Sequence[str]) -> str:
 
 
 def class_names(data: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the classes 0, 1, ... of a data set, given the data section of a run's options."""
+    """Return the names of the classes 0, 1, ... by the data section of a run's options."""
     return tuple(data["classes"]) if data["name"] == "folder" else PET_CLASSES[data["target"]]
 
 
 def shown(name: object) -> str:
-    r"""Return a name for people: what a terminal obeys, what can't be seen and bytes that are no UTF-8 are escaped.
+    r"""Return a name in which controls of a terminal, invisible characters and bytes that are no UTF-8 are escaped.
 
     Example:
         >>> shown("a\n0 unreadable\x1b[2J.png")
@@ -62,7 +62,7 @@ def shown(name: object) -> str:
 
 
 def cell(name: object) -> str:
-    """Return a name as the cell of a CSV table, in which no spreadsheet sees a formula; it is `shown` as well."""
+    """Return a name, escaped as by `shown`, for a cell of a CSV table that no spreadsheet takes for a formula."""
     text = shown(name)
     return f"'{text}" if text.startswith(FORMULA) else text
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from unetseg.errors import UserError
 from unetseg.names import shown
 from unetseg.options import command
-from unetseg.options.output import FULL, check_writable, say, shown_lines, writing
+from unetseg.options.output import FULL, check_writable, explain_write_errors, say, shown_lines
 from unetseg.options.schema import Predict
 
 if TYPE_CHECKING:
@@ -41,23 +41,23 @@ MANY = 10_000
 
 
 @dataclass(frozen=True)
-class Found:
-    """What `images` means."""
+class Selection:
+    """The files that `images` selects, and those that it doesn't."""
 
     files: list[Path]
     """The pictures."""
-    passed_over: list[Path]
+    others: list[Path]
     """Other files of the folder."""
     below: int
-    """Pictures in folders of the folder."""
+    """The number of pictures in folders of the folder."""
 
-    def told(self) -> list[str]:
-        """Return a sentence for each kind of what isn't predicted."""
+    def notes(self) -> list[str]:
+        """Return a sentence on each kind of files that aren't predicted."""
         lines = []
-        if self.passed_over:
-            names = ", ".join(shown(path.name) for path in self.passed_over[:NAMED])
-            more = ", ..." if len(self.passed_over) > NAMED else ""
-            lines.append(f"{len(self.passed_over)} passed over, by their names no pictures: {names}{more}")
+        if self.others:
+            names = ", ".join(shown(path.name) for path in self.others[:NAMED])
+            more = ", ..." if len(self.others) > NAMED else ""
+            lines.append(f"{len(self.others)} passed over, by their names no pictures: {names}{more}")
         if self.below:
             count = f"{self.below} or more" if self.below == MANY else self.below
             lines.append(f"{count} pictures in further folders are not taken: images='FOLDER/**/*' takes them")
@@ -80,7 +80,7 @@ def predict(options: Predict) -> list[Path]:
         trust=options.trust,
     )
     output = Path(options.output)
-    with writing(output):
+    with explain_write_errors(output):
         output.mkdir(parents=True, exist_ok=True)
         with lock_folder(output):
             outputs = Outputs(
@@ -90,21 +90,23 @@ def predict(options: Predict) -> list[Path]:
                 probability=options.probability,
                 overwrite=options.overwrite,
             )
-            found = files_of(options.images, output)
-            due = [path for path in found.files if not outputs.is_complete(path)]
+            selection = select_files(options.images, output)
+            due = [path for path in selection.files if not outputs.is_complete(path)]
             left_out = predict_each(due, model, outputs)
             outputs.write_table()
-    kept = len(found.files) - len(due)
+    kept = len(selection.files) - len(due)
     counts = f"{len(due) - len(left_out)} predicted, {kept} kept, {len(left_out)} unreadable: {outputs.table}"
-    say("\n".join([counts + "; overwrite=true predicts the kept ones again" * bool(kept), *found.told()]))
+    if kept:
+        counts += "; overwrite=true predicts the kept ones again"
+    say("\n".join([counts, *selection.notes()]))
     return left_out
 
 
 def predict_each(paths: list[Path], model: Predictor, outputs: Outputs) -> list[Path]:
-    """Write what is asked for of each picture; name those of which that can't be done, and return them.
+    """Write the outputs of each picture; name and return the pictures that can't be read or written.
 
     Raises:
-        OSError: nothing more can be written: the disk is full or read-only.
+        OSError: nothing more can be written, as the disk is full or read-only.
     """
     from rich.console import Console
     from rich.progress import track
@@ -120,7 +122,7 @@ def predict_each(paths: list[Path], model: Predictor, outputs: Outputs) -> list[
         try:
             with open_picture(path, model.value_range) as picture:
                 outputs.write(path, picture, bands)
-        # a name that is too long, a picture that needs more memory than there is: the others don't suffer for it
+        # the name may be too long, or the picture need more memory than there is: go on with the others
         except (UserError, OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, OSError) and error.errno in (*FULL, errno.EROFS):
                 raise
@@ -132,12 +134,12 @@ def predict_each(paths: list[Path], model: Predictor, outputs: Outputs) -> list[
     return left_out
 
 
-def files_of(images: str, output: Path) -> Found:
-    """Return what is meant: the file, the pictures in the folder, or what the pattern finds.
+def select_files(images: str, output: Path) -> Selection:
+    """Return the file itself, the pictures in the folder, or the files of the pattern.
 
     Args:
         images: the option.
-        output: where masks go to, which are none of the pictures below a folder.
+        output: folder of the masks, which don't count as pictures below a folder.
     """
     from unetseg.data.pictures import IMAGE_SUFFIXES
 
@@ -157,12 +159,12 @@ def files_of(images: str, output: Path) -> Found:
         files, hidden = [p for p in inside if not p.is_dir()], set()
     taken = {*files, *hidden}
     others = [p for p in inside if p not in taken and not p.is_dir()]
-    below = (p for folder in inside if folder.is_dir() for p in _below(folder, output) if is_picture(p.name))
-    return Found(files, others, len(set(islice(below, MANY)) - taken))
+    below = (p for folder in inside if folder.is_dir() for p in _files_below(folder, output) if is_picture(p.name))
+    return Selection(files, others, len(set(islice(below, MANY)) - taken))
 
 
-def _below(folder: Path, output: Path) -> Iterator[Path]:
-    """Yield all files below a folder, but for those of the output."""
+def _files_below(folder: Path, output: Path) -> Iterator[Path]:
+    """Yield all files below a folder, except those of the output."""
     for parent, folders, names in os.walk(folder):
         if Path(parent).resolve() == output.resolve():
             folders.clear()
@@ -176,15 +178,15 @@ def check_files(options: Predict) -> None:
 
     output = Path(options.output)
     check_writable(output)
-    found = files_of(options.images, output)
-    if not found.files:
+    selection = select_files(options.images, output)
+    if not selection.files:
         raise UserError(
-            "; ".join([f"images={options.images} holds no picture", *found.told()]),
+            "; ".join([f"images={options.images} holds no picture", *selection.notes()]),
             accepted=", ".join(IMAGE_SUFFIXES),
             advice="images=FILE",
         )
     first: dict[str, Path] = {}
-    for path in found.files:
+    for path in selection.files:
         if path.stem in first:
             raise UserError(
                 f"{shown(first[path.stem])} and {shown(path)} would have the same mask, {shown(path.stem)}.png",
@@ -201,7 +203,6 @@ def check_files(options: Predict) -> None:
 
 
 def main() -> None:
-    """Run from the command line."""
     if any(command.run("predict", Predict, predict, preflight=check_files)):
         sys.exit(1)
 

@@ -17,14 +17,14 @@ from unetseg.errors import UserError
 from unetseg.files import drafted, write_text
 from unetseg.names import shown
 from unetseg.options import command
-from unetseg.options.output import check_writable, say, writing
+from unetseg.options.output import check_writable, explain_write_errors, say
 from unetseg.options.schema import Report
 
 if TYPE_CHECKING:
     from unetseg.reporting import document
 
 MARK = "unetseg.report"
-"""Stands in every report.html that is ours, and so may be replaced."""
+"""A report.html with this word is ours, and may be replaced."""
 
 
 def report(options: Report) -> Path:
@@ -36,19 +36,19 @@ def report(options: Report) -> Path:
 
     runs = results.read(Path(options.runs))
     page = sections.report(runs, plan=options.plan, pooled=options.pooled)
-    with writing(output):
+    with explain_write_errors(output):
         path = write(page, output)
     damaged = [f"left out, damaged: {place}: {reason}" for place, reason in runs.damaged]
     say("\n".join([*map(shown, damaged), shown(path)]))
     if options.wandb:
         from unetseg.runs import wandb_report
 
-        of_run = runs.runs[0].options
+        run_options = runs.runs[0].options
         address = wandb_report.publish(
-            project=of_run["wandb"]["project"],
-            entity=of_run["wandb"]["entity"],
+            project=run_options["wandb"]["project"],
+            entity=run_options["wandb"]["entity"],
             title=f"{page.title}: {page.facts}",
-            sweep_output=of_run["output"],
+            sweep_output=run_options["output"],
             sections=document.text_sections(page),
         )
         say(address)
@@ -56,11 +56,11 @@ def report(options: Report) -> Path:
 
 
 def check_output(output: Path) -> None:
-    """Raise a UserError unless the folder is new, empty, or holds an earlier report, also one that was not finished."""
+    """Raise a UserError unless the folder is new, empty, or holds an earlier report, finished or not."""
     if output.is_dir() and not output.is_symlink() and not (output / "figures").is_symlink():
         page = output / "report.html"
-        begun = {path.name for path in output.iterdir()} <= {f".{page.name}.tmp"}
-        if begun or (page.is_file() and f'content="{MARK}"' in page.read_text(errors="replace")):
+        no_page_yet = {path.name for path in output.iterdir()} <= {f".{page.name}.tmp"}
+        if no_page_yet or (page.is_file() and f'content="{MARK}"' in page.read_text(errors="replace")):
             return
     if os.path.lexists(output):
         raise UserError(
@@ -71,13 +71,15 @@ def check_output(output: Path) -> None:
 
 
 def write(contents: document.Document, output: Path) -> Path:
-    """Write report.html, report.md and its pictures in figures/; take away the pictures of an earlier report.
+    """Write report.html, report.md and its pictures in figures/; remove the pictures of an earlier report.
 
-    A folder is marked as a report's before anything else lies in it: the same command goes on after a stop.
+    The folder is marked as a report's before anything else is written, so that the same command works after a stop.
     """
     from unetseg.reporting import document
 
-    figures, text, page = output / "figures", output / "report.md", output / "report.html"
+    figures = output / "figures"
+    text = output / "report.md"
+    page = output / "report.html"
     output.mkdir(parents=True, exist_ok=True)
     if not page.exists():
         write_text(page, f'<meta name="generator" content="{MARK}"><p>This report is not finished.</p>\n')
@@ -95,7 +97,6 @@ def write(contents: document.Document, output: Path) -> Path:
 
 
 def main() -> None:
-    """Run from the command line."""
     command.run("report", Report, report)
 
 

@@ -3,7 +3,7 @@
 python -m unetseg.train                                             Oxford-IIIT Pet, downloaded when absent
 python -m unetseg.train data=synthetic model.skip=none              pictures generated here, no download at all
 python -m unetseg.train -m model.skip=concat,add,none seed=0,1,2    a Hydra multirun: nine runs, one after the other
-python -m unetseg.train resume=runs/NAME                            go on with a run that was stopped
+python -m unetseg.train resume=runs/NAME                            continue a run that was stopped
 python -m unetseg.train --help                                      every option
 """
 
@@ -33,7 +33,7 @@ def train(options: Train, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
 
     Args:
         options: of the run.
-        callbacks: of Lightning's, which are called before unetseg's own.
+        callbacks: Lightning's, called before unetseg's own.
 
     Returns:
         The summary, as in summary.json.
@@ -56,7 +56,8 @@ def train(options: Train, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
         options.data.model_dump(), options.seed, skip_unreadable=skip_unreadable, batch_normalisation=normalised
     )
     module = build.make_module(options)
-    run = (RunFolder.resumed if options.resume else RunFolder.create)(options, lambda: preflight.data(data))
+    make_folder = RunFolder.resume if options.resume else RunFolder.create
+    run = make_folder(options, lambda: preflight.data(data))
     start = resume.rewind(run) if options.resume else None
     loggers = build.make_loggers(options, run)
     record, speed = TestRecord(run), Cost()
@@ -64,13 +65,13 @@ def train(options: Train, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     best, last = resume.make_checkpointing(run)
     continuation = resume.Continuation(run, options.checkpoint)
     with ExitStack() as stack:
-        stack.enter_context(resume.explaining_the_world(run))
-        stack.enter_context(resume.explaining_damage(run))
+        stack.enter_context(resume.explain_system_errors(run))
+        stack.enter_context(resume.explain_damaged_checkpoint(run))
         stack.callback(run.release)
         stack.callback(wandb_run.finish, loggers)
-        stack.enter_context(continuation.listening())
-        ours = [*callbacks, continuation, *watchers, record, speed, best, last]
-        trainer = build.make_trainer(options.trainer, loggers, ours, run.path)
+        stack.enter_context(continuation.handle_signals())
+        all_callbacks = [*callbacks, continuation, *watchers, record, speed, best, last]
+        trainer = build.make_trainer(options.trainer, loggers, all_callbacks, run.path)
         batch = build.set_batch_size_and_learning_rate(options, trainer, data, module)
         build.check_limits(trainer, data)
         trainer.fit(module, data, ckpt_path=start, weights_only=True)
@@ -80,8 +81,8 @@ def train(options: Train, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
         summary = {
             **record.set_scores(),
             **cost(module.model, options.data.size),
-            **speed.measured(),
-            **guard.counted(),
+            **speed.measurements(),
+            **guard.counts(),
             **batch,
             "variant": variant(options.model.model_dump()),
             "skip": one_word(options.model.skip),
@@ -106,14 +107,13 @@ def train(options: Train, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run from the command line."""
     summaries = command.run(
         "train",
         Train,
         train,
         preflight=preflight.train,
         preflight_sweep=preflight.one_device,
-        inherit=options_of_the_run,
+        inherit=options_of_resumed_run,
     )
     if summaries and launch.is_first():
         from unetseg.runs.summary import show
@@ -122,8 +122,8 @@ def main() -> None:
         compare(summaries)
 
 
-def options_of_the_run(overrides: list[str]) -> Train | None:
-    """Return the options of the run that is resumed, changed by the overrides; None where none is."""
+def options_of_resumed_run(overrides: list[str]) -> Train | None:
+    """Return the options of the run that is resumed, changed by the overrides; None where no run is resumed."""
     folder = values_of(overrides).get("resume")
     run = RunFolder(folder) if folder else None
     return options_of(run, overrides) if run and run.config.is_file() else None

@@ -78,7 +78,7 @@ def test_every_subset_and_cut_is_what_a_slow_loop_finds():
     found = measure(model, data, 2)
     images, masks = (torch.cat([getattr(batch, name) for batch in data]) for name in ("images", "masks"))
     with torch.inference_mode():
-        features = model.net.encoder(model.normalised(images))
+        features = model.net.encoder(model.normalise(images))
     levels = levels_to_cut(model)
     instead = {
         "zero": [{level: torch.zeros_like(features[level]) for level in levels}],
@@ -110,7 +110,7 @@ def test_of_two_pictures_each_gets_the_other_ones_features_and_never_its_own():
     model, data = segmenter(), batches(sizes=(2,))
     swapped = torch.cat([data[0].images[1:], data[0].images[:1]])
     with torch.inference_mode():
-        own, other = (model.net.encoder(model.normalised(images)) for images in (data[0].images, swapped))
+        own, other = (model.net.encoder(model.normalise(images)) for images in (data[0].images, swapped))
         predicted = class_map(model.net.decode([own[0], *other[1:5], own[5]]))
     expected = image_counts(predicted, data[0].masks, 2)
     assert (measure(model, data, 2).counts[CUTS.index("shuffle"), 0] - expected).abs().max() <= 3

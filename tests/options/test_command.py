@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 from unetseg.errors import UserError
-from unetseg.options.command import Lasting, _own_names, told
+from unetseg.options.command import TolerantStream, _check_names, exit_on_error
 from unetseg.options.compose import compose, runs_of, values_of
 from unetseg.options.schema import Train
 
@@ -55,26 +55,26 @@ def test_an_option_of_other_data_is_told_with_where_it_belongs(tmp_path):
 
 def test_one_name_for_several_runs_of_a_sweep_is_refused():
     with pytest.raises(UserError, match=r"name=x would be the folder of 2 runs(.|\n)*output=runs/x"):
-        _own_names([options(*run) for run in runs_of(["name=x", "seed=0,1"])])
-    _own_names([options(*run) for run in runs_of(["name=x,y", "seed=0"])])
-    _own_names([options(*run) for run in runs_of(["seed=0,1"])])
+        _check_names([options(*run) for run in runs_of(["name=x", "seed=0,1"])])
+    _check_names([options(*run) for run in runs_of(["name=x,y", "seed=0"])])
+    _check_names([options(*run) for run in runs_of(["seed=0,1"])])
 
 
 @pytest.mark.parametrize(("number", "status"), [(errno.EROFS, 2), (errno.ENOTDIR, 2), (errno.ENOSPC, 1)])
 def test_what_cannot_be_written_is_said(number, status, capsys):
-    with pytest.raises(SystemExit) as ended, told("train"):
+    with pytest.raises(SystemExit) as ended, exit_on_error("train"):
         raise OSError(number, os.strerror(number), "runs/x")
     assert ended.value.code == status
     assert capsys.readouterr().err.startswith(f"unetseg.train: runs/x can't be read or written: {os.strerror(number)}")
 
 
 def test_other_errors_stay_what_they_are():
-    with pytest.raises(ConnectionResetError), told("train"):
+    with pytest.raises(ConnectionResetError), exit_on_error("train"):
         raise ConnectionResetError(errno.ECONNRESET, "reset")
 
 
 def test_after_ctrl_c_a_command_dies_of_it_so_that_a_loop_of_the_shell_ends():
-    code = "from unetseg.options.command import told\nwith told('train'): raise KeyboardInterrupt"
+    code = "from unetseg.options.command import exit_on_error\nwith exit_on_error('train'): raise KeyboardInterrupt"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == -signal.SIGINT
     assert done.stderr == "unetseg.train: stopped\n"
@@ -84,7 +84,7 @@ def test_after_ctrl_c_a_command_dies_of_it_so_that_a_loop_of_the_shell_ends():
 def test_an_output_that_lacks_letters_shows_others(encoding):
     buffer = io.BytesIO()
     stream = io.TextIOWrapper(buffer, encoding)
-    print("━ läuft", file=Lasting(stream), flush=True)
+    print("━ läuft", file=TolerantStream(stream), flush=True)
     assert buffer.getvalue().startswith(rb"\u2501 l")
 
 
@@ -92,7 +92,7 @@ def test_an_output_whose_reader_is_gone_takes_no_more():
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as stream:
-        lasting = Lasting(stream)
+        lasting = TolerantStream(stream)
         for _ in range(3):
             print("x" * 10000, file=lasting, flush=True)
 
@@ -100,5 +100,5 @@ def test_an_output_whose_reader_is_gone_takes_no_more():
 def test_an_output_that_is_full_is_an_error():
     with open("/dev/full", "w") as stream:
         with pytest.raises(OSError, match="No space left"):
-            print("x", file=Lasting(stream), flush=True)
+            print("x", file=TolerantStream(stream), flush=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # what is left of it

@@ -22,7 +22,7 @@ def config(tmp_path):
 
 
 def options(path, *overrides) -> Train:
-    return recorded.with_overrides("train", Train, recorded.of_training(path), list(overrides))
+    return recorded.apply_overrides("train", Train, recorded.read_training(path), list(overrides))
 
 
 def edited(path, change):
@@ -147,7 +147,7 @@ def test_what_are_no_options_is_named_within_a_second(tmp_path, content):
     path.write_bytes(content)
     begin = time.process_time()
     with pytest.raises(UserError, match=r"config\.yaml"):
-        recorded.of_training(path)
+        recorded.read_training(path)
     assert time.process_time() - begin < 1
 
 

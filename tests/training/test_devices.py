@@ -143,7 +143,7 @@ def test_the_first_process_is_known_whatever_launched_it(monkeypatch, given, fir
 
 def test_several_machines_without_a_launcher_are_refused_with_what_is_missing():
     with pytest.raises(UserError, match=r"trainer\.num_nodes=2 without MASTER_ADDR, MASTER_PORT, NODE_RANK"):
-        launch.agreed(lambda: "runs/one", 2)
+        launch.decide_on_first(lambda: "runs/one", 2)
 
 
 def test_each_trainer_of_conf_composes():

@@ -22,9 +22,9 @@ from unetseg.model import checkpoint
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
 from unetseg.runs.folder import RunFolder
-from unetseg.runs.wandb_run import begun_before
+from unetseg.runs.wandb_run import earlier_run_id
 from unetseg.train import train
-from unetseg.training.resume import explaining_the_world
+from unetseg.training.resume import explain_system_errors
 
 LONG = ("trainer.max_epochs=500", "trainer.log_every_n_steps=1")
 
@@ -144,7 +144,7 @@ def test_loader_processes_end_with_a_training_that_is_killed(drawn, tmp_path):
 ])  # fmt: skip
 def test_too_little_shared_memory_is_said(tmp_path, text):
     said = r"--shm-size=2g .*data.workers=0 or a smaller data.batch_size(.|\n)*resume="
-    with pytest.raises(Halt, match=said), explaining_the_world(RunFolder(tmp_path)):
+    with pytest.raises(Halt, match=said), explain_system_errors(RunFolder(tmp_path)):
         raise RuntimeError(text)
 
 
@@ -252,10 +252,10 @@ def test_when_every_batch_is_broken_skipping_ends(sick):
 
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path):
     run = RunFolder(tmp_path)
-    assert begun_before(run) is None
+    assert earlier_run_id(run) is None
     for name in ("offline-run-20260101_101010-abc123", "run-20260102_101010-abc123"):
         (tmp_path / "wandb" / name).mkdir(parents=True)
-    assert begun_before(run) == "abc123"
+    assert earlier_run_id(run) == "abc123"
 
 
 def test_a_global_batch_is_shared_out_and_the_learning_rate_scaled(tiny):

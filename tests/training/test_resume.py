@@ -18,14 +18,14 @@ from unetseg.model.checkpoint import load
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
 from unetseg.runs.folder import RunFolder
-from unetseg.train import options_of_the_run, train
+from unetseg.train import options_of_resumed_run, train
 from unetseg.training import preflight
 from unetseg.training.resume import make_checkpointing, rewind
 
 
 def resume(run, *more, callbacks=()):
     overrides = [f"resume={run.path}", *more]
-    options = options_of_the_run(overrides)
+    options = options_of_resumed_run(overrides)
     preflight.train(options)
     return train(options, callbacks)
 

@@ -211,7 +211,7 @@ class SegmentationData(L.LightningDataModule):
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate_fn,
-            worker_init_fn=launch.in_loaders() if self.workers else None,
+            worker_init_fn=launch.loader_init_fn() if self.workers else None,
             generator=torch.Generator().manual_seed(self.seed),  # the process-wide one stays as it is
         )
 

@@ -184,7 +184,7 @@ def tables(lesions: Lesions, groups: Sequence[str]) -> dict[str, pd.DataFrame]:
 
 
 def _features(model: Segmenter, batch: Batch, device: torch.device | str) -> list[Tensor]:
-    return list(model.net.encoder(model.normalised(batch.images.to(device))))
+    return list(model.net.encoder(model.normalise(batch.images.to(device))))
 
 
 def _feature_means(

@@ -6,8 +6,8 @@
     for record in flow.read(): ...
 
 An encoder feature e feeds two branches: its long skip s and the deep path. With g = dL/de, g_skip = dL/ds and
-g_deep = g - g_skip, the skip share is <g_skip, g> / <g, g>. The decoder is handed s as a view of e, where tensor hooks
-see both gradients while every value, and so the training, stays what it is to the last bit.
+g_deep = g - g_skip, the skip share is <g_skip, g> / <g, g>. The decoder gets s as a view of e. Tensor hooks on both see
+the two gradients, while every value, and so the training, stays the same to the last bit.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from unetseg.gradients.passes import BackwardPasses, add_sums
 
 Table = dict[str, Tensor]
-ENCODER = ("stem", "encoder")  # how the names of the encoder's blocks begin
+ENCODER = ("stem", "encoder")  # first letters of the names of the encoder's blocks
 _read_now: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _on_trunk: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # nets whose features are known to be the encoder's own path
 
 
 @dataclass(frozen=True)
 class Record:
-    """One number of a reading; g is the gradient, w the trainable weights in question. 0 / 0 is nan.
+    """One number of a reading; g is the gradient of a feature, or of a block's trainable weights w. 0 / 0 is nan.
 
     kind "skip", block level1 ... level4 (of stride 2 ... 16), finest first:
         skip_share, deep_share: <g_skip, g> / <g, g> and <g_deep, g> / <g, g>; they sum to 1.
         norm, skip_norm, deep_norm: ||g||, ||g_skip||, ||g_deep||; cosine: the one between g_skip and g_deep.
         vanished: 1 where g is zero in every entry.
-        frozen: 1 where nothing up to this level is trained: it has no gradient, the numbers above but vanished are nan.
+        frozen: 1 where nothing up to this level is trained: it has no gradient, and all but vanished are nan.
     kind "block", block stem, encoder1 ... encoder4, decoder4 ... decoder0, head:
         rms: ||g|| / sqrt(entries of w).
         nan, inf: how many entries of g are; they stay in rms, which they make nan or inf.
@@ -60,16 +60,15 @@ class Record:
 class GradientFlow:
     """Reads the gradient flow of the training step in its `with` block, from the forward pass to the optimizer's step.
 
-    The numbers are those of the gradient that the step is taken with, however it was computed: micro-batches, several
-    backward passes over one forward pass and recomputation (torch.utils.checkpoint) count together. Passes that leave
-    nothing in the weights are ignored: evaluation, torch.autograd.grad (for a penalty, which counts once it is part of
-    a loss), and what `zero_grad()` has emptied before another backward pass (the first of sharpness-aware
-    minimisation's two). What torch.compile made runs uncompiled inside the block. In a distributed run every rank has
-    to `read`.
+    The numbers are those of the gradient of the step, however it is computed: micro-batches, several backward passes
+    over one forward pass and recomputation (torch.utils.checkpoint) count together. Passes that leave nothing in the
+    weights are ignored: evaluation, torch.autograd.grad (for a penalty, which counts once it is part of a loss), and
+    gradients that `zero_grad()` removes before another backward pass (such as the first pass of sharpness-aware
+    minimisation). Compiled modules run uncompiled inside the block. In a distributed run every rank has to `read`.
 
-    A net is read whose parts are called encoder, decoder and segmentation_head, as in segmentation-models-pytorch, and
-    whose decoder is called with the list of the encoder's features, [input, stride 2, ..., deepest]. A feature that the
-    decoder leaves out has a skip share of 0. Features that are copies beside the encoder's own path are refused.
+    The net's parts have to be called encoder, decoder and segmentation_head, as in segmentation-models-pytorch, and the
+    decoder has to be called with the list of the encoder's features, [input, stride 2, ..., deepest]. A feature that
+    the decoder leaves out has a skip share of 0. Features that are copies beside the encoder's own path are refused.
 
     Args:
         net: a SkipUnet, an encoder-decoder of segmentation-models-pytorch, or a module with exactly one of these inside
@@ -96,7 +95,7 @@ class GradientFlow:
                 "segmentation-models-pytorch, or a module that holds exactly 1 of them"
             )
         self.net, self.scale = nets[0], scale
-        self._before: list[list[Tensor]] = []  # empty but inside the block
+        self._before: list[list[Tensor]] = []  # empty outside the block
         self._gradients: Tensor | None = None
         self._passes = BackwardPasses([], [], torch.zeros(0, 4), self._on_first_backward)
 
@@ -111,17 +110,17 @@ class GradientFlow:
         widths = self.net.encoder.out_channels[1:-1]
         self._levels = [level for level, width in enumerate(widths, start=1) if width]  # transformers have no stride 2
         levels = len(self._levels)
-        self._flows = torch.zeros(levels, 4, dtype=precision, device=device)  # these are sums, see _metrics
+        self._flows = torch.zeros(levels, 4, dtype=precision, device=device)  # sums, see _metrics
         self._updates = self._flows.new_full((len(blocks), 3), math.nan)
         self._gradients, self._scaled = None, 1.0
         self._frozen, self._stepped = [False] * levels, False
-        some = [len(weights) > 0 for weights in self._weights.values()]
-        self._trained = [any(some[:level]) for level in self._levels]  # whether anything up to the level is
+        is_trained = [len(weights) > 0 for weights in self._weights.values()]
+        self._trained = [any(is_trained[:level]) for level in self._levels]  # whether anything up to the level is
         trained = [w for weights in self._weights.values() for w in weights]
         inside = sum(len(weights) for block, weights in self._weights.items() if block.startswith(ENCODER))
         self._passes = BackwardPasses(trained[:inside], trained[inside:], self._flows, self._on_first_backward)
         self._read_after = 0
-        # Compiled code calls no hooks that are set later, and keeps those that it was compiled with; which module
+        # Compiled code doesn't call hooks that are set later, and keeps those that it was compiled with. A module that
         # torch.compile has wrapped around this one can't be seen from here
         self._stance = torch.compiler.set_stance("force_eager")
         self._stance.__enter__()
@@ -143,7 +142,7 @@ class GradientFlow:
         self._passes.close()
         if error is None and self._stepped:
             for sums, before, after in zip(self._updates.zero_(), self._before, self._weights.values(), strict=True):
-                add_sums(sums, lambda w, v: ((d := v - w) @ d, w @ w, (v == w).sum()), before, after)
+                add_sums(sums, _update_sums, before, after)
         self._before = []
 
     def gradients(self) -> None:
@@ -151,8 +150,8 @@ class GradientFlow:
 
         Call it after unscaling and the reduction over ranks and before clipping (with Lightning: in
         `on_before_optimizer_step`). Otherwise they are read when an optimizer of these weights begins its step (before
-        it calls a closure) or, where a backward pass came after that, at the block's end: as scaled, clipped or emptied
-        as they are then.
+        it calls a closure) or, where a backward pass follows that, at the end of the block. They may be scaled, clipped
+        or emptied by then.
         """
         if not self._before:
             raise RuntimeError("gradients() belongs into the `with` block of the GradientFlow")
@@ -160,19 +159,19 @@ class GradientFlow:
         self._read_after = self._passes.counted
         self._gradients = torch.zeros_like(self._updates)
         for sums, weights in zip(self._gradients, self._weights.values(), strict=True):
-            found = [w.grad for w in weights if w.grad is not None]  # those without count as zeros
-            add_sums(sums, lambda g: (g @ g, g.isnan().sum(), g.isinf().sum()), found)
+            gradients = [w.grad for w in weights if w.grad is not None]  # weights without a gradient count as zeros
+            add_sums(sums, lambda g: (g @ g, g.isnan().sum(), g.isinf().sum()), gradients)
 
     def read(self) -> list[Record]:
-        """Return the numbers of the last block, see `Record`. Only here is the device waited for.
+        """Return the numbers of the last block, see `Record`. This is the only call that waits for the device.
 
         Raises:
             RuntimeError: no gradient was seen, or one that can't be split; the text says why.
         """
         if self._before or self._gradients is None or not self._passes.counted:
-            todo = "call net(images) and loss.backward() inside the `with` block, and read() after it"
-            seen = "; torch.autograd.grad leaves no gradient in the weights" if self._passes.apart else ""
-            raise RuntimeError(f"no gradient was seen yet{seen}: {todo}")
+            advice = "call net(images) and loss.backward() inside the `with` block, and read() after it"
+            reason = "; torch.autograd.grad leaves no gradient in the weights" if self._passes.has_ignored else ""
+            raise RuntimeError(f"no gradient was seen yet{reason}: {advice}")
         if self._passes.refusal:
             raise RuntimeError(f"the gradient flow can't be read: {self._passes.refusal}")
         flows = self._flows / self._scaled**2
@@ -217,7 +216,7 @@ class GradientFlow:
         return (views, *others)
 
     def _check_trunk(self, features: Sequence[Tensor]) -> None:
-        """Refuse features of which the encoder goes on with another copy: their deep path can't be seen."""
+        """Refuse features that the encoder's deeper stages don't use themselves: their deep path can't be seen."""
         nodes = _ancestors(features[-1])
         seen = [features[level] for level in self._levels if features[level].grad_fn is not None]
         if any(encoded.grad_fn not in nodes for encoded in seen):
@@ -282,7 +281,7 @@ def _is_encoder_decoder(module: nn.Module) -> bool:
 
 
 def _ancestors(tensor: Tensor) -> set[Any]:
-    """Return the nodes of autograd's graph that the tensor was computed by."""
+    """Return the nodes of autograd's graph that compute the tensor."""
     nodes, ahead = set(), [tensor.grad_fn]
     while ahead:
         node = ahead.pop()
@@ -290,6 +289,12 @@ def _ancestors(tensor: Tensor) -> set[Any]:
             nodes.add(node)
             ahead.extend(before for before, _ in node.next_functions)
     return nodes
+
+
+def _update_sums(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ||after - before||^2, ||before||^2 and the number of entries that are equal, of vectors of weights."""
+    step = after - before
+    return step @ step, before @ before, (after == before).sum()
 
 
 def _metrics(
@@ -300,16 +305,20 @@ def _metrics(
     `centre` is the block that ends at the bottleneck, None if it is not known.
     """
     skip, deep, product, total = flows.where(~frozen[:, None], math.nan).T  # squares of norms, and <g_skip, g_deep>
-    (square, nans, infs), (step, before, unmoved) = gradients.T, updates.T
-    rms, ratio, stalled = (square / entries).sqrt(), (step / before).sqrt(), unmoved / entries
+    square, nans, infs = gradients.T
+    step, before, unmoved = updates.T
+    rms = (square / entries).sqrt()
+    ratio = (step / before).sqrt()
+    stalled = unmoved / entries
     shares = {"skip_share": (skip + product) / total, "deep_share": (deep + product) / total}
     norms = {"norm": total.sqrt(), "skip_norm": skip.sqrt(), "deep_norm": deep.sqrt()}
     cosine = product / (skip.sqrt() * deep.sqrt())
     logs = rms.log10()
-    depth, height = logs.isfinite().nonzero().flatten().double(), logs[logs.isfinite()]
+    height = logs[logs.isfinite()]
+    depth = logs.isfinite().nonzero().flatten().double()
     depth -= depth.mean()
     slope = depth @ height / (depth @ depth)
-    dip = logs[0] * math.nan if centre is None else logs[centre] - (logs[0] + logs[-1]) / 2
+    dip = logs.new_tensor(math.nan) if centre is None else logs[centre] - (logs[0] + logs[-1]) / 2
     return {
         "skip": {**shares, **norms, "cosine": cosine, "vanished": total == 0, "frozen": frozen},
         "block": dict(rms=rms, update_ratio=ratio, stalled=stalled, nan=nans, inf=infs, frozen=entries == 0),

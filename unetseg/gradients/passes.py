@@ -1,7 +1,7 @@
-"""The backward passes of a step: which of them its gradient is made of, and what those brought to the features.
+"""The backward passes of a step: which of them make its gradient, and the gradients that these bring to the features.
 
 A pass counts if it leaves gradients in weights, as `loss.backward()` does and `torch.autograd.grad` does not, and if
-these are still there when the next pass begins. What several passes bring to one tensor is summed before it is squared.
+these are still there when the next pass begins. Gradients of several passes for one tensor are summed before squaring.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.autograd import Variable
 
-CHUNK = 1 << 18  # entries that are summed at a time: their float64 copies stay in a processor's cache
+CHUNK = 1 << 18  # entries that are summed at once: their float64 copies stay in a processor's cache
 State = list[tuple[weakref.ref[Tensor], int] | None]
 """The gradient of each weight and how often it was written to, or None where there is none."""
 
 
 class Feature:
-    """What has arrived at one feature tensor e of the encoder and at its long skip: dL/de and dL/ds of the step."""
+    """One feature tensor e of the encoder, and the gradients of the step for it and its long skip: dL/de and dL/ds."""
 
     def __init__(self, level: int, encoded: Tensor):
-        self.level, self.encoded = level, weakref.ref(encoded)
+        self.level = level
+        self.encoded = weakref.ref(encoded)
         self.total: Tensor | None = None
         self.skip: Tensor | None = None
         self.hook: Callable[[], object] = lambda: None
@@ -34,16 +35,16 @@ class BackwardPasses:
     """Follows the backward passes of a `with` block.
 
     Args:
-        encoder: trainable weights of the encoder: features count where these get a gradient.
+        encoder: trainable weights of the encoder; a pass counts for the features where these get a gradient.
         others: the other trainable weights.
         sums: Lx4 zeros, one row a level: <s, s>, <g - s, g - s>, <s, g - s> and <g, g> of g = dL/de and s = dL/ds are
             added.
         on_first: called when the first pass begins.
 
     Attributes:
-        counted: how many passes have left gradients in weights so far.
-        apart: whether there was a pass that does not count.
-        refusal: why the features' gradients can't be told, if they can't.
+        counted: number of passes that have left gradients in weights so far.
+        has_ignored: whether there was a pass that does not count.
+        refusal: why the features' gradients can't be read; empty where they can.
     """
 
     def __init__(
@@ -55,11 +56,11 @@ class BackwardPasses:
     ):
         self.encoder, self.weights, self.sums, self.on_first = encoder, [*encoder, *others], sums, on_first
         self.counted, self.refusal = 0, ""
-        self.apart = self._differentiated = False
+        self.has_ignored = self._differentiated = False
         self._watching, self._begun = True, False
         self._features: list[Feature] = []
-        self._under_way: dict[int, tuple[State, list[tuple[Feature, Tensor, bool]]]] = {}
-        self._left: State = []  # what the last pass that counts has left in the weights
+        self._current: dict[int, tuple[State, list[tuple[Feature, Tensor, bool]]]] = {}
+        self._last_state: State = []  # the weights' gradients after the last pass that counts
 
     def watch(self, level: int, encoded: Tensor) -> Tensor:
         """Return a view of the encoder's features, BxSxHxW, as their long skip, where it is wanted in a backward pass.
@@ -75,7 +76,7 @@ class BackwardPasses:
             )
         if inside and (feature or encoded.is_leaf):
             return encoded
-        self._settle()
+        self._sum_finished()
         if feature is None:
             feature = Feature(level, encoded)
             hook = partial(self._on_gradient, feature, False)
@@ -87,40 +88,38 @@ class BackwardPasses:
         return skip
 
     def on_gradient(self, gradient: Tensor) -> None:
-        """Take notice of the pass under way: a tensor hook for what every pass reaches, the logits."""
-        self._brought()
+        """Notice the current pass: a tensor hook of the logits, which every pass reaches."""
+        self._current_gradients()
 
-    def _brought(self) -> list[tuple[Feature, Tensor, bool]]:
-        """Return what the pass under way has brought so far; it begins with the first call from one of its hooks."""
+    def _current_gradients(self) -> list[tuple[Feature, Tensor, bool]]:
+        """Return the current pass's gradients so far; a pass begins with the first call from one of its hooks."""
         if not self._watching:
             return []
         number = torch._C._current_graph_task_id()
-        if number not in self._under_way:
+        if number not in self._current:
             if not self._begun:
                 self._begun = True
                 self.on_first()
-            if not self._under_way:
-                self._compare()
-            self._settle()
-            self._under_way[number] = _state(self.weights), []
+            if not self._current:
+                self._check_between_passes()
+            self._sum_finished()
+            self._current[number] = _gradient_state(self.weights), []
             Variable._execution_engine.queue_callback(partial(self._end, number))
-        return self._under_way[number][1]
+        return self._current[number][1]
 
     def close(self) -> None:
-        """Sum what is left at the end of the block."""
+        """Sum the remaining features at the end of the block."""
         self._watching = False
-        self._settle(everything=True)
-        self._under_way.clear()
+        self._sum_finished(everything=True)
+        self._current.clear()
 
     def check(self) -> None:
-        """Refuse gradients that were put into the weights by hand: of what passes they are made is unknown."""
-        if (
-            self.apart
-            and not _is_distributed()
-            and any(
-                w.grad is not None and (old is None or old[0]() is not w.grad)
-                for w, old in zip(self.encoder, self._left, strict=False)
-            )
+        """Refuse gradients that were put into the weights by hand: the passes that they come from are unknown."""
+        if not self.has_ignored or _is_distributed():
+            return
+        if any(
+            w.grad is not None and (old is None or old[0]() is not w.grad)
+            for w, old in zip(self.encoder, self._last_state, strict=False)
         ):
             self.refusal = (
                 "gradients were put into the weights by hand after torch.autograd.grad or zero_grad(): "
@@ -129,63 +128,65 @@ class BackwardPasses:
 
     def _on_gradient(self, feature: Feature, of_skip: bool, gradient: Tensor) -> None:
         self._differentiated |= gradient.requires_grad
-        self._brought().append((feature, gradient.detach(), of_skip))
+        self._current_gradients().append((feature, gradient.detach(), of_skip))
 
     def _end(self, number: int) -> None:
         """Count the pass that has ended, if it has left gradients."""
-        before, brought = self._under_way.pop(number, ([], []))
+        before, gradients = self._current.pop(number, ([], []))
         if not self._watching:
             return
-        changed = [not _same(old, w) for old, w in zip(before, self.weights, strict=True)]
+        changed = [not _is_unchanged(old, w) for old, w in zip(before, self.weights, strict=True)]
         if not any(changed):
-            self.apart = True
+            self.has_ignored = True
             return
         self.counted += 1
-        self._left = _state(self.encoder)
+        self._last_state = _gradient_state(self.encoder)
         if any(changed[: len(self.encoder)]):
-            for feature, gradient, of_skip in brought:
+            for feature, gradient, of_skip in gradients:
                 if of_skip:
-                    feature.skip = _plus(feature.skip, gradient)
+                    feature.skip = _add(feature.skip, gradient)
                 else:
-                    feature.total = _plus(feature.total, gradient)
+                    feature.total = _add(feature.total, gradient)
 
-    def _compare(self) -> None:
-        """See whether the gradients of the passes so far are still in the weights when another pass begins."""
-        held = [(old, w) for old, w in zip(self._left, self.encoder, strict=False) if old is not None]
-        changed = [w.grad for old, w in held if not _same(old, w)]
+    def _check_between_passes(self) -> None:
+        """Check, as another pass begins, whether the gradients of the passes so far are still in the weights."""
+        held = [(old, w) for old, w in zip(self._last_state, self.encoder, strict=False) if old is not None]
+        changed = [w.grad for old, w in held if not _is_unchanged(old, w)]
         if not changed:
             return
         empty = [gradient is None or not gradient.any() for gradient in changed]
         if all(empty) and len(changed) == len(held):
-            self.apart, self._left = True, [None] * len(self.encoder)
+            self.has_ignored = True
+            self._last_state = [None] * len(self.encoder)
             self.sums.zero_()
             for feature in self._features:
                 feature.total = feature.skip = None
-        # Reduction over ranks changes them as well, and so does a pass over the graph of another pass
+        # reduction over ranks changes them as well, and so does a pass over the graph of another pass
         elif not _is_distributed() and (any(empty) or not self._differentiated):
             self.refusal = (
                 "the gradients of the weights were changed between two backward passes: "
                 "change them after the last one, or set all of them to zero"
             )
 
-    def _settle(self, everything: bool = False) -> None:
-        """Sum the features that no backward pass can reach any more, and let their gradients go."""
-        done = [feature for feature in self._features if everything or feature.hook() is None]
-        self._features = [feature for feature in self._features if feature not in done]
-        for feature in done:
+    def _sum_finished(self, everything: bool = False) -> None:
+        """Sum the features that no backward pass can reach any more, and free their gradients."""
+        finished = [feature for feature in self._features if everything or feature.hook() is None]
+        self._features = [feature for feature in self._features if feature not in finished]
+        for feature in finished:
             if feature.total is not None:
                 skip = torch.zeros_like(feature.total) if feature.skip is None else feature.skip
-                add_sums(
-                    self.sums[feature.level],
-                    lambda g, s: (s @ s, (d := g - s) @ d, s @ d, g @ g),
-                    [feature.total],
-                    [skip],
-                )
+                add_sums(self.sums[feature.level], _products, [feature.total], [skip])
+
+
+def _products(total: Tensor, skip: Tensor) -> tuple[Tensor, ...]:
+    """Return <s, s>, <g - s, g - s>, <s, g - s> and <g, g> of vectors g (total) and s (skip)."""
+    deep = total - skip
+    return skip @ skip, deep @ deep, skip @ deep, total @ total
 
 
 @torch.no_grad()
 def add_sums(sums: Tensor, measure: Callable[..., tuple[Tensor, ...]], *columns: Iterable[Tensor]) -> None:
-    """Add to `sums` what `measure` makes of all entries of the columns; the tensors of a row have the same shape."""
+    """Add measure(...) of all entries to `sums`, row by row of the columns; tensors of one row have the same shape."""
     for row in zip(*columns, strict=True):
         order = sorted(range(row[0].ndim), key=row[0].stride, reverse=True)  # as in memory: flatten copies nothing
         vectors = [tensor.detach().permute(order).flatten().split(CHUNK) for tensor in row]
@@ -197,21 +198,21 @@ def _is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-def _state(weights: Iterable[nn.Parameter]) -> State:
+def _gradient_state(weights: Iterable[nn.Parameter]) -> State:
     gradients = (weight.grad for weight in weights)
     return [None if g is None else (weakref.ref(g), g._version) for g in gradients]
 
 
-def _same(old: tuple[weakref.ref[Tensor], int] | None, weight: nn.Parameter) -> bool:
-    """Return whether the weight's gradient is what it was."""
+def _is_unchanged(old: tuple[weakref.ref[Tensor], int] | None, weight: nn.Parameter) -> bool:
+    """Return whether the weight's gradient is the one that its old state describes."""
     if old is None or weight.grad is None:
         return old is None and weight.grad is None
     return old[0]() is weight.grad and old[1] == weight.grad._version
 
 
-def _plus(so_far: Tensor | None, gradient: Tensor) -> Tensor:
+def _add(total: Tensor | None, gradient: Tensor) -> Tensor:
     """Return the sum, in float32 at least."""
-    if so_far is None:
+    if total is None:
         return gradient
     with torch.no_grad():
-        return so_far.to(torch.promote_types(gradient.dtype, torch.float32)) + gradient
+        return total.to(torch.promote_types(gradient.dtype, torch.float32)) + gradient

@@ -80,7 +80,7 @@ class CutEngine(TorchEngine):
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Map BxHxWx3 uint8 RGB to Bx2CxHxW float32 in 0..1."""
         batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
-        features = list(self.model.net.encoder(self.model.normalised(batch)))
+        features = list(self.model.net.encoder(self.model.normalise(batch)))
         answers = [self.model.net.decode(features)]
         if self.cut:
             without = [torch.zeros_like(f) if level in self.cut else f for level, f in enumerate(features)]

@@ -1,4 +1,4 @@
-"""Reading tensors from a file that may be a stranger's, or damaged: as data, whole, and no larger than it is."""
+"""Reads tensors from files that may be a stranger's, or damaged: as data, complete, and within bounds."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 LARGEST = 4 * 2**30
-"""Bytes of a file that is read; the largest encoder with its optimizer's state takes a fifth."""
+"""Most bytes of a file that is read; the largest encoder with its optimizer's state takes a fifth."""
 LARGEST_PICKLE = 4 * 2**20
-"""Bytes of the part that names the tensors; ours have some hundred thousand."""
+"""Most bytes of the part that names the tensors; ours have some hundred thousand."""
 PLAIN = re.compile(
     r"collections OrderedDict|torch(\.cuda)? [A-Z]\w*Storage|torch\.nn\.parameter Parameter"
     r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
 )
-"""What a file of tensors calls by name. weights_only=True lets more pass, such as a bytearray of any length."""
+"""Functions that a file of tensors calls by name. weights_only=True allows more, such as a bytearray of any length."""
 LEGACY_PICKLES = 5
-"""A file of before PyTorch 1.6, as torchvision's are, is this many pickles and then the tensors' bytes."""
+"""Pickles before the tensors' bytes in a file from before PyTorch 1.6, such as torchvision's."""
 
 
 def load(path: Path) -> Any:
-    """Return what torch.save has written to a file, on the CPU.
+    """Return the content of a file that torch.save has written, on the CPU.
 
     Raises:
-        ValueError, RuntimeError, OSError or what else damaged bytes lead to: it can't be read as tensors and plain
+        ValueError, RuntimeError, OSError or another error of damaged bytes: it can't be read as tensors and plain
             values, is compressed, larger than LARGEST, or differs from its own checksums.
     """
     with path.open("rb") as file:
         check_size(path)
         content: IO[bytes] = file
         if file.read(4) == b"PK\x03\x04":
-            content = verified(file)
+            content = verified_copy(file)
         else:
             file.seek(0)
             for _ in range(LEGACY_PICKLES):
@@ -47,10 +47,10 @@ def load(path: Path) -> Any:
         return torch.load(content, map_location="cpu", weights_only=True)
 
 
-def verified(file: IO[bytes]) -> io.BytesIO:
-    """Return a copy of a zip archive whose records are as long as it says, and have the checksums that it says.
+def verified_copy(file: IO[bytes]) -> io.BytesIO:
+    """Return a copy of a zip archive whose records have the lengths and checksums that it states.
 
-    It is a copy, because torch may take another list of records than Python does from an archive that holds two.
+    Torch must read the copy: of an archive that holds two lists of records it may take another one than Python.
     """
     copy = io.BytesIO()
     with zipfile.ZipFile(file) as archive, zipfile.ZipFile(copy, "w") as whole:
@@ -72,20 +72,20 @@ def verified(file: IO[bytes]) -> io.BytesIO:
 
 
 def check_names(pickle: IO[bytes]) -> None:
-    """Raise a ValueError where a pickle calls by name what no file of tensors needs; nothing of it is run."""
+    """Raise a ValueError where a pickle calls a function that no file of tensors needs; nothing of it is run."""
     for operation, argument, _ in pickletools.genops(pickle):
         if operation.name in ("GLOBAL", "INST", "STACK_GLOBAL") and not PLAIN.fullmatch(str(argument)):
             raise ValueError(f"it calls {str(argument)[:80]!r}, and holds more than tensors and plain values")
 
 
 def check_size(path: Path) -> None:
-    """Raise a ValueError where a file is larger than anything of ours."""
+    """Raise a ValueError where a file is larger than LARGEST."""
     if path.stat().st_size > LARGEST:
         raise ValueError(f"it is larger than {LARGEST >> 30} GiB")
 
 
 def state_dict(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors file, or of one that torch.save has written, by their names.
+    """Return the tensors of a .safetensors file, or of a file that torch.save has written, by their names.
 
     Raises:
         ValueError or as `load`: it is no state dict, or a tensor in it is sparse or without values.
@@ -108,7 +108,7 @@ def check_dense(state: dict[Any, Any]) -> None:
 
 
 def check_finite(state: dict[str, Tensor]) -> None:
-    """Raise a ValueError where a tensor holds NaN or infinity: every answer of such a network would be one class."""
+    """Raise a ValueError where a tensor holds NaN or infinity: such a network would predict one class everywhere."""
     for name, value in state.items():
         if not torch.isfinite(value).all():
             raise ValueError(f"{name} holds NaN or infinity")

@@ -1,4 +1,4 @@
-"""From a checkpoint to the model that it holds."""
+"""From a checkpoint to its model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from unetseg.model.segmenter import Segmenter
 from unetseg.names import LOSSES
 
 PREFIX = "model."
-"""Of the Segmenter's names in the state dict: it is the attribute `model` of the LightningModule."""
+"""Prefix of the Segmenter's names in the state dict: it is the attribute `model` of the LightningModule."""
 LARGEST_SIZE = 16384
-"""Pixels of the square that a model was trained on: nothing that a checkpoint says may take all memory."""
+"""Largest side in pixels of the square that a model was trained on, so that no checkpoint makes us use all memory."""
 
 
 def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
@@ -29,7 +29,7 @@ def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
     Raises:
         UserError: the file can't be read safely, is damaged, holds NaN, or is no checkpoint of unetseg.
     """
-    file = file_of(path)
+    file = checkpoint_file(path)
     try:
         content = archive.load(file)
         known = hyper_parameters(content)
@@ -39,22 +39,22 @@ def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
             raise ValueError("its weights are no tensors")
         model.load_state_dict(weights)
         archive.check_finite(model.state_dict())
-    except Exception as error:  # damaged bytes make the unpickler fail in every way there is
-        raise _unusable(file, error) from None
+    except Exception as error:  # damaged bytes make the unpickler fail in many ways
+        raise _load_error(file, error) from None
     return model.eval(), known
 
 
 def read_hyper_parameters(path: str | Path) -> dict[str, Any]:
     """Return a checkpoint's hyper-parameters alone; as `load` otherwise."""
-    file = file_of(path)
+    file = checkpoint_file(path)
     try:
         return hyper_parameters(archive.load(file))
     except Exception as error:
-        raise _unusable(file, error) from None
+        raise _load_error(file, error) from None
 
 
-def file_of(path: str | Path) -> Path:
-    """Return the file itself, or a run folder's best checkpoint; its last, with a word, where it has no best."""
+def checkpoint_file(path: str | Path) -> Path:
+    """Return the file itself, or a run folder's best checkpoint; its last, and print so, where it has no best."""
     path = Path(path)
     file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
     if path.is_dir() and not file.is_file() and (last := file.with_name("last.ckpt")).is_file():
@@ -69,7 +69,7 @@ def hyper_parameters(content: Any) -> dict[str, Any]:
     """Return the hyper-parameters among a checkpoint's content.
 
     Raises:
-        ValueError: they are none that training writes.
+        ValueError: they are not as training writes them.
     """
     known = content.get("hyper_parameters") if isinstance(content, dict) else None
     if not isinstance(known, dict):
@@ -80,15 +80,10 @@ def hyper_parameters(content: Any) -> dict[str, Any]:
         raise ValueError(f"its classes are not {count} names")
     if not isinstance(data, dict) or not isinstance(data.get("name"), str):
         raise ValueError("it doesn't say what data it was trained on")
-    numbers = {
-        "data.size": (data.get("size"), arguments.whole(32, LARGEST_SIZE)),
-        "loss": (known.get("loss"), arguments.among(LOSSES)),
-        "seed": (known.get("seed"), arguments.whole(0, 2**63)),
-        "data.range": (data.get("range"), ("null, or [low, high]", _is_range)),
-    }
-    for name, (value, (accepted, fits)) in numbers.items():
-        if not fits(value):
-            raise ValueError(f"{name}={str(value)[:80]!r} is not accepted, but {accepted}")
+    arguments.check_value("data.size", data.get("size"), arguments.whole_number_rule(32, LARGEST_SIZE))
+    arguments.check_value("loss", known.get("loss"), arguments.name_rule(LOSSES))
+    arguments.check_value("seed", known.get("seed"), arguments.whole_number_rule(0, 2**63))
+    arguments.check_value("data.range", data.get("range"), ("null, or [low, high]", _is_range))
     return known
 
 
@@ -99,7 +94,7 @@ def _is_range(value: Any) -> bool:
     return numbers and all(map(math.isfinite, value)) and value[0] < value[1]
 
 
-def _unusable(file: Path, error: Exception) -> UserError:
+def _load_error(file: Path, error: Exception) -> UserError:
     return UserError(
         f"{file} can't be loaded: {first_line(error)}", accepted="a checkpoint that unetseg.train has written"
     )

@@ -17,11 +17,17 @@ from torch.nn import functional as F
 from unetseg.model.skips import FUSIONS
 
 TOLERANCE = 0.01
-"""How far a decoder's size may be from the one that it is matched with, as a share of the whole network's."""
+"""Largest difference of a matched network's size, as a share of the size that it should have."""
 
 
 class DecoderBlock(nn.Module):
-    """Upsample to the resolution of the skip, fuse, convolve twice."""
+    """Upsample to the resolution of the skip, fuse, convolve twice.
+
+    Example:
+        >>> block = DecoderBlock(16, 8, 4, skip="concat", flow="both", normalisation="batch")
+        >>> block(torch.zeros(2, 16, 8, 8), torch.zeros(2, 8, 16, 16)).shape
+        torch.Size([2, 4, 16, 16])
+    """
 
     def __init__(
         self, in_channels: int, skip_channels: int, out_channels: int, skip: str, flow: str, normalisation: str
@@ -84,7 +90,7 @@ class Decoder(nn.Module):
 def matched_channels(
     encoder: nn.Module, channels: Sequence[int], skip: Sequence[str], normalisation: str, classes: int
 ) -> list[int]:
-    """Return `channels` scaled so that the network has as many parameters as with concat at every level.
+    """Return `channels`, scaled so that the network has as many parameters as with concat at every level.
 
     Args:
         encoder: the encoder, which both networks share.
@@ -94,7 +100,7 @@ def matched_channels(
         classes: output channels of the head.
 
     Raises:
-        ValueError: no widths come within TOLERANCE of it.
+        ValueError: no widths come within TOLERANCE of that number.
     """
     encoder_channels: Sequence[int] = encoder.out_channels  # type: ignore[assignment]
     shared = sum(p.numel() for p in encoder.parameters())
@@ -109,7 +115,7 @@ def matched_channels(
 
     wanted = size(channels, ["concat"] * len(skip))
     low, high = 0.1, 10.0
-    for _ in range(20):  # the size grows with the scale: halve the interval until the widths are settled
+    for _ in range(20):  # bisection, as the size grows with the scale
         scale = (low * high) ** 0.5
         widths = [max(1, round(scale * width)) for width in channels]
         parameters = size(widths, skip)

@@ -20,7 +20,7 @@ STD = (0.229, 0.224, 0.225)
 
 
 class Plain(nn.Module):
-    """Mixed into a block of ResNet: its convolutions alone, without the addition and the projection that serves it."""
+    """Turns a ResNet's block into its convolutions alone, without the addition and the projection that serves it."""
 
     relu: nn.ReLU
 
@@ -59,7 +59,7 @@ def make_encoder(
         normalisation: "batch", or "none" for identities in place of ResNet's batch normalisations.
 
     Raises:
-        ValueError: a DenseNet is asked for without either; its layers are made of both.
+        ValueError: a DenseNet without short skips or normalisation, of which its layers are made.
     """
     if short_skips and normalisation == "batch":
         return get_encoder(name, in_channels=in_channels, depth=DEPTH, weights=weights)
@@ -78,7 +78,7 @@ def make_encoder(
     with torch.random.fork_rng(devices=[]):
         encoder = encoders[name]["encoder"](depth=DEPTH, **arguments)
         encoder.set_in_channels(in_channels, pretrained=False)
-    # the weights that the whole encoder draws from the same seed, so that what is left out is all that differs
+    # the weights that the whole encoder draws from the same seed, so that the two differ only by the parts left out
     whole = get_encoder(name, in_channels=in_channels, depth=DEPTH, weights=None).state_dict()
     encoder.load_state_dict({key: whole[key] for key in encoder.state_dict()})
     return encoder

@@ -1,7 +1,7 @@
-"""Saving a SkipUnet as a folder of the Hugging Face Hub: config.json, model.safetensors and a model card.
+"""Saves a SkipUnet as a folder of the Hugging Face Hub: config.json, model.safetensors and a model card.
 
-Where the network is smp.Unet, the folder says so in smp's own words, and smp.from_pretrained loads it too. Any other
-carries a name for its encoder that smp refuses: smp would ignore the skip setting, and fill what fits.
+Where the network is smp.Unet, config.json has smp's arguments too, and smp.from_pretrained loads it. Any other network
+gets a name for its encoder that smp refuses: smp would ignore the skip setting, and load the weights that fit.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from unetseg.model import archive, arguments
 from unetseg.model.encoders import MEAN, STD
 from unetseg.names import LEVELS
 
-OURS = "_skip_unet"
-"""Key of SkipUnet's arguments in config.json; smp passes over keys that begin with an underscore."""
-
+ARGUMENTS_KEY = "_skip_unet"
+"""Key of SkipUnet's arguments in config.json; smp ignores keys that begin with an underscore."""
 FOLDERS = "a folder or repository of SkipUnet.save_pretrained"
 LARGEST_CONFIG = 2**20
-"""Bytes of a config.json that is read."""
-OF_THE_HUB = ("token", "revision", "cache_dir", "force_download", "local_files_only", "map_location")
-"""What of from_pretrained's arguments is none of SkipUnet's."""
-SMPS_OWN = {
+"""Most bytes of a config.json that is read."""
+HUB_ARGUMENTS = ("token", "revision", "cache_dir", "force_download", "local_files_only", "map_location")
+"""Arguments of from_pretrained that aren't SkipUnet's."""
+SMP_ARGUMENTS = {
     "encoder_depth": LEVELS + 1,
     "decoder_use_batchnorm": True,
     "decoder_use_norm": "batchnorm",
@@ -36,7 +35,7 @@ SMPS_OWN = {
     "activation": None,
     "aux_params": None,
 }
-"""What smp.Unet is told where it is a SkipUnet; a folder that smp has saved says it."""
+"""Further arguments of an smp.Unet that is a SkipUnet; a folder that smp has saved has them."""
 
 CARD = """---
 {{ card_data }}
@@ -82,24 +81,27 @@ class HubFolder(SMPHubMixin):
         return super().save_pretrained(save_directory, **{"config": self.hub_config(), **named})
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, strict: bool = True, **given: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, strict: bool = True, **named: Any) -> Any:
         """Load the network of a folder or repository, in eval mode.
 
         Args:
-            pretrained_model_name_or_path: what SkipUnet.save_pretrained has written, or smp over it.
-            strict: refuse weights that don't fit; False takes those that do, and warns of the rest.
-            given: arguments of SkipUnet, which hold instead of the folder's, or of huggingface_hub (token, revision,
+            pretrained_model_name_or_path: what SkipUnet.save_pretrained has written, or smp has saved from it since.
+            strict: refuse weights that don't fit; False loads those that do, and warns of the others.
+            named: arguments of SkipUnet, which replace the folder's, or of huggingface_hub (token, revision,
                 cache_dir, force_download, local_files_only), or map_location.
 
         Raises:
             UserError: it holds no SkipUnet, or is damaged, or its weights don't fit.
         """
-        of_the_hub = {name: given.pop(name) for name in OF_THE_HUB if name in given}
+        changes = {name: value for name, value in named.items() if name not in HUB_ARGUMENTS}
+        hub_arguments = {name: value for name, value in named.items() if name in HUB_ARGUMENTS}
         local = Path(pretrained_model_name_or_path, "config.json")
         try:
             if local.is_file() and local.stat().st_size > LARGEST_CONFIG:
                 raise ValueError(f"config.json is larger than {LARGEST_CONFIG >> 20} MiB")
-            return super().from_pretrained(pretrained_model_name_or_path, strict=strict, given=given, **of_the_hub)
+            return super().from_pretrained(
+                pretrained_model_name_or_path, strict=strict, changes=changes, **hub_arguments
+            )
         except UserError:
             raise
         except (ValueError, RecursionError, AttributeError) as error:  # of JSON, and of what is no mapping
@@ -113,21 +115,20 @@ class HubFolder(SMPHubMixin):
         *,
         model_id: str,
         config: dict[str, Any] | None,
-        given: dict[str, Any],
+        changes: dict[str, Any],
         strict: bool,
         map_location: str = "cpu",
         **named: Any,
     ) -> Any:
-        """Build the network that config.json describes and load its weights; huggingface_hub calls it.
+        """Build the network that config.json describes, with changes, and load its weights; huggingface_hub calls it.
 
-        What it has taken from config.json into `named` by itself is not used.
+        Arguments in `named` that huggingface_hub takes from config.json are not used.
         """
-        recorded = recorded_arguments(model_id, config or {})
-        net = cls(**{**recorded, **given})
-        of_the_hub = {name: named[name] for name in OF_THE_HUB if name in named}
+        net = cls(**{**recorded_arguments(model_id, config or {}), **changes})
         file = Path(model_id, "model.safetensors")
         if not Path(model_id).is_dir():
-            file = Path(hf_hub_download(model_id, file.name, **of_the_hub))
+            hub_arguments = {name: named[name] for name in HUB_ARGUMENTS if name in named}
+            file = Path(hf_hub_download(model_id, file.name, **hub_arguments))
         if not file.is_file():
             raise UserError(f"{model_id} holds no {file.name}", accepted=FOLDERS)
         try:
@@ -137,27 +138,27 @@ class HubFolder(SMPHubMixin):
             raise UserError(f"{file} can't be read: {first_line(error)}", accepted=FOLDERS) from None
         own = net.state_dict()
         fitting = {name for name in own.keys() & state.keys() if own[name].shape == state[name].shape}
-        apart = sorted((own.keys() | state.keys()) - fitting)
-        if apart:
-            what = f"{len(apart)} of the weights of {model_id} don't fit the network: {', '.join(apart[:4])}"
+        others = sorted((own.keys() | state.keys()) - fitting)
+        if others:
+            problem = f"{len(others)} of the weights of {model_id} don't fit the network: {', '.join(others[:4])}"
             if strict:
                 raise UserError(
-                    what + (f", which was given {', '.join(given)}" if given else ""),
+                    problem + (f", which was given {', '.join(changes)}" if changes else ""),
                     accepted="the arguments that it was saved with",
                     advice="strict=False, which takes the weights that fit",
                 )
-            warnings.warn(f"{what}; they are left as they were made", stacklevel=4)
+            warnings.warn(f"{problem}; they are left as they were made", stacklevel=4)
         net.load_state_dict({name: state[name] for name in fitting}, strict=False)
         return net.to(map_location).eval()
 
     def hub_config(self) -> dict[str, Any]:
-        """Return config.json: the arguments of smp.Unet where the network is one, and in any case SkipUnet's."""
-        recorded = {**self.config, "weights": None}  # they are in the folder
+        """Return config.json: the arguments of SkipUnet, and those of smp.Unet, which fit where the network is one."""
+        recorded = {**self.config, "weights": None}  # the weights are in the folder
         preprocessing = {"input_space": "RGB", "input_range": [0, 1], "mean": MEAN, "std": STD}  # smp's words
         return {
             "_model_class": "Unet" if self.is_smp_unet else "SkipUnet",
             "_preprocessing": preprocessing,
-            OURS: recorded,
+            ARGUMENTS_KEY: recorded,
             "encoder_name": recorded["encoder"] + (" of unetseg.model.SkipUnet" if not self.is_smp_unet else ""),
             "encoder_weights": None,
             "decoder_channels": recorded["decoder_channels"],
@@ -174,9 +175,8 @@ class HubFolder(SMPHubMixin):
     def generate_model_card(
         self, *, dataset: str | None = None, metrics: dict[str, Any] | None = None, **_: Any
     ) -> ModelCard:
-        """Return the model card."""
         config = self.hub_config()
-        arguments = config[OURS]
+        arguments = config[ARGUMENTS_KEY]
         theirs = 'import segmentation_models_pytorch as smp\n\nmodel = smp.from_pretrained("FOLDER or REPOSITORY")'
         ours = 'from unetseg.model import SkipUnet\n\nmodel = SkipUnet.from_pretrained("FOLDER or REPOSITORY")'
         return ModelCard.from_template(
@@ -199,29 +199,27 @@ class HubFolder(SMPHubMixin):
 
 
 def recorded_arguments(model_id: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Return SkipUnet's arguments in a config.json; of one that smp has saved since, those of smp.Unet.
+    """Return SkipUnet's arguments in a config.json; where smp has saved it since, by the values of smp.Unet's.
 
     Raises:
-        UserError: the folder is not one that SkipUnet.save_pretrained has written, or smp has made another network.
+        UserError: SkipUnet.save_pretrained has not written it, or smp has made it another network.
     """
-    if OURS not in config:
+    if ARGUMENTS_KEY not in config:
         raise UserError(
             f"{model_id} holds no SkipUnet",
             accepted=FOLDERS,
             advice="smp.from_pretrained, and SkipUnet.load_state_dict with its state_dict()",
         )
     try:
-        recorded = config[OURS]
+        recorded = config[ARGUMENTS_KEY]
         arguments.check(recorded, arguments.NET)
         if config.get("_model_class") == "Unet":
-            smps = {
-                "encoder": "encoder_name",
-                **{name: name for name in ("decoder_channels", "in_channels", "classes")},
-            }
-            recorded = recorded | {ours: config[theirs] for ours, theirs in smps.items() if theirs in config}
+            smp_names = {name: name for name in ("decoder_channels", "in_channels", "classes")}
+            smp_names["encoder"] = "encoder_name"
+            recorded = recorded | {ours: config[theirs] for ours, theirs in smp_names.items() if theirs in config}
             arguments.check(recorded, arguments.NET)
-            for name, ours in SMPS_OWN.items():
-                if config.get(name, ours) != ours:
+            for name, needed in SMP_ARGUMENTS.items():
+                if config.get(name, needed) != needed:
                     raise ValueError(f"{name}={config[name]!r} is nothing that a SkipUnet has")
     except ValueError as error:
         raise UserError(f"{model_id} holds no SkipUnet: {error}", accepted=FOLDERS) from None

@@ -1,4 +1,4 @@
-"""Segmenter: the model that training, inference and export share: images as they come in, logits out."""
+"""Segmenter: the model that training, inference and export share. It maps images as they come to logits."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ class Segmenter(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map Bx3xHxW RGB, uint8 or float in 0..255, to logits, BxKxHxW."""
-        return self.net(self.normalised(images))
+        return self.net(self.normalise(images))
 
-    def normalised(self, images: Tensor) -> Tensor:
-        """Map Bx3xHxW RGB, uint8 or float in 0..255, to what the net takes."""
+    def normalise(self, images: Tensor) -> Tensor:
+        """Map Bx3xHxW RGB, uint8 or float in 0..255, to the net's normalised images, Bx3xHxW float."""
         images = (images.to(self.mean.dtype) - self.mean) / self.std
         return images.contiguous(memory_format=self.memory_format)
 
 
 def class_map(logits: Tensor) -> Tensor:
     """Map logits, BxKxHxW, to the likeliest classes, BxHxW uint8 (K = 1: class 1 where the logit is above 0)."""
-    likeliest = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(1)
-    return likeliest.to(torch.uint8)
+    classes = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(1)
+    return classes.to(torch.uint8)
 
 
 def probabilities(logits: Tensor) -> Tensor:

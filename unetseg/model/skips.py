@@ -1,8 +1,8 @@
-"""The fusions: how a long skip is merged into the decoder, and what of it flows.
+"""The fusions: how a long skip is merged into the decoder, and what it lets through.
 
-A fusion is built from the two widths that meet, tells its own width in `out_channels`, and maps the upsampled deep
-features and the encoder's features of the same resolution to the decoder block's input. A fusion holds only the
-layers that it uses: a parameter without a gradient would stop distributed training.
+A fusion is built from the widths of its two inputs, and has its own width in `out_channels`. It maps the upsampled deep
+features and the encoder's features of the same resolution to the decoder block's input. It holds only the layers that
+it uses: a parameter without a gradient would stop distributed training.
 
 Legend: B batch, D channels of the deep path, S channels of the skip, H x W the resolution of the level.
 """
@@ -49,11 +49,10 @@ class Fusion(nn.Module, ABC):
         torch.Size([2, 12, 16, 16])
     """
 
-    out_channels: int
-
     def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both"):
         super().__init__()
         self.flow = flow
+        self.out_channels = deep_channels
         self.carries_features = flow != "backward"
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
@@ -66,7 +65,12 @@ class Fusion(nn.Module, ABC):
 
 
 class Concat(Fusion):
-    """The U-Net's own fusion (Ronneberger et al. 2015): both, side by side."""
+    """The U-Net's own fusion (Ronneberger et al. 2015): both, side by side.
+
+    Example:
+        >>> Concat(1, 1)(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)).flatten()
+        tensor([1., 0.])
+    """
 
     def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both"):
         super().__init__(deep_channels, skip_channels, flow)
@@ -78,11 +82,15 @@ class Concat(Fusion):
 
 
 class Add(Fusion):
-    """The sum, as in LinkNet and FPN; a 1x1 projection without bias brings the skip to the deep path's width."""
+    """The sum, as in LinkNet and FPN; a 1x1 projection without bias brings the skip to the deep path's width.
+
+    Example:
+        >>> Add(1, 1)(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)).flatten()
+        tensor([2.])
+    """
 
     def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both"):
         super().__init__(deep_channels, skip_channels, flow)
-        self.out_channels = deep_channels
         self.projection: nn.Module = nn.Identity()
         if skip_channels != deep_channels:
             self.projection = nn.Conv2d(skip_channels, deep_channels, kernel_size=1, bias=False)
@@ -98,6 +106,10 @@ class Attention(Concat):
     alpha = sigmoid(psi(relu(W_s s + W_x x))), one number in 0..1 for each position; the gated skip is alpha * s. W_s,
     W_x (with bias) and psi (with bias) are 1x1 convolutions, S // 2 channels lie between them. The paper computes alpha
     on the coarser grid of x and interpolates it; here x comes upsampled and alpha is computed at the skip's resolution.
+
+    Example:
+        >>> Attention(8, 4).gate(torch.zeros(2, 8, 16, 16), torch.zeros(2, 4, 16, 16)).shape
+        torch.Size([2, 1, 16, 16])
     """
 
     def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both"):
@@ -119,8 +131,12 @@ class Attention(Concat):
 class Placebo(Concat):
     """Concat's size without its information: the deep features stand in for the skip.
 
-    They are repeated, or cut, along the channels to the skip's width, so that the decoder has exactly the parameters
-    and FLOPs of concat and nothing from the encoder but what the deep path brings.
+    They are repeated, or cut, along the channels to the skip's width. The decoder has exactly the parameters and FLOPs
+    of concat, and gets the encoder's features by the deep path only.
+
+    Example:
+        >>> Placebo(1, 2)(torch.ones(1, 1, 1, 1), torch.zeros(1, 2, 1, 1)).flatten()
+        tensor([1., 1., 1.])
     """
 
     def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both"):
@@ -135,11 +151,15 @@ class Placebo(Concat):
 
 
 class NoSkip(Fusion):
-    """No long skip: the block sees the deep path alone."""
+    """No long skip: the block sees the deep path alone.
+
+    Example:
+        >>> NoSkip(1, 1)(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)).flatten()
+        tensor([1.])
+    """
 
     def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both"):
         super().__init__(deep_channels, skip_channels, flow)
-        self.out_channels = deep_channels
         self.carries_features = False
 
     def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:

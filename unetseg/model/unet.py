@@ -26,13 +26,13 @@ class SkipUnet(nn.Module, HubFolder):
     """A U-Net whose long skips are a switch.
 
     With skip="concat" it has the state-dict keys of `smp.Unet` and, with the same weights, equal outputs and
-    gradients to the last bit. `save_pretrained`, `from_pretrained` and `push_to_hub` are those of smp's models; what
-    was saved with concat also loads as smp.Unet, see `unetseg.model.hub`.
+    gradients to the last bit. `save_pretrained`, `from_pretrained` and `push_to_hub` are those of smp's models; a
+    folder saved with concat also loads as smp.Unet, see `unetseg.model.hub`.
 
     Args:
         encoder: a ResNet or DenseNet of smp.
         skip: concat | add | attention | placebo | none, or a list with one kind for each of the 4 levels, finest first.
-        skip_flow: both | forward | backward, or a list, see `unetseg.model.skips.FLOWS`; of no meaning for placebo and
+        skip_flow: both | forward | backward, or a list, see `unetseg.model.skips.FLOWS`; without effect for placebo and
             none, which let nothing through.
         weights: "imagenet" downloads the encoder's weights by smp; None starts from random ones. Files are read by
             `unetseg.model.weights.load_encoder`.
@@ -76,7 +76,7 @@ class SkipUnet(nn.Module, HubFolder):
         self.encoder = make_encoder(
             encoder, in_channels=in_channels, weights=weights, short_skips=short_skips, normalisation=normalisation
         )
-        if initialisation == "glorot":  # before the decoder draws: the encoder starts alike with every skip kind
+        if initialisation == "glorot":  # before the decoder draws, so that the encoder is the same with every skip kind
             _glorot(self.encoder)
         if match_parameters:
             decoder_channels = matched_channels(self.encoder, decoder_channels, self.skip, normalisation, classes)

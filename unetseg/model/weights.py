@@ -14,14 +14,20 @@ from unetseg.model import archive
 # torchvision's DenseNet files of before 2018 write denselayer1.norm.1.weight for denselayer1.norm1.weight
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 CLASSIFIER = ("fc.", "classifier.", "head.", "last_linear.")
-"""How the names begin of the layers that a classifier has and an encoder doesn't."""
+"""First letters of the names of layers that a classifier has and an encoder doesn't."""
 COUNTER = ".num_batches_tracked"
-"""How the names of batch normalisation's counters end, which old files lack; they weigh nothing."""
+"""Ending of the names of batch normalisation's counters, which old files lack; they have no effect."""
 
 
 @dataclass(frozen=True)
 class MatchedNames:
-    """Which names of a file found their place in the encoder."""
+    """The names of a file's weights that the encoder has, and those that only one of the two has.
+
+    Example:
+        >>> print(MatchedNames(matched=["conv1.weight"], missing=[], unexpected=["fc.weight"]))
+        1 matched, 0 missing, 1 unexpected
+          unexpected: fc.weight
+    """
 
     matched: list[str]
     missing: list[str]
@@ -51,10 +57,10 @@ def load_encoder(encoder: nn.Module, path: str | Path, *, strict: bool = True) -
     Args:
         encoder: the encoder of a SkipUnet.
         path: a .safetensors file, or a .pth file that torch.load reads with weights_only=True.
-        strict: refuse the weights of another encoder; False takes what fits, and leaves the rest at its random start.
+        strict: refuse the weights of another encoder; False loads those that fit, and leaves the others random.
 
     Returns:
-        What matched; a name whose shape differs counts as missing.
+        The names that matched; a name whose shape differs counts as missing.
 
     Raises:
         UserError: the file can't be read, is of another encoder, or not one of its names fits.
@@ -62,7 +68,7 @@ def load_encoder(encoder: nn.Module, path: str | Path, *, strict: bool = True) -
     try:
         state = archive.state_dict(Path(path))
         archive.check_finite(state)
-    except Exception as error:  # damaged bytes make the unpickler fail in every way there is
+    except Exception as error:  # damaged bytes make the unpickler fail in many ways
         raise UserError(
             f"model.weights={path} can't be read: {first_line(error)}", accepted="a state dict of tensors"
         ) from None

@@ -1,6 +1,6 @@
 """What every command shares: options from the command line, checks of all runs, then the work.
 
-Exit status: 0 done, 2 the user's input is wrong (a message, no traceback), 75 stopped on request and able to go on,
+Exit status: 0 done, 2 the user's input is wrong (a message, no traceback), 75 stopped on request and able to continue,
 SIGINT itself after Ctrl-C, 1 anything else.
 """
 
@@ -18,15 +18,23 @@ from omegaconf import DictConfig, OmegaConf
 
 from unetseg import launch
 from unetseg.errors import INTERRUPTED, Halt, UserError
-from unetseg.options.compose import CONF, as_override, compose_runs, composed, experiment_axes, plain, runs_of
-from unetseg.options.messages import written
-from unetseg.options.output import shown_lines
+from unetseg.options.compose import (
+    CONF,
+    as_override,
+    compose_config,
+    compose_runs,
+    experiment_axes,
+    plain_values,
+    runs_of,
+)
+from unetseg.options.messages import format_value
+from unetseg.options.output import FULL, shown_lines
 from unetseg.options.schema import Section, Train
 from unetseg.options.validation import Schema, describe, validate
 
 Result = TypeVar("Result")
 
-# The run folder is ours: Hydra neither makes one nor changes the working directory. Of a sweep it keeps a record.
+# The run folder is ours: Hydra neither makes one nor changes the working directory. It keeps a record of a sweep.
 QUIET = (
     "hydra.run.dir=.",
     "hydra.sweep.dir=runs/.multirun/${now:%Y-%m-%d_%H-%M-%S}",
@@ -39,9 +47,8 @@ QUIET = (
 HELP = {"-h", "--help"}
 MULTIRUN = {"-m", "--multirun"}
 OUR_FLAGS = HELP | MULTIRUN
-"""Other flags, such as --cfg job, are Hydra's own business."""
+"""Hydra handles the other flags, such as --cfg job."""
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
-FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def run(
@@ -56,7 +63,7 @@ def run(
 ) -> list[Result]:
     """Compose and validate the options on the command line, then do the work.
 
-    The options of every run of a sweep are validated before the first one starts, so that it doesn't fail in its last.
+    The options of all runs of a sweep are validated before the first one starts, so that a sweep doesn't fail late.
 
     Args:
         command: name of the config in conf/ and of the module, e.g. `train`.
@@ -64,55 +71,58 @@ def run(
         work: called with the validated options, once for each run of a Hydra multirun.
         together: the options are always a sweep, and `work` is called once, with a list of the overrides and the
             options of each run.
-        preflight: cheap checks of the world (files, network) before anything heavy is imported.
-        preflight_sweep: further ones of the runs of a Hydra multirun.
-        inherit: maps overrides to the options of another run that they change, which don't go through Hydra again;
-            None where there is no other.
+        preflight: cheap checks (files, network) before anything heavy is imported.
+        preflight_sweep: further checks of the runs of a Hydra multirun.
+        inherit: maps overrides to the options of an earlier run, changed by them, which don't go through Hydra again;
+            None where there is no such run.
 
     Returns:
-        What `work` returned, one entry a call. Leaves the process with status 2 on a UserError.
+        What `work` returned, one entry a call. A UserError ends the process with status 2.
     """
     results: list[Result] = []
 
     def one_run(options: DictConfig) -> None:
-        with told(command):  # here, because Hydra would say more of it
-            results.append(work(validate(schema, plain(options, schema))))
+        with exit_on_error(command):  # here, because Hydra would print a traceback
+            results.append(work(validate(schema, plain_values(options, schema))))
 
-    last_through_closed_output()
-    with told(command):
+    protect_output()
+    with exit_on_error(command):
         arguments = [as_override(argument) for argument in sys.argv[1:]]
         flags = {argument for argument in arguments if argument.startswith("-")}
-        of_hydra = flags - OUR_FLAGS
-        overrides = [a for a in arguments if a not in flags and ("=" in a or not of_hydra)]
+        multirun = bool(flags & MULTIRUN)
+        hydra_flags = flags - OUR_FLAGS
+        overrides = [a for a in arguments if a not in flags and ("=" in a or not hydra_flags)]
         rest = [argument for argument in arguments if argument not in overrides]
-        runs = runs_of(overrides) if flags & MULTIRUN else [overrides]
+
+        def check(options_of_runs: list[Schema]) -> None:
+            for options in options_of_runs:
+                preflight(options)
+                if multirun:
+                    preflight_sweep(options)
+
+        runs = runs_of(overrides) if multirun else [overrides]
         inherited = [options for options in map(inherit, runs) if options is not None]
         if inherited:
-            if of_hydra or len(inherited) < len(runs):
-                raise UserError(f"{' '.join(sorted(of_hydra)) or 'some runs'} with the options of another run")
+            if hydra_flags or len(inherited) < len(runs):
+                raise UserError(f"{' '.join(sorted(hydra_flags)) or 'some runs'} with the options of another run")
             if flags & HELP:
                 print(_help(command, schema, inherited[0].model_dump()))
                 return results
-            for options in inherited:
-                preflight(options)
-                if flags & MULTIRUN:
-                    preflight_sweep(options)
+            check(inherited)
             return [work(options) for options in inherited]
         if flags & HELP:
-            print(_help(command, schema, OmegaConf.to_container(composed(command, schema, overrides), resolve=True)))
+            config = compose_config(command, schema, overrides)
+            print(_help(command, schema, OmegaConf.to_container(config, resolve=True)))
             return results
-        sweep = together or bool(flags & MULTIRUN)
+        sweep = together or multirun
         if sweep:
             overrides = experiment_axes(command, schema, overrides) + overrides
-        if together or not of_hydra:
+        if together or not hydra_flags:
             runs = runs_of(overrides) if sweep else [overrides]
             options_of_runs = compose_runs(command, schema, runs)
-            for options in options_of_runs:
-                preflight(options)
-                if flags & MULTIRUN:
-                    preflight_sweep(options)
-            if flags & MULTIRUN:
-                _own_names(options_of_runs)
+            check(options_of_runs)
+            if multirun:
+                _check_names(options_of_runs)
             if together:
                 return [work(list(zip(runs, options_of_runs, strict=True)))]
         # Hydra wants flags and their values last
@@ -123,7 +133,7 @@ def run(
     return results
 
 
-def _own_names(runs: list[Any]) -> None:
+def _check_names(runs: list[Any]) -> None:
     """Raise a UserError where two runs of a sweep would have one folder."""
     names = [name for name in (getattr(options, "name", None) for options in runs) if name is not None]
     if twins := [name for name in names if names.count(name) > 1]:
@@ -135,30 +145,30 @@ def _own_names(runs: list[Any]) -> None:
 
 
 @contextmanager
-def told(command: str) -> Iterator[None]:
-    """End the process with a message on an error that the user has to know of, and by SIGINT after Ctrl-C."""
+def exit_on_error(command: str) -> Iterator[None]:
+    """End the process with a message on an error that concerns the user, and by SIGINT after Ctrl-C."""
     try:
         yield
     except (UserError, Halt) as error:
-        leave(command, error)
+        _exit(command, error)
     except KeyboardInterrupt:
-        leave(command, Halt("stopped", INTERRUPTED))
+        _exit(command, Halt("stopped", INTERRUPTED))
     except OSError as error:
         if error.errno not in UNWRITABLE | FULL:
             raise
         problem = f"{error.filename or 'a file'} can't be read or written: {error.strerror}"
         if error.errno in FULL:
-            leave(command, Halt(f"{problem}\n  try: make room, then the same command"))
-        leave(command, UserError(problem, accepted="files and folders that may be", advice="another folder"))
+            _exit(command, Halt(f"{problem}\n  try: make room, then the same command"))
+        _exit(command, UserError(problem, accepted="files and folders that may be", advice="another folder"))
 
 
-def leave(command: str, error: UserError | Halt) -> NoReturn:
-    """Print what is wrong and end the process with its status."""
+def _exit(command: str, error: UserError | Halt) -> NoReturn:
+    """Print what is wrong and end the process with the error's status."""
     if isinstance(error, UserError) and not launch.is_first():
-        sys.exit(2)  # the first process says it
+        sys.exit(2)  # the first process prints it
     if isinstance(error, Halt) and not launch.is_first():
-        sys.exit(0)  # Lightning kills the first process when another one fails, before it can speak
-    # a loader's process wraps its traceback into the message; what the user has to know is the last part
+        sys.exit(0)  # where another process fails, Lightning kills the first one before it can print
+    # a loader's process wraps its traceback into the message; the last part is for the user
     text = str(error).rpartition("UserError: ")[2].strip()
     print(shown_lines(f"unetseg.{command}: {text}"), file=sys.stderr)
     if isinstance(error, Halt) and error.status == INTERRUPTED:
@@ -166,10 +176,15 @@ def leave(command: str, error: UserError | Halt) -> NoReturn:
     sys.exit(error.status if isinstance(error, Halt) else 2)
 
 
-class Lasting:
-    """An output stream that takes every letter, and nothing any more once its reader or terminal is gone.
+class TolerantStream:
+    r"""An output stream that escapes letters that its encoding lacks, and drops text once its reader is gone.
 
-    A training must not die of what it says. Everything else is the stream's own.
+    A print must not end a training whose terminal is gone. Other attributes are those of the wrapped stream.
+
+    Example:
+        >>> TolerantStream(sys.stdout).write("epoch 1\n")
+        epoch 1
+        8
     """
 
     def __init__(self, stream: TextIO):
@@ -181,13 +196,12 @@ class Lasting:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write, or drop what no one can read."""
+        """Write the text, or drop it where the reader is gone; return its length."""
         with self._dropping():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or drop what no one can read."""
         with self._dropping():
             self._stream.flush()
 
@@ -201,14 +215,14 @@ class Lasting:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
-def last_through_closed_output() -> None:
-    """Make standard output and error streams that last."""
+def protect_output() -> None:
+    """Replace standard output and error by tolerant streams."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by who started this process
+        if stream is None:  # this process was started with it closed
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        elif not isinstance(stream, Lasting):
-            setattr(sys, name, Lasting(stream))
+        elif not isinstance(stream, TolerantStream):
+            setattr(sys, name, TolerantStream(stream))
 
 
 def _help(command: str, schema: type[Section], options: Any) -> str:
@@ -216,12 +230,14 @@ def _help(command: str, schema: type[Section], options: Any) -> str:
     groups = {
         folder.name: sorted(path.stem for path in folder.iterdir()) for folder in CONF.iterdir() if folder.is_dir()
     }
-    taken = {"data"} & schema.model_fields.keys() | ({"experiment"} if issubclass(schema, Train) else set())
-    several = {"train": " [--multirun]"}.get(command, "")
+    used = {"data"} & schema.model_fields.keys()
+    if issubclass(schema, Train):
+        used.add("experiment")
+    multirun = " [--multirun]" if command == "train" else ""
     lines = [
-        f"usage: python -m unetseg.{command} [OPTION=VALUE ...]{several}",
+        f"usage: python -m unetseg.{command} [OPTION=VALUE ...]{multirun}",
         "",
-        *(f"  {group}={' | '.join(names)}" for group, names in groups.items() if group in taken),
+        *(f"  {group}={' | '.join(names)}" for group, names in groups.items() if group in used),
         "",
     ]
     for key, text in describe(schema, options).items():
@@ -229,5 +245,5 @@ def _help(command: str, schema: type[Section], options: Any) -> str:
         for part in key.split("."):
             value = value.get(part, ...) if isinstance(value, dict) else ...
         if value is not ...:
-            lines.append(f"  {f'{key}={written(value)}':40} {text}")
+            lines.append(f"  {f'{key}={format_value(value)}':40} {text}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""From arguments of the command line to options: Hydra composes conf/ and the overrides, the schema validates them."""
+"""From the command line to options: Hydra composes conf/ and the overrides, and the schema validates the result."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 """Inside the package in a wheel, at the root of a checkout."""
 TEXTS = ("name", "output", "resume", "wandb.project", "wandb.entity")
-"""Options whose value is a text that may look like a number: name=1e3 is no 1000.0."""
+"""Options whose text may look like a number: name=1e3 stays 1e3, and is not 1000.0."""
 
 
 def compose(command: str, schema: type[Schema], overrides: list[str]) -> Schema:
     """Return the validated options that conf/<command>.yaml and the overrides make, or raise a UserError."""
-    return validate(schema, plain(composed(command, schema, overrides), schema))
+    return validate(schema, plain_values(compose_config(command, schema, overrides), schema))
 
 
 def compose_runs(command: str, schema: type[Schema], runs: list[list[str]]) -> list[Schema]:
     """Return the validated options of each run of a sweep, or raise a UserError where two would be the same."""
-    composed_runs: list[Schema] = []
+    options_of_runs: list[Schema] = []
     for overrides in runs:
         options = compose(command, schema, overrides)
-        if options in composed_runs:
-            twin = runs[composed_runs.index(options)]
+        if options in options_of_runs:
+            twin = runs[options_of_runs.index(options)]
             only_in_twin = " ".join(override for override in twin if override not in overrides)
             only_here = " ".join(override for override in overrides if override not in twin)
             raise UserError(
@@ -44,8 +44,8 @@ def compose_runs(command: str, schema: type[Schema], runs: list[list[str]]) -> l
                 accepted="a sweep whose runs differ; what comes last holds",
                 advice="leave one of the axes out",
             )
-        composed_runs.append(options)
-    return composed_runs
+        options_of_runs.append(options)
+    return options_of_runs
 
 
 def runs_of(overrides: list[str]) -> list[list[str]]:
@@ -59,35 +59,36 @@ def runs_of(overrides: list[str]) -> list[list[str]]:
 
 
 def experiment_axes(command: str, schema: type[Section], overrides: list[str]) -> list[str]:
-    """Return the experiment's own axes as overrides, but for those that the user sets."""
+    """Return the experiment's own axes as overrides, without those that the user sets."""
     set_by_user = {override.get_key_element() for override in parse(overrides)}
-    options = plain(composed(command, schema, runs_of(overrides)[0]), schema)
+    options = plain_values(compose_config(command, schema, runs_of(overrides)[0]), schema)
     return [f"{key}={values}" for key, values in options.get("sweep", {}).items() if key not in set_by_user]
 
 
 def values_of(overrides: list[str]) -> dict[str, str]:
-    """Return what each of the overrides sets, without the quotes around it."""
+    """Return the value of each override by its key, without the quotes around it."""
     parsed = parse([as_override(override) for override in overrides])
     return {override.get_key_element(): str(override.value()) for override in parsed}
 
 
 def as_override(argument: str) -> str:
-    """Return an argument of the command line as an override of Hydra's.
+    """Return an argument of the command line as an override for Hydra.
 
-    A Trainer argument that conf/ doesn't name needs no `+`, and a path with `=` in it, such as that of a run of a
-    sweep, no quotes.
+    The user needs no `+` before an argument of the Trainer that conf/ doesn't name, and no quotes around a path with
+    `=` in it, such as that of a run of a sweep.
     """
     key, equals, value = argument.partition("=")
     of_trainer = key.startswith("trainer.") and key.split(".")[1] in lightnings_arguments()
     value = str(Path(value).expanduser()) if value.startswith("~") else value
-    override = f"{'++' * of_trainer}{key}{equals}{value}"
+    name = f"++{key}" if of_trainer else key
+    override = f"{name}{equals}{value}"
     escaped = value.replace("'", r"\'")
-    quoted = f"{override.partition('=')[0]}='{escaped}'"
+    quoted = f"{name}='{escaped}'"
     number = key in TEXTS and re.fullmatch(r"[-+]?[\d_.]+(e[-+]?\d+)?", value, re.IGNORECASE)
     return quoted if equals and (number or not _parses(override)) and _parses(quoted) else override
 
 
-def composed(command: str, schema: type[Schema], overrides: list[str]) -> DictConfig:
+def compose_config(command: str, schema: type[Schema], overrides: list[str]) -> DictConfig:
     """Return the options as Hydra composes them; its errors become UserErrors."""
     overrides = [as_override(override) for override in overrides]
     parse(overrides)
@@ -95,9 +96,9 @@ def composed(command: str, schema: type[Schema], overrides: list[str]) -> DictCo
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             return hydra.compose(command, overrides=overrides)
     except MissingConfigException as error:
-        group, _, given = str(error.missing_cfg_file).rpartition("/")
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
         accepted = ", ".join(error.options or [])
-        raise UserError(f"{group or 'config'}={given} is not accepted", accepted=accepted, advice="--help") from None
+        raise UserError(f"{group or 'config'}={name} is not accepted", accepted=accepted, advice="--help") from None
     except HydraException as error:
         if ambiguous := re.match(r"Ambiguous value for argument '(.+?)=(.+)'\n", str(error)):
             key, value = ambiguous.groups()
@@ -118,7 +119,7 @@ def composed(command: str, schema: type[Schema], overrides: list[str]) -> DictCo
         raise unknown_option(schema, defaults, unknown[1]) from None
 
 
-def plain(options: DictConfig, schema: type[Schema]) -> dict[str, Any]:
+def plain_values(options: DictConfig, schema: type[Schema]) -> dict[str, Any]:
     """Return composed options, resolved, as plain dicts, lists, strings and numbers."""
     try:
         return OmegaConf.to_container(options, resolve=True, throw_on_missing=True)  # type: ignore[return-value]

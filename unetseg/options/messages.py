@@ -10,7 +10,13 @@ from unetseg.names import LEVELS, nearest_first
 
 
 def rejected(accepted: str, advice: str = "", problem: str = "") -> PydanticCustomError:
-    """Return the error that a validator raises: what would be accepted, what to try, what is wrong if not the value."""
+    """Return the error that a validator raises.
+
+    Args:
+        accepted: what would be accepted.
+        advice: what to try.
+        problem: what is wrong; empty: the value.
+    """
     return PydanticCustomError("rejected", "{accepted}", {"accepted": accepted, "advice": advice, "problem": problem})
 
 
@@ -33,10 +39,10 @@ def one_or_per_level(value: object, names: Sequence[str], key: str) -> str | lis
     return [one_of(entry, names, more) for entry in value]
 
 
-def written(value: object) -> str:
+def format_value(value: object) -> str:
     """Return a value as it is written on the command line."""
     if isinstance(value, list | tuple):
-        return f"[{','.join(written(entry) for entry in value)}]"
+        return f"[{','.join(map(format_value, value))}]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

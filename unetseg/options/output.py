@@ -1,4 +1,4 @@
-"""Where a command writes to: refused at once where it can't be written, and a message where that fails later."""
+"""The output of a command: checked before the work, and a message where writing fails later."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from pathlib import Path
 from unetseg.errors import Halt, UserError
 from unetseg.names import shown
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""Errors of a full disk."""
 
 
 def check_writable(folder: Path, option: str = "output") -> None:
-    """Raise a UserError unless a folder can be written to, or made where it isn't there."""
-    above = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        what = "can't be written to" if above.is_dir() else "is no folder"
+    """Raise a UserError unless a folder can be written to, or made where it is absent."""
+    present = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not present.is_dir() or not os.access(present, os.W_OK | os.X_OK):
+        reason = "can't be written to" if present.is_dir() else "is no folder"
         raise UserError(
-            f"{option}={shown(folder)}: {shown(above)} {what}",
+            f"{option}={shown(folder)}: {shown(present)} {reason}",
             accepted="a folder that may be written to",
             advice=f"another {option}=...",
         )
 
 
 @contextmanager
-def writing(output: Path, option: str = "output") -> Iterator[None]:
-    """Turn what the system says of an output that can't be written into a message.
+def explain_write_errors(output: Path, option: str = "output") -> Iterator[None]:
+    """Turn an OSError of the block, which writes an output, into a message.
 
     Raises:
-        Halt: the disk is full; what was written before is whole.
+        Halt: the disk is full; files that were written before are whole.
         UserError: anything else: a read-only disk, a file where a folder should be, a name that is too long.
     """
     try:
@@ -46,7 +47,7 @@ def writing(output: Path, option: str = "output") -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print what a finished command has to say; work that is done stays done where nobody can hear it."""
+    """Print the last message of a command, whose work is done even where the message can't be printed."""
     try:
         print(shown_lines(text), flush=True)
     except (OSError, ValueError):  # a pipe that was closed, a full disk behind `>`
@@ -54,5 +55,5 @@ def say(text: str) -> None:
 
 
 def shown_lines(text: str) -> str:
-    """Return a text whose lines hold nothing that a terminal would obey, see `shown`."""
+    """Return a text of several lines, each escaped as by `shown`."""
     return "\n".join(shown(line) for line in text.split("\n"))

@@ -1,15 +1,14 @@
-"""Options that stand in a config.yaml: plain values, whoever wrote them, and never commands.
+"""Options recorded in a config.yaml: plain values and never commands, whoever wrote them.
 
-A run folder may be a stranger's. Nothing of its config.yaml goes through Hydra: no key is an override, no name leads to
-another file, `${...}` is text, and nothing is instantiated. What it holds is read within bounds, completed by conf/
-where an earlier version had fewer options, changed as the command line says, and validated like any other options.
+A run folder may be a stranger's. Nothing in its config.yaml goes through Hydra: no key is an override, no name leads to
+another file, `${...}` is text, and nothing is instantiated. Its options are read within bounds, completed by conf/
+where an earlier version had fewer, changed by the command line, and validated like any other options.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from unetseg.errors import UserError, first_line
 from unetseg.files import no_link
-from unetseg.options.compose import CONF, as_override, composed, parse
+from unetseg.options.compose import CONF, as_override, compose_config, parse
 from unetseg.options.schema import DATA, Section, Train
 from unetseg.options.settings import flat
 from unetseg.options.validation import Schema, validate
@@ -31,9 +30,9 @@ MOST = 10_000
 """Levels and values of a config.yaml; ours have three, and some hundred."""
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SECTIONS = ("model", "data", "trainer")
-"""What every config.yaml of a training holds, and hardly another program's."""
+"""Sections of every config.yaml of a training, and hardly of another program's."""
 AS_RECORDED = ("trainer", "sweep")
-"""Sections that conf/ doesn't complete: an argument that a run did not give to the Trainer is none of that run."""
+"""Sections that conf/ doesn't complete: a run has no other arguments of the Trainer than those that it recorded."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -62,13 +61,13 @@ def read(path: Path) -> dict[str, Any]:
     return values
 
 
-def of_training(path: Path) -> dict[str, Any]:
-    """Return the options of a run's config.yaml, in which those that an earlier version lacked are conf/'s.
+def read_training(path: Path) -> dict[str, Any]:
+    """Return the options of a run's config.yaml, completed by conf/ where an earlier version had fewer.
 
-    They are not validated yet: `with_overrides` does it. `resume` and `allow_changes` are the command line's alone.
+    They are not validated yet: `apply_overrides` does it. `resume` and `allow_changes` are never taken from the file.
 
     Raises:
-        UserError: as `read`, or it is not that of a training.
+        UserError: as `read`, or the file is not that of a training.
     """
     recorded = read(path)
     absent = [name for name in SECTIONS if not isinstance(recorded.get(name), dict)]
@@ -89,18 +88,18 @@ def of_training(path: Path) -> dict[str, Any]:
 
 
 def defaults(command: str, schema: type[Section], data: str) -> dict[str, Any]:
-    """Return what conf/ says where nothing is given but the data set; options without a default are absent."""
+    """Return the defaults of conf/ for a data set; options without a default are absent."""
     return copy.deepcopy(_defaults(command, schema, data))
 
 
-def with_overrides(command: str, schema: type[Schema], recorded: dict[str, Any], overrides: list[str]) -> Schema:
+def apply_overrides(command: str, schema: type[Schema], recorded: dict[str, Any], overrides: list[str]) -> Schema:
     """Return recorded options, changed by overrides of the command line and validated.
 
     Args:
         command: name of the config in conf/.
         schema: of the options.
         recorded: plain values, which are not changed.
-        overrides: as Hydra takes them; its own (hydra.*) are passed over.
+        overrides: as Hydra takes them; those of Hydra's own options (hydra.*) are ignored.
 
     Raises:
         UserError: an option is unknown or not accepted, or a whole group of conf/ is chosen.
@@ -113,7 +112,7 @@ def with_overrides(command: str, schema: type[Schema], recorded: dict[str, Any],
         if override.key_or_group.partition(".")[0].partition("/")[0] != "hydra"
     ]
     single = [text for override, text in own if override.key_or_group != "data" and not override.is_delete()]
-    given = _resolved(command, schema, [f"data={data}", *single])
+    new_values = _resolve(command, schema, [f"data={data}", *single])
     for override, text in own:
         key = override.key_or_group
         value = None if override.is_delete() else override.value()
@@ -125,7 +124,7 @@ def with_overrides(command: str, schema: type[Schema], recorded: dict[str, Any],
                 )
             continue
         for leaf in flat({key: value}) if isinstance(value, dict) else [key]:
-            _take(options, {} if override.is_delete() else given, leaf.split("."))
+            _set_option(options, {} if override.is_delete() else new_values, leaf.split("."))
     try:
         return validate(schema, options)
     except UserError as error:
@@ -134,37 +133,40 @@ def with_overrides(command: str, schema: type[Schema], recorded: dict[str, Any],
 
 @functools.cache
 def _defaults(command: str, schema: type[Section], data: str) -> dict[str, Any]:
-    def given(values: dict[str, Any]) -> dict[str, Any]:
-        return {k: given(v) if isinstance(v, dict) else v for k, v in values.items() if v != "???"}
+    def without_missing(values: dict[str, Any]) -> dict[str, Any]:
+        return {k: without_missing(v) if isinstance(v, dict) else v for k, v in values.items() if v != "???"}
 
-    return given(_resolved(command, schema, [f"data={data}"]))
+    return without_missing(_resolve(command, schema, [f"data={data}"]))
 
 
-def _resolved(command: str, schema: type[Section], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return what conf/ and overrides of the command line make."""
+def _resolve(command: str, schema: type[Section], overrides: list[str]) -> dict[str, Any]:
+    """Return the plain values of conf/ and overrides of the command line."""
     try:
-        return OmegaConf.to_container(composed(command, schema, list(overrides)), resolve=True)  # type: ignore[return-value]
+        return OmegaConf.to_container(compose_config(command, schema, overrides), resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {first_line(error)}", advice="--help") from None
 
 
-def _take(options: dict[str, Any], given: dict[str, Any], path: list[str]) -> None:
-    """Set the option at a path to what was given; remove it where it was taken away."""
+def _set_option(options: dict[str, Any], new_values: dict[str, Any], path: list[str]) -> None:
+    """Set the option at a path to its new value; remove it where there is none."""
     *sections, name = path
     for section in sections:
-        given = given.get(section, {})
+        new_values = new_values.get(section, {})
         options = options.setdefault(section, {})
-    if name in given:
-        options[name] = given[name]
+    if name in new_values:
+        options[name] = new_values[name]
     else:
         options.pop(name, None)
 
 
 def _check_events(text: str) -> None:
-    """Raise a ValueError at the first sign of more than a few plain values, before anything is built of it."""
+    """Raise a ValueError at the first sign of more than a few plain values, before an object is built from the text."""
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=LOADER)):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise ValueError("it has anchors or aliases")
         if getattr(event, "tag", None) is not None:

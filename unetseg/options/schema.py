@@ -95,11 +95,15 @@ def _existing_checkpoint(value: str) -> str:
 
 
 ExistingFolder = Annotated[str, AfterValidator(_existing_folder)]
-ExistingCheckpoint = Annotated[str, AfterValidator(_existing_checkpoint)]
+ExistingCheckpoint = Annotated[
+    str,
+    AfterValidator(_existing_checkpoint),
+    Field(description="a checkpoint of unetseg.train, or its run folder"),
+]
 
 
 class Data(Section):
-    """What every data set has."""
+    """The options that every data set has."""
 
     size: int = Field(ge=32, description="side in pixels of the square that pictures are resized to")
     batch_size: int = Field(ge=1, description="pictures per step and device")
@@ -123,7 +127,7 @@ class Data(Section):
 
 
 class Trimaps(Data):
-    """What the sets in the Oxford-IIIT Pet layout have."""
+    """The options of sets in the layout of Oxford-IIIT Pet."""
 
     target: Literal["pet", "trimap"] = Field(description="classes: pet (two) | trimap (three)")
     border: Literal["pet", "background", "ignore"] = Field(
@@ -295,7 +299,7 @@ class Ablate(Train):
 class Evaluate(Section):
     """The options of python -m unetseg.evaluate."""
 
-    checkpoint: ExistingCheckpoint = Field(description="a checkpoint of unetseg.train, or its run folder")
+    checkpoint: ExistingCheckpoint
     data: Annotated[Pets | Folder | Synthetic, Field(discriminator="name")]
     split: Literal["train", "val", "test", "all"] = Field(description="part of the data: train | val | test | all")
     accelerator: str = Field(description="auto | cpu | gpu ..., as Lightning's Trainer takes it")
@@ -378,7 +382,7 @@ class Predict(Section):
 class Export(Section):
     """The options of python -m unetseg.export."""
 
-    checkpoint: ExistingCheckpoint = Field(description="a checkpoint of unetseg.train, or its run folder")
+    checkpoint: ExistingCheckpoint
     output: str = Field(description="FILE.onnx or FILE.pt2")
     overwrite: bool = Field(description="true: replace a file that is there")
 
@@ -386,5 +390,5 @@ class Export(Section):
 class Demo(Section):
     """The options of python -m unetseg.demo."""
 
-    checkpoint: ExistingCheckpoint = Field(description="a checkpoint of unetseg.train, or its run folder")
+    checkpoint: ExistingCheckpoint
     port: int = Field(ge=0, le=65535, description="port of the page on this machine; 0: any free one")

@@ -1,6 +1,6 @@
-"""What sets two sets of options apart, and the names that settings and runs get by it.
+"""The differences between sets of options, and the names that settings and runs get from them.
 
-Options are taken as plain values, as they stand in a config.yaml.
+Options are plain values, as in a config.yaml.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from datetime import datetime
 from typing import Any
 
 from unetseg.names import one_word
-from unetseg.options.messages import written
+from unetseg.options.messages import format_value
 
 NO_DIFFERENCE = (
     *("name", "output", "resume", "allow_changes", "sweep", "jobs", "checkpoint."),
     *("trainer.enable_progress_bar", "data.workers", "data.check"),
 )
-"""Options, or sections of them, that don't change what a run computes: where its folder lies, what is shown, how
+"""Options, or sections of them, that don't change the results of a run: where its folder lies, what is shown, how
 pictures are loaded and when the run is saved."""
 
 
@@ -30,7 +30,7 @@ def flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(recorded: dict[str, Any], options: dict[str, Any]) -> list[str]:
-    """Return what sets options apart from those of a config.yaml, "key: recorded -> new" each."""
+    """Return the differences of options from those of a config.yaml, "key: recorded -> new" each."""
     before, now = flat(recorded), flat(options)
     return [
         f"{key}: {before.get(key)} -> {now.get(key)}"
@@ -44,8 +44,8 @@ def differences(recorded: dict[str, Any], options: dict[str, Any]) -> list[str]:
 def axes_of(runs: Sequence[dict[str, Any]], ignored: Sequence[str] = ()) -> dict[str, list[Any]]:
     """Return the options in which runs differ, each with its values in the order of the runs.
 
-    A run from before an option existed lacks it, which is no difference; of the Trainer's arguments a run has only
-    those that were given.
+    A run that is older than an option lacks it, which is no difference. The Trainer's arguments are compared in all
+    runs, as a run records only those that the user sets.
 
     Args:
         runs: their options.
@@ -54,33 +54,36 @@ def axes_of(runs: Sequence[dict[str, Any]], ignored: Sequence[str] = ()) -> dict
     tables = [{key: value for key, value in flat(run).items() if not begins_with(key, ignored)} for run in runs]
     axes = {}
     for key in dict.fromkeys(key for table in tables for key in table):
-        having = tables if key.startswith("trainer.") else [table for table in tables if key in table]
-        values = list({json.dumps(table.get(key)): table.get(key) for table in having}.values())
+        compared = tables if key.startswith("trainer.") else [table for table in tables if key in table]
+        values = list({json.dumps(table.get(key)): table.get(key) for table in compared}.values())
         if len(values) > 1:
             axes[key] = values
     return axes
 
 
 def begins_with(key: str, keys: Sequence[str]) -> bool:
-    """Return whether a dotted key is one of `keys`, or lies in a section among them, which ends in a dot."""
+    """Return whether a dotted key is among `keys`, or lies in a section among them (which ends in a dot)."""
     return any(key == one or (one.endswith(".") and key.startswith(one)) for one in keys)
 
 
 def override(key: str, value: Any) -> str:
-    """Return a setting as an override for Hydra, which takes JSON's quotes, but not its numbers for letters."""
+    """Return a setting as an override for Hydra, which reads JSON's quotes, but not its escapes of letters."""
     return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 IN_THE_VARIANT = ("model.skip", "model.skip_flow", "model.match_parameters", "model.short_skips")
-"""The options that `variant` tells."""
+"""The options that `variant` is made of."""
 
 
 def variant(model: dict[str, Any]) -> str:
-    """Return what sets a model apart in an ablation: "add", "concat backward", "none matched", "none plain"."""
+    """Return the name of a model in an ablation: "add", "concat backward", "none matched", "none plain"."""
     words = [one_word(model["skip"])]
     if model["skip_flow"] != "both":
         words.append(one_word(model["skip_flow"]))
-    words += ["matched"] * model["match_parameters"] + ["plain"] * (not model["short_skips"])
+    if model["match_parameters"]:
+        words.append("matched")
+    if not model["short_skips"]:
+        words.append("plain")
     return " ".join(words)
 
 
@@ -94,7 +97,7 @@ def setting_name(options: dict[str, Any], axes: Iterable[str]) -> list[str]:
     values = flat(options)
     others = [key for key in axes if key != "seed" and key not in IN_THE_VARIANT and key in values]
     short = {key: "data" if key == "data.name" else key.rpartition(".")[2] for key in others}
-    return [variant(options["model"]), *(f"{name}={written(values[key])}" for key, name in short.items())]
+    return [variant(options["model"]), *(f"{name}={format_value(values[key])}" for key, name in short.items())]
 
 
 def run_name(options: dict[str, Any], axes: Iterable[str]) -> str:

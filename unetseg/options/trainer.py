@@ -1,4 +1,4 @@
-"""Which arguments of Lightning's Trainer a run takes, and what each may be; Lightning looks at the rest itself."""
+"""The arguments of Lightning's Trainer that a run takes, and what some of them may be; Lightning checks the others."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ OURS = {
     "model_registry": ("it belongs to Lightning's own cloud", "wandb.log_model=true"),
 }
 """Arguments that are not taken: why, and what to try."""
-
 LENGTHS = ("max_epochs", "max_steps")
+"""Arguments that set the length of a run."""
 COUNTS = ("check_val_every_n_epoch", "accumulate_grad_batches", "num_nodes")
 TRAINED_AND_TESTED = ("limit_train_batches", "limit_test_batches")
 
 
 @functools.cache
 def lightnings_arguments() -> tuple[str, ...]:
-    """Return the names that Lightning's Trainer knows, read from its source: importing it takes twelve seconds."""
+    """Return the names of the Trainer's arguments, read from its source: importing it takes twelve seconds."""
     root = importlib.util.find_spec("lightning").submodule_search_locations[0]  # type: ignore[union-attr,index]
     tree = ast.parse((Path(root) / "pytorch/trainer/trainer.py").read_text())
     init = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__")
@@ -48,12 +48,12 @@ def lightnings_arguments() -> tuple[str, ...]:
 
 
 def trainer_arguments() -> tuple[str, ...]:
-    """Return the names of those that a run takes."""
+    """Return the names of the Trainer's arguments that a run takes."""
     return tuple(name for name in lightnings_arguments() if name not in OURS)
 
 
 def check_trainer(arguments: dict[str, Any]) -> None:
-    """Raise what pydantic takes for a refusal where an argument is not accepted; Lightning looks at the others."""
+    """Raise an error for pydantic where an argument is not accepted; Lightning checks the others."""
     for name, value in arguments.items():
         if name in OURS:
             reason, advice = OURS[name]
@@ -61,13 +61,14 @@ def check_trainer(arguments: dict[str, Any]) -> None:
         if name not in trainer_arguments():
             nearest = nearest_first(name, trainer_arguments())
             raise rejected(", ".join(nearest), f"trainer.{nearest[0]}=...", f"trainer.{name} is not an option")
-        if value is not None and (accepted := _accepted_instead(name, value)):
-            advice = f"trainer.{name}={'ddp' if name == 'strategy' else 10 if name in LENGTHS else 1}"
-            raise rejected(accepted, advice, f"trainer.{name}={value} is not accepted")
+        accepted = "" if value is None else _accepted_instead(name, value)
+        if accepted:
+            example = {"strategy": "ddp", "max_epochs": 10, "max_steps": 10}.get(name, 1)
+            raise rejected(accepted, f"trainer.{name}={example}", f"trainer.{name}={value} is not accepted")
 
 
 def _accepted_instead(name: str, value: Any) -> str:
-    """Return what an argument may be where it is something else, otherwise nothing."""
+    """Return the accepted values of an argument whose value is not among them; otherwise an empty text."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if name in LENGTHS and not (whole and (value > 0 or value == -1)):
         return f"a whole number for trainer.{name}: 1 or more, or -1 for no end"

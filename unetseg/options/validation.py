@@ -1,4 +1,4 @@
-"""Validated options, or one message for everything that is wrong: what was given, what is accepted, what to try."""
+"""Validated options, or one message on everything that is wrong: the problem, what is accepted, what to try."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from unetseg.errors import UserError
 from unetseg.names import nearest_first
-from unetseg.options.messages import written
+from unetseg.options.messages import format_value
 from unetseg.options.schema import DATA, Section
 from unetseg.options.trainer import trainer_arguments
 
@@ -36,7 +36,7 @@ def unknown_option(schema: type[Section], options: dict[str, Any], key: str) -> 
 
 
 def describe(schema: type[Section], options: dict[str, Any]) -> dict[str, str]:
-    """Return the description of every option by its dotted key; `options` decides which data set's are listed."""
+    """Return the description of every option by its dotted key; `options` names the data set, whose own are listed."""
     lines: dict[str, str] = {}
     for name, field in schema.model_fields.items():
         section = DATA.get(options.get("data", {}).get("name")) if name == "data" else field.annotation
@@ -67,9 +67,11 @@ def _explain(schema: type[Section], options: dict[str, Any], error: Any) -> User
     advice = context.get("advice") or "--help"
     if context.get("problem"):
         return UserError(context["problem"], accepted=accepted, advice=advice)
-    given = f"{key}={written(error['input'])} is not accepted" if key and not isinstance(error["input"], dict) else key
-    return UserError(given or "these options don't go together", accepted=accepted, advice=_command(key, advice))
-
-
-def _command(key: str, advice: str) -> str:
-    return advice if "=" in advice or advice.startswith("--") or not key else f"{key}={advice}"
+    value = error["input"]
+    problem = key if isinstance(value, dict) or not key else f"{key}={format_value(value)} is not accepted"
+    is_setting = "=" in advice or advice.startswith("--") or not key
+    return UserError(
+        problem or "these options don't go together",
+        accepted=accepted,
+        advice=advice if is_setting else f"{key}={advice}",
+    )

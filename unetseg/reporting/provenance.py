@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from unetseg.names import minutes
-from unetseg.options.messages import written
+from unetseg.options.messages import format_value
 from unetseg.options.settings import flat
 from unetseg.reporting.document import Code, Section, Table
 from unetseg.reporting.results import Sweep
@@ -67,7 +67,7 @@ def provenance(sweep: Sweep) -> Section:
 def _distinct(values: list[Any]) -> str:
     """Return the distinct values as text."""
     distinct = {json.dumps(value): value for value in values}
-    return join_words([written(value) for value in distinct.values()])
+    return join_words([format_value(value) for value in distinct.values()])
 
 
 def _time(seconds: float | None) -> str:

@@ -31,7 +31,7 @@ def fetch(address: str) -> Path:
     except (wandb.errors.Error, ValueError, OSError) as error:  # a key, an address or a network that doesn't work
         raise UserError(
             f"{address} can't be fetched: {first_line(error)}",
-            accepted=(f"{PREFIX}ENTITY/PROJECT/NAME:ALIAS of a model that wandb.log_model=true has uploaded"),
+            accepted=f"{PREFIX}ENTITY/PROJECT/NAME:ALIAS of a model that wandb.log_model=true has uploaded",
             advice="the path of its checkpoint",
         ) from None
     raise UserError(f"{address} {problem}", accepted="an artifact of wandb.log_model=true")

@@ -1,4 +1,4 @@
-"""A run folder: what lies where, how it is named, and that nothing in it is overwritten."""
+"""A run folder: its files, its name, and that nothing in it is overwritten."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from unetseg.files import no_link, refuse_links, write_text
 from unetseg.options import recorded
 from unetseg.options.schema import Train
 from unetseg.options.settings import differences, timed_name
+from unetseg.options.trainer import LENGTHS
 
 METRICS_COLUMNS = ("step", "epoch", "name", "value")
 GRADIENT_FLOW_COLUMNS = ("step", "epoch", "kind", "block", "metric", "value")
-LENGTHS = ("max_epochs", "max_steps")
-"""The arguments of the Trainer's that say how long a run is."""
 FOLDER_FOR_RANKS = "UNETSEG_RUN_FOLDER"
 """Environment variable that hands the folder to the processes that Lightning launches for further devices."""
 
@@ -54,96 +53,96 @@ class RunFolder:
 
     @property
     def tables(self) -> tuple[Path, ...]:
-        """What grows while a run trains, and is cut back to its last checkpoint when it is resumed."""
+        """The tables that grow while a run trains; when it is resumed, they are cut back to its last checkpoint."""
         return self.metrics, self.gradient_flow, self.left_out
 
     @property
     def results(self) -> tuple[Path, ...]:
-        """What the test at the end of a run writes; the summary, which marks a finished run, comes first."""
+        """The files that the test at the end of a run writes; the summary, which marks a finished run, comes first."""
         return self.summary, self.per_image, self.edge_distance
 
     @classmethod
     def create(cls, options: Train, check: Callable[[], object] = lambda: None) -> RunFolder:
         """Make the folder output/name and write config.yaml into it; refuse a name that is taken.
 
-        Further processes of the run get the first one's folder.
+        The other processes of the run get the folder of the first one.
 
         Args:
             options: of the run.
-            check: called before, on the first process; where it raises a UserError there is no folder.
+            check: called on the first process before the folder is made; it may raise a UserError.
         """
 
         def make() -> RunFolder:
             check()
             output = Path(options.output)
-            run = cls._named(output / options.name) if options.name else cls._first_free(output, options)
+            run = cls._make_named(output / options.name) if options.name else cls._make_timed(output, options)
             try:
                 run.figures.mkdir(exist_ok=True)
                 write_text(run.config, yaml.safe_dump(options.model_dump(), sort_keys=False))
             except OSError:
-                if run.half_made:
+                if run.is_incomplete:
                     shutil.rmtree(run.path)
                 raise
             return run
 
-        return _of_the_first(make, options)
+        return _on_first_process(make, options)
 
     @classmethod
-    def _named(cls, path: Path) -> RunFolder:
-        """Return the new folder of a name that the user gave, or one whose making was broken off."""
+    def _make_named(cls, path: Path) -> RunFolder:
+        """Return the new folder at a path that the user chose, or an incomplete one that is there."""
         run = cls(path)
         try:
             path.mkdir(parents=True)
         except FileExistsError:
-            if not run.half_made or not run.claimed().half_made:  # it might have been completed just now
+            if not run.is_incomplete or not run.claim().is_incomplete:  # it might have been completed just now
                 raise UserError(
                     f"the run folder {path} exists",
                     accepted="a new folder; nothing is overwritten",
                     advice="another name=... or output=...",
                 ) from None
             return run
-        return run.claimed()
+        return run.claim()
 
     @classmethod
-    def _first_free(cls, output: Path, options: Train) -> RunFolder:
+    def _make_timed(cls, output: Path, options: Train) -> RunFolder:
         """Return a new folder NAME, NAME_2, NAME_3, ...: jobs of a cluster begin in the same second."""
         name = timed_name(options.model_dump())
         for number in itertools.count(1):
             run = cls(output / (name if number == 1 else f"{name}_{number}"))
             with suppress(FileExistsError):
                 run.path.mkdir(parents=True)
-                return run.claimed()
+                return run.claim()
         raise AssertionError("unreachable")
 
     @property
     def begun(self) -> bool:
-        """Whether a training has begun here: the options are recorded."""
+        """Whether a training has begun here, which records its options."""
         return self.config.exists() and self.config.stat().st_size > 0
 
     @property
-    def half_made(self) -> bool:
-        """Whether this is a folder in which nothing was begun: a kill or a full disk ended its making."""
+    def is_incomplete(self) -> bool:
+        """Whether a kill or a full disk ended the making of this folder, before a training has begun in it."""
         if not self.path.is_dir() or self.begun:
             return False
         parts = {self.figures, self.config, self.path / ".lock", self.path / f".{self.config.name}.tmp"}
         return set(self.path.rglob("*")) <= parts
 
     @classmethod
-    def resumed(cls, options: Train, check: Callable[[], object] = lambda: None) -> RunFolder:
-        """Return the folder of a run that is resumed, see `check_resume`; keep a record of options that it changes.
+    def resume(cls, options: Train, check: Callable[[], object] = lambda: None) -> RunFolder:
+        """Return the folder of a run that is resumed, see `check_resume`; keep the earlier options where they change.
 
         Args:
             options: of the run.
-            check: called before, on the first process.
+            check: called on the first process before anything is written; it may raise a UserError.
         """
 
         def claim() -> RunFolder:
             check()
             run = cls(str(options.resume))
             refuse_links(run.path, but_for=("wandb",))  # W&B's own links lead to its logs
-            run.claimed()
+            run.claim()
             run.figures.mkdir(exist_ok=True)  # an empty folder may get lost where a run is copied
-            before = recorded.of_training(run.config)
+            before = recorded.read_training(run.config)
             if differences(before, options.model_dump()):
                 number = next(n for n in itertools.count(1) if not (run.path / f"config_{n}.yaml").exists())
                 write_text(run.path / f"config_{number}.yaml", run.config.read_text(encoding="utf-8"))
@@ -153,10 +152,10 @@ class RunFolder:
                 write_text(run.config, yaml.safe_dump(options.model_dump() | kept, sort_keys=False))
             return run
 
-        return _of_the_first(claim, options)
+        return _on_first_process(claim, options)
 
-    def claimed(self) -> RunFolder:
-        """Keep other processes from training in this folder, until it is released or this process ends, however."""
+    def claim(self) -> RunFolder:
+        """Keep other processes from training in this folder, until it is released or this process ends."""
         self.lock = open(self.path / ".lock", "a", opener=no_link)  # noqa: SIM115
         try:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, loader processes don't inherit it
@@ -167,13 +166,13 @@ class RunFolder:
         return self
 
     def release(self) -> None:
-        """Let other processes train here."""
+        """Let other processes train in this folder."""
         if self.lock is not None:
             self.lock.close()
 
 
-def _of_the_first(prepare: Callable[[], RunFolder], options: Train) -> RunFolder:
-    """Return the folder that `prepare` returns, called on a run's first process only."""
+def _on_first_process(prepare: Callable[[], RunFolder], options: Train) -> RunFolder:
+    """Call `prepare` on a run's first process, and return its folder on all."""
     if "LOCAL_RANK" in os.environ and FOLDER_FOR_RANKS in os.environ:  # Lightning started this process
         return RunFolder(os.environ[FOLDER_FOR_RANKS])
     prepared = []
@@ -182,19 +181,19 @@ def _of_the_first(prepare: Callable[[], RunFolder], options: Train) -> RunFolder
         prepared.append(prepare())
         return str(prepared[0].path)
 
-    shared = launch.agreed(path, int(options.trainer.get("num_nodes") or 1))
-    os.environ[FOLDER_FOR_RANKS] = str(Path(shared).resolve())
-    return prepared[0] if prepared else RunFolder(shared)
+    shared_path = launch.decide_on_first(path, int(options.trainer.get("num_nodes") or 1))
+    os.environ[FOLDER_FOR_RANKS] = str(Path(shared_path).resolve())
+    return prepared[0] if prepared else RunFolder(shared_path)
 
 
 def check_resume(options: Train) -> None:
-    """Raise a UserError unless the run `options.resume` can go on with these options.
+    """Raise a UserError unless the run `options.resume` can be resumed with these options.
 
-    Those in `allow_changes` may differ, and so may what doesn't change a run's results. A finished run can only be
-    extended, by more epochs or steps than it had.
+    Options in `allow_changes` may differ, and so may options that don't change a run's results. A finished run can only
+    be extended, by more epochs or steps than it had.
     """
     run = RunFolder(str(options.resume))
-    before = recorded.of_training(run.config)
+    before = recorded.read_training(run.config)
     changed = differences(before, options.model_dump())
     finished = run.summary.exists()
     longer = [key for key in LENGTHS if _is_longer(before["trainer"].get(key), options.trainer.get(key))]
@@ -217,31 +216,31 @@ def check_resume(options: Train) -> None:
 
 
 def _is_longer(before: Any, now: Any) -> bool:
-    """Return whether the run gets longer than it was by this argument of the Trainer's."""
+    """Return whether this argument of the Trainer makes the run longer."""
     numbers = isinstance(before, int) and isinstance(now, int)
     return numbers and before != -1 and (now > before or now == -1)  # -1: without end
 
 
 def options_of(run: RunFolder, overrides: list[str]) -> Train:
-    """Return the options of a run that is resumed: those of its config.yaml, changed by the command line's.
+    """Return the options of a run that is resumed: those of its config.yaml, changed by the overrides.
 
     Raises:
         UserError: see `unetseg.options.recorded`.
     """
-    return recorded.with_overrides("train", Train, recorded.of_training(run.config), overrides)
+    return recorded.apply_overrides("train", Train, recorded.read_training(run.config), overrides)
 
 
 def run_folder_of(checkpoint: str | Path) -> RunFolder | None:
-    """Return the run folder that is meant: the path itself, or the folder whose checkpoints/ holds the file.
+    """Return the run folder of a checkpoint: the path itself, or the folder whose checkpoints/ holds the file.
 
-    A folder whose config.yaml is not that of a training is none.
+    It is None where that folder has no config.yaml of a training.
     """
     path = Path(checkpoint)
     candidate = RunFolder(path if path.is_dir() else path.absolute().parent.parent)
     if not path.is_dir() and path.absolute().parent != candidate.checkpoints:
         return None
     try:
-        recorded.of_training(candidate.config)
+        recorded.read_training(candidate.config)
     except UserError:
         return None
     return candidate

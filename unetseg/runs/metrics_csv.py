@@ -33,12 +33,11 @@ class LongCsv(Logger):
 
     @property
     def name(self) -> str:
-        """Return Lightning's name of the logger."""
         return "csv"
 
     @property
     def version(self) -> str:
-        """Return Lightning's version of the logger: there is one file a run."""
+        """An empty text, as there is one file a run."""
         return ""
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

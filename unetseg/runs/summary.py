@@ -1,4 +1,4 @@
-"""What is said of a run at its end: where it came from, and tables of its scores."""
+"""The end of a run: where it came from, and tables of its scores."""
 
 from __future__ import annotations
 
@@ -27,21 +27,20 @@ PACKAGES = ("torch", "torchvision", "lightning", "segmentation-models-pytorch", 
 
 def provenance() -> dict[str, Any]:
     """Return what is needed to repeat a run: command, versions, git commit, machine."""
+    versions = {name: _version(name) for name in ("unetseg", *PACKAGES)}
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "versions": {"python": platform.python_version(), "unetseg": _version("unetseg")}
-        | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version(), **versions},
         "git_commit": git_commit(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads{gpu}",
     }
 
 
 def git_commit() -> str | None:
     """Return the commit of this checkout, with "-dirty" where tracked files differ; None outside a checkout."""
-    here = Path(__file__).parent
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        git = ["git", "-C", str(here)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -50,7 +49,7 @@ def git_commit() -> str | None:
 
 
 def show(summaries: Sequence[dict[str, Any]]) -> None:
-    """Print the runs of a call, one row each."""
+    """Print the runs of a command, one row each."""
     rows = [
         {
             "skip": s["variant"],
@@ -76,11 +75,8 @@ def show(summaries: Sequence[dict[str, Any]]) -> None:
 def show_groups(groups: pd.DataFrame, summary: dict[str, Any]) -> None:
     """Print the scores of each group, and below them those over all images."""
     over_all = {name.removeprefix("test/"): value for name, value in summary.items() if name.startswith("test/")}
-    rows = (
-        [*groups.to_dict("records"), {"group": "all", **over_all}]
-        if len(groups) > 1
-        else [{"group": "all", **over_all}]
-    )
+    group_rows = groups.to_dict("records") if len(groups) > 1 else []
+    rows = [*group_rows, {"group": "all", **over_all}]
     _print_table(
         f"on the {summary['split']} split",
         [{"group": row["group"], "images": str(row["images"]), **_scores(row)} for row in rows],
@@ -89,7 +85,7 @@ def show_groups(groups: pd.DataFrame, summary: dict[str, Any]) -> None:
 
 
 def show_lesions(tables: dict[str, pd.DataFrame]) -> None:
-    """Print what each level alone and all together lose when cut, and each level's Shapley value."""
+    """Print the scores that are lost when each level alone and all levels are cut, and each level's Shapley value."""
     lesion, worth = tables["lesion"], tables["shapley"].set_index(["cut", "level"])
     levels = [str(level) for level in worth.index.unique("level")]
     rows = []

@@ -1,6 +1,6 @@
 """The runs of a sweep, each a process of its own: started, watched, and stopped together.
 
-Each is `python -m unetseg.train` in a fresh process, so that any number of devices and any strategy works (within one
+Each is a fresh process of `python -m unetseg.train`, so that any number of devices and any strategy works (within one
 process, Lightning's further ranks would run the whole sweep again).
 """
 
@@ -27,7 +27,7 @@ from unetseg.runs.folder import RunFolder
 
 TRAIN = (sys.executable, "-m", "unetseg.train")
 PATIENCE = 60.0
-"""Seconds that a run has to end by itself when the sweep is stopped: a validation is finished first."""
+"""Seconds that a run has to end by itself when the sweep is stopped; it finishes a validation first."""
 
 
 @dataclass
@@ -45,10 +45,10 @@ class SweepRun:
     epochs_before: int = 0
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
-    def look(self) -> None:
-        """Find out what an earlier call left; refuse a folder whose run has other options."""
+    def check_folder(self) -> None:
+        """Learn whether an earlier command finished the run; refuse a folder whose run has other options."""
         if self.folder.begun:
-            changed = differences(recorded.of_training(self.folder.config), self.options.model_dump())
+            changed = differences(recorded.read_training(self.folder.config), self.options.model_dump())
             if changed:
                 raise UserError(
                     f"{self.folder.path} holds a run with other options: {'; '.join(changed)}",
@@ -58,17 +58,20 @@ class SweepRun:
         self.state = "done" if self.folder.summary.exists() else "waiting"
 
     def start(self, gpus: Sequence[str], threads: int | None) -> None:
-        """Train, from where an earlier process left it, with these GPUs and this many threads."""
-        begun = self.folder.begun
-        resume = [override("resume", str(self.folder.path))]
-        where = resume if begun else [override("name", self.name), override("output", str(self.folder.path.parent))]
-        overrides = where if begun else [*self.overrides, *where, "++trainer.enable_progress_bar=false"]
+        """Start or continue the run in a process with these GPUs and this many threads."""
+        if self.folder.begun:
+            overrides = [override("resume", str(self.folder.path))]
+        else:
+            place = [override("name", self.name), override("output", str(self.folder.path.parent))]
+            overrides = [*self.overrides, *place, "++trainer.enable_progress_bar=false"]
         environment = dict(os.environ)
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         if threads:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
-        self.started, self.epochs_before, self.state = time.monotonic(), self.progress()[0], "running"
+        self.started = time.monotonic()
+        self.epochs_before = self.progress()[0]
+        self.state = "running"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*TRAIN, *overrides],
@@ -77,18 +80,18 @@ class SweepRun:
             )  # fmt: skip
 
     def poll(self) -> None:
-        """Notice that the process has ended."""
+        """Update the state where the process has ended."""
         if self.process is not None and self.process.poll() is not None:
             self.state = "done" if self.process.returncode == 0 and self.folder.summary.exists() else "failed"
             self.process = None
 
     def stop(self, sign: signal.Signals) -> None:
-        """Send a signal to the process and all that it started."""
+        """Send a signal to the process and to the processes that it started."""
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, sign)
 
     def progress(self) -> tuple[int, float | None]:
-        """Return the epochs that are done, and the last val/iou."""
+        """Return the number of epochs that are done, and the last val/iou."""
         values = []
         if self.folder.metrics.exists():
             rows = (line.split(",") for line in self.folder.metrics.read_text().splitlines())
@@ -96,7 +99,7 @@ class SweepRun:
         return len(values), values[-1] if values else None
 
     def seconds_left(self) -> float | None:
-        """Return how long the training will take at the pace of this process's epochs so far."""
+        """Return the time that the training still needs at the pace of this process; None where it is unknown."""
         done = self.progress()[0]
         epochs = self.options.trainer.get("max_epochs")
         if self.state != "running" or not epochs or done <= self.epochs_before:
@@ -110,20 +113,21 @@ class SweepRun:
 
 
 def run_all(runs: Sequence[SweepRun], jobs: int) -> Iterator[None]:
-    """Run those that wait, `jobs` at once; yield now and then, so that the caller can show how far they are."""
+    """Run those that wait, `jobs` at once; yield twice a second, so that the caller can show their progress."""
     gpus = visible_gpus()
     # two processes that both use every core slow each other down tenfold
     threads = max(1, len(os.sched_getaffinity(0)) // jobs) if jobs > 1 and hasattr(os, "sched_getaffinity") else None
     slots: list[SweepRun | None] = [None] * jobs
-    with _stopping(runs):
+    with _stop_at_end(runs):
         while True:
             for slot, run in enumerate(slots):
                 if run is not None:
                     run.poll()
                 if run is None or run.state != "running":
-                    slots[slot] = next((r for r in runs if r.state == "waiting"), None)
-                    if (fresh := slots[slot]) is not None:
-                        fresh.start(share(gpus, jobs, slot), threads)
+                    next_run = next((r for r in runs if r.state == "waiting"), None)
+                    slots[slot] = next_run
+                    if next_run is not None:
+                        next_run.start(share(gpus, jobs, slot), threads)
             yield
             if not any(slots):
                 return
@@ -132,7 +136,9 @@ def run_all(runs: Sequence[SweepRun], jobs: int) -> Iterator[None]:
 
 def share(gpus: Sequence[str], jobs: int, slot: int) -> list[str]:
     """Return the GPUs of one of `jobs` slots: each its own where there are enough, otherwise some share one."""
-    return list(gpus[slot::jobs]) or list(gpus[slot % len(gpus) :][:1]) if gpus else []
+    if not gpus:
+        return []
+    return list(gpus[slot::jobs]) or [gpus[slot % len(gpus)]]
 
 
 def visible_gpus() -> list[str]:
@@ -141,12 +147,12 @@ def visible_gpus() -> list[str]:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
     if shutil.which("nvidia-smi") is None:
         return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
-    return [str(number) for number, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU"))]
+    lines = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout.splitlines()
+    return [str(number) for number in range(sum(line.startswith("GPU") for line in lines))]
 
 
 @contextmanager
-def _stopping(runs: Sequence[SweepRun]) -> Iterator[None]:
+def _stop_at_end(runs: Sequence[SweepRun]) -> Iterator[None]:
     """End all processes when the block is left early, by Ctrl-C, another request to stop, or an error.
 
     Each run finishes its step and writes its checkpoint; a second Ctrl-C ends them at once.
@@ -155,13 +161,15 @@ def _stopping(runs: Sequence[SweepRun]) -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         raise Halt("stopped; the same command goes on", INTERRUPTED if number == signal.SIGINT else REQUEUE)
 
+    def kill(number: int, frame: Any) -> None:
+        _send(runs, signal.SIGKILL)
+
     before = {number: signal.signal(number, stop) for number in launch.STOPS if not launch.is_ignored(number)}
     try:
         yield
     finally:
         for number in before:
-            at_once = number == signal.SIGINT
-            signal.signal(number, (lambda *_: _send(runs, signal.SIGKILL)) if at_once else signal.SIG_IGN)
+            signal.signal(number, kill if number == signal.SIGINT else signal.SIG_IGN)
         if any(run.process is not None for run in runs):
             print("stopping each run after its step; Ctrl-C: at once", file=sys.stderr, flush=True)
         _send(runs, signal.SIGTERM)

@@ -40,8 +40,8 @@ def wandb_mode(options: Train) -> Literal["online", "offline", "disabled"]:
     return "online" if wandb.login(prompt=False, verify=False) else "offline"
 
 
-def begun_before(run: RunFolder) -> str | None:
-    """Return the id of the W&B run that a resumed run goes on with."""
+def earlier_run_id(run: RunFolder) -> str | None:
+    """Return the id of the W&B run that a resumed run continues; None where there is none."""
     folders = sorted((run.path / "wandb").glob("*run-*-*"))
     return folders[-1].name.rpartition("-")[2] if folders else None
 
@@ -50,7 +50,7 @@ def wandb_logger(options: Train, run: RunFolder) -> WandbLogger:
     """Return the W&B logger of a run, started on the first process; its files lie in the run folder."""
     if not launch.is_first():
         return WandbLogger()
-    os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours at the end says where the run is
+    os.environ.setdefault("WANDB_SILENT", "true")  # `finish` prints where the run is
     import wandb
 
     arguments: dict[str, Any] = {
@@ -61,8 +61,8 @@ def wandb_logger(options: Train, run: RunFolder) -> WandbLogger:
         "config": flat_config(options),
         "settings": wandb.Settings(init_timeout=10),  # seconds; the default waits for minutes
     }
-    if before := begun_before(run):
-        arguments |= {"id": before, "resume": "allow"}
+    if run_id := earlier_run_id(run):
+        arguments |= {"id": run_id, "resume": "allow"}
     try:
         experiment = wandb.init(mode=wandb_mode(options), **arguments)
     except wandb.errors.CommError as error:
@@ -93,15 +93,12 @@ def log_model(loggers: list[Logger], checkpoint: Path) -> None:
 
 @rank_zero_only
 def finish(loggers: list[Logger]) -> None:
-    """Close W&B's run and say where it is; left open, the next run of this process would be merged into it."""
+    """Close W&B's run and print where it is; left open, the next run of this process would be merged into it."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             run = logger.experiment
-            place = (
-                f"W&B: {run.url}"
-                if run.url
-                else f"W&B was offline; to upload this run: wandb sync {shlex.quote(str(Path(run.dir).parent))}"
-            )
+            upload = f"wandb sync {shlex.quote(str(Path(run.dir).parent))}"
+            place = f"W&B: {run.url}" if run.url else f"W&B was offline; to upload this run: {upload}"
             run.finish()
             if not run.disabled:
                 print(place)

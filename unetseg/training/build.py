@@ -34,11 +34,11 @@ from unetseg.training.resume import AtomicIO
 
 
 def make_module(options: Train) -> SegmentationModule:
-    """Return the untrained module; says which encoder weights matched where they come from a file."""
+    """Return the untrained module; print which encoder weights matched where they come from a file."""
     weights = options.model.weights
     try:
         model = Segmenter(weights="imagenet" if weights == "imagenet" else None, **segmenter_arguments(options))
-    except Exception as error:  # a download that breaks off; the hub's client has many ways to say so
+    except Exception as error:  # the hub's client raises many kinds of errors when a download fails
         if weights != "imagenet":
             raise
         raise no_weights(options.model.encoder, first_line(error)) from None
@@ -47,7 +47,7 @@ def make_module(options: Train) -> SegmentationModule:
         if launch.is_first():
             print(f"{weights}: {matched}")
     if options.compile:
-        model.compile()  # in place: a checkpoint's keys stay what they are
+        model.compile()  # in place, so that a checkpoint's keys stay the same
     classes = len(class_names(options.data.model_dump()))
     return SegmentationModule(
         model,
@@ -61,7 +61,7 @@ def make_module(options: Train) -> SegmentationModule:
 
 
 def hyper_parameters(options: Train) -> dict[str, Any]:
-    """Return what a checkpoint carries: dicts, lists, strings and numbers only, so that weights_only=True loads it."""
+    """Return a checkpoint's hyper-parameters: dicts, lists, strings and numbers, which weights_only=True loads."""
     return {
         "model": segmenter_arguments(options),
         "classes": list(class_names(options.data.model_dump())),
@@ -72,7 +72,7 @@ def hyper_parameters(options: Train) -> dict[str, Any]:
 
 
 def segmenter_arguments(options: Train) -> dict[str, Any]:
-    """Return the arguments of Segmenter; the encoder's first weights are not part of what a model is."""
+    """Return the arguments of Segmenter, without the encoder's first weights: a checkpoint has weights of its own."""
     return {
         **options.model.model_dump(exclude={"weights", "strict_weights"}),
         "classes": len(class_names(options.data.model_dump())),
@@ -86,32 +86,35 @@ def make_loggers(options: Train, run: RunFolder) -> list[Logger]:
 
 
 def make_watchers(options: Train, run: RunFolder) -> tuple[Guard, list[Callback]]:
-    """Return what watches the training: a guard, sample pictures, and the gradient flow unless it is switched off."""
+    """Return the guard, and all watchers: sample pictures, the gradient flow unless it is switched off, the guard."""
+    watchers: list[Callback] = [SamplePictures(class_names(options.data.model_dump()))]
     every = options.gradients.every_n_steps
     flow = FlowReadings(every, run.gradient_flow, run.figures / "gradient_flow.png") if every else None
+    if flow is not None:
+        watchers.append(flow)
     guard = Guard(run.left_out, flow)
-    return guard, [SamplePictures(class_names(options.data.model_dump())), *([flow] if flow else []), guard]
+    return guard, [*watchers, guard]
 
 
 def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: list[Callback], root: Path) -> L.Trainer:
-    """Return Lightning's Trainer with our defaults for what the arguments leave open."""
-    ours: dict[str, Any] = {
+    """Return Lightning's Trainer; arguments that are absent get our defaults."""
+    defaults: dict[str, Any] = {
         "precision": best_precision(arguments.get("accelerator", "auto")),
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
-        "use_distributed_sampler": False,  # EpochSampler shares the examples out itself, each exactly once
+        "use_distributed_sampler": False,  # EpochSampler distributes the examples itself, each exactly once
     }
-    quieten()
-    # null has a meaning of its own there: epochs don't count, trainer.val_check_interval does
-    given = {n: value for n, value in arguments.items() if value is not None or n == "check_val_every_n_epoch"}
-    progress = [ProgressBar()] if given.get("enable_progress_bar", True) else []
+    silence_lightning()
+    # null is a value of check_val_every_n_epoch: then trainer.val_check_interval counts batches across epochs
+    values = {n: value for n, value in arguments.items() if value is not None or n == "check_val_every_n_epoch"}
+    progress = [ProgressBar()] if values.get("enable_progress_bar", True) else []
     plugins: list[Any] = [AtomicIO()]
-    if given.get("sync_batchnorm") and is_cpu(given.get("accelerator", "auto")):
-        given["sync_batchnorm"] = False
+    if values.get("sync_batchnorm") and is_cpu(values.get("accelerator", "auto")):
+        values["sync_batchnorm"] = False
         plugins.append(JointBatchNorm())
     try:
         return L.Trainer(
-            **ours | given,
+            **defaults | values,
             logger=loggers,
             callbacks=[*callbacks, *progress],
             default_root_dir=str(root),
@@ -119,13 +122,13 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
             enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
-        written = ", ".join(f"trainer.{name}={value}" for name, value in given.items())
-        raise UserError(f"Lightning's Trainer refuses {written}", accepted=str(error), advice="--help") from None
+        settings = ", ".join(f"trainer.{name}={value}" for name, value in values.items())
+        raise UserError(f"Lightning's Trainer refuses {settings}", accepted=str(error), advice="--help") from None
 
 
 def check_limits(trainer: L.Trainer, data: SegmentationData) -> None:
     """Raise a UserError where a share of the batches is less than one, or validations are further apart than epochs."""
-    if data.collection is None:  # the first process has looked, this is another
+    if data.collection is None:  # only the first process has checked the data
         return
     for split in ("train", "val", "test"):
         share = getattr(trainer, f"limit_{split}_batches")
@@ -136,9 +139,10 @@ def check_limits(trainer: L.Trainer, data: SegmentationData) -> None:
                 accepted=f"at least {1 / batches:.2g}, or a whole number of batches",
                 advice=f"trainer.limit_{split}_batches=1",
             )
-        steps, limit = trainer.val_check_interval, batches if isinstance(share, float) else min(share, batches)
-        of_an_epoch = isinstance(steps, int) and trainer.check_val_every_n_epoch is not None
-        if split == "train" and of_an_epoch and steps > limit and trainer.limit_val_batches:
+        steps = trainer.val_check_interval
+        limit = batches if isinstance(share, float) else min(share, batches)
+        within_epoch = isinstance(steps, int) and trainer.check_val_every_n_epoch is not None
+        if split == "train" and within_epoch and steps > limit and trainer.limit_val_batches:
             raise UserError(
                 f"trainer.val_check_interval={steps} is more than the {limit} batches of an epoch",
                 accepted="a part of an epoch; with trainer.check_val_every_n_epoch=null any number of batches",
@@ -146,18 +150,18 @@ def check_limits(trainer: L.Trainer, data: SegmentationData) -> None:
             )
 
 
-def quieten() -> None:
-    """Silence what Lightning says of itself on every start; its warnings about the run stay."""
+def silence_lightning() -> None:
+    """Silence the messages of Lightning that every run has; its warnings about this run stay."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
-    warnings.filterwarnings("ignore", message=".*training_step. returned .None.")  # Guard says more of it
-    # of an epoch whose batches were all left out
+    warnings.filterwarnings("ignore", message=".*training_step. returned .None.")  # Guard prints more about it
+    # after an epoch whose batches were all left out
     warnings.filterwarnings("ignore", message="The ..compute.. method of metric SegmentationScores was called before")
-    # EpochSampler goes on where the run was
+    # EpochSampler continues in the middle of an epoch
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
-    # without validation there is no best checkpoint, which the end of the run says
+    # without validation there is no best checkpoint, as train() prints at its end
     warnings.filterwarnings("ignore", message=".*could not find the monitored key in the returned metrics")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 
@@ -165,10 +169,10 @@ def quieten() -> None:
 def set_batch_size_and_learning_rate(
     options: Train, trainer: L.Trainer, data: SegmentationData, module: SegmentationModule
 ) -> dict[str, Any]:
-    """Set the batch of each device and the learning rate by the devices that there are; return what came out.
+    """Set the batch of each device and the learning rate by the number of devices; return them for the summary.
 
     Raises:
-        UserError: data.global_batch_size can't be shared out evenly.
+        UserError: data.global_batch_size can't be divided evenly among the devices.
     """
     parts = trainer.world_size * trainer.accumulate_grad_batches
     wanted = options.data.global_batch_size
@@ -181,21 +185,22 @@ def set_batch_size_and_learning_rate(
             advice=f"data.global_batch_size={near}",
         )
     data.batch_size = options.data.batch_size if wanted is None else wanted // parts
-    times = data.batch_size * parts / options.data.batch_size
-    module.lr = options.optimizer.lr * {"none": 1.0, "linear": times, "sqrt": times**0.5}[options.optimizer.lr_scaling]
-    shared = {
+    ratio = data.batch_size * parts / options.data.batch_size
+    factors = {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}
+    module.lr = options.optimizer.lr * factors[options.optimizer.lr_scaling]
+    sizes = {
         "devices": trainer.world_size,
         "batch_size": data.batch_size,
         "global_batch_size": data.batch_size * parts,
         "lr": module.lr,
     }
     if trainer.world_size > 1 and trainer.is_global_zero:
-        print(", ".join(f"{name} {value}" for name, value in shared.items()))
-    return shared
+        print(", ".join(f"{name} {value}" for name, value in sizes.items()))
+    return sizes
 
 
 def is_cpu(accelerator: str) -> bool:
-    """Return whether this accelerator of Lightning's is the CPU here."""
+    """Return whether this accelerator of Lightning's is the CPU on this machine."""
     return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
 
 

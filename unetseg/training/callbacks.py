@@ -1,4 +1,4 @@
-"""What is shown and measured while a run trains: a progress bar, sample pictures, speed and memory."""
+"""Callbacks that show and measure a training: a progress bar, sample pictures, speed and memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ProgressBar(RichProgressBar):
     """Lightning's bar without the logger's version number."""
 
     def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
-        """Return what is shown behind the bar."""
+        """Return the numbers behind the bar."""
         return {name: value for name, value in super().get_metrics(trainer, module).items() if name != "v_num"}
 
 
@@ -48,26 +48,29 @@ class SamplePictures(L.Callback):
         length = len(dataset)
         indices = np.unique(np.linspace(0, length - 1, min(self.count, length)).round().astype(int)).tolist()
         with trainer.precision_plugin.forward_context():
-            shown = predict_samples(module.get_submodule("model"), dataset, indices)
-        masks = [{"prediction": s.predicted, "truth": s.target} for s in shown]
+            samples = predict_samples(module.get_submodule("model"), dataset, indices)
+        masks = [
+            {
+                "prediction": {"mask_data": sample.predicted, "class_labels": self.labels},
+                "truth": {"mask_data": sample.target, "class_labels": self.labels},
+            }
+            for sample in samples
+        ]
         for logger in loggers:
             logger.log_image(
                 "val/predictions",
-                [sample.image for sample in shown],
+                [sample.image for sample in samples],
                 step=trainer.global_step,
-                caption=[sample.name for sample in shown],
-                masks=[
-                    {name: {"mask_data": mask, "class_labels": self.labels} for name, mask in pair.items()}
-                    for pair in masks
-                ],
+                caption=[sample.name for sample in samples],
+                masks=masks,
             )
 
 
 class Cost(L.Callback):
-    """What a training run costs: speed, memory and time.
+    """Measures speed, memory and time of a training.
 
-    Speed is training images a second over the batches of all epochs but the first batch of each (it waits for the
-    loader's processes to start); validation is not counted.
+    Speed is training images a second, without validation and without the first batch of each epoch, which waits for the
+    loader's processes to start.
     """
 
     def __init__(self) -> None:
@@ -78,19 +81,20 @@ class Cost(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Take the time since the last batch."""
+        """Add the time since the last batch."""
         now = time.perf_counter()
         if batch_idx > 0:
             self.images += len(batch.indices) * trainer.world_size
             self.training_seconds += now - self.last
         self.last = now
 
-    def measured(self) -> dict[str, float]:
+    def measurements(self) -> dict[str, float]:
         """Return images_per_second, peak_memory (bytes: the device's, or this process's on a CPU) and seconds."""
         if torch.cuda.is_available():
             memory = torch.cuda.max_memory_allocated()
         else:
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+            unit = 1 if platform.system() == "Darwin" else 1024  # bytes
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         return {
             "images_per_second": self.images / self.training_seconds if self.images else 0.0,
             "peak_memory": memory,

@@ -1,7 +1,7 @@
-"""What makes training on W processes with batches of B / W equal training on one with a batch of B.
+"""Sums over processes, by which training on W processes with batches of B / W equals training on one with a batch of B.
 
 DDP takes the mean of the processes' gradients. That is the gradient of the joined batch where every process computes
-the same loss, from sums over all of them, by operations that are differentiable across processes, as these are.
+the same loss from sums over all processes, by operations that are differentiable across processes, as these are.
 
 Legend: B images on this process (others may have another number), C channels, H x W pixels.
 """
@@ -21,11 +21,11 @@ def is_distributed() -> bool:
 
 
 def sum_over_processes(part: Tensor) -> Tensor:
-    """Return the sum of the processes' tensors, of one shape and dtype on all; alone, the very tensor.
+    """Return the sum of the processes' tensors, which have the same shape and dtype; with one process, `part` itself.
 
-    Each process has to call it, and to go back through it, equally often. Its gradient with respect to `part` is the
-    sum of the gradients that arrive on all processes: W times that of a loss which all of them compute alike, which
-    DDP's mean divides by W.
+    Each process has to call it, and to run its backward pass, equally often. The gradient with respect to `part` is the
+    sum of the gradients that arrive on all processes. For a loss that all of them compute alike that is W times its
+    gradient, and DDP's mean divides it by W.
     """
     return _Sum.apply(part) if is_distributed() else part
 
@@ -47,8 +47,8 @@ class _Sum(torch.autograd.Function):
 class JointBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation (Ioffe and Szegedy 2015, algorithm 1) by the statistics of the batch of all processes.
 
-    As torch.nn.SyncBatchNorm, which takes no tensors of a CPU. In evaluation, alone and in its state dict it is an
-    nn.BatchNorm2d (affine and with running statistics, as those of the encoders and the decoder are).
+    It does what torch.nn.SyncBatchNorm does, which takes no tensors on a CPU. In evaluation, with one process, and in
+    its state dict it is an nn.BatchNorm2d (affine and with running statistics, as in the encoders and the decoder).
 
     Example:
         >>> model = join_batch_norm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
@@ -63,7 +63,7 @@ class JointBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         """Map BxCxHxW to BxCxHxW of the same dtype and memory format; B may differ between processes.
 
-        The variance is the mean square of the distances from the joint mean: no difference of large numbers.
+        The variance is the mean square of the distances from the joint mean, and no difference of large numbers.
         """
         if not (self.training and is_distributed()):
             return super().forward(input)
@@ -80,7 +80,7 @@ class JointBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics towards those of a batch, C each; the variance is the unbiased one."""
+        """Move the running statistics towards a batch's mean and unbiased variance, of shape C each."""
         self.num_batches_tracked += 1
         share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
@@ -90,17 +90,17 @@ class JointBatchNorm2d(nn.BatchNorm2d):
 def join_batch_norm(model: nn.Module) -> nn.Module:
     """Turn every nn.BatchNorm2d of a model into a JointBatchNorm2d, and return the model.
 
-    Only the class changes: weights, statistics, keys and hooks stay the very same.
+    Only the class changes: weights, statistics, keys and hooks stay the same objects.
     """
-    return _exchange(model, nn.BatchNorm2d, JointBatchNorm2d)
+    return _change_class(model, nn.BatchNorm2d, JointBatchNorm2d)
 
 
 def separate_batch_norm(model: nn.Module) -> nn.Module:
     """Undo `join_batch_norm`."""
-    return _exchange(model, JointBatchNorm2d, nn.BatchNorm2d)
+    return _change_class(model, JointBatchNorm2d, nn.BatchNorm2d)
 
 
-def _exchange(model: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> nn.Module:
+def _change_class(model: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> nn.Module:
     for module in model.modules():
         if type(module) is old:
             module.__class__ = new
@@ -108,10 +108,10 @@ def _exchange(model: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> n
 
 
 class JointBatchNorm(LayerSync):
-    """Lightning's way to `join_batch_norm` on CPUs, where torch.nn.SyncBatchNorm can't be used: while training."""
+    """Lightning's plugin that calls `join_batch_norm` for a training on CPUs, which torch.nn.SyncBatchNorm refuses."""
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Return the model with the statistics of all processes."""
+        """Return the model with the statistics of the batch of all processes."""
         return join_batch_norm(model)
 
     def revert(self, model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""When the gradient flow is read while training, and where the readings go."""
+"""The callback that reads the gradient flow during training, and writes the readings."""
 
 from __future__ import annotations
 
@@ -27,18 +27,10 @@ class FlowReadings(L.Callback):
     """
 
     LOGGED = {
-        "skip_share",
-        "cosine",
-        "norm",
-        "rms",
-        "update_ratio",
-        "stalled",
-        "vanishing_slope",
-        "centre_dip",
-        "nan",
-        "inf",
+        *("skip_share", "cosine", "norm", "rms", "update_ratio", "stalled"),
+        *("vanishing_slope", "centre_dip", "nan", "inf"),
     }
-    """What of a reading goes to the loggers; the table has all."""
+    """Metrics that go to the loggers; the table has all."""
 
     def __init__(self, every_n_steps: int, table: Path, figure: Path):
         self.every_n_steps, self.table, self.figure = every_n_steps, table, figure
@@ -49,14 +41,14 @@ class FlowReadings(L.Callback):
         self.undrawn = False
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Set the hooks before the first micro-batch of a step that is to be read."""
+        """Set the hooks before the first micro-batch of a step that will be read."""
         if self.flow is None and trainer.global_step % self.every_n_steps == 0:
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             self.step = trainer.global_step
             self.flow = GradientFlow(module.get_submodule("model"), scaler.get_scale if scaler else None).__enter__()
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
-        """Read the gradients of the weights: unscaled and reduced over ranks, not clipped yet."""
+        """Read the gradients of the weights, which are unscaled and reduced over ranks, but not clipped yet."""
         if self.flow is None:
             return
         if all(weight.grad is None for weight in module.parameters()):  # a guard has left the batch out
@@ -68,7 +60,7 @@ class FlowReadings(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Write the reading when the step has been taken."""
+        """Write the reading once the step has been taken."""
         if self.flow is None or trainer.global_step == self.step:
             return
         self.flow.__exit__(None, None, None)
@@ -89,13 +81,13 @@ class FlowReadings(L.Callback):
             logger.log_metrics({**scalars, "epoch": trainer.current_epoch}, step=self.step)
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """Take the hooks away from a step that broke off."""
+        """Remove the hooks of a step that has failed."""
         if self.flow is not None:
             self.flow.__exit__(type(exception), exception, None)
             self.flow = None
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Draw what was read after the last validation."""
+        """Draw the readings since the last validation."""
         self.on_validation_end(trainer, module)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

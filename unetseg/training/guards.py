@@ -1,4 +1,4 @@
-"""What is done when a batch can't be trained on: it is named, counted, and left out or the end of the run."""
+"""The guard against batches that can't be trained on: they are named, counted, and left out, or end the run."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 IN_A_ROW = 10
-"""Batches left out one after the other that end a run: then the weights are broken, and not a batch."""
-
+"""Batches left out one after the other that end a run, as its weights must be broken then."""
 NONFINITE, UNREADABLE = "nonfinite_loss", "unreadable_image"
 """Reasons to leave a picture out, as in the options."""
 
@@ -29,12 +28,12 @@ NONFINITE, UNREADABLE = "nonfinite_loss", "unreadable_image"
 class Guard(L.Callback):
     """Watches for losses that are NaN or inf, and for pictures that could not be read.
 
-    On a GPU a loss is looked at one step late, so that the device needn't be waited for; before a checkpoint is written
-    all are, so that none holds the weights of a broken step.
+    On a GPU a loss is checked one step late, so that no step waits for the device. All losses are checked before a
+    checkpoint is written, so that none holds the weights of a broken step.
 
     Args:
         table: left_out.csv: step, epoch, reason and name, one row for each picture that was left out.
-        flow: what reads the gradient flow, if anything does.
+        flow: reads the gradient flow; None where nothing does.
     """
 
     COLUMNS = ("step", "epoch", "reason", "name")
@@ -44,18 +43,19 @@ class Guard(L.Callback):
         self.pending: deque[tuple[int, Tensor, Tensor]] = deque()
         self.in_a_row = 0
         self.step = 0
-        self.told: set[str] = set()
-        """Names as the table has them, of pictures that could not be read."""
+        self.reported: set[str] = set()
+        """Names of pictures that could not be read, as in the table."""
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Record what the data module has named and left out before; what the table has is not told again."""
+        """Record the pictures that the data module has left out before, except those that are in the table."""
         self.step = trainer.global_step
         if self.table.exists():
             table = self._table()
-            self.told = set(table.name[table.reason == UNREADABLE])
-        fresh = [name for name in trainer.datamodule.left_out if cell(name) not in self.told]  # type: ignore[attr-defined]
-        if fresh and trainer.is_global_zero:
-            self._record(trainer, UNREADABLE, fresh)
+            self.reported = set(table.name[table.reason == UNREADABLE])
+        left_out = trainer.datamodule.left_out  # type: ignore[attr-defined]
+        new_names = [name for name in left_out if cell(name) not in self.reported]
+        if new_names and trainer.is_global_zero:
+            self._record(trainer, UNREADABLE, new_names)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
         """Keep the number of the step that this batch is part of."""
@@ -64,13 +64,13 @@ class Guard(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Look at the loss of this step, or of the one before."""
+        """Check the loss of this step, or of the one before."""
         dataset: Examples = trainer.train_dataloader.dataset  # type: ignore[union-attr]
-        self._unreadable(trainer, names_of(dataset, batch.unreadable))
+        self._report_unreadable(trainer, dataset, batch)
         loss = (outputs or {}).get("loss")
         if loss is None:  # the module has left the batch out
             names = self._names(trainer, dataset, batch.indices)
-            if trainer.is_global_zero:  # all processes know of it
+            if trainer.is_global_zero:  # all processes leave it out
                 self._leave_out(trainer, NONFINITE, names)
             self.in_a_row += 1
             if self.in_a_row == IN_A_ROW:
@@ -78,29 +78,29 @@ class Guard(L.Callback):
             return
         self.in_a_row = 0
         self.pending.append((self.step, torch.isfinite(loss.detach()), batch.indices))
-        self._check(trainer, but=0 if loss.device.type == "cpu" else 1)
+        self._check_losses(trainer, unchecked=0 if loss.device.type == "cpu" else 1)
 
     def on_validation_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
-        """Name what could not be read."""
-        self._unreadable(trainer, names_of(trainer.val_dataloaders.dataset, batch.unreadable))  # type: ignore[union-attr]
+        """Name the pictures that could not be read."""
+        self._report_unreadable(trainer, trainer.val_dataloaders.dataset, batch)  # type: ignore[union-attr]
 
     def on_test_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
-        """Name what could not be read."""
-        self._unreadable(trainer, names_of(trainer.test_dataloaders.dataset, batch.unreadable))  # type: ignore[union-attr]
+        """Name the pictures that could not be read."""
+        self._report_unreadable(trainer, trainer.test_dataloaders.dataset, batch)  # type: ignore[union-attr]
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Look at all losses so far."""
-        self._check(trainer, but=0)
+        """Check all losses so far."""
+        self._check_losses(trainer, unchecked=0)
 
-    def counted(self) -> dict[str, int]:
-        """Return skipped_batches and unreadable_images of the whole run, those before it was resumed included."""
+    def counts(self) -> dict[str, int]:
+        """Return skipped_batches and unreadable_images of the whole run, also of its parts before it was resumed."""
         table = self._table()
         broken, unread = (table[table.reason == reason] for reason in (NONFINITE, UNREADABLE))
         return {"skipped_batches": broken.step.nunique(), "unreadable_images": unread.name.nunique()}
 
-    def _check(self, trainer: L.Trainer, but: int) -> None:
-        """Look at the pending losses but for the last few; end the run at the first that isn't finite."""
-        while len(self.pending) > but:
+    def _check_losses(self, trainer: L.Trainer, unchecked: int) -> None:
+        """Check the pending losses except the last `unchecked`; end the run at the first that isn't finite."""
+        while len(self.pending) > unchecked:
             step, finite, indices = self.pending.popleft()
             if not finite:
                 dataset: Examples = trainer.train_dataloader.dataset  # type: ignore[union-attr]
@@ -116,15 +116,16 @@ class Guard(L.Callback):
 
         return pd.read_csv(self.table) if self.table.exists() else pd.DataFrame(columns=self.COLUMNS)
 
-    def _unreadable(self, trainer: L.Trainer, names: list[str]) -> None:
-        """Name and count pictures that this process could not read, each once."""
-        fresh = [name for name in names if cell(name) not in self.told]
-        if fresh:
-            self.told.update(map(cell, fresh))
-            self._leave_out(trainer, UNREADABLE, fresh)
+    def _report_unreadable(self, trainer: L.Trainer, dataset: Examples, batch: Batch) -> None:
+        """Name and record pictures of a batch that this process could not read, each once."""
+        names = names_of(dataset, batch.unreadable)
+        new_names = [name for name in names if cell(name) not in self.reported]
+        if new_names:
+            self.reported.update(map(cell, new_names))
+            self._leave_out(trainer, UNREADABLE, new_names)
 
     def _leave_out(self, trainer: L.Trainer, reason: str, names: list[str]) -> None:
-        """Say and record what is left out."""
+        """Print and record the names of pictures that are left out."""
         print(f"left out ({reason}), step {self.step}: {', '.join(map(shown, names))}")
         self._record(trainer, reason, names)
 
@@ -133,7 +134,7 @@ class Guard(L.Callback):
         append_rows(self.table, self.COLUMNS, rows)
 
     def _names(self, trainer: L.Trainer, dataset: Examples, indices: Tensor) -> list[str]:
-        """Return the names of a batch's pictures, those of all processes, which are all at this step."""
+        """Return the names of the pictures of a step, on all processes."""
         parts = [indices]
         if trainer.world_size > 1:
             parts = [indices] * trainer.world_size

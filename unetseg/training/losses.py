@@ -2,7 +2,7 @@
 
 Each is a ratio of sums over a batch. While training, the sums run over the batches of all processes, so that the loss
 and, with DDP, its gradient are those of one process with the joined batch. In evaluation, where one process may have a
-batch more than another, nobody waits: the sums are those of this process.
+batch more than another, the sums are those of this process, and no process waits.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from unetseg.training.distributed import sum_over_processes
 
 
 class Loss(nn.Module):
-    """A loss from sums over the batch; train() and eval() decide whose batch, see above."""
+    """A loss from sums over the batch: of all processes in train mode, of this process in eval mode."""
 
-    def over_the_batch(self, *sums: Tensor) -> tuple[Tensor, ...]:
+    def sum_over_batch(self, *sums: Tensor) -> tuple[Tensor, ...]:
         """Return this process's sums, of one shape and dtype, or those of all processes."""
         return sum_over_processes(torch.stack(sums)).unbind() if self.training else sums
 
@@ -36,7 +36,7 @@ class Bce(Loss):
         counts = (target != IGNORE).to(logits.dtype)
         truth = (target == 1).to(logits.dtype)
         loss = F.binary_cross_entropy_with_logits(logits[:, 0], truth, reduction="none")
-        total, pixels = self.over_the_batch((loss * counts).sum(), counts.sum())
+        total, pixels = self.sum_over_batch((loss * counts).sum(), counts.sum())
         return total / pixels.clamp(min=1)
 
 
@@ -51,7 +51,7 @@ class CrossEntropy(Loss):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Map logits BxCxHxW and classes BxHxW (0 ... C-1 or IGNORE) to a scalar >= 0."""
         loss = F.cross_entropy(logits, target.long(), ignore_index=IGNORE, reduction="sum")
-        total, pixels = self.over_the_batch(loss, (target != IGNORE).sum().to(loss.dtype))
+        total, pixels = self.sum_over_batch(loss, (target != IGNORE).sum().to(loss.dtype))
         return total / pixels.clamp(min=1)
 
 
@@ -79,7 +79,7 @@ class Dice(Loss):
             probability, truth = logits.log_softmax(1).exp(), target == labels
         p, t = (probability * (target != IGNORE)).flatten(2), truth.to(logits.dtype).flatten(2)
         sums = p.sum((0, 2)), t.sum((0, 2)), torch.linalg.vector_norm(p - t, ord=1, dim=(0, 2))
-        predicted, true, apart = self.over_the_batch(*sums)
+        predicted, true, apart = self.sum_over_batch(*sums)
         overlap = (predicted + true - apart) / 2  # sum(p t), as t is 0 or 1
         wrong, missed = predicted - overlap, true - overlap
         dice = overlap / (overlap + wrong / 2 + missed / 2).clamp_min(self.EPS)

@@ -1,4 +1,4 @@
-"""The LightningModule: model, loss, metrics and optimizer, each handed in or built from numbers."""
+"""The LightningModule: it trains and evaluates a model by a loss, with metrics and an optimizer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SegmentationModule(L.LightningModule):
         lr: AdamW's learning rate, lowered to 0 along a cosine over all steps.
         weight_decay: AdamW's.
         hyper_parameters: plain values that are kept in the checkpoint.
-        skip_nonfinite: take no step on a batch whose loss is NaN or inf, and let it leave no trace.
+        skip_nonfinite: take no step on a batch whose loss is NaN or inf, and undo its changes of the buffers.
 
     Example:
         >>> from unetseg.model import Segmenter
@@ -82,7 +82,7 @@ class SegmentationModule(L.LightningModule):
         return self._evaluation_step(batch, "test")
 
     def on_train_start(self) -> None:
-        """Let today's options hold in a resumed run, whose optimizer and schedule came from its checkpoint."""
+        """Apply the options to a resumed run, whose optimizer and schedule come from its checkpoint."""
         if not self.trainer.global_step:
             return
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
@@ -90,17 +90,17 @@ class SegmentationModule(L.LightningModule):
         step = self._step_by_these_options()
         lr = self.lr
         if schedule is not None:
-            same = schedule.T_max == self.steps and schedule.last_epoch == step and schedule.base_lrs[0] == self.lr
-            if not same:
+            if schedule.T_max == self.steps and schedule.last_epoch == step and schedule.base_lrs[0] == self.lr:
+                lr = optimizer.param_groups[0]["lr"]  # to the last bit, as the schedule rounds in each step
+            else:
                 schedule.T_max, schedule.last_epoch = self.steps, step
                 schedule.base_lrs = [self.lr for _ in optimizer.param_groups]
-            # else to the last bit as if undisturbed: the schedule rounds in each step
-            lr = optimizer.param_groups[0]["lr"] if same else self.lr * (1 + math.cos(math.pi * step / self.steps)) / 2
+                lr = self.lr * (1 + math.cos(math.pi * step / self.steps)) / 2
         for group in optimizer.param_groups:
             group |= {"lr": lr, "initial_lr": self.lr, "weight_decay": self.weight_decay}
 
     def _step_by_these_options(self) -> int:
-        """Return how many steps a run of these options would have taken to where the data goes on."""
+        """Return the number of steps after which a run of these options would be at this point of the data."""
         trainer: Any = self.trainer
         if trainer.max_steps == self.steps:
             return int(trainer.global_step)
@@ -110,19 +110,19 @@ class SegmentationModule(L.LightningModule):
         return int(epoch * -(-batches // accumulated) + in_epoch)
 
     def on_train_epoch_start(self) -> None:
-        """Begin to count anew."""
+        """Reset the scores of the training batches."""
         self._metric("train").reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the validation split, and those of the epoch's training batches.
 
-        The latter were taken while the weights were changing. Both are written before the checkpoint, so that a run
-        which is resumed from it has every row.
+        The weights were changing while the latter were counted. Both are written before the checkpoint, so that a run
+        that is resumed from it has every row.
         """
         if not self.trainer.sanity_checking:
             scores = self._metric("train").compute()
-            named = {f"train/{name}": scores[name].float() for name in ("iou", "boundary_iou")}
-            self.log_dict(named, sync_dist=True)
+            train_scores = {f"train/{name}": scores[name].float() for name in ("iou", "boundary_iou")}
+            self.log_dict(train_scores, sync_dist=True)
         self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:
@@ -130,13 +130,13 @@ class SegmentationModule(L.LightningModule):
         self._log_scores("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the scores of the epoch's training batches so far, those of all processes."""
+        """Add the scores of the epoch's training batches so far, over all processes."""
         metric = self._metric("train")
         with metric.sync_context():
             checkpoint["train_scores"] = copy.deepcopy(metric.metric_state)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Take the weights over; raise a UserError where they are another model's."""
+        """Load the weights; raise a UserError where they are another model's."""
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
@@ -145,15 +145,15 @@ class SegmentationModule(L.LightningModule):
             ) from None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take these scores over, on one of the processes."""
+        """Restore the scores of the epoch's training batches, on the first process."""
         if self._trainer is not None and self.trainer.is_global_zero and "train_scores" in checkpoint:
             for name, value in checkpoint["train_scores"].items():
                 setattr(self._metric("train"), name, value.to(self.device))
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW and a cosine from lr to 0 over all steps of the run; lr throughout where it has no known end."""
-        # one pass over the weights; not with float16, whose scaler it would take over from Lightning's clipping, nor
-        # where gradients are clipped in bfloat16: Lightning refuses that, though there is no scaler
+        """Return AdamW and a cosine from lr to 0 over all steps of the run; lr is constant where the end is unknown."""
+        # fused: one pass over the weights. Lightning refuses it with clipping in mixed precision: with float16, where
+        # the optimizer would unscale the gradients after the clipping, and also with bfloat16, which has no scaler
         clipped = self.trainer.precision == "bf16-mixed" and self.trainer.gradient_clip_val
         fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed" and not clipped
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
@@ -182,13 +182,9 @@ class SegmentationModule(L.LightningModule):
         return cast(SegmentationScores, self.scores[f"{stage}_scores"])
 
     def _log_scores(self, stage: str) -> None:
-        scores = self._compute(stage)
-        # the counts were summed over processes already; sync_dist averages equal values, and keeps Lightning quiet
+        metric = self._metric(stage)
+        scores = {name: value.float() for name, value in metric.compute().items()}
+        metric.reset()
+        # the counts are sums over processes already; sync_dist averages equal values, and avoids Lightning's warning
         self.log_dict({f"{stage}/{name}": v for name, v in scores.items() if name != "iou"}, sync_dist=True)
         self.log(f"{stage}/iou", scores["iou"], prog_bar=True, sync_dist=True)
-
-    def _compute(self, stage: str) -> dict[str, Tensor]:
-        metric = self._metric(stage)
-        scores = metric.compute()
-        metric.reset()
-        return {name: value.float() for name, value in scores.items()}

@@ -1,4 +1,4 @@
-"""Cheap looks at the world before anything heavy is imported: what must be downloaded, and is there a network?"""
+"""Cheap checks before anything heavy is imported: downloads and the network, packages, keys, a resumed run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIMEOUT = 3.0
 
 
 def train(options: Train) -> None:
-    """Raise a UserError if the run can't be resumed, or needs a download that can't work or a key that isn't there."""
+    """Raise a UserError if the run can't be resumed, or lacks a network, a key, a compiler or a package."""
     if options.resume:
         check_resume(options)
     if options.model.weights == "imagenet" and not _cached(options.model.encoder):
@@ -63,7 +63,7 @@ def train(options: Train) -> None:
 
 
 def data(data: SegmentationData) -> None:
-    """Find and check the data; raise a UserError where it can't be trained on, or its scores not be written."""
+    """Find and check the data; raise a UserError where it can't be trained on, or the tables can't hold its names."""
     data.check()
     assert data.collection is not None
     names = (example.name for examples in data.collection.splits.values() for example in examples)
@@ -81,7 +81,7 @@ def data(data: SegmentationData) -> None:
 def one_device(options: Train) -> None:
     """Raise a UserError if a run of a Hydra multirun asks for several processes."""
     devices, nodes = options.trainer.get("devices"), options.trainer.get("num_nodes")
-    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)  # "auto" is all that there are
+    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)  # "auto" means all devices
     strategy = str(options.trainer.get("strategy") or "auto")
     if not one or nodes not in (None, 1) or strategy.startswith(("ddp", "fsdp", "deepspeed")):
         raise UserError(

@@ -1,4 +1,4 @@
-"""What last.ckpt may hold: it may be a stranger's, or damaged, and Lightning believes all of it."""
+"""The checks of last.ckpt, which may be a stranger's, or damaged; Lightning itself checks nothing of it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 from unetseg.model import archive
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "model.mean", "model.std")
-"""How the names in a state dict end that are no parameters."""
+"""Endings of the names in a state dict that are no parameters."""
 
 
 def check(content: Any) -> None:
-    """Raise a ValueError that names what is not of the kind or shape that training writes.
+    """Raise a ValueError that names a part which is not of the kind or shape that training writes.
 
-    Paths in it are nobody's business here: those of the folder are used in any case.
+    Paths in it aren't checked, as only those of the run folder are used.
     """
     parts: dict[str, Callable[[Any], bool]] = {
         "epoch": _is_count,
@@ -44,16 +44,16 @@ def check(content: Any) -> None:
                 raise ValueError("its optimizer's state is of other weights")
 
 
-def tables(state: Any) -> dict[str, int]:
-    """Return the lengths of the tables in Continuation's state; raise a ValueError where they are none."""
+def table_lengths(state: Any) -> dict[str, int]:
+    """Return the lengths of the tables in Continuation's state, in bytes; raise a ValueError where they are absent."""
     lengths = state.get("tables") if isinstance(state, dict) else None
     if not isinstance(lengths, dict) or not _are_counts(lengths):
         raise ValueError("it doesn't say how long the tables were")
     return lengths
 
 
-def score(value: Any) -> Tensor | None:
-    """Return a score as a tensor of one finite number, or None where it is none."""
+def finite_score(value: Any) -> Tensor | None:
+    """Return a score as a tensor of one finite number, or None where it is something else."""
     if not isinstance(value, Tensor) or value.numel() != 1 or not torch.isfinite(value).all():
         return None
     return value.detach().clone().reshape(())
@@ -64,7 +64,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _are_counts(value: Any) -> bool:
-    """Whether this is counts and truth values by their names, at any depth."""
+    """Return whether this is a count or truth value, or a dict of them at any depth."""
     if isinstance(value, dict):
         return all(isinstance(key, str) for key in value) and all(map(_are_counts, value.values()))
     return isinstance(value, bool) or _is_count(value)
@@ -90,5 +90,5 @@ def _is_optimizer(value: Any) -> bool:
 
 
 def _is_moments(value: Any) -> bool:
-    """Whether this is what an optimizer keeps of one weight."""
+    """Return whether this is the state that an optimizer keeps of one weight."""
     return isinstance(value, dict) and all(isinstance(v, Tensor) or _is_setting(v) for v in value.values())

@@ -1,13 +1,12 @@
-"""When checkpoints are written, how, and what they hold beyond Lightning's own: a run goes on as if undisturbed.
+"""Checkpoints: when and how they are written, and their content beyond Lightning's, so that a run resumes undisturbed.
 
 last.ckpt is written after each epoch, with a validation or without, every few minutes or steps, and when the run is
-asked to stop. In the middle of an epoch that happens between two steps: what the first of them logs is in the tables,
-and nothing of the second.
+asked to stop. In the middle of an epoch it is written between two steps: the tables then have the rows of the first
+step, and none of the second.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import re
@@ -32,16 +31,21 @@ from unetseg import launch
 from unetseg.errors import INTERRUPTED, REQUEUE, Halt, UserError, first_line
 from unetseg.files import drafted
 from unetseg.model import archive
+from unetseg.options.output import FULL
 from unetseg.options.schema import Checkpoint
 from unetseg.runs.folder import RunFolder
 from unetseg.training import restored
 
+SHARED_MEMORY = ("Bus error", "shared memory", "unable to write to file </torch", "unable to open file </torch")
+"""Words of torch's errors where there is too little of it."""
+LOADER_KILLED = r"DataLoader worker \(pid.*\) (is killed by signal: .*?|exited unexpectedly)(\.|$)"
+
 
 class AtomicIO(TorchCheckpointIO):
-    """Writes a checkpoint beside the one that it replaces, which stays whole until the new one is.
+    """Writes a checkpoint beside the one that it replaces, which stays whole until the new one is whole.
 
-    Lightning's own writes to the folder for temporary files, from which a file can't be moved in one step to another
-    file system.
+    Lightning's own writes to the folder for temporary files, which may lie on another file system. A file can't be
+    moved from there in one step.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -54,56 +58,57 @@ class AtomicIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
         except BaseException as error:
-            cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch's doesn't say why
+            # torch's own error doesn't have the reason
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
             if isinstance(cause, OSError):
                 raise OSError(cause.errno, cause.strerror, str(path)) from None
             raise
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint of this machine as data, and compare its checksums, whatever Lightning asks for.
+        """Read a checkpoint as data onto the CPU and compare its checksums, whatever Lightning's arguments are.
 
         Raises:
             UserError: it is damaged, or holds more than tensors and plain values.
         """
         try:
             return archive.load(Path(path))
-        except Exception as error:  # damaged bytes make the unpickler fail in every way there is
-            raise damaged(path, error) from None
+        except Exception as error:  # damaged bytes make the unpickler fail in many ways
+            raise damaged_checkpoint(path, error) from None
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Remove a checkpoint, which is a file; Lightning's own would remove a folder with all that lies in it."""
+        """Remove a checkpoint, which is a file; Lightning's own would also remove a folder and its content."""
         Path(path).unlink(missing_ok=True)
 
 
 class Checkpointing(ModelCheckpoint):
-    """Finds its file in its own folder, whatever path a checkpoint says: the folder was moved, or is a stranger's.
+    """Finds its file in its own folder, and ignores paths in a checkpoint: the folder was moved, or is a stranger's.
 
-    The last checkpoint is also written after an epoch without a validation, and the best one is the best of those that
-    are there.
+    The last checkpoint is also written after an epoch without a validation. A best checkpoint that is gone doesn't
+    count.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the best score, where there is the file that has it."""
+        """Restore the best score where its file is there."""
         path = Path(str(self.dirpath), f"{self.filename}.ckpt")
         if not path.is_file():
             return
         self.best_model_path = str(path)
-        best = restored.score(state_dict.get("best_model_score")) if self.monitor else None
+        best = restored.finite_score(state_dict.get("best_model_score")) if self.monitor else None
         if best is not None:
             self.best_model_score = self.kth_value = best
             self.best_k_models, self.kth_best_model_path = {str(path): best}, str(path)
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Forget a best checkpoint that is gone or damaged, once the state of the run has been taken over."""
+        """Forget a best checkpoint that is gone or damaged, once the state of the run has been restored."""
         if self.monitor and self.best_model_path and not is_whole(Path(self.best_model_path)):
             if launch.is_first():
                 print(f"{self.best_model_path} is gone or damaged: the best from here on will be kept and tested")
             self.best_k_models, self.kth_best_model_path = {}, ""
-            self.kth_value = None  # type: ignore[assignment]  # which Lightning itself begins with
+            self.kth_value = None  # type: ignore[assignment]  # Lightning's own first value
             self.best_model_path, self.best_model_score, self.current_score = "", None, None
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Write the last checkpoint, unless the validation of this step has written it."""
+        """Write the last checkpoint, unless the validation after this step has written it."""
         super().on_train_epoch_end(trainer, module)
         if self.monitor is None and not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
@@ -112,35 +117,35 @@ class Checkpointing(ModelCheckpoint):
 class Continuation(L.Callback):
     """Writes last.ckpt in the middle of epochs, and ends the run when it is asked to stop.
 
-    SIGTERM, SLURM's SIGUSR1, SIGHUP (a lost ssh) and Ctrl-C are requests: the step is finished, the checkpoint written,
-    and the process ends with a status that says so. All processes of the run do so after the same step, whichever of
-    them was asked. A validation is finished first. A second Ctrl-C ends the process at once.
+    SIGTERM, SLURM's SIGUSR1, SIGHUP (a lost ssh) and Ctrl-C are requests to stop: the run finishes the step, writes the
+    checkpoint, and ends with a status for it. All processes of the run stop after the same step, whichever of them got
+    the request. A validation is finished first. A second Ctrl-C ends the process at once.
 
     Args:
-        run: the folder that is written to.
+        run: the run's folder.
         every: minutes and steps between two writes.
     """
 
     def __init__(self, run: RunFolder, every: Checkpoint):
         self.run, self.every = run, every
-        self.asked: signal.Signals | None = None
-        self.written = time.monotonic()
-        self.random: dict[str, Any] = {}
+        self.stop_signal: signal.Signals | None = None
+        self.last_write = time.monotonic()
+        self.restored_random_state: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the length of each table in bytes, and the random numbers' state on the first process."""
         present = [path for path in self.run.tables if path.exists()]
-        for path in present:  # a power cut must not leave them shorter than the checkpoint says
+        for path in present:  # after a power cut they must not be shorter than in the checkpoint
             with path.open("rb") as table:
                 os.fsync(table.fileno())
         return {"tables": {path.name: path.stat().st_size for path in present}, "random": random_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state of the random numbers until the training is about to go on."""
-        self.random = state_dict["random"]
+        """Keep the state of the random numbers until the next batch begins."""
+        self.restored_random_state = state_dict["random"]
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Say that the next batch has not been fetched; Lightning counts it as the one being worked on."""
+        """Take back the count of the next batch, which Lightning has fetched and counts as begun."""
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
             if counts["ready"] > counts["processed"]:
@@ -148,125 +153,124 @@ class Continuation(L.Callback):
                 progress["is_last_batch"] = False
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Hear of requests to stop during the block; one that came after the last step ends it."""
-        before = {number: signal.getsignal(number) for number in launch.STOPS}
-        self._listen()
+    def handle_signals(self) -> Iterator[None]:
+        """Receive requests to stop during the block; raise a Halt at its end after one that stopped no step."""
+        handlers_before = {number: signal.getsignal(number) for number in launch.STOPS}
+        self._set_handlers()
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in handlers_before.items():
                 signal.signal(number, handler)
-        if self.asked:
+        if self.stop_signal:
             raise Halt("stopped; this run is finished", self._status())
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Take the signals over from Lightning, whose handlers broadcast from wherever they interrupt."""
-        self._listen()
+        """Replace Lightning's signal handlers, which broadcast from wherever they interrupt."""
+        self._set_handlers()
         if trainer.global_step:
             count_batches_anew(trainer)
 
     def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Take the signals over for the test, too."""
-        self._listen()
+        """Replace Lightning's signal handlers in the test, too."""
+        self._set_handlers()
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Write last.ckpt if it is time, and stop if that was asked for; both between two steps."""
-        if self.random:
-            restore_random_state(self.random)
-            self.random = {}
+        """Write last.ckpt if it is time, and stop if there was a request; both between two steps."""
+        if self.restored_random_state:
+            restore_random_state(self.restored_random_state)
+            self.restored_random_state = {}
         loop = trainer.fit_loop.epoch_loop
-        loop._batches_that_stepped = trainer.global_step  # that loggers get; wrong after some restarts
+        loop._batches_that_stepped = trainer.global_step  # the loggers' step, which is wrong after some restarts
         done = loop.batch_progress.current.completed
         if done % trainer.accumulate_grad_batches:
             return
-        due, stop = self._agreed(trainer)
-        if (due or stop) and done > 0:  # otherwise the end of the epoch before has been written
+        due, stop = self._write_and_stop(trainer)
+        if (due or stop) and done > 0:  # otherwise last.ckpt is that of the end of the epoch before
             trainer.save_checkpoint(self.run.last)
-            self.written = time.monotonic()
+            self.last_write = time.monotonic()
         if stop:
             self._stop(f"after step {trainer.global_step}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Count the minutes from here, where last.ckpt is written as well."""
-        self.written = time.monotonic()
+        """Count the minutes from here, as last.ckpt is written now as well."""
+        self.last_write = time.monotonic()
 
     def on_test_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Stop if that was asked for: the training is over, and last.ckpt has its end.
+        """Stop if there was a request: the training is over, and last.ckpt has its end.
 
-        The processes agree on it before the batches that all of them have; some may have one more.
+        The processes exchange their requests only at the batches that all of them have; some may have one more.
         """
         loader: Any = trainer.test_dataloaders
-        of_all = -(-(len(loader.dataset) // trainer.world_size) // loader.batch_size)
-        if batch_idx < of_all and self._agreed(trainer)[1]:
+        shared_batches = -(-(len(loader.dataset) // trainer.world_size) // loader.batch_size)
+        if batch_idx < shared_batches and self._write_and_stop(trainer)[1]:
             self._stop("in the test")
 
-    def _agreed(self, trainer: L.Trainer) -> tuple[bool, bool]:
-        """Return whether a write is due and whether a stop was asked for, the same on all processes."""
+    def _write_and_stop(self, trainer: L.Trainer) -> tuple[bool, bool]:
+        """Return whether to write last.ckpt and whether to stop, the same on all processes."""
         minutes, steps = self.every.every_n_minutes, self.every.every_n_steps
-        due = bool(minutes) and time.monotonic() - self.written > 60 * (minutes or 0)
-        due |= bool(steps) and trainer.global_step % (steps or 1) == 0
+        minutes_over = minutes is not None and time.monotonic() - self.last_write > 60 * minutes
+        steps_over = steps is not None and trainer.global_step % steps == 0
+        due, stop = minutes_over or steps_over, self.stop_signal is not None
         if trainer.world_size == 1:
-            return due, self.asked is not None
-        flags = torch.tensor([due, self.asked is not None], dtype=torch.int32, device=trainer.strategy.root_device)
+            return due, stop
+        flags = torch.tensor([due, stop], dtype=torch.int32, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
         due, stop = flags.tolist()
         return bool(due), bool(stop)
 
-    def _listen(self) -> None:
+    def _set_handlers(self) -> None:
         for number in launch.STOPS:
             if not launch.is_ignored(number):
-                signal.signal(number, self._note)
+                signal.signal(number, self._on_signal)
 
-    def _note(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT and self.asked == signal.SIGINT:
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and self.stop_signal == signal.SIGINT:
             launch.die_of_ctrl_c()
-        self.asked = signal.Signals(number)
+        self.stop_signal = signal.Signals(number)
         if launch.is_first():
-            print(
-                f"{self.asked.name}: stopping at the next step"
-                + (", Ctrl-C again: at once" * (number == signal.SIGINT)),
-                flush=True,
-            )
+            again = ", Ctrl-C again: at once" if number == signal.SIGINT else ""
+            print(f"{self.stop_signal.name}: stopping at the next step{again}", flush=True)
 
     def _stop(self, when: str) -> None:
         raise Halt(f"stopped {when}\n  try: {command_to_resume(self.run)}", self._status())
 
     def _status(self) -> int:
-        return INTERRUPTED if self.asked == signal.SIGINT else REQUEUE
+        return INTERRUPTED if self.stop_signal == signal.SIGINT else REQUEUE
 
 
 def count_batches_anew(trainer: L.Trainer) -> None:
-    """Let a resumed run, whose steps may have another size than before, count the batches of its epoch by these.
+    """Set the number of batches that the epoch of a resumed run has had, by the size that its batches have now.
 
     Raises:
         UserError: the pictures that the epoch has had are no whole number of such batches.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     counts: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-    examples, step = data.done[1], data.batch_size * trainer.world_size
+    examples = data.done[1]
+    step = data.batch_size * trainer.world_size
     if examples % step:
         raise UserError(
             f"the run was stopped in an epoch, after {examples} pictures; the next of it can't be taken {step} at once",
             accepted=f"a batch size, over all devices, that divides {examples}",
             advice="go on without the change until the epoch ends",
         )
-    over = not examples and counts.completed
-    batches = int(trainer.num_training_batches) if over else examples // step
+    epoch_over = not examples and counts.completed
+    batches = int(trainer.num_training_batches) if epoch_over else examples // step
     counts.ready = counts.started = counts.processed = counts.completed = batches
 
 
 def command_to_resume(run: RunFolder) -> str:
-    """Return the command that goes on with a run."""
+    """Return the command that resumes a run."""
     return f"python -m unetseg.train resume={shlex.quote(str(run.path))}"
 
 
 def rewind(run: RunFolder) -> Path | None:
-    """Return the checkpoint from which a run goes on, None to start anew; the tables are cut back to it.
+    """Return the checkpoint from which a run is resumed, None to start anew; cut the tables back to it.
 
-    Where last.ckpt is gone (or was not written yet), that is best.ckpt.
+    It is best.ckpt where there is no last.ckpt.
 
     Raises:
         UserError: the checkpoint is damaged, or not what training writes.
@@ -278,10 +282,10 @@ def rewind(run: RunFolder) -> Path | None:
             content = archive.load(file)
             restored.check(content)
             state = content["callbacks"].get(Continuation.__qualname__)
-            lengths = restored.tables(state)
+            lengths = restored.table_lengths(state)
             check_random_state(state.get("random"))
-        except Exception as error:  # damaged bytes make the unpickler fail in every way there is
-            raise damaged(file, error, _ways_around(run, file)) from None
+        except Exception as error:  # damaged bytes make the unpickler fail in many ways
+            raise damaged_checkpoint(file, error, _ways_around(run, file)) from None
     if launch.is_first():
         if file == run.best and file.exists():
             print(f"{run.last} is not there: going on from best.ckpt")
@@ -294,23 +298,23 @@ def rewind(run: RunFolder) -> Path | None:
 
 
 def _ways_around(run: RunFolder, file: Path) -> list[str]:
-    """Return what helps where a checkpoint can't be used."""
+    """Return the user's ways to go on where a checkpoint can't be used."""
     delete = f"rm {shlex.quote(str(file))}, and the same command"
     other = "goes on from best.ckpt" if file == run.last and is_whole(run.best) else "begins anew"
     return ["the file from a copy", f"{delete} {other}"]
 
 
 def is_whole(file: Path) -> bool:
-    """Return whether a checkpoint is there with all its bytes."""
+    """Return whether a checkpoint is there and undamaged."""
     try:
         archive.load(file)
-    except Exception:  # damaged bytes make the unpickler fail in every way there is
+    except Exception:  # damaged bytes make the unpickler fail in many ways
         return False
     return True
 
 
 def cut_back(table: Path, length: int) -> None:
-    """Cut a table to its length at the checkpoint; say where rows are lost, and end it with a whole row."""
+    """Cut a table to its length at the checkpoint; where it is shorter, print that and end it with a whole row."""
     size = table.stat().st_size if table.exists() else 0
     if size < length:
         print(f"{table} is {length - size} bytes shorter than last.ckpt says: rows of it are lost", file=sys.stderr)
@@ -322,8 +326,10 @@ def cut_back(table: Path, length: int) -> None:
         os.truncate(table, length)
 
 
-def damaged(path: Path | str, error: Exception, ways: Sequence[str] = ("a copy of it, or a new run",)) -> UserError:
-    """Return the error for a checkpoint that a run can't go on from."""
+def damaged_checkpoint(
+    path: Path | str, error: Exception, ways: Sequence[str] = ("a copy of it, or a new run",)
+) -> UserError:
+    """Return the error for a checkpoint from which a run can't be resumed."""
     return UserError(
         f"{path} can't be read: {first_line(error)}",
         accepted="a checkpoint as unetseg.train has written it",
@@ -332,24 +338,24 @@ def damaged(path: Path | str, error: Exception, ways: Sequence[str] = ("a copy o
 
 
 @contextmanager
-def explaining_damage(run: RunFolder) -> Iterator[None]:
-    """Turn what goes wrong while Lightning takes a checkpoint over into a UserError."""
+def explain_damaged_checkpoint(run: RunFolder) -> Iterator[None]:
+    """Turn an error of Lightning while it restores a checkpoint into a UserError."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         names = (Path(frame.f_code.co_filename).name for frame, _ in traceback.walk_tb(error.__traceback__))
         if isinstance(error, UserError) or "checkpoint_connector.py" not in names:
             raise
-        raise damaged(run.checkpoints, error) from error
+        raise damaged_checkpoint(run.checkpoints, error) from error
 
 
 @contextmanager
-def explaining_the_world(run: RunFolder) -> Iterator[None]:
-    """Turn errors of which the options are innocent into a Halt that says how to go on."""
+def explain_system_errors(run: RunFolder) -> Iterator[None]:
+    """Turn errors of the system, which no option causes, into a Halt that says how to go on."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise Halt(
                 f"no room to write {error.filename or 'a file'}: {error.strerror}\n"
                 "  what was written before is whole\n"
@@ -364,9 +370,7 @@ def explaining_the_world(run: RunFolder) -> Iterator[None]:
                 "  try: more of it (docker run --shm-size=2g ...), data.workers=0 or a smaller data.batch_size\n"
                 f"       {command_to_resume(run)} data.workers=0"
             ) from None
-        if killed := re.search(
-            r"DataLoader worker \(pid.*\) (is killed by signal: .*?|exited unexpectedly)(\.|$)", text
-        ):
+        if killed := re.search(LOADER_KILLED, text):
             raise Halt(
                 f"a loader process {killed[1]}: the machine may have run out of memory\n"
                 f"  try: {command_to_resume(run)} data.workers=0"
@@ -376,12 +380,8 @@ def explaining_the_world(run: RunFolder) -> Iterator[None]:
         raise UserError(f"Lightning refuses these options: {first_line(error)}", accepted=str(error)) from None
 
 
-SHARED_MEMORY = ("Bus error", "shared memory", "unable to write to file </torch", "unable to open file </torch")
-"""Words of torch's errors where there is too little of it."""
-
-
 def make_checkpointing(run: RunFolder) -> tuple[Checkpointing, Checkpointing]:
-    """Return what keeps the best checkpoint by val/iou, and what keeps the last.
+    """Return the callbacks that write the best checkpoint by val/iou and the last checkpoint.
 
     They are two, because ModelCheckpoint(save_last=True) writes the last one only when it is the best so far.
     """
@@ -391,7 +391,7 @@ def make_checkpointing(run: RunFolder) -> tuple[Checkpointing, Checkpointing]:
 
 
 def random_state() -> dict[str, Any]:
-    """Return the state of every process-wide source of random numbers, in values that weights_only=True loads."""
+    """Return the state of all random generators of this process, in values that weights_only=True loads."""
     kind, keys, *position = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state())  # noqa: NPY002
     return {
         "python": random.getstate(),
@@ -402,7 +402,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Go on with the random numbers where `random_state` was taken."""
+    """Set all random generators of this process to a state of `random_state`."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])  # noqa: NPY002
     torch.set_rng_state(state["torch"])
@@ -411,7 +411,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 def check_random_state(state: Any) -> None:
-    """Raise an error where `restore_random_state` would; the state of now stays."""
+    """Raise an error where `restore_random_state` would; the generators' state stays as it is."""
     before = random_state()
     try:
         restore_random_state(state)
