@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.autograd import Variable
+
+from unetseg.gradients.routes import ExitRoutes, Term
 
 CHUNK = 1 << 18  # entries that are summed at a time: their float64 copies stay in a processor's cache
 State = list[tuple[weakref.ref[Tensor], int] | None]
@@ -30,6 +33,17 @@ class Feature:
         """A weak reference to the hook of e, which lives as long as a backward pass can reach e."""
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """A gradient that a backward pass has brought to a feature, or to its long skip."""
+
+    feature: Feature
+    gradient: Tensor
+    of_skip: bool
+    term: Term | None
+    """What it brings to each weight of the encoder, where the routes are wanted."""
+
+
 class BackwardPasses:
     """Follows the backward passes of a `with` block.
 
@@ -39,6 +53,7 @@ class BackwardPasses:
         sums: Lx4 zeros, one row a level: <s, s>, <g - s, g - s>, <s, g - s> and <g, g> of g = dL/de and s = dL/ds are
             added.
         on_first: called when the first pass begins.
+        routes: where the terms of the encoder's exits are collected, if they are wanted.
 
     Attributes:
         counted: how many passes have left gradients in weights so far.
@@ -52,13 +67,15 @@ class BackwardPasses:
         others: Sequence[nn.Parameter],
         sums: Tensor,
         on_first: Callable[[], object],
+        routes: ExitRoutes | None = None,
     ):
+        self.routes, self._inside_term = routes, False
         self.encoder, self.weights, self.sums, self.on_first = encoder, [*encoder, *others], sums, on_first
         self.counted, self.refusal = 0, ""
         self.apart = self._differentiated = False
         self._watching, self._begun = True, False
         self._features: list[Feature] = []
-        self._under_way: dict[int, tuple[State, list[tuple[Feature, Tensor, bool]]]] = {}
+        self._under_way: dict[int, tuple[State, list[Arrival]]] = {}
         self._left: State = []  # what the last pass that counts has left in the weights
 
     def watch(self, level: int, encoded: Tensor) -> Tensor:
@@ -78,19 +95,19 @@ class BackwardPasses:
         self._settle()
         if feature is None:
             feature = Feature(level, encoded)
-            hook = partial(self._on_gradient, feature, False)
+            hook = partial(self._on_gradient, feature, None)
             encoded.register_hook(hook)
             feature.hook = weakref.ref(hook)
             self._features.append(feature)
         skip = encoded.view_as(encoded)
-        skip.register_hook(partial(self._on_gradient, feature, True))
+        skip.register_hook(partial(self._on_gradient, feature, encoded))
         return skip
 
     def on_gradient(self, gradient: Tensor) -> None:
         """Take notice of the pass under way: a tensor hook for what every pass reaches, the logits."""
         self._brought()
 
-    def _brought(self) -> list[tuple[Feature, Tensor, bool]]:
+    def _brought(self) -> list[Arrival]:
         """Return what the pass under way has brought so far; it begins with the first call from one of its hooks."""
         if not self._watching:
             return []
@@ -127,9 +144,20 @@ class BackwardPasses:
                 "only what loss.backward() leaves there can be read"
             )
 
-    def _on_gradient(self, feature: Feature, of_skip: bool, gradient: Tensor) -> None:
+    def _on_gradient(self, feature: Feature, encoded: Tensor | None, gradient: Tensor) -> None:
+        """Take notice of what has arrived at a feature, or at its long skip, where `encoded` is the feature itself."""
+        if self._inside_term:
+            return
         self._differentiated |= gradient.requires_grad
-        self._brought().append((feature, gradient.detach(), of_skip))
+        gradient, term = gradient.detach(), None
+        arrivals = self._brought()
+        if self.routes is not None and encoded is not None and self._watching:
+            self._inside_term = True
+            try:
+                term = self.routes.term(encoded, gradient)
+            finally:
+                self._inside_term = False
+        arrivals.append(Arrival(feature, gradient, encoded is not None, term))
 
     def _end(self, number: int) -> None:
         """Count the pass that has ended, if it has left gradients."""
@@ -143,11 +171,16 @@ class BackwardPasses:
         self.counted += 1
         self._left = _state(self.encoder)
         if any(changed[: len(self.encoder)]):
-            for feature, gradient, of_skip in brought:
-                if of_skip:
-                    feature.skip = _plus(feature.skip, gradient)
+            for arrival in brought:
+                feature = arrival.feature
+                if arrival.of_skip:
+                    feature.skip = _plus(feature.skip, arrival.gradient)
                 else:
-                    feature.total = _plus(feature.total, gradient)
+                    feature.total = _plus(feature.total, arrival.gradient)
+                if self.routes is not None and arrival.term is not None:
+                    self.routes.add(feature.level, arrival.term)
+            if self.routes is not None and self._differentiated:
+                self.routes.refusal = "a loss that holds gradients (create_graph=True) enters the encoder elsewhere, too"
 
     def _compare(self) -> None:
         """See whether the gradients of the passes so far are still in the weights when another pass begins."""
@@ -161,6 +194,8 @@ class BackwardPasses:
             self.sums.zero_()
             for feature in self._features:
                 feature.total = feature.skip = None
+            if self.routes is not None:
+                self.routes.clear()
         # Reduction over ranks changes them as well, and so does a pass over the graph of another pass
         elif not _is_distributed() and (any(empty) or not self._differentiated):
             self.refusal = (
