@@ -47,12 +47,12 @@ class Record:
         update_ratio: ||w after - w before|| / ||w before|| of the step taken; nan if none was.
         stalled: the share of w that the step left as it was; nan if none was taken.
         frozen: 1 where no weight is trained: the numbers above are nan, the counts 0.
-    kind "exit" (with routes=True), block stem, encoder1 ... encoder4, and encoder for all of them; w's gradient g is the
-    sum of one term for each EXIT by which it came into the encoder, level1 ... level4 and bottleneck, g_EXIT:
+    kind "exit" (with routes=True), block stem, encoder1 ... encoder4, and encoder for all of them. The gradient g of w
+    is the sum of a term g_EXIT for each EXIT by which it came into the encoder: level1 ... level4 and bottleneck.
         share_EXIT: <g_EXIT, g> / <g, g>; they sum to 1 over the exits of a block.
         norm_EXIT: ||g_EXIT||; cosine_EXIT_EXIT: the one between two terms.
-        fall_EXIT: -<w after - w before, g_EXIT>, how far the term lets the loss fall, to first order, by the step taken;
-            nan if none was. Adam weighs the exits otherwise than their shares do.
+        fall_EXIT: -<w after - w before, g_EXIT>: how far, to first order, the loss falls by this term in the step
+            taken; nan if none was. Adam weighs the exits otherwise than their shares do.
     kind "net", block all:
         vanishing_slope: least-squares slope of log10 rms over the blocks' index, from those with finite rms > 0.
         centre_dip: log10(rms_bottleneck / sqrt(rms_first * rms_last)) of encoder4, stem and head.

@@ -180,7 +180,7 @@ class BackwardPasses:
                 if self.routes is not None and arrival.term is not None:
                     self.routes.add(feature.level, arrival.term)
             if self.routes is not None and self._differentiated:
-                self.routes.refusal = "a loss that holds gradients (create_graph=True) enters the encoder elsewhere, too"
+                self.routes.refusal = "a loss made of gradients (create_graph=True) enters the encoder elsewhere"
 
     def _compare(self) -> None:
         """See whether the gradients of the passes so far are still in the weights when another pass begins."""

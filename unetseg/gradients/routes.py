@@ -1,8 +1,8 @@
 """By which exit of the encoder a weight's gradient came: by the long skip of a level, or by the bottleneck.
 
-Every path from the loss to a weight of the encoder enters the encoder at exactly one of its features: at e_1 ... e_L, by
-the long skip of that level, or at the deepest one, by the bottleneck. With c_k = dL/ds_k, the gradient that arrives at
-the view s_k of e_k that the decoder was given,
+Every path from the loss to a weight of the encoder enters the encoder at exactly one of its features: at e_1 ... e_L,
+by the long skip of that level, or at the deepest one, by the bottleneck. With c_k = dL/ds_k, the gradient that arrives
+at the view s_k of e_k that the decoder was given,
 
     dL/dw = sum over k of (de_k/dw)^T c_k,
 
@@ -21,8 +21,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, distributed, nn
 
+from unetseg.names import BOTTLENECK
+
 CHUNK = 1 << 16  # weights that are multiplied at a time: their float64 copies stay in a processor's cache
-BOTTLENECK = "bottleneck"
 WHOLE = "encoder"
 """The name of all blocks together."""
 Term = Sequence[Tensor | None]

@@ -87,8 +87,11 @@ def make_loggers(options: Train, run: RunFolder) -> list[Logger]:
 
 def make_watchers(options: Train, run: RunFolder) -> tuple[Guard, list[Callback]]:
     """Return what watches the training: a guard, sample pictures, and the gradient flow unless it is switched off."""
-    every = options.gradients.every_n_steps
-    flow = FlowReadings(every, run.gradient_flow, run.figures / "gradient_flow.png") if every else None
+    gradients = options.gradients
+    routes_every = gradients.routes_every_n_steps if gradients.routes == "exits" else None
+    flow = None
+    if gradients.every_n_steps:
+        flow = FlowReadings(gradients.every_n_steps, run.gradient_flow, run.figures, routes_every)
     guard = Guard(run.left_out, flow)
     return guard, [SamplePictures(class_names(options.data.model_dump())), *([flow] if flow else []), guard]
 
