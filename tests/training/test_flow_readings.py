@@ -26,7 +26,8 @@ def test_every_nth_step_is_read_logged_and_drawn(steps):
     assert list(table.columns) == ["step", "epoch", "kind", "block", "metric", "value"]
     assert sorted(table.step.unique()) == [0, 2, 4, 6, 8]
     assert dict(zip(table.step, table.epoch, strict=True)) == {0: 0, 2: 0, 4: 0, 6: 1, 8: 1}
-    assert set(table.kind) == {"skip", "block", "net"}
+    assert set(table.kind) == {"skip", "block", "net", "exit"}
+    assert set(table[table.kind == "exit"].step) == {0}, "the routes have an interval of their own"
     logged = pd.read_csv(run.metrics)
     share = logged[logged.name == "gradient/skip_share/level1"]
     assert list(share.step) == [0, 2, 4, 6, 8]
@@ -37,6 +38,27 @@ def test_every_nth_step_is_read_logged_and_drawn(steps):
 def test_readings_leave_the_weights_bit_identical(steps, tiny):
     read, unread = (torch.load(run.last, weights_only=True)["state_dict"] for run in (steps("name=a"), tiny("name=b")))
     assert all(torch.equal(read[key], unread[key]) for key in unread)
+
+
+def test_the_routes_are_read_at_their_own_interval_logged_and_drawn(tiny):
+    run = tiny("gradients.every_n_steps=4", "gradients.routes_every_n_steps=3")
+    table = readings(run)
+    assert sorted(table.step.unique()) == [0, 3, 4, 6, 8, 9]
+    exits = table[table.kind == "exit"]
+    assert sorted(exits.step.unique()) == [0, 3, 6, 9]
+    shares = exits[exits.metric.str.startswith("share_")].groupby(["step", "block"]).value.sum()
+    assert shares.tolist() == pytest.approx([1] * 4 * 6, abs=1e-6)
+    falls = exits[(exits.block == "encoder") & exits.metric.str.startswith("fall_")]
+    assert (falls.groupby("step").value.sum() > 0).all(), "a step goes down, to first order"
+    logged = set(pd.read_csv(run.metrics).name)
+    assert {"gradient/share_level1/stem", "gradient/share_bottleneck/encoder", "gradient/fall_level2/encoder"} <= logged
+    assert (run.figures / "gradient_routes.png").stat().st_size > 10_000
+
+
+def test_without_routes_there_is_no_exit_and_no_figure_of_them(tiny):
+    run = tiny("gradients.every_n_steps=2", "gradients.routes=none", "trainer.max_epochs=1")
+    assert "exit" not in set(readings(run).kind)
+    assert not (run.figures / "gradient_routes.png").exists()
 
 
 def test_zero_switches_the_probes_off(tiny):

@@ -14,6 +14,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from unetseg.evaluation.overlays import Sample, errors, overlay
+from unetseg.names import EXITS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,6 +118,53 @@ def gradient_flow(table: Path, path: Path) -> None:
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
     figure.savefig(path)
+
+
+def gradient_routes(table: Path, path: Path) -> None:
+    """Write, for each block of the encoder and for all, by which exit its gradient came, from a gradient_flow.csv.
+
+    A bar a reading, stacked from the finest level to the bottleneck. A share below 0, of a term that points against the
+    gradient, hangs below the axis; the shares of a bar sum to 1.
+    """
+    readings = _read_csv(table)
+    shares = readings[(readings.kind == "exit") & readings.metric.str.startswith("share_")]
+    blocks = list(dict.fromkeys(shares.block))
+    columns = min(3, len(blocks))
+    rows = -(-len(blocks) // columns)
+    figure = Figure(figsize=(3 * columns, 0.5 + 2 * rows), dpi=110, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for axis, block in zip(axes.flat, blocks, strict=False):
+        of_block = shares[shares.block == block].pivot(index="step", columns="metric", values="value")
+        stacked_shares(axis, of_block.rename(columns=lambda metric: metric.removeprefix("share_")))
+        axis.set_title(block if block != blocks[-1] else f"{block}, all blocks", fontsize=9)
+    for axis in axes.flat[len(blocks) :]:
+        axis.set_visible(False)
+    figure.supxlabel("step", fontsize=8)
+    figure.supylabel("share of the gradient", fontsize=8)
+    handles = [Rectangle((0, 0), 1, 1, color=EXIT_COLOURS[name], label=name) for name in EXIT_COLOURS]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=7.5, frameon=False)
+    figure.savefig(path)
+
+
+EXIT_COLOURS = dict(zip(EXITS, ("#fde725", "#5ec962", "#21918c", "#3b528b", "#9aa3ad"), strict=True))
+"""From the finest level to the bottleneck."""
+
+
+def stacked_shares(axis: Axes, table: pd.DataFrame) -> None:
+    """Draw the shares of the exits (columns) as a stack for each step (rows); what is negative hangs below the axis."""
+    positions = np.arange(len(table))
+    above, below = np.zeros(len(table)), np.zeros(len(table))
+    for name in (name for name in EXITS if name in table):
+        share = table[name].fillna(0).to_numpy()
+        axis.bar(positions, share, 1.0, np.where(share > 0, above, below), color=EXIT_COLOURS[name])
+        above += share.clip(min=0)
+        below += share.clip(max=0)
+    axis.axhline(0, color="#59636e", linewidth=0.7)
+    axis.axhline(1, color="#59636e", linewidth=0.7, linestyle=":")
+    ticks = np.unique(np.linspace(0, len(table) - 1, min(5, len(table))).round().astype(int))
+    axis.set_xticks(ticks, [str(table.index[tick]) for tick in ticks])
+    axis.set_xlim(-0.5, len(table) - 0.5)
+    axis.tick_params(labelsize=8)
 
 
 def heatmap(axis: Axes, table: pd.DataFrame, low: float | None = None, high: float | None = None) -> AxesImage:

@@ -24,6 +24,7 @@ from torch import Tensor, distributed, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from unetseg.gradients.passes import BackwardPasses, add_sums
+from unetseg.gradients.routes import ExitRoutes
 
 Table = dict[str, Tensor]
 ENCODER = ("stem", "encoder")  # first letters of the names of the encoder's blocks
@@ -46,6 +47,12 @@ class Record:
         update_ratio: ||w after - w before|| / ||w before|| of the step taken; nan if none was.
         stalled: the share of w that the step left as it was; nan if none was taken.
         frozen: 1 where no weight is trained: the numbers above are nan, the counts 0.
+    kind "exit" (with routes=True), block stem, encoder1 ... encoder4, and encoder for all of them. The gradient g of w
+    is the sum of a term g_EXIT for each EXIT by which it came into the encoder: level1 ... level4 and bottleneck.
+        share_EXIT: <g_EXIT, g> / <g, g>; they sum to 1 over the exits of a block.
+        norm_EXIT: ||g_EXIT||; cosine_EXIT_EXIT: the one between two terms.
+        fall_EXIT: -<w after - w before, g_EXIT>: how far, to first order, the loss falls by this term in the step
+            taken; nan if none was. Adam weighs the exits otherwise than their shares do.
     kind "net", block all:
         vanishing_slope: least-squares slope of log10 rms over the blocks' index, from those with finite rms > 0.
         centre_dip: log10(rms_bottleneck / sqrt(rms_first * rms_last)) of encoder4, stem and head.
@@ -76,6 +83,9 @@ class GradientFlow:
         scale: returns the factor on the loss, as `GradScaler.get_scale` does; asked once per block, when the first
             backward pass begins. Gradients of encoder features are divided by it. Those of weights are not: they are
             read when they should be unscaled, see `gradients`.
+        routes: read as well by which exit of the encoder the gradient of its weights came (kind "exit"). It costs a
+            backward pass through the encoder down from each long skip, and the memory of their results. Hooks that
+            others have set on the encoder are called in these passes, too.
 
     Example:
         >>> import segmentation_models_pytorch as smp
@@ -87,14 +97,15 @@ class GradientFlow:
         ['level1', 'level2', 'level3', 'level4']
     """
 
-    def __init__(self, net: nn.Module, scale: Callable[[], float] | None = None):
+    def __init__(self, net: nn.Module, scale: Callable[[], float] | None = None, routes: bool = False):
         nets: list[Any] = [module for module in net.modules() if _is_encoder_decoder(module)]
         if len(nets) != 1:
             raise ValueError(
                 f"{type(net).__name__} holds {len(nets)} encoder-decoders: give a SkipUnet, a model of "
                 "segmentation-models-pytorch, or a module that holds exactly 1 of them"
             )
-        self.net, self.scale = nets[0], scale
+        self.net, self.scale, self.with_routes = nets[0], scale, routes
+        self._routes: ExitRoutes | None = None
         self._before: list[list[Tensor]] = []  # empty outside the block
         self._gradients: Tensor | None = None
         self._passes = BackwardPasses([], [], torch.zeros(0, 4), self._on_first_backward)
@@ -118,7 +129,12 @@ class GradientFlow:
         self._trained = [any(is_trained[:level]) for level in self._levels]  # whether anything up to the level is
         trained = [w for weights in self._weights.values() for w in weights]
         inside = sum(len(weights) for block, weights in self._weights.items() if block.startswith(ENCODER))
-        self._passes = BackwardPasses(trained[:inside], trained[inside:], self._flows, self._on_first_backward)
+        if self.with_routes:
+            encoder = {block: weights for block, weights in self._weights.items() if block.startswith(ENCODER)}
+            self._routes = ExitRoutes(encoder, self._levels, precision)
+        self._passes = BackwardPasses(
+            trained[:inside], trained[inside:], self._flows, self._on_first_backward, self._routes
+        )
         self._read_after = 0
         # Compiled code doesn't call hooks that are set later, and keeps those that it was compiled with. A module that
         # torch.compile has wrapped around this one can't be seen from here
@@ -143,6 +159,8 @@ class GradientFlow:
         if error is None and self._stepped:
             for sums, before, after in zip(self._updates.zero_(), self._before, self._weights.values(), strict=True):
                 add_sums(sums, _update_sums, before, after)
+            if self._routes is not None:
+                self._routes.take_step(dict(zip(self._weights, self._before, strict=True)))
         self._before = []
 
     def gradients(self) -> None:
@@ -161,6 +179,8 @@ class GradientFlow:
         for sums, weights in zip(self._gradients, self._weights.values(), strict=True):
             gradients = [w.grad for w in weights if w.grad is not None]  # weights without a gradient count as zeros
             add_sums(sums, lambda g: (g @ g, g.isnan().sum(), g.isinf().sum()), gradients)
+        if self._routes is not None:
+            self._routes.compare(self._scaled)
 
     def read(self) -> list[Record]:
         """Return the numbers of the last block, see `Record`. This is the only call that waits for the device.
@@ -174,6 +194,8 @@ class GradientFlow:
             raise RuntimeError(f"no gradient was seen yet{reason}: {advice}")
         if self._passes.refusal:
             raise RuntimeError(f"the gradient flow can't be read: {self._passes.refusal}")
+        if self._routes is not None and self._routes.refusal:
+            raise RuntimeError(f"the routes of the gradient can't be told: {self._routes.refusal}")
         flows = self._flows / self._scaled**2
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(flows)
@@ -187,11 +209,15 @@ class GradientFlow:
         centre = blocks.index(deepest) if deepest in blocks else None
         metrics = _metrics(flows, flows.new_tensor(self._frozen) > 0, gradients, updates, entries, centre)
         names = {"skip": [f"level{level}" for level in self._levels], "block": blocks, "net": ["all"]}
-        return [
+        records = [
             Record(kind, block, metric, float(values[i]))
             for kind in names
             for i, block in enumerate(names[kind])
             for metric, values in metrics[kind].items()
+        ]
+        routes = {} if self._routes is None else self._routes.metrics()
+        return records + [
+            Record("exit", block, metric, value) for block, of in routes.items() for metric, value in of.items()
         ]
 
     def _on_features(self, decoder: nn.Module, inputs: tuple[Sequence[Tensor], Any]) -> tuple[Any, ...] | None:

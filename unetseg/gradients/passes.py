@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.autograd import Variable
+
+from unetseg.gradients.routes import ExitRoutes, Term
 
 CHUNK = 1 << 18  # entries that are summed at once: their float64 copies stay in a processor's cache
 State = list[tuple[weakref.ref[Tensor], int] | None]
@@ -31,6 +34,17 @@ class Feature:
         """A weak reference to the hook of e, which lives as long as a backward pass can reach e."""
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """A gradient that a backward pass has brought to a feature, or to its long skip."""
+
+    feature: Feature
+    gradient: Tensor
+    of_skip: bool
+    term: Term | None
+    """What it brings to each weight of the encoder, where the routes are wanted."""
+
+
 class BackwardPasses:
     """Follows the backward passes of a `with` block.
 
@@ -40,6 +54,7 @@ class BackwardPasses:
         sums: Lx4 zeros, one row a level: <s, s>, <g - s, g - s>, <s, g - s> and <g, g> of g = dL/de and s = dL/ds are
             added.
         on_first: called when the first pass begins.
+        routes: where the terms of the encoder's exits are collected, if they are wanted.
 
     Attributes:
         counted: number of passes that have left gradients in weights so far.
@@ -53,13 +68,15 @@ class BackwardPasses:
         others: Sequence[nn.Parameter],
         sums: Tensor,
         on_first: Callable[[], object],
+        routes: ExitRoutes | None = None,
     ):
+        self.routes, self._inside_term = routes, False
         self.encoder, self.weights, self.sums, self.on_first = encoder, [*encoder, *others], sums, on_first
         self.counted, self.refusal = 0, ""
         self.has_ignored = self._differentiated = False
         self._watching, self._begun = True, False
         self._features: list[Feature] = []
-        self._current: dict[int, tuple[State, list[tuple[Feature, Tensor, bool]]]] = {}
+        self._current: dict[int, tuple[State, list[Arrival]]] = {}
         self._last_state: State = []  # the weights' gradients after the last pass that counts
 
     def watch(self, level: int, encoded: Tensor) -> Tensor:
@@ -79,19 +96,19 @@ class BackwardPasses:
         self._sum_finished()
         if feature is None:
             feature = Feature(level, encoded)
-            hook = partial(self._on_gradient, feature, False)
+            hook = partial(self._on_gradient, feature, None)
             encoded.register_hook(hook)
             feature.hook = weakref.ref(hook)
             self._features.append(feature)
         skip = encoded.view_as(encoded)
-        skip.register_hook(partial(self._on_gradient, feature, True))
+        skip.register_hook(partial(self._on_gradient, feature, encoded))
         return skip
 
     def on_gradient(self, gradient: Tensor) -> None:
         """Notice the current pass: a tensor hook of the logits, which every pass reaches."""
         self._current_gradients()
 
-    def _current_gradients(self) -> list[tuple[Feature, Tensor, bool]]:
+    def _current_gradients(self) -> list[Arrival]:
         """Return the current pass's gradients so far; a pass begins with the first call from one of its hooks."""
         if not self._watching:
             return []
@@ -126,9 +143,20 @@ class BackwardPasses:
                 "only what loss.backward() leaves there can be read"
             )
 
-    def _on_gradient(self, feature: Feature, of_skip: bool, gradient: Tensor) -> None:
+    def _on_gradient(self, feature: Feature, encoded: Tensor | None, gradient: Tensor) -> None:
+        """Take notice of what has arrived at a feature, or at its long skip, where `encoded` is the feature itself."""
+        if self._inside_term:
+            return
         self._differentiated |= gradient.requires_grad
-        self._current_gradients().append((feature, gradient.detach(), of_skip))
+        gradient, term = gradient.detach(), None
+        arrivals = self._current_gradients()
+        if self.routes is not None and encoded is not None and self._watching:
+            self._inside_term = True
+            try:
+                term = self.routes.term(encoded, gradient)
+            finally:
+                self._inside_term = False
+        arrivals.append(Arrival(feature, gradient, encoded is not None, term))
 
     def _end(self, number: int) -> None:
         """Count the pass that has ended, if it has left gradients."""
@@ -142,11 +170,16 @@ class BackwardPasses:
         self.counted += 1
         self._last_state = _gradient_state(self.encoder)
         if any(changed[: len(self.encoder)]):
-            for feature, gradient, of_skip in gradients:
-                if of_skip:
-                    feature.skip = _add(feature.skip, gradient)
+            for arrival in gradients:
+                feature = arrival.feature
+                if arrival.of_skip:
+                    feature.skip = _add(feature.skip, arrival.gradient)
                 else:
-                    feature.total = _add(feature.total, gradient)
+                    feature.total = _add(feature.total, arrival.gradient)
+                if self.routes is not None and arrival.term is not None:
+                    self.routes.add(feature.level, arrival.term)
+            if self.routes is not None and self._differentiated:
+                self.routes.refusal = "a loss made of gradients (create_graph=True) enters the encoder elsewhere"
 
     def _check_between_passes(self) -> None:
         """Check, as another pass begins, whether the gradients of the passes so far are still in the weights."""
@@ -161,6 +194,8 @@ class BackwardPasses:
             self.sums.zero_()
             for feature in self._features:
                 feature.total = feature.skip = None
+            if self.routes is not None:
+                self.routes.clear()
         # reduction over ranks changes them as well, and so does a pass over the graph of another pass
         elif not _is_distributed() and (any(empty) or not self._differentiated):
             self.refusal = (

@@ -197,7 +197,12 @@ class Optimizer(Section):
 class Gradients(Section):
     """The gradient flow."""
 
-    every_n_steps: int = Field(ge=0, description="steps between two readings of the gradient flow; 0: none")
+    every_n_steps: int = Field(ge=0, description="steps between two readings of the gradient flow; 0: none at all")
+    routes: Literal["exits", "none"] = Field(
+        description="exits: read as well by which exit of the encoder, a level's long skip or the bottleneck, the "
+        "gradient of its weights came | none"
+    )
+    routes_every_n_steps: int = Field(ge=1, description="steps between two readings of the routes, which cost more")
 
 
 class Checkpoint(Section):

@@ -88,9 +88,10 @@ def make_loggers(options: Train, run: RunFolder) -> list[Logger]:
 def make_watchers(options: Train, run: RunFolder) -> tuple[Guard, list[Callback]]:
     """Return the guard, and all watchers: sample pictures, the gradient flow unless it is switched off, the guard."""
     watchers: list[Callback] = [SamplePictures(class_names(options.data.model_dump()))]
-    every = options.gradients.every_n_steps
-    flow = FlowReadings(every, run.gradient_flow, run.figures / "gradient_flow.png") if every else None
-    if flow is not None:
+    gradients, flow = options.gradients, None
+    if gradients.every_n_steps:
+        routes_every = gradients.routes_every_n_steps if gradients.routes == "exits" else None
+        flow = FlowReadings(gradients.every_n_steps, run.gradient_flow, run.figures, routes_every)
         watchers.append(flow)
     guard = Guard(run.left_out, flow)
     return guard, [*watchers, guard]

@@ -12,6 +12,7 @@ from unetseg.data.dataset import Batch
 from unetseg.evaluation import plots
 from unetseg.files import append_rows
 from unetseg.gradients import GradientFlow
+from unetseg.names import EXITS
 from unetseg.runs.folder import GRADIENT_FLOW_COLUMNS
 
 
@@ -23,29 +24,39 @@ class FlowReadings(L.Callback):
     Args:
         every_n_steps: n.
         table: path of gradient_flow.csv.
-        figure: path of the figure, drawn after each validation that follows a reading.
+        figures: folder of gradient_flow.png and gradient_routes.png, drawn after a validation that follows a reading.
+        routes_every_n_steps: steps between two readings that tell the exits of the encoder as well; None: never.
     """
 
     LOGGED = {
         *("skip_share", "cosine", "norm", "rms", "update_ratio", "stalled"),
         *("vanishing_slope", "centre_dip", "nan", "inf"),
+        *(f"share_{exit_}" for exit_ in EXITS),
+        *(f"fall_{exit_}" for exit_ in EXITS),
     }
     """Metrics that go to the loggers; the table has all."""
 
-    def __init__(self, every_n_steps: int, table: Path, figure: Path):
-        self.every_n_steps, self.table, self.figure = every_n_steps, table, figure
+    def __init__(self, every_n_steps: int, table: Path, figures: Path, routes_every_n_steps: int | None = None):
+        self.every_n_steps, self.routes_every_n_steps = every_n_steps, routes_every_n_steps
+        self.table, self.figures = table, figures
         self.flow: GradientFlow | None = None
         self.last_finite: tuple[int, dict[str, float]] | None = None
         """The last step whose gradients were finite throughout, and each block's rms."""
         self.step = 0
-        self.undrawn = False
+        self.undrawn: set[str] = set()
+        """The names of the figures that lack readings."""
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
         """Set the hooks before the first micro-batch of a step that will be read."""
-        if self.flow is None and trainer.global_step % self.every_n_steps == 0:
+        if self.flow is not None:
+            return
+        step, every = trainer.global_step, self.routes_every_n_steps
+        routes = every is not None and step % every == 0
+        if routes or step % self.every_n_steps == 0:
             scaler = getattr(trainer.precision_plugin, "scaler", None)
-            self.step = trainer.global_step
-            self.flow = GradientFlow(module.get_submodule("model"), scaler.get_scale if scaler else None).__enter__()
+            scale = scaler.get_scale if scaler else None
+            self.step = step
+            self.flow = GradientFlow(module.get_submodule("model"), scale, routes=routes).__enter__()
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
         """Read the gradients of the weights, which are unscaled and reduced over ranks, but not clipped yet."""
@@ -65,7 +76,8 @@ class FlowReadings(L.Callback):
             return
         self.flow.__exit__(None, None, None)
         records = self.flow.read()  # on every rank: it sums over them
-        self.flow, self.undrawn = None, True
+        self.flow = None
+        self.undrawn |= {"gradient_flow", *(["gradient_routes"] if any(r.kind == "exit" for r in records) else [])}
         if not any(r.value for r in records if r.metric in ("nan", "inf")):
             self.last_finite = self.step, {r.block: r.value for r in records if r.metric == "rms"}
         if not trainer.is_global_zero:
@@ -92,10 +104,13 @@ class FlowReadings(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw the readings so far and send the figure to W&B."""
-        if not (self.undrawn and trainer.is_global_zero):
+        if not trainer.is_global_zero:
             return
-        self.undrawn = False
-        plots.gradient_flow(self.table, self.figure)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_image("gradient/flow", [str(self.figure)], step=trainer.global_step)
+        for name in sorted(self.undrawn):
+            figure = self.figures / f"{name}.png"
+            draw = {"gradient_flow": plots.gradient_flow, "gradient_routes": plots.gradient_routes}[name]
+            draw(self.table, figure)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(name.replace("_", "/"), [str(figure)], step=trainer.global_step)
+        self.undrawn.clear()
