@@ -164,7 +164,7 @@ def test_two_writers_at_once_both_succeed(pets, tmp_path):
 
     def wait_for_the_other(indices):
         yield from indices
-        meeting.wait(timeout=20)  # neither moves its set into place before both are drawn
+        meeting.wait(timeout=300)  # neither moves its set into place before both are drawn
 
     def write():
         found.append(write_set(root, **SETTINGS, progress=wait_for_the_other))

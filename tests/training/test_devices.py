@@ -22,7 +22,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
 PAIR = ("trainer.sync_batchnorm=false", "data.batch_size=2", "gradients.every_n_steps=2")
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=600):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -104,7 +104,7 @@ def test_the_slurm_script_stops_in_time_is_queued_again_and_goes_on(drawn_set, d
     first = subprocess.Popen(job, env=environment)
     wait_for(lambda: run.metrics.exists() and "val/iou," in run.metrics.read_text())
     os.kill(int(pid.read_text()), signal.SIGUSR1)
-    assert first.wait(60) == 75, log.read_text()
+    assert first.wait(300) == 75, log.read_text()
     assert requeued.read_text() == "requeue 4711\n"
     assert "stopped after step" in log.read_text()
 
