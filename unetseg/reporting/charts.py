@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from unetseg.evaluation import plots
 from unetseg.reporting.document import Panel
@@ -121,6 +122,24 @@ def heatmap(name: str, title: str, table: pd.DataFrame, low: float, high: float)
     bar = figure.colorbar(image, ax=axis, pad=0.02, aspect=28)
     bar.outline.set_visible(False)  # type: ignore[operator]
     return _panel(figure, name, f"log10 of the gradient's rms, {title}: block by step")
+
+
+@matplotlib.rc_context(LOOK)
+def exits(name: str, title: str, table: pd.DataFrame) -> Panel:
+    """Return the shares of the exits (columns), stacked for each step (rows)."""
+    figure, axis = _axes(title, NARROW)
+    plots.stacked_shares(axis, table)
+    axis.set_xlabel("step")
+    return _panel(figure, name, f"share of the gradient by exit, {title}, by step")
+
+
+@matplotlib.rc_context(LOOK)
+def exits_legend() -> Panel:
+    """Return the exits' colours and names."""
+    figure = Figure(figsize=(6.5, 0.3), dpi=DPI // 2)
+    boxes = [Rectangle((0, 0), 1, 1, color=colour) for colour in plots.EXIT_COLOURS.values()]
+    figure.legend(boxes, list(plots.EXIT_COLOURS), loc="center left", ncols=len(boxes), frameon=False)
+    return _panel(figure, "exits_legend", f"Colours: {', '.join(plots.EXIT_COLOURS)}")
 
 
 @matplotlib.rc_context(LOOK)

@@ -27,6 +27,7 @@ from unetseg.evaluation.statistics import (
     rates_with_interval,
     seeds_needed,
 )
+from unetseg.names import EXITS
 from unetseg.reporting.results import Run, Setting, Sweep
 
 METRICS = {"iou": "IoU", "boundary_iou": "Boundary IoU"}
@@ -192,6 +193,26 @@ def curve(setting: Setting, name: str) -> pd.DataFrame:
 def skip_share(setting: Setting, level: str) -> pd.DataFrame:
     """Return the skip share of a level by step, a row for each seed."""
     return _by_seed(setting, lambda run: _readings(run, "skip", "skip_share").get(level, pd.Series(dtype=float)))
+
+
+def routed_blocks(sweep: Sweep) -> list[str]:
+    """Return the encoder's first block and all blocks together, as named where the exits were read; none if nowhere."""
+    for run in sweep.runs:
+        rows = run.gradient_flow[run.gradient_flow.kind == "exit"]
+        if len(rows):
+            return list(dict.fromkeys((rows.block.iloc[0], rows.block.iloc[-1])))
+    return []
+
+
+def exit_shares(setting: Setting, block: str) -> list[pd.DataFrame]:
+    """Return by which exit a block's gradient came, for each seed: a row for each step, a column for each exit."""
+    tables = []
+    for run in setting.runs:
+        columns = {name: _readings(run, "exit", f"share_{name}") for name in EXITS}
+        table = pd.DataFrame({name: table[block] for name, table in columns.items() if block in table})
+        if len(table):
+            tables.append(table)
+    return tables
 
 
 def gradient_rms(setting: Setting) -> pd.DataFrame:

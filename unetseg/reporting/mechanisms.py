@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
+from unetseg.names import BOTTLENECK, EXITS
 from unetseg.reporting import charts, findings
 from unetseg.reporting.document import Block, Figure, Section, Table
 from unetseg.reporting.results import Sweep
@@ -56,12 +59,68 @@ def gradients(sweep: Sweep) -> Section | None:
         )
         for level in dict.fromkeys(level for level, _ in shares)
     ]
-    note = "Share of the gradient at an encoder stage that arrived by its long skip; level 1 is the finest."
+    note = (
+        "Share of the gradient with respect to a stage's features that arrived by that stage's own long skip; level 1 "
+        "is the finest. The rest holds every coarser long skip: by which exit a weight's gradient came is another "
+        "question, answered below where it was read."
+    )
     without_share = [setting.name for setting in heat if not any(own is setting for _, own in shares)]
     if without_share:
         note += f" It is 0 throughout with {join_words(without_share)}."
     flow = Figure(panels, note, width=340, legend=charts.legend(sweep.settings))
     return Section("Gradient flow", f"{lead}.", [Figure(maps, caption), flow, *_vanishing(sweep)])
+
+
+def routes(sweep: Sweep) -> Section | None:
+    """Return by which exit of the encoder its gradient came: for its first block, and for all of it."""
+    blocks = findings.routed_blocks(sweep)
+    tables = {
+        (block, setting): shares
+        for block in blocks
+        for setting in sweep.settings
+        if (shares := findings.exit_shares(setting, block))
+    }
+    if not tables:
+        return None
+    first = blocks[0]
+    skipped = {
+        setting.name: _over_seeds([1 - table[BOTTLENECK].median() for table in shares])
+        for (block, setting), shares in tables.items()
+        if block == first
+    }
+    by_setting = join_words([f"{share} with {name}" for name, share in skipped.items()])
+    lead = f"Of the {first}'s gradient, the share that came by a long skip (median over the readings) is {by_setting}."
+    rows = [
+        [setting.name, block, *(_over_seeds([t[name].median() for t in shares if name in t]) for name in EXITS)]
+        for (block, setting), shares in tables.items()
+    ]
+    panels = []
+    for number_, (setting, shares) in enumerate(((s, t) for (b, s), t in tables.items() if b == first), start=1):
+        steps = sorted(set.intersection(*(set(table.index) for table in shares)))
+        mean = sum(readings.loc[steps].fillna(0) for readings in shares) / len(shares)
+        panels.append(charts.exits(f"exits_{number_}", f"{setting.name}, {first}", mean))
+    caption = (
+        "Every path from the loss to a weight of the encoder enters it by one exit: a level's long skip, or the "
+        "bottleneck. Bars: the mean over seeds of each reading's shares, which sum to 1; a term that points against "
+        "the gradient hangs below the axis."
+    )
+    table_caption = (
+        "Median over the readings, mean over the seeds (the least to the greatest seed). These are measurements of "
+        "these runs' gradients; no difference between settings is claimed from them."
+    )
+    columns = ["setting", "block", *(_level_name(name) for name in EXITS)]
+    figure = Figure(panels, caption, legend=charts.exits_legend())
+    return Section(
+        "By which exit the gradient came", lead, [figure, Table(columns, rows, words=2, caption=table_caption)]
+    )
+
+
+def _over_seeds(values: Sequence[float]) -> str:
+    """Return 0.79 (0.77 to 0.81), the range over seeds only where there are several; nothing for no value."""
+    if not values:
+        return ""
+    mean = number(float(np.mean(values)), 2)
+    return mean if len(values) == 1 else f"{mean} ({number(min(values), 2)} to {number(max(values), 2)})"
 
 
 def _vanishing(sweep: Sweep) -> list[Block]:
