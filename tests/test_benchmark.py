@@ -60,10 +60,13 @@ def test_ratios_are_taken_within_a_round():
 
 
 def test_the_cost_of_reading_gradients_every_few_steps():
-    kinds = {"step": 2.0, "read": 2.5, "watch, hooks only": 2.2, "watch, logging": 3.0}
-    cost = gradients.extra_cost({kind: np.array([seconds]) for kind, seconds in kinds.items()}, 5)
-    assert cost["GradientFlow"] == pytest.approx(0.25 / 5)
-    assert cost["wandb.watch"] == pytest.approx((0.5 + 4 * 0.1) / 5)
+    kinds = {"step": 2.0, "read": 2.5, "read, exits": 4.0, "watch, hooks only": 2.2, "watch, logging": 3.0}
+    costs = gradients.extra_cost({kind: np.array([seconds]) for kind, seconds in kinds.items()})
+    assert costs["every 25 steps"]["GradientFlow"] == pytest.approx(0.25 / 25)
+    assert costs["every 25 steps"]["wandb.watch"] == pytest.approx((0.5 + 24 * 0.1) / 25)
+    assert costs["every 1 step"]["GradientFlow with the exits"] == pytest.approx(1.0)
+    (as_set,) = costs["as set: every 25, the exits every 100"].values()
+    assert as_set == pytest.approx((3 * 0.25 + 1.0) / 100)
 
 
 def test_start_up_is_held_against_the_imports_of_its_round():

@@ -19,8 +19,9 @@ from benchmarks.steps import batch, stepper
 from unetseg.gradients import GradientFlow
 from unetseg.model import Segmenter
 
-DEFAULT_INTERVAL = 25
-"""gradients.every_n_steps in conf/train.yaml."""
+FLOW_INTERVAL, EXITS_INTERVAL = 25, 100
+"""gradients.every_n_steps and gradients.routes_every_n_steps in conf/train.yaml."""
+WHO = ("GradientFlow", "GradientFlow with the exits", "wandb.watch")
 
 
 def steps(encoder: str, size: int, batch_size: int, rounds: int) -> dict[str, np.ndarray]:
@@ -30,8 +31,8 @@ def steps(encoder: str, size: int, batch_size: int, rounds: int) -> dict[str, np
     images, masks = batch(size, batch_size)
     plain, under_watch = stepper(bare, images, masks), stepper(watched, images, masks)
 
-    def read() -> None:
-        with GradientFlow(bare) as flow:
+    def read(routes: bool) -> None:
+        with GradientFlow(bare, routes=routes) as flow:
             plain()
         flow.read()
 
@@ -50,7 +51,8 @@ def steps(encoder: str, size: int, batch_size: int, rounds: int) -> dict[str, np
 
     kinds: dict[str, Callable[[], None]] = {
         "step": plain,
-        "read": read,
+        "read": lambda: read(False),
+        "read, exits": lambda: read(True),
         "watch, hooks only": lambda: watch(False),
         "watch, logging": lambda: watch(True),
     }
@@ -59,25 +61,28 @@ def steps(encoder: str, size: int, batch_size: int, rounds: int) -> dict[str, np
     return seconds
 
 
-def extra_cost(seconds: dict[str, np.ndarray], interval: int) -> dict[str, np.ndarray]:
-    """Return what reading every `interval` steps adds to a bare step, as a share of it, for each round."""
+def extra_cost(seconds: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Return what readings add to a bare step, as a share of it, for each round: by interval and by who reads."""
     step = seconds["step"]
-    ours = (seconds["read"] - step) / step / interval
-    hooks = (seconds["watch, hooks only"] - step) / step
-    theirs = ((seconds["watch, logging"] - step) / step + (interval - 1) * hooks) / interval
-    return {"GradientFlow": ours, "wandb.watch": theirs}
+    flow, exits, hooks, logging = ((seconds[kind] - step) / step for kind in list(seconds)[1:])
+    costs = {}
+    for interval in (1, FLOW_INTERVAL, EXITS_INTERVAL):
+        theirs = (logging + (interval - 1) * hooks) / interval
+        each = (flow / interval, exits / interval, theirs)
+        costs[f"every {interval} step{'s' if interval > 1 else ''}"] = dict(zip(WHO, each, strict=True))
+    ours = flow * (1 / FLOW_INTERVAL - 1 / EXITS_INTERVAL) + exits / EXITS_INTERVAL
+    costs[f"as set: every {FLOW_INTERVAL}, the exits every {EXITS_INTERVAL}"] = {WHO[1]: ours}
+    return costs
 
 
 def measure(encoder: str, size: int, batch_size: int, rounds: int) -> Result:
     """Return what reading the gradients adds to training."""
     seconds = steps(encoder, size, batch_size, rounds)
-    rows: list[Row] = []
-    for interval in (1, DEFAULT_INTERVAL):
-        cost = extra_cost(seconds, interval)
-        rows.append(
-            {"extra time of training": f"read every {interval} step{'s' if interval > 1 else ''}"}
-            | {f"{who}, %": spread(100 * share) for who, share in cost.items()}
-        )
+    rows: list[Row] = [
+        {"extra time of training": interval, **dict.fromkeys((f"{who}, %" for who in WHO), "")}
+        | {f"{who}, %": spread(100 * share) for who, share in cost.items()}
+        for interval, cost in extra_cost(seconds).items()
+    ]
     setting = (
         f"{encoder}, {size} px, batch {batch_size}, concat, {rounds} interleaved rounds, range of the middle half; "
         f"a bare step takes {np.median(seconds['step']):.2f} s"

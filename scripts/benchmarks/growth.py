@@ -23,7 +23,7 @@ from benchmarks.report import Result, Row, listed
 KINDS = ("training", "whole run")
 
 
-class SweepRun(NamedTuple):
+class Cell(NamedTuple):
     """One run."""
 
     images: int
@@ -31,9 +31,9 @@ class SweepRun(NamedTuple):
     epochs: int
 
 
-def axes(images: int, size: int, epochs: int) -> dict[str, list[SweepRun]]:
+def axes(images: int, size: int, epochs: int) -> dict[str, list[Cell]]:
     """Return the runs of each axis around the middle one, with half and twice its images, pixels' side and epochs."""
-    middle = SweepRun(images, size, epochs)
+    middle = Cell(images, size, epochs)
     around = {"images": "images", "pixels": "size", "epochs": "epochs"}
     return {
         axis: [middle._replace(**{field: int(factor * getattr(middle, field))}) for factor in (0.5, 1, 2)]
@@ -41,7 +41,7 @@ def axes(images: int, size: int, epochs: int) -> dict[str, list[SweepRun]]:
     }
 
 
-def quantity(axis: str, cell: SweepRun) -> int:
+def quantity(axis: str, cell: Cell) -> int:
     """Return what the axis changes; the pixels are those of an image."""
     return {"images": cell.images, "pixels": cell.size**2, "epochs": cell.epochs}[axis]
 
@@ -52,12 +52,12 @@ def measure(
     """Return the seconds of each run and the fitted exponents; the middle run stands in all axes."""
     around = axes(steps * batch_size, size, epochs)
     cells = list(dict.fromkeys(cell for line in around.values() for cell in line))
-    whole: dict[SweepRun, list[float]] = {cell: [] for cell in cells}
+    whole: dict[Cell, list[float]] = {cell: [] for cell in cells}
     with tempfile.TemporaryDirectory() as name:
         folder, runs = Path(name), count()
         roots = {n: link_pets(pets, folder / f"pets{n}", train_images=n) for n in {cell.images for cell in cells}}
 
-        def run(cell: SweepRun) -> Callable[[], float]:
+        def run(cell: Cell) -> Callable[[], float]:
             overrides = processes.training(roots[cell.images], encoder, cell.size, batch_size, cell.epochs, workers)
 
             def seconds() -> float:
@@ -80,9 +80,7 @@ def measure(
     return Result(setting, [*tables(around, measured)], listed(kept, "s"))
 
 
-def tables(
-    around: dict[str, list[SweepRun]], measured: dict[str, dict[SweepRun, np.ndarray]]
-) -> tuple[list[Row], list[Row]]:
+def tables(around: dict[str, list[Cell]], measured: dict[str, dict[Cell, np.ndarray]]) -> tuple[list[Row], list[Row]]:
     """Return the table of the runs and that of the exponents, from the seconds of each kind, cell and round."""
     runs: list[Row] = [
         {"grows": axis, "": f"{quantity(axis, cell):,}"}

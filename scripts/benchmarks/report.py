@@ -17,8 +17,8 @@ import torch
 from benchmarks.comparison import Spread
 from unetseg.training.build import best_precision
 
-SweepRun = str | float | Spread
-Row = Mapping[str, SweepRun]
+Cell = str | float | Spread
+Row = Mapping[str, Cell]
 """A row of a table; its keys are the columns' titles, which name the unit."""
 
 LEGEND = "Median over the rounds of one run, in which all alternatives take turns; in brackets the range"
@@ -80,7 +80,7 @@ def markdown(entries: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _plain(cell: SweepRun) -> str | float | dict[str, float]:
+def _plain(cell: Cell) -> str | float | dict[str, float]:
     return cell._asdict() if isinstance(cell, Spread) else cell
 
 
