@@ -43,6 +43,7 @@ def test_a_run_folder_holds_what_is_promised(finished):
         "edge_distance_per_image.csv",
         "gradient_flow.csv",
         "figures/gradient_flow.png",
+        "figures/gradient_routes.png",
         "figures/curves.png",
         "figures/edge_distance.png",
         "figures/predictions.png",
