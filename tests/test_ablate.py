@@ -252,3 +252,31 @@ def test_ctrl_c_ends_all_children_and_says_how_to_go_on(drawn_set, drawn, tmp_pa
     assert "the same command goes on" in said
     assert "Traceback" not in said
     assert trainer_of(folder) is None
+
+
+def test_a_damaged_table_of_a_cell_does_not_end_the_sweep(fake, tmp_path):
+    fake()
+    first = run_sweep(tmp_path, "name=one", "seed=0", "model.skip=none", axes=AXES[:1])
+    ((name, cell),) = first.items()
+    cell.folder.metrics.write_bytes(b"0,0,val/iou,0.5\n1,1,val/iou,word\n\xff\n2,2,val/iou,0.\xe9\n")
+    assert cell.progress() == (1, 0.5)
+    again = run_sweep(tmp_path, "name=one", "seed=0", "model.skip=none", axes=AXES[:1])
+    assert again[name].state == "done"
+
+
+@pytest.mark.parametrize("part", ["log", "folder"])
+def test_no_log_is_written_through_a_link(fake, tmp_path, part):
+    fake()
+    logs = tmp_path / "runs/one/logs"
+    other = tmp_path / "other"
+    if part == "folder":
+        logs.parent.mkdir(parents=True)
+        other.mkdir()
+        logs.symlink_to(other)
+    else:
+        logs.mkdir(parents=True)
+        other.write_text("mine")
+        (logs / "none_seed0.log").symlink_to(other)
+    with pytest.raises(UserError, match="is a link"):
+        run_sweep(tmp_path, "name=one", "seed=0", "model.skip=none", axes=AXES[:1])
+    assert not list(other.iterdir()) if part == "folder" else other.read_text() == "mine"

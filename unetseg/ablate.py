@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from unetseg.errors import UserError
 from unetseg.files import write_json
 from unetseg.names import minutes
 from unetseg.options import command
@@ -49,7 +50,10 @@ def ablate(jobs: list[tuple[list[str], Ablate]]) -> list[SweepRun]:
         run = SweepRun(name, own, options, RunFolder(folder / name), folder / "logs" / f"{name}.log")
         run.check_folder()
         runs.append(run)
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    logs = folder / "logs"
+    if logs.is_symlink():
+        raise UserError(f"{logs} is a link", accepted="a folder of its own", advice="another name=... or output=...")
+    logs.mkdir(parents=True, exist_ok=True)
     record = {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "axes": axes,

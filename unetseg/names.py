@@ -23,6 +23,8 @@ IGNORE = 255
 """The mask value that neither the loss nor a metric counts."""
 PET_CLASSES = {"pet": ("background", "pet"), "trimap": ("background", "pet", "boundary")}
 """The classes of a set in the layout of Oxford-IIIT Pet, by its `target`."""
+LARGEST_SIZE = 16384
+"""Largest side in pixels of the square that a model is trained on, so that no file makes us use all memory."""
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode's categories of controls, formats (such as a change of direction), stray bytes and line separators."""
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")

@@ -1,5 +1,6 @@
 """Files that can't be read: the end of a run, or left out before it, out of a batch, named and counted."""
 
+import os
 import shutil
 
 import pandas as pd
@@ -8,6 +9,8 @@ import torch
 from conftest import TINY
 from PIL import Image
 
+from unetseg.data.dataset import read_list
+from unetseg.data.pictures import Unreadable, image_size, mask_size, read_image, read_raw_mask
 from unetseg.data.sources import make_data
 from unetseg.errors import UserError
 from unetseg.options.compose import compose
@@ -151,3 +154,23 @@ def test_it_is_an_option_of_training():
     assert options.guards.unreadable_image == "stop"
     with pytest.raises(UserError, match="stop or skip"):
         compose("train", Train, ["data=synthetic", "guards.unreadable_image=ignore"])
+
+
+@pytest.mark.parametrize("read", [image_size, mask_size, read_image, read_raw_mask])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_named_at_once(tmp_path, read, kind):
+    path = tmp_path / "a.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(Unreadable, match=r"is no file|does not exist|is a folder"):
+        read(path)
+
+
+def test_a_list_that_is_a_pipe_is_named_at_once(tmp_path):
+    os.mkfifo(tmp_path / "train.txt")
+    with pytest.raises(UserError, match=r"train.txt is no file"):
+        read_list(tmp_path / "train.txt")

@@ -15,7 +15,7 @@ import unetseg
 from unetseg.errors import UserError
 from unetseg.export import export, work
 from unetseg.inference import export as exporters
-from unetseg.inference.engines import Engine, TorchEngine, load_exported
+from unetseg.inference.engines import Engine, TorchEngine, load_exported, parse_metadata
 from unetseg.inference.export import PictureModel, trace
 from unetseg.inference.predictor import Predictor
 from unetseg.model import Segmenter, checkpoint
@@ -336,6 +336,12 @@ def test_metadata_that_no_model_has_are_refused(exports, tmp_path, key, value):
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(UserError, match=f"can't be loaded: it(s {key}| has 0 classes| has 300 classes)"):
         load_exported(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("ends", ["[10, 0]", "[5, 5]", "[NaN, 1]", "[0, Infinity]", "[1]", "[1, 2, 3]", '"ab"', "true"])
+def test_a_range_that_no_model_has_is_refused(ends):
+    with pytest.raises(ValueError, match=r"range=.* is not accepted, but null, or \[low, high\]"):
+        parse_metadata({"classes": '["a", "b"]', "size": "64", "range": ends})
 
 
 def test_a_model_of_other_classes_than_it_says_is_refused_when_it_is_used(exports, tmp_path):

@@ -202,3 +202,9 @@ def test_push_to_hub_uploads_that_folder(monkeypatch):
     monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", Api)
     trained(skip="add").push_to_hub("me/model")
     assert uploads == [("me/model", ["README.md", "config.json", "model.safetensors"])]
+
+
+def test_a_config_that_is_no_file_is_named(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match=r"config.json is no file"):
+        SkipUnet.from_pretrained(tmp_path)

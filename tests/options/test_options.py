@@ -257,3 +257,9 @@ def test_hydras_own_flags_work():
 
 def test_names_alike_come_first():
     assert nearest_first("densnet121", ("resnet18", "densenet201", "densenet121"))[:2] == ["densenet121", "densenet201"]
+
+
+@pytest.mark.parametrize("option", ["data.size=16385", "data.workers=257", "seed=4294967296"])
+def test_numbers_that_no_machine_takes_are_refused(option):
+    with pytest.raises(UserError, match=option.partition("=")[0]):
+        compose("train", Train, ["data=synthetic", option])

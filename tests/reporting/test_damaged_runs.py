@@ -227,3 +227,24 @@ def test_a_strangers_options_end_no_report(runs, tmp_path):
     (runs / "seed0/checkpoints").mkdir()
     (runs / "seed0/checkpoints/best.ckpt").write_text("none")
     assert "Not shown: " in made(runs / "seed0", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"test/iou": 10**400},
+        {"test/iou": float("inf")},
+        {"seconds": float("nan")},
+        {"seconds": float("inf")},
+        {"epochs": 10**400},
+        {"git_commit": ["a"]},
+        {"parameters": float("nan")},
+    ],
+    ids=lambda entry: f"{next(iter(entry))}={str(next(iter(entry.values())))[:4]}",
+)
+def test_a_summary_with_values_that_no_run_has_takes_its_run_out(runs, tmp_path, entry):
+    path = runs / "seed1/summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entry))
+    ((place, reason),) = results.read(runs).damaged
+    assert place == "seed1"
+    assert reason.startswith(f"summary.json: {next(iter(entry))}")

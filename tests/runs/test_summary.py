@@ -2,6 +2,7 @@
 
 import pytest
 
+from unetseg.runs import summary
 from unetseg.runs.summary import show
 
 
@@ -23,3 +24,9 @@ def summaries(*runs):
 def test_a_table_of_settings_with_one_seed_says_that_it_decides_nothing(runs, said, capsys):
     show(summaries(*runs))
     assert ("one seed decides nothing" in capsys.readouterr().out) == said
+
+
+def test_names_in_tables_are_text_and_no_markup(capsys):
+    summary._print_table("scores", [{"group": "[/b]\x1b[2J", "IoU": "0.5"}])
+    text = capsys.readouterr().out
+    assert "[/b]\\x1b[2J" in text

@@ -83,6 +83,8 @@ def missing_layout(root: Path, parts: Sequence[str]) -> list[str]:
 
 def read_list(file: Path) -> list[str]:
     """Return a file's lines that aren't empty; a UserError if it is neither UTF-8 nor UTF-16 with a byte order mark."""
+    if not file.is_file():
+        raise UserError(f"{file} is no file", accepted="a list of pictures, a line each")
     content = file.read_bytes()
     encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:

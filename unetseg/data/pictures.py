@@ -164,6 +164,7 @@ def read_raw_mask(path: Path) -> RawMask:
     """
     accepted = "one channel (grey or palette) with the class, 0 to 255, as the value"
     with decoding_errors(path):
+        _check_file(path)
         try:
             # from memory: PIL would map a TIFF's file by its turned size and mix up the pixels
             with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as picture:
@@ -203,6 +204,7 @@ def image_size(path: Path, value_range: Range = None) -> tuple[int, int]:
         UserError: the header shows that the picture can't be read.
     """
     with decoding_errors(path):
+        _check_file(path)
         if _is_tiff(path):
             with suppress(UnknownLayout), closing(TiffPicture(path)) as stored:
                 check_type(stored.dtype, value_range)
@@ -215,6 +217,7 @@ def image_size(path: Path, value_range: Range = None) -> tuple[int, int]:
 def mask_size(path: Path) -> tuple[int, int]:
     """Return H and W of a mask as it will be read, from the header of its file."""
     with decoding_errors(path):
+        _check_file(path)
         try:
             with Image.open(path, formats=FORMATS) as picture:
                 return _upright_size(picture)
@@ -286,6 +289,12 @@ class _RgbTiff(TiffPicture):
     def rows(self, start: int, stop: int) -> np.ndarray:
         with decoding_errors(self.path):
             return rgb(self.raw(start, stop), self.value_range)
+
+
+def _check_file(path: Path) -> None:
+    """Raise an Unreadable where a path leads to a pipe or a device, which may never end, or to a folder."""
+    if path.exists() and not path.is_file():
+        raise Unreadable(f"{path} is no file", accepted="a picture")
 
 
 def _is_tiff(path: Path) -> bool:

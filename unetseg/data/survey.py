@@ -21,6 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from unetseg import launch
 from unetseg.data.cache import cache_folder, is_private
@@ -36,7 +37,7 @@ from unetseg.data.pictures import (
 )
 from unetseg.errors import UserError
 from unetseg.files import drafted
-from unetseg.names import IGNORE
+from unetseg.names import IGNORE, shown
 
 VERSION = 1
 """Of the store's format."""
@@ -261,7 +262,7 @@ def table(collection: Collection, results: Survey) -> Table:
                     f"{pixels.sum() / max(results.masks[split]['counts'].sum(), 1):.2%} in {(pixels > 0).sum()}"
                     for split, pixels in counts.items()
                 ]
-                rows.add_row(name, *cells)
+                rows.add_row(Text(shown(name)), *cells)
     return rows
 
 

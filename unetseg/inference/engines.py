@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from unetseg.errors import UserError, first_line
+from unetseg.model import arguments
 from unetseg.model.segmenter import Segmenter, probabilities
 
 MOST_CLASSES = 254
@@ -218,6 +219,7 @@ def parse_metadata(entries: Mapping[str, str]) -> tuple[tuple[str, ...], int, tu
         raise ValueError("it doesn't say its classes and size")
     names, size = json.loads(entries["classes"]), json.loads(entries["size"])
     ends = json.loads(entries.get("range") or "null")  # files that are older than the option have none
+    arguments.check_value("range", ends, arguments.RANGE)
     value_range = None if ends is None else (float(ends[0]), float(ends[1]))
     return *check_metadata(names, size), value_range
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,7 +38,15 @@ def widths_rule(count: int) -> Rule:
     return f"{count} widths", lambda v: isinstance(v, list | tuple) and len(v) == count and all(map(fits, v))
 
 
+def _is_range(value: Any) -> bool:
+    if value is None:
+        return True
+    numbers = isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value)
+    return numbers and all(abs(v) <= sys.float_info.max for v in value) and value[0] < value[1]
+
+
 SWITCH: Rule = ("true, false", lambda value: isinstance(value, bool))
+RANGE: Rule = ("null, or [low, high]", _is_range)
 NET: dict[str, Rule] = {
     "encoder": name_rule(ENCODERS),
     "skip": name_per_level_rule(SKIPS),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,10 @@ from torch import Tensor
 from unetseg.errors import UserError, first_line
 from unetseg.model import archive, arguments
 from unetseg.model.segmenter import Segmenter
-from unetseg.names import LOSSES
+from unetseg.names import LARGEST_SIZE, LOSSES
 
 PREFIX = "model."
 """Prefix of the Segmenter's names in the state dict: it is the attribute `model` of the LightningModule."""
-LARGEST_SIZE = 16384
-"""Largest side in pixels of the square that a model was trained on, so that no checkpoint makes us use all memory."""
 
 
 def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
@@ -83,15 +80,8 @@ def hyper_parameters(content: Any) -> dict[str, Any]:
     arguments.check_value("data.size", data.get("size"), arguments.whole_number_rule(32, LARGEST_SIZE))
     arguments.check_value("loss", known.get("loss"), arguments.name_rule(LOSSES))
     arguments.check_value("seed", known.get("seed"), arguments.whole_number_rule(0, 2**63))
-    arguments.check_value("data.range", data.get("range"), ("null, or [low, high]", _is_range))
+    arguments.check_value("data.range", data.get("range"), arguments.RANGE)
     return known
-
-
-def _is_range(value: Any) -> bool:
-    if value is None:
-        return True
-    numbers = isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value)
-    return numbers and all(map(math.isfinite, value)) and value[0] < value[1]
 
 
 def _load_error(file: Path, error: Exception) -> UserError:

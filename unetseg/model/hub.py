@@ -99,6 +99,8 @@ class HubFolder(SMPHubMixin):
         try:
             if local.is_file() and local.stat().st_size > LARGEST_CONFIG:
                 raise ValueError(f"config.json is larger than {LARGEST_CONFIG >> 20} MiB")
+            if local.exists() and not local.is_file():
+                raise ValueError("config.json is no file")
             return super().from_pretrained(
                 pretrained_model_name_or_path, strict=strict, changes=changes, **hub_arguments
             )

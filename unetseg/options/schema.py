@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from unetseg.names import ENCODERS, FLOWS, PETS_ROOT, RESNETS, SKIPS, class_names
+from unetseg.names import ENCODERS, FLOWS, LARGEST_SIZE, PETS_ROOT, RESNETS, SKIPS, class_names
 from unetseg.options.messages import one_of, one_or_per_level, rejected
 from unetseg.options.trainer import check_trainer
 
@@ -105,9 +105,9 @@ ExistingCheckpoint = Annotated[
 class Data(Section):
     """The options that every data set has."""
 
-    size: int = Field(ge=32, description="side in pixels of the square that pictures are resized to")
+    size: int = Field(ge=32, le=LARGEST_SIZE, description="side in pixels of the square that pictures are resized to")
     batch_size: int = Field(ge=1, description="pictures per step and device")
-    workers: int = Field(ge=0, description="loader processes; 0 loads in the training process")
+    workers: int = Field(ge=0, le=256, description="loader processes; 0 loads in the training process")
     augment: bool = Field(description="random flip, scale, rotation and colour while training")
     cache: Literal["auto", "none", "ram", "disk", "device"] = Field(description="auto | none | ram | disk | device")
     global_batch_size: int | None = Field(ge=1, description="pictures per step over all devices; null: what comes out")
@@ -251,7 +251,7 @@ class Train(Section):
     guards: Guards
     channels_last: bool = Field(description="memory layout with channels innermost: faster on CPUs and GPUs")
     compile: bool = Field(description="torch.compile: the first step takes a minute or more; needs a C++ compiler")
-    seed: int = Field(ge=0, description="seed of weights, order and augmentation")
+    seed: int = Field(ge=0, lt=2**32, description="seed of weights, order and augmentation")
     name: str | None = Field(description="name of the run folder; null: made of the options and the time")
     output: str = Field(description="folder that holds the run folders")
     resume: str | None = Field(description="run folder of a training that was stopped: go on from its last.ckpt")

@@ -48,6 +48,8 @@ MAY_BE_EMPTY = ("metrics.csv", "gradient_flow.csv")
 """Tables that may have no rows."""
 LARGEST = 16_000_000
 """The most bytes of a config.yaml or a JSON file; they usually have some thousands."""
+LARGEST_NUMBER = 2**63
+"""Numbers of a summary are below it."""
 
 
 class Damaged(Exception):
@@ -231,8 +233,14 @@ def _read_summary(path: Path) -> dict[str, Any]:
         value = summary.get(name, 0 if name != "test/iou" else None)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise Damaged(f"{path.name}: {name} is no number")
+        unscored = name == "test/iou" and value != value  # nan, where all pixels are ignored
+        if not unscored and not abs(value) < LARGEST_NUMBER:
+            raise Damaged(f"{path.name}: {name} is no number that a run can have")
+    commit = summary.get("git_commit")
     if not isinstance(summary.get("versions", {}), dict) or not isinstance(summary.get("command", ""), str):
         raise Damaged(f"{path.name}: versions or command are of another kind")
+    if commit is not None and not isinstance(commit, str):
+        raise Damaged(f"{path.name}: git_commit is no text")
     return summary
 
 

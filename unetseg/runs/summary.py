@@ -15,8 +15,9 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from unetseg.names import minutes
+from unetseg.names import minutes, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,7 +118,7 @@ def _print_table(title: str, rows: Sequence[dict[str, str]]) -> None:
             name, justify="left" if name in ("skip", "encoder", "group", "cut by") else "right", no_wrap=True
         )
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*(Text(shown(value)) for value in row.values()))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 

@@ -13,13 +13,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unetseg import launch
 from unetseg.errors import INTERRUPTED, REQUEUE, Halt, UserError
+from unetseg.files import no_link
 from unetseg.options import recorded
 from unetseg.options.schema import Train
 from unetseg.options.settings import differences, override
@@ -72,7 +73,7 @@ class SweepRun:
         self.started = time.monotonic()
         self.epochs_before = self.progress()[0]
         self.state = "running"
-        with self.log.open("ab") as log:
+        with open(self.log, "ab", opener=no_link) as log:
             self.process = subprocess.Popen(
                 [*TRAIN, *overrides],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
@@ -93,9 +94,11 @@ class SweepRun:
     def progress(self) -> tuple[int, float | None]:
         """Return the number of epochs that are done, and the last val/iou."""
         values = []
-        if self.folder.metrics.exists():
-            rows = (line.split(",") for line in self.folder.metrics.read_text().splitlines())
-            values = [float(row[3]) for row in rows if len(row) == 4 and row[2] == "val/iou" and row[3]]
+        if self.folder.metrics.is_file():
+            rows = (line.split(",") for line in self.folder.metrics.read_text("utf-8", "replace").splitlines())
+            for row in rows:
+                with suppress(ValueError):  # damaged, or not written to its end yet
+                    values += [float(row[3])] if len(row) == 4 and row[2] == "val/iou" else []
         return len(values), values[-1] if values else None
 
     def seconds_left(self) -> float | None:
@@ -108,7 +111,7 @@ class SweepRun:
 
     def tail(self, lines: int = 15) -> str:
         """Return the end of the log."""
-        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        text = self.log.read_text(errors="replace") if self.log.is_file() else ""
         return "\n".join(text.splitlines()[-lines:])
 
 
