@@ -23,7 +23,7 @@ IGNORE = 255
 """The mask value that neither the loss nor a metric counts."""
 PET_CLASSES = {"pet": ("background", "pet"), "trimap": ("background", "pet", "boundary")}
 """The classes of a set in the layout of Oxford-IIIT Pet, by its `target`."""
-LARGEST_SIZE = 16384
+LARGEST_SIZE = 8192
 """Largest side in pixels of the square that a model is trained on, so that no file makes us use all memory."""
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode's categories of controls, formats (such as a change of direction), stray bytes and line separators."""
@@ -67,8 +67,15 @@ def shown(name: object) -> str:
 
 
 def cell(name: object) -> str:
-    """Return a name, escaped as by `shown`, for a cell of a CSV table that no spreadsheet takes for a formula."""
-    text = shown(name)
+    r"""Return a name for a cell of a CSV table: escaped as by `shown`, and no formula for a spreadsheet.
+
+    A backslash is escaped as well, so that two names never become one.
+
+    Example:
+        >>> print(cell("a\n"), cell(r"a\n"), cell("=1+1"))
+        a\n a\\n '=1+1
+    """
+    text = shown(str(name).replace("\\", "\\\\"))
     return f"'{text}" if text.startswith(FORMULA) else text
 
 

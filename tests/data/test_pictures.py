@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -87,3 +88,12 @@ def test_opencv_is_not_asked_for_a_jpeg_without_its_end(tmp_path, monkeypatch):
     (tmp_path / "p.jpg").write_bytes(file.getvalue() + b"\0\0")  # whole, with something behind it
     monkeypatch.setattr(pictures.cv2, "imdecode", lambda *_: pytest.fail("an OpenCV before 5 fills up with grey"))
     assert np.array_equal(read_image(tmp_path / "p.jpg"), np.array(Image.open(file).convert("RGB")))
+
+
+def test_a_deep_png_that_would_take_gigabytes_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "deep.png"
+    cv2.imwrite(str(path), np.zeros((20, 20, 4), np.uint16))
+    assert read_image(path).shape == (20, 20, 3)
+    monkeypatch.setattr(pictures, "MOST", 2 * 399)
+    with pytest.raises(UserError, match="more than 399 pixels of 16 bits"):
+        read_image(path)

@@ -334,6 +334,8 @@ def _deep_png(image: Image.Image, content: bytes, value_range: Range) -> np.ndar
     """Return a PNG with several channels of 16 bits as `rgb_from_pil` does; PIL would keep the upper 8 bits only."""
     if "transparency" in image.info:
         raise ValueError("it has 16 bits and a transparent colour")
+    if image.width * image.height > MOST // 2:  # twice as many need more than 4 GB on the way
+        raise ValueError(f"it has more than {MOST // 2:,} pixels of 16 bits")
     image.load()  # raises where the file is cut short, which OpenCV would fill up
     decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3:

@@ -24,13 +24,12 @@ import numpy as np
 import torch
 
 from unetseg.errors import UserError, first_line
-from unetseg.model import arguments
+from unetseg.model import archive, arguments
 from unetseg.model.segmenter import Segmenter, probabilities
+from unetseg.names import LARGEST_SIZE
 
 MOST_CLASSES = 254
 """Masks have a byte a pixel."""
-LARGEST = 8192
-"""The largest side of a training square in pixels; with more, one picture could take all memory."""
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -204,6 +203,7 @@ def load_exported(path: str | Path, *, trust: bool = False) -> Engine:
             advice=("trust=true", "the checkpoint or an .onnx of it, which are data"),
         )
     try:
+        archive.check_size(path)
         return READERS[path.suffix](path.read_bytes())
     except UserError:
         raise
@@ -230,8 +230,8 @@ def check_metadata(classes: object, size: object) -> tuple[tuple[str, ...], int]
         raise ValueError("its classes are no list of names")
     if not 1 <= len(classes) <= MOST_CLASSES:
         raise ValueError(f"it has {len(classes)} classes, not 1 to {MOST_CLASSES}")
-    if type(size) is not int or not 1 <= size <= LARGEST:
-        raise ValueError(f"its size is no whole number from 1 to {LARGEST}")
+    if type(size) is not int or not 1 <= size <= LARGEST_SIZE:
+        raise ValueError(f"its size is no whole number from 1 to {LARGEST_SIZE}")
     return tuple(classes), size
 
 

@@ -73,7 +73,7 @@ def _samples(run: Run, names: Sequence[str]) -> list[Sample]:
     except KeyError as error:
         raise MissingInput(f"the data of {run.place} holds no test image {error}") from None
     # options and weights may come from anybody and be of any kind
-    except (UserError, OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
+    except (UserError, OSError, ValueError, TypeError, LookupError, RuntimeError, MemoryError) as error:
         raise MissingInput(f"the data or the checkpoint of {run.place} can't be read ({first_line(error)})") from None
 
 
