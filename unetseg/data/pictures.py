@@ -193,13 +193,20 @@ def read_raw_mask(path: Path) -> RawMask:
 
 def _is_stretched(image: Image.Image) -> bool:
     """Return whether PIL will stretch the values of a grey image, not loaded yet, to the range of 8 or 16 bits."""
-    if not image.tile:
-        return False
-    _, _, _, layout = image.tile[0]
-    stored, *further = (layout,) if isinstance(layout, str) else layout
+    stored, *further = _layout(image)
     if image.format == "PPM":
         return further[:1] not in ([], [255], [65535])
-    return image.mode == "L" and str(stored).startswith(("L;2", "L;4"))
+    return image.mode == "L" and stored.startswith(("L;2", "L;4"))
+
+
+def _layout(image: Image.Image) -> tuple[Any, ...]:
+    """Return PIL's name for how the values lie in the file of a picture, such as L;4, and more of it for some formats.
+
+    The name is empty where the picture is loaded already, or its format has none.
+    """
+    tiles = getattr(image, "tile", None)
+    layout = tiles[0][3] if tiles else ""
+    return layout if isinstance(layout, tuple) else (str(layout),)
 
 
 def _tiff_mask(path: Path) -> np.ndarray:
@@ -409,7 +416,7 @@ def _check_kind(image: Image.Image, value_range: Range) -> None:
         raise ValueError(f"{kind} with a range: it is for PNG, TIFF and arrays")
     if mode == "F" or (mode == "I" and kind != "PPM"):
         check_type(np.dtype(np.float32 if mode == "F" else np.int32), value_range)
-    deep = mode.startswith(("I", "F")) or (kind == "PNG" and image.tile and ";16" in str(image.tile[0].args))
+    deep = mode.startswith(("I", "F")) or (kind == "PNG" and ";16" in _layout(image)[0])
     if deep and "transparency" in image.info:
         raise ValueError("it has 16 bits and a transparent colour")
 
@@ -419,7 +426,7 @@ def rgb_from_pil(image: Image.Image, value_range: Range = None) -> np.ndarray:
     _check_kind(image, value_range)
     kind = image.format
     stretched = kind == "PNG" and _is_stretched(image) and "transparency" in image.info
-    most = 2 ** int(str(image.tile[0].args)[-1]) - 1 if stretched else 255
+    most = 2 ** int(_layout(image)[0][-1]) - 1 if stretched else 255
     image = ImageOps.exif_transpose(image)
     if stretched:  # PIL stretches the greys, but not the one that is transparent
         image.info["transparency"] *= 255 // most
