@@ -75,6 +75,7 @@ def train(options: Train, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
         batch = build.set_batch_size_and_learning_rate(options, trainer, data, module)
         build.check_limits(trainer, data)
         trainer.fit(module, data, ckpt_path=start, weights_only=True)
+        run.record_changes()  # where no step was left
         if not best.best_model_path and trainer.is_global_zero:
             print("there is no best.ckpt, as no validation has run since: the last weights are tested")
         trainer.test(module, data, ckpt_path=best.best_model_path or None, verbose=False, weights_only=True)

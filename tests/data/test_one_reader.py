@@ -1,5 +1,7 @@
 """One picture in every format, depth, orientation, transparency and palette: the same square wherever it is read."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -196,6 +198,7 @@ def test_without_a_range_such_values_are_refused_from_the_head_on(name, tmp_path
         (RGB, {"photometric": "minisblack", "planarconfig": "contig"}, "3 bands, of which 1 is colour"),
         (np.stack([GREY] * 3), {"photometric": "minisblack"}, "several pages"),
         (as16(GREY), {"photometric": "miniswhite"}, "0 is white"),
+        (np.moveaxis(as16(RGB), 2, 0), {"photometric": "rgb", "planarconfig": "separate"}, "16 bits lie in planes"),
     ],
 )
 def test_a_tiff_without_one_clear_meaning_is_refused_from_the_head_on(array, options, reason, tmp_path):
@@ -210,6 +213,88 @@ def test_a_smaller_copy_behind_a_picture_is_no_second_page(tmp_path):
         file.write(RGB, photometric="rgb")
         file.write(RGB[::2, ::2], photometric="rgb", subfiletype=1)
     assert np.array_equal(read_image(tmp_path / "a.tif"), RGB)
+
+
+@pytest.mark.parametrize("pages", [[RGB[::2, ::2], RGB], [RGB, RGB[::2, ::2], RGB]])
+@pytest.mark.parametrize("way", ["by windows", "by windows, marked", "by PIL"])
+def test_a_page_behind_the_first_that_is_no_smaller_is_not_passed_over(pages, way, tmp_path):
+    if way == "by PIL":
+        first, *others = map(Image.fromarray, pages)
+        first.save(tmp_path / "a.tif", save_all=True, append_images=others, compression="packbits")
+    else:
+        with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+            for page in pages:
+                file.write(page, photometric="rgb", subfiletype=int(way.endswith("marked") and page.shape < RGB.shape))
+    for read in (image_size, read_image):
+        with pytest.raises(UserError, match="several pages"):
+            read(tmp_path / "a.tif")
+
+
+def packed_tiff(path: Path, array: np.ndarray, bits: int) -> None:
+    """Write grey values of few bits a pixel into a TIFF, which neither PIL nor tifffile does."""
+    digits = (array[..., None] >> np.arange(bits)[::-1]) & 1
+    tiff(path, np.packbits(digits.reshape(len(array), -1), axis=1))
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        tags = file.pages[0].tags
+        for name, value in {"ImageWidth": array.shape[1], "BitsPerSample": bits}.items():
+            content[tags[name].valueoffset : tags[name].valueoffset + 2] = value.to_bytes(2, "little")
+    path.write_bytes(content)
+
+
+def png(path: Path, array: np.ndarray, bits: int, colour: int, transparent: tuple[int, ...] = ()) -> None:
+    """Write a PNG of any depth, grey (colour 0) or RGB (2), with a transparent colour."""
+    packed = (array[..., None] >> np.arange(bits)[::-1]) & 1
+    rows = np.packbits(packed.reshape(len(array), -1), axis=1)
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", array.shape[1], len(array), bits, colour, 0, 0, 0))]
+    if transparent:
+        parts.append((b"tRNS", struct.pack(f">{len(transparent)}H", *transparent)))
+    parts += [(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in parts]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_transparent_grey_of_a_png_of_any_depth_is_laid_on_white(bits, tmp_path):
+    stored, most = GREY >> (8 - bits), 2**bits - 1
+    png(tmp_path / "a.png", stored, bits, 0, transparent=(1,))
+    seen = np.where(stored == 1, 255, stored * (255 // most))
+    assert np.array_equal(read_image(tmp_path / "a.png")[..., 0], seen)
+
+
+@pytest.mark.parametrize(("array", "colour"), [(as16(GREY), 0), (as16(RGB), 2)])
+def test_a_transparent_colour_of_16_bits_is_refused_from_the_head_on(array, colour, tmp_path):
+    png(tmp_path / "a.png", array, 16, colour, transparent=(0,) if colour == 0 else (0, 0, 0))
+    for read in (image_size, read_image):
+        with pytest.raises(UserError, match=r"a\.png.*16 bits and a transparent colour"):
+            read(tmp_path / "a.png")
+
+
+def test_a_tiff_that_states_12_bits_is_not_read_as_if_it_had_16(tmp_path):
+    packed_tiff(tmp_path / "a.tif", GREY.astype(int) * 16, 12)
+    for read in (image_size, read_image):
+        with pytest.raises(UserError, match=r"(?s)12 bits.*data\.range=\[0,4095\]"):
+            read(tmp_path / "a.tif")
+    assert np.array_equal(read_image(tmp_path / "a.tif", [0, 16 * 255])[..., 0], GREY)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("end", ["png", "tif", "pgm"])
+def test_a_mask_of_few_bits_is_refused_as_its_values_may_be_classes_or_greys(bits, end, tmp_path):
+    path, classes = tmp_path / f"a.{end}", (GREY % 3).astype(int)
+    if end == "png":
+        png(path, classes, bits, 0)
+    elif end == "tif":
+        packed_tiff(path, classes[:, :28], bits)
+    else:
+        path.write_bytes(b"P5\n%d %d\n%d\n" % (WIDTH, HEIGHT, 2**bits - 1) + classes.astype(np.uint8).tobytes())
+    with pytest.raises(UserError, match=r"(?s)neither 1 nor 8 nor 16 bits.*try: the same values in 8 bits"):
+        read_mask(path, np.arange(256, dtype=np.uint8))
+
+
+def test_the_order_of_bytes_of_an_array_does_not_matter():
+    with open_picture(as16(GREY).astype(">u2")) as picture:
+        assert np.array_equal(picture.rows(0, HEIGHT)[..., 0], GREY)
 
 
 def test_values_that_are_no_numbers_are_refused(tmp_path):

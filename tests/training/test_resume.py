@@ -237,8 +237,17 @@ def test_options_allowed_by_name_may_differ_and_what_they_were_is_kept(stopped):
 
 def test_weights_of_another_model_are_refused_also_when_the_change_is_allowed(stopped):
     broken = stopped(7, *OPTIONS)
+    before = broken.config.read_text()
     with pytest.raises(UserError, match="the weights don't fit this model"):
         resume(broken, "model.skip=none", "allow_changes=[model.skip]")
+    assert broken.config.read_text() == before, "or the run could never go on again"
+    assert not (broken.path / "config_1.yaml").exists()
+
+
+@pytest.mark.parametrize("change", ["model.initialisation=glorot", "model.strict_weights=false"])
+def test_options_of_the_first_weights_are_refused_as_they_would_not_be_followed(small, change):
+    with pytest.raises(UserError, match=f"{change.partition('=')[0]} can't differ"):
+        resume(small, change, "trainer.max_epochs=4", f"allow_changes=[{change.partition('=')[0]},trainer.max_epochs]")
 
 
 SMALL = ("data.size=32", "data.train_images=12", "data.test_images=2", "data.batch_size=2", "gradients.every_n_steps=0",
@@ -332,6 +341,7 @@ def test_a_batch_size_that_the_epoch_begun_cannot_take_is_refused(small, tmp_pat
     run = copied(RunFolder(small.path.parent / "at_6"), tmp_path / "run")
     with pytest.raises(UserError, match=r"after 2 pictures; .* 5 at once\n.*divides 2"):
         resume(run, "data.batch_size=5", "allow_changes=[data.batch_size]")
+    assert yaml.safe_load(run.config.read_text())["data"]["batch_size"] == 2
 
 
 def test_a_finished_run_is_refused_with_the_way_to_extend_it(small):

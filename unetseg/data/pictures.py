@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from unetseg.data.tiff import LAYOUTS, TIFF_MARKS, TiffPicture, UnknownLayout, check_samples
+from unetseg.data.tiff import LAYOUTS, TIFF_MARKS, TiffPicture, UnknownLayout, check_pages, check_samples
 from unetseg.errors import UserError, first_line
 
 IMAGE_SUFFIXES = (
@@ -171,6 +171,12 @@ def read_raw_mask(path: Path) -> RawMask:
                 if picture.format == "TIFF":
                     _check_tiff(picture)
                 tags = getattr(picture, "tag_v2", {})
+                if _is_stretched(picture):
+                    raise UserError(
+                        f"{path} has neither 1 nor 8 nor 16 bits a pixel: are its values classes or greys?",
+                        accepted=accepted,
+                        advice="the same values in 8 bits",
+                    )
                 zero_is_white = picture.format == "TIFF" and tags.get(262) == 0 and picture.mode != "1"
                 one_channel = picture.mode in ("L", "P", "1", "I") or picture.mode.startswith("I;16")
                 if zero_is_white or not one_channel:
@@ -184,6 +190,24 @@ def read_raw_mask(path: Path) -> RawMask:
         if values.dtype not in (np.uint8, np.bool_) and (values.min() < 0 or values.max() > 255):
             raise UserError(f"{path} has values from {values.min()} to {values.max()}", accepted=accepted)
         return RawMask(values.astype(np.uint8), bilevel, palette)
+
+
+def _is_stretched(image: Image.Image) -> bool:
+    """Return whether PIL will stretch the values of a grey image, not loaded yet, to the range of 8 or 16 bits."""
+    stored, *further = _layout(image)
+    if image.format == "PPM":
+        return further[:1] not in ([], [255], [65535])
+    return image.mode == "L" and stored.startswith(("L;2", "L;4"))
+
+
+def _layout(image: Image.Image) -> tuple[Any, ...]:
+    """Return PIL's name for how the values lie in the file of a picture, such as L;4, and more of it for some formats.
+
+    The name is empty where the picture is loaded already, or its format has none.
+    """
+    tiles = getattr(image, "tile", None)
+    layout = tiles[0][3] if tiles else ""
+    return layout if isinstance(layout, tuple) else (str(layout),)
 
 
 def _tiff_mask(path: Path) -> np.ndarray:
@@ -321,6 +345,7 @@ def _open_file(path: Path, value_range: Range) -> Picture:
             if image.format == "JPEG":
                 return ArrayPicture(_jpeg(image, content))
             if image.format == "PNG" and content[24] == 16 and not image.mode.startswith("I"):
+                _check_kind(image, value_range)
                 return ArrayPicture(_deep_png(image, content, value_range))
             return ArrayPicture(rgb_from_pil(image, value_range))
     except Image.DecompressionBombError:
@@ -332,8 +357,6 @@ def _open_file(path: Path, value_range: Range) -> Picture:
 
 def _deep_png(image: Image.Image, content: bytes, value_range: Range) -> np.ndarray:
     """Return a PNG with several channels of 16 bits as `rgb_from_pil` does; PIL would keep the upper 8 bits only."""
-    if "transparency" in image.info:
-        raise ValueError("it has 16 bits and a transparent colour")
     if image.width * image.height > MOST // 2:  # twice as many need more than 4 GB on the way
         raise ValueError(f"it has more than {MOST // 2:,} pixels of 16 bits")
     image.load()  # raises where the file is cut short, which OpenCV would fill up
@@ -373,14 +396,18 @@ def _check_tiff(image: Image.Image) -> None:
     """Raise a ValueError if PIL would ignore a part of a TIFF: further pages, or bands of an unknown meaning."""
     tags = image.tag_v2  # type: ignore[attr-defined]
     check_samples(tags.get(262, 1), tags.get(277, 1), tags.get(338, ()))
+    if tags.get(284) == 2 and tags.get(259, 1) == 1 and max(tags.get(258, (1,))) > 8:
+        raise ValueError("its 16 bits lie in planes, uncompressed, which PIL mixes up")
     if getattr(image, "n_frames", 1) > 1:
-        size = image.size
-        image.seek(1)
-        same_size = image.size == size
-        subfile_type = image.tag_v2.get(254, 0)  # type: ignore[attr-defined]
+        check_pages(_pages(image))
         image.seek(0)
-        if same_size and not subfile_type & 5:  # neither a smaller copy nor a mask
-            raise ValueError("it has several pages")
+
+
+def _pages(image: Image.Image) -> Iterator[tuple[int, int, int]]:
+    """Yield width, height and NewSubfileType of each page of a TIFF."""
+    for page in range(image.n_frames):  # type: ignore[attr-defined]
+        image.seek(page)
+        yield *image.size, image.tag_v2.get(254, 0)  # type: ignore[attr-defined]
 
 
 def _check_kind(image: Image.Image, value_range: Range) -> None:
@@ -391,13 +418,17 @@ def _check_kind(image: Image.Image, value_range: Range) -> None:
         tags = image.tag_v2  # type: ignore[attr-defined]
         if tags.get(262) == 0 and mode not in ("1", "L"):
             raise ValueError("its 0 is white, in more than 8 bits")
+        depth = max(tags.get(258, (1,)))
+        if 8 < depth < 16 and value_range is None:
+            raise UserError(f"it has {depth} bits, without a known range", advice=f"data.range=[0,{2**depth - 1}]")
         if value_range is not None and 16 in tags.get(258, ()) and not mode.startswith("I"):
             raise ValueError("8 of its 16 bits would be left before the range is applied: pip install imagecodecs")
     if value_range is not None and kind in OWN_RANGE:
         raise ValueError(f"{kind} with a range: it is for PNG, TIFF and arrays")
     if mode == "F" or (mode == "I" and kind != "PPM"):
         check_type(np.dtype(np.float32 if mode == "F" else np.int32), value_range)
-    if mode.startswith(("I", "F")) and "transparency" in image.info:
+    deep = mode.startswith(("I", "F")) or (kind == "PNG" and ";16" in _layout(image)[0])
+    if deep and "transparency" in image.info:
         raise ValueError("it has 16 bits and a transparent colour")
 
 
@@ -405,7 +436,11 @@ def rgb_from_pil(image: Image.Image, value_range: Range = None) -> np.ndarray:
     """Return a PIL image of any mode as HxWx3 uint8 RGB, upright by its EXIF data."""
     _check_kind(image, value_range)
     kind = image.format
+    stretched = kind == "PNG" and _is_stretched(image) and "transparency" in image.info
+    most = 2 ** int(_layout(image)[0][-1]) - 1 if stretched else 255
     image = ImageOps.exif_transpose(image)
+    if stretched:  # PIL stretches the greys, but not the one that is transparent
+        image.info["transparency"] *= 255 // most
     if image.mode.startswith(("I", "F")):
         array = np.asarray(image)
         sixteen = image.mode.startswith("I;16") or kind == "PPM"  # PIL has brought a PGM to 0..65535
@@ -440,6 +475,7 @@ def rgb(array: np.ndarray, value_range: Range = None) -> np.ndarray:
             f"an array of shape {array.shape} and type {array.dtype} is no picture",
             accepted="HxW, HxWx3 or HxWx4, uint8 or uint16",
         )
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     check_type(array.dtype, value_range)
     if channels == 3 and array.dtype == np.uint8:
         return array

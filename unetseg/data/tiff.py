@@ -99,11 +99,8 @@ class TiffPicture:
         check_samples(page.photometric, page.samplesperpixel, page.extrasamples)
         if tuple(page.extrasamples) == (1,):
             raise UnknownLayout("colours that are multiplied by their transparency")
-        if len(self.file.pages) > 1:
-            second = self.file.pages[1].aspage()
-            same_size = (second.imagelength, second.imagewidth) == (page.imagelength, page.imagewidth)
-            if same_size and not second.subfiletype & 5:  # neither a smaller copy nor a mask
-                raise ValueError("it has several pages")
+        pages = (one.aspage() for one in self.file.pages)
+        check_pages((one.imagewidth, one.imagelength, one.subfiletype) for one in pages)
         self.dtype = np.dtype(page.dtype)
         if (
             page.bitspersample != 8 * self.dtype.itemsize
@@ -150,6 +147,19 @@ def check_samples(photometric: int, samples: int, extra: Sequence[int]) -> None:
             f"it has {samples} bands, of which {colours} {'is' if colours == 1 else 'are'} colour, and the others "
             "not said to be transparency; take out those that are to be seen"
         )
+
+
+def check_pages(pages: Iterable[tuple[int, int, int]]) -> None:
+    """Raise a ValueError if a page of a TIFF after the first is neither smaller nor said to be a copy or a mask of it.
+
+    Args:
+        pages: width, height and the tag NewSubfileType of each page.
+    """
+    first = 0
+    for width, height, kind in pages:
+        if first and width * height >= first and not kind & 5:
+            raise ValueError("it has several pages")
+        first = first or width * height
 
 
 def write(path: Path, rows: Iterable[np.ndarray], height: int, width: int, palette: np.ndarray | None = None) -> None:

@@ -23,6 +23,8 @@ from unetseg.options.trainer import LENGTHS
 
 METRICS_COLUMNS = ("step", "epoch", "name", "value")
 GRADIENT_FLOW_COLUMNS = ("step", "epoch", "kind", "block", "metric", "value")
+STARTS = ("model.weights", "model.strict_weights", "model.initialisation")
+"""Options that make a run's first weights, and mean nothing later."""
 FOLDER_FOR_RANKS = "UNETSEG_RUN_FOLDER"
 """Environment variable that hands the folder to the processes that Lightning launches for further devices."""
 
@@ -38,6 +40,8 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.lock: IO[str] | None = None
+        self.new_options: Train | None = None
+        """Those of a resumed run, until `record_changes`; the run's first process has them."""
         self.config = self.path / "config.yaml"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.checkpoints / "best.ckpt"
@@ -129,7 +133,7 @@ class RunFolder:
 
     @classmethod
     def resume(cls, options: Train, check: Callable[[], object] = lambda: None) -> RunFolder:
-        """Return the folder of a run that is resumed, see `check_resume`; keep the earlier options where they change.
+        """Return the folder of a run that is resumed, see `check_resume`; `record_changes` comes later.
 
         Args:
             options: of the run.
@@ -142,17 +146,27 @@ class RunFolder:
             refuse_links(run.path, but_for=("wandb",))  # W&B's own links lead to its logs
             run.claim()
             run.figures.mkdir(exist_ok=True)  # an empty folder may get lost where a run is copied
-            before = recorded.read_training(run.config)
-            if differences(before, options.model_dump()):
-                number = next(n for n in itertools.count(1) if not (run.path / f"config_{n}.yaml").exists())
-                write_text(run.path / f"config_{number}.yaml", run.config.read_text(encoding="utf-8"))
-                for result in filter(Path.exists, run.results):  # of a finished run that is extended
-                    result.rename(result.with_stem(f"{result.stem}_{number}"))
-                kept = {key: before[key] for key in ("name", "output", "resume", "allow_changes")}
-                write_text(run.config, yaml.safe_dump(options.model_dump() | kept, sort_keys=False))
+            run.new_options = options
             return run
 
         return _on_first_process(claim, options)
+
+    def record_changes(self) -> None:
+        """Write the options of a resumed run, once; keep the earlier ones and the results of a finished run beside.
+
+        It is called when the checkpoint has been taken up: a run that is refused stays as it was.
+        """
+        if self.new_options is None:
+            return
+        options, self.new_options = self.new_options.model_dump(), None
+        before = recorded.read_training(self.config)
+        if differences(before, options):
+            number = next(n for n in itertools.count(1) if not (self.path / f"config_{n}.yaml").exists())
+            write_text(self.path / f"config_{number}.yaml", self.config.read_text(encoding="utf-8"))
+            for result in filter(Path.exists, self.results):  # of a finished run that is extended
+                result.rename(result.with_stem(f"{result.stem}_{number}"))
+            kept = {key: before[key] for key in ("name", "output", "resume", "allow_changes")}
+            write_text(self.config, yaml.safe_dump(options | kept, sort_keys=False))
 
     def claim(self) -> RunFolder:
         """Keep other processes from training in this folder, until it is released or this process ends."""
@@ -205,6 +219,13 @@ def check_resume(options: Train) -> None:
             f"resume={options.resume}: the run has other options: {'; '.join(refused)}",
             accepted="the options that it began with",
             advice=f"resume=... alone, or allow_changes=[{names}]",
+        )
+    at_first = [key for key in STARTS if any(change.startswith(f"{key}:") for change in changed)]
+    if at_first:
+        raise UserError(
+            f"resume={options.resume}: {', '.join(at_first)} can't differ, a run that goes on has its weights already",
+            accepted="the options that it began with",
+            advice="a new run",
         )
     if finished and not longer:
         epochs = before["trainer"].get("max_epochs") or 1

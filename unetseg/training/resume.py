@@ -170,6 +170,7 @@ class Continuation(L.Callback):
         self._set_handlers()
         if trainer.global_step:
             count_batches_anew(trainer)
+        self.run.record_changes()
 
     def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Replace Lightning's signal handlers in the test, too."""
