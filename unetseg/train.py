@@ -56,8 +56,16 @@ def train(options: Train, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
         options.data.model_dump(), options.seed, skip_unreadable=skip_unreadable, batch_normalisation=normalised
     )
     module = build.make_module(options)
+    # made before there is a run folder, which its callbacks need: arguments and sizes that are refused leave none
+    planned = build.make_trainer(options.trainer, [], [], Path(options.output))
+    batch = build.set_batch_size_and_learning_rate(options, planned, data, module)
+
+    def check() -> None:
+        preflight.data(data)
+        build.check_limits(planned, data)
+
     make_folder = RunFolder.resume if options.resume else RunFolder.create
-    run = make_folder(options, lambda: preflight.data(data))
+    run = make_folder(options, check)
     start = resume.rewind(run) if options.resume else None
     loggers = build.make_loggers(options, run)
     record, speed = TestRecord(run), Cost()
@@ -72,8 +80,6 @@ def train(options: Train, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
         stack.enter_context(continuation.handle_signals())
         all_callbacks = [*callbacks, continuation, *watchers, record, speed, best, last]
         trainer = build.make_trainer(options.trainer, loggers, all_callbacks, run.path)
-        batch = build.set_batch_size_and_learning_rate(options, trainer, data, module)
-        build.check_limits(trainer, data)
         trainer.fit(module, data, ckpt_path=start, weights_only=True)
         run.record_changes()  # where no step was left
         if not best.best_model_path and trainer.is_global_zero:

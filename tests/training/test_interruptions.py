@@ -268,6 +268,7 @@ def test_a_global_batch_is_shared_out_and_the_learning_rate_scaled(tiny):
     assert found["lr"] == pytest.approx(0.002)
 
 
-def test_a_global_batch_that_cannot_be_shared_out_is_refused(tiny):
+def test_a_global_batch_that_cannot_be_shared_out_is_refused_and_leaves_nothing_behind(tiny, tmp_path):
     with pytest.raises(UserError, match=r"global_batch_size=7(.|\n)*multiple of 2"):
         tiny("data.global_batch_size=7", "trainer.accumulate_grad_batches=2")
+    assert not list(tmp_path.iterdir())

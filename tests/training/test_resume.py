@@ -351,8 +351,20 @@ def test_a_finished_run_is_refused_with_the_way_to_extend_it(small):
         resume(small, "trainer.max_epochs=1")
 
 
+def test_a_change_that_is_refused_leaves_the_run_as_it_was(small, tmp_path):
+    run = copied(small, tmp_path / "copy")
+    before = {path.name: path.read_text() for path in (*run.results, *run.tables, run.config) if path.exists()}
+    with pytest.raises(UserError, match="val_check_interval=99 is more than"):
+        resume(
+            run, "trainer.max_epochs=3", "trainer.val_check_interval=99", "allow_changes=[trainer.val_check_interval]"
+        )
+    assert {name: (run.path / name).read_text() for name in before} == before
+    assert not list(run.path.glob("*_1.*"))
+
+
 def test_more_epochs_extend_a_finished_run_and_its_earlier_results_are_kept(small, tmp_path):
     run, rates = copied(small, tmp_path / "copy"), Rates()
+    assert run.edge_distance_per_image in run.results
     before = {path.name: path.read_text() for path in (*run.results, run.config)}
     resume(run, "trainer.max_epochs=3", callbacks=[rates])
     assert rates.lr == cosine(1e-3, range(10, 15), 15)

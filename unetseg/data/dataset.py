@@ -170,7 +170,7 @@ class Examples(Dataset[Item]):
         """Return a SkippedExample, or raise a UserError where no example may be skipped."""
         if self.skip_unreadable:
             return SkippedExample(index, str(error))
-        raise UserError(str(error)) from None  # options.command.leave looks for this name in a loader process's report
+        raise UserError(str(error)) from None  # options.command looks for this name in a loader process's report
 
     def load_resized(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Read an example and resize it: image SxSx3 and mask SxS, uint8."""

@@ -16,15 +16,15 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 """Errors of a full disk."""
 
 
-def check_writable(folder: Path, option: str = "output") -> None:
+def check_writable(folder: Path) -> None:
     """Raise a UserError unless a folder can be written to, or made where it is absent."""
     present = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     if not present.is_dir() or not os.access(present, os.W_OK | os.X_OK):
         reason = "can't be written to" if present.is_dir() else "is no folder"
         raise UserError(
-            f"{option}={shown(folder)}: {shown(present)} {reason}",
+            f"output={shown(folder)}: {shown(present)} {reason}",
             accepted="a folder that may be written to",
-            advice=f"another {option}=...",
+            advice="another output=...",
         )
 
 

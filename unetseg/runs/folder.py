@@ -63,7 +63,7 @@ class RunFolder:
     @property
     def results(self) -> tuple[Path, ...]:
         """The files that the test at the end of a run writes; the summary, which marks a finished run, comes first."""
-        return self.summary, self.per_image, self.edge_distance
+        return self.summary, self.per_image, self.edge_distance, self.edge_distance_per_image
 
     @classmethod
     def create(cls, options: Train, check: Callable[[], object] = lambda: None) -> RunFolder:
