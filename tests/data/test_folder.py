@@ -78,6 +78,13 @@ def test_a_listed_path_that_begins_at_the_root_stays_in_the_folder(own, absent):
     assert example.image.is_relative_to(own / "images")
 
 
+@pytest.mark.parametrize("line", [".", "..", "./", "images/", "/", "//", "images/..", ". p00"])
+def test_a_line_that_names_no_file_is_an_absent_picture(own, line):
+    for split, name in (("train", "p00"), ("val", "p01"), ("test", line)):
+        (own / f"{split}.txt").write_text(f"{name}\n")
+    assert "but test.txt lists it" in str(looked_at(own).unreadable["test"][0])
+
+
 def test_a_listed_picture_or_a_mask_that_is_absent_is_named(own):
     for split, name in (("train", "p00"), ("val", "p01"), ("test", "p99")):
         (own / f"{split}.txt").write_text(f"{name}\n")

@@ -130,7 +130,8 @@ class Files:
 
 
 def _stem(name: str) -> str:
-    return PurePosixPath(name).with_suffix("").as_posix()
+    path = PurePosixPath(name)
+    return path.with_suffix("").as_posix() if path.name else name  # such as "."
 
 
 def _ending(name: str) -> str:
