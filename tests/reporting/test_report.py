@@ -15,12 +15,12 @@ import yaml
 from conftest import TINY
 
 from unetseg.errors import UserError
-from unetseg.evaluation.statistics import holm
+from unetseg.evaluation.statistics import Components, compare, holm
 from unetseg.options.compose import compose
 from unetseg.options.schema import Report, Train
 from unetseg.report import report
 from unetseg.reporting import findings, sentences
-from unetseg.reporting.results import Run, Setting, Sweep
+from unetseg.reporting.results import Run, Setting, Sweep, read
 from unetseg.runs.folder import RunFolder
 
 EFFECT = {"concat": 0.0, "none": -0.1, "add": 0.0}
@@ -239,7 +239,7 @@ def test_images_without_a_score_are_left_out_of_both_settings_and_counted(copy, 
 def test_a_plan_says_how_many_seeds_show_a_difference(copy, tmp_path):
     text = made(copy, tmp_path / "out", plan=0.02)
     found = re.match(
-        r"To show a difference of 0\.020 four times in five takes (\d+) seeds in IoU per image "
+        r"To show a difference of 0\.02 four times in five takes (\d+) seeds in IoU per image "
         r"\(by the spread so far, (\d+) to (\d+); there are 2\) with these 40 images; \d+ seeds in Boundary IoU",
         lead(text, "Plan"),
     )
@@ -255,6 +255,70 @@ def test_pooling_is_said_and_uses_the_spread_of_all_settings(copy, tmp_path):
     assert "pooled=true" not in own
     assert rows(own, "Paired differences")["add − concat"][0] == rows(pooled, "Paired differences")["add − concat"][0]
     assert rows(own, "Paired differences")["add − concat"][1] != rows(pooled, "Paired differences")["add − concat"][1]
+
+
+def test_a_plan_asks_for_more_images_only_where_they_would_help():
+    for of_seeds, of_units, help in ((0.3, 0.01, False), (0.001, 1.0, True)):
+        parts = Components(seeds=of_seeds**2, units=of_units**2, rest=0.0)
+        plan = findings.Plan("iou", parts, parts, parts, units=40, level=0.05)
+        assert plan.seeds(0.02, 1) == [None] * 3
+        assert plan.units_help(0.02) == help
+        told = sentences.describe_plan("IoU", [None] * 3, "40 images", [2], units_help=help)
+        assert told.endswith("more of the latter are needed" if help else "the trainings spread too far")
+
+
+def test_pooling_that_can_not_be_done_is_not_claimed(copy, tmp_path):
+    shutil.rmtree(copy / "none_seed1")
+    text = made(copy, tmp_path / "out", pooled=True)
+    assert "pooled=true changed nothing: it needs settings that all have the same test images" in text
+    assert "is taken as the same for all settings" not in text
+
+
+def test_what_images_would_have_given_is_pooled_as_groups_are(copy):
+    with_groups(copy)
+    settings = read(copy).settings
+    (own, *_), (pooled, *_) = (findings.pairs(settings, "group", pooled=flag)[0]["iou"] for flag in (False, True))
+    freedoms = [pair.by_image.spread.seeds_freedom for pair in (own, pooled)]
+    assert freedoms == [1, 2]
+    assert [pair.result.spread.seeds_freedom for pair in (own, pooled)] == freedoms
+
+
+def test_an_image_without_a_group_is_a_group_of_its_own(copy, tmp_path):
+    for table in copy.glob("*_seed?/per_image.csv"):
+        scores = pd.read_csv(table)
+        number = scores.name.str.removeprefix("picture_").astype(int)
+        scores.assign(group=np.where(number < 20, "patient_" + (number // 5).astype(str), "")).to_csv(
+            table, index=False
+        )
+    assert "The unit is the group (24 groups, 40 images)" in made(copy, tmp_path / "out")
+
+
+def test_equal_settings_with_groups_have_no_width_to_compare(copy, tmp_path):
+    with_groups(copy)
+    shutil.rmtree(copy / "none_seed0"), shutil.rmtree(copy / "none_seed1")
+    for seed in SEEDS:
+        shutil.copy(copy / f"concat_seed{seed}/per_image.csv", copy / f"add_seed{seed}/per_image.csv")
+    text = made(copy, tmp_path / "out")
+    assert "The unit is the group (8 groups, 40 images)" in text
+    assert "nan" not in text
+    assert "times as wide" not in text
+
+
+def test_pairs_with_one_seed_in_common_are_named(copy, tmp_path):
+    path = copy / "add_seed0/config.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"seed": 7}))
+    text = made(copy, tmp_path / "out")
+    assert "Only one seed is in common in add − concat and add − none: there they cover the images only." in text
+
+
+def test_no_rounding_hides_what_was_shown():
+    assert [sentences.p_value(p) for p in (0.0496, 0.04996, 0.0504, 0.2, 1e-4)] == [
+        *("0.0496", "0.04996", "0.050", "0.200", "< 0.001"),
+    ]
+    a = np.array([[4e-4, 4.1e-4, 3.9e-4], [4.1e-4, 4e-4, 4.1e-4]])
+    mean, ends = sentences.mean_and_interval(compare(a, np.zeros_like(a)))
+    low, high = (float(end) for end in ends.strip("[]").split(", "))
+    assert 0 < low < float(mean) < high
 
 
 def made_up(settings: int, seeds: int, images: int, groups: int, generator: np.random.Generator) -> list[Setting]:

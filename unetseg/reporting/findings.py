@@ -34,6 +34,8 @@ METRICS = {"iou": "IoU", "boundary_iou": "Boundary IoU"}
 """The metrics in which settings are compared, image by image: columns of per_image.csv."""
 ALL_PAIRS = 5
 """With at most so many settings all pairs are compared, with more each setting with the first."""
+ENDLESS = 10**9
+"""So many units of a test set that their choice matters no more."""
 TIMES = (1, 2, 4)
 """Sizes of the test set in a plan, as multiples of the present one."""
 
@@ -100,6 +102,10 @@ class Plan:
         spreads = (self.parts, self.least, self.most)
         return [seeds_needed(parts, times * self.units, difference, self.level) for parts in spreads]
 
+    def units_help(self, difference: float) -> bool:
+        """Return whether 100 seeds would show the difference if there were very many units."""
+        return seeds_needed(self.parts, ENDLESS, difference, self.level) is not None
+
     def curve(self, parts: Components, seeds: Sequence[int], times: int) -> list[float]:
         """Return the smallest difference that each number of seeds could show with `times` the units."""
         return [parts.spread(number, times * self.units).smallest(self.level).value for number in seeds]
@@ -147,10 +153,11 @@ def pairs(settings: Sequence[Setting], unit: str, *, pooled: bool = False) -> tu
             comparable.append((base, other, seeds))
     uncorrected = []
     for metric in METRICS:
-        variance = _pooled_variance(settings, metric, unit) if pooled else None
+        variance = pooled_variance(settings, metric, unit) if pooled else None
+        image_variance = pooled_variance(settings, metric, "image") if pooled else None
         for base, other, seeds in comparable:
             (a, b), without = _unit_scores([other, base], metric, seeds, unit)
-            by_image = compare(*_unit_scores([other, base], metric, seeds, "image")[0])
+            by_image = compare(*_unit_scores([other, base], metric, seeds, "image")[0], image_variance)
             uncorrected.append((metric, Pair(base, other, compare(a, b, variance), by_image, without)))
     values = [pair.result.p for _, pair in uncorrected if not pair.one_seed]
     corrections = zip(holm(values), holm_levels(values), strict=True)
@@ -161,6 +168,18 @@ def pairs(settings: Sequence[Setting], unit: str, *, pooled: bool = False) -> tu
             pair = replace(pair, p=p, level=level)
         corrected[metric].append(pair)
     return corrected, left_out
+
+
+def pooled_variance(settings: Sequence[Setting], metric: str, unit: str) -> tuple[float, int] | None:
+    """Return the variance over seeds of any difference, and its degrees of freedom.
+
+    It is None if the settings don't have the same images and two seeds in common: then nothing can be pooled.
+    """
+    seeds = sorted(set.intersection(*(set(setting.seeds) for setting in settings)))
+    if len(seeds) < 2 or len({setting.images for setting in settings}) > 1 or settings[0].images is None:
+        return None
+    scores, _ = _unit_scores(settings, metric, seeds, unit)
+    return pooled_seeds(scores) if scores.size else None
 
 
 def plans(differences: dict[str, list[Pair]], unit: str) -> list[Plan]:
@@ -320,21 +339,15 @@ def _differences(pair: Pair, metric: str, unit: str) -> np.ndarray:
     return other - base
 
 
-def _pooled_variance(settings: Sequence[Setting], metric: str, unit: str) -> tuple[float, int] | None:
-    """Return the variance over seeds of any difference; None if the settings don't have two seeds in common."""
-    seeds = sorted(set.intersection(*(set(setting.seeds) for setting in settings)))
-    if len(seeds) < 2 or len({setting.images for setting in settings}) > 1 or settings[0].images is None:
-        return None
-    return pooled_seeds(_unit_scores(settings, metric, seeds, unit)[0])
-
-
 def _groups(run: Run) -> list[str]:
     """Return the group of each image, in the order of their names; an image without one is a group of its own."""
     table = run.per_image
-    if "group" not in table or not table["group"].notna().any():
+    if "group" not in table:
         return []
-    groups = table["group"].astype(object)
-    return [f"group {group}" if pd.notna(group) else f"image {name}" for name, group in groups.items()]
+    groups = table["group"].astype(object).fillna("")  # an empty cell is read as an empty text
+    if not any(groups):
+        return []
+    return [f"group {group}" if group else f"image {name}" for name, group in groups.items()]
 
 
 def _readings(run: Run, kind: str, metric: str) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from unetseg.reporting.findings import METRICS, Pair
 from unetseg.reporting.mechanisms import edges, gradients, lesions, routes
 from unetseg.reporting.provenance import common, provenance
 from unetseg.reporting.results import Sweep
-from unetseg.reporting.sentences import change, interval, number, p_value
+from unetseg.reporting.sentences import interval, number, p_value
 
 COSTS = (
     ("parameters", "parameters (M)", 1e6, 2, ""),
@@ -62,7 +62,7 @@ def titles(unit: str) -> dict[str, str]:
 def question(sweep: Sweep, differences: dict[str, list[Pair]], unit: str) -> Section:
     """Return the answer that the paired differences give to the report's question."""
     base, names = sweep.settings[0], [setting.name for setting in sweep.settings]
-    notes = [sentences.seeds(sweep, unit), sentences.absent(sweep)]
+    notes = [sentences.seeds(sweep, differences["iou"], unit), sentences.absent(sweep)]
     if len(names) == 1:
         return Section("Answer", sentences.best(sweep), [note for note in notes if note])
     lead, *answers = [sentences.compare_with_base(base, differences[m], title) for m, title in titles(unit).items()]
@@ -118,13 +118,11 @@ def paired_differences(
         rows = []
         for pair in differences[metric]:
             result = pair.result
-            span = interval(result.low, result.high, digits=4, signed=True)
             tests = [p_value(pair.p), sentences.estimate(pair)] if not pair.one_seed else ["–", "–"]
             shown = "one seed" if pair.one_seed else "yes" if pair.shown else "no"
-            row = [pair.name, change(result.difference, 4), span, *tests, str(result.seeds), str(result.units), shown]
-            naive = pair.by_image
-            naive_span = interval(naive.low, naive.high, digits=4, signed=True)
-            rows.append([*row, *([f"{change(naive.difference, 4)} {naive_span}"] if grouped else [])])
+            estimated = sentences.mean_and_interval(result, 4)
+            row = [pair.name, *estimated, *tests, str(result.seeds), str(result.units), shown]
+            rows.append([*row, *([" ".join(sentences.mean_and_interval(pair.by_image, 4))] if grouped else [])])
         tables.append(Table(columns, rows, caption=f"{title}, on the same {unit}s and seeds."))
         panels.append(charts.forest(f"differences_{metric}", title, differences[metric]))
     caption = (
@@ -136,11 +134,11 @@ def paired_differences(
         f"and {unit}s could have shown four times in five at the level that Holm's correction leaves, an estimate with "
         f"its own 95 % interval. With one seed the intervals cover the {unit}s only."
     )
-    shared = "pooled=true: the spread over seeds is taken as the same for all settings; where it is not, the intervals "
-    shared += "of the setting that spreads more are too narrow."
+    shared = sentences.pooling(findings.pooled_variance(sweep.settings, "iou", unit) is not None)
     lead = sentences.differences({title: differences[metric] for metric, title in titles(unit).items()})
     notes = [note, *([shared] if pooled else []), *sentences.units(differences, unit), *left_out]
-    blocks: list[Block] = [Figure(panels, caption, width=340), *tables, *notes, sentences.seeds(sweep, unit)]
+    covered = sentences.seeds(sweep, differences["iou"], unit)
+    blocks: list[Block] = [Figure(panels, caption, width=340), *tables, *notes, covered]
     return Section("Paired differences", lead, blocks)
 
 
@@ -154,14 +152,13 @@ def planning(sweep: Sweep, differences: dict[str, list[Pair]], unit: str, differ
     rows, parts, panels = [], [], []
     for plan in plans:
         title = titles(unit)[plan.metric]
-        parts.append(
-            sentences.describe_plan(title, difference, plan.seeds(difference, 1), f"{plan.units} {unit}s", now)
-        )
+        needed, units_help = plan.seeds(difference, 1), plan.units_help(difference)
+        parts.append(sentences.describe_plan(title, needed, f"{plan.units} {unit}s", now, units_help=units_help))
         for times in findings.TIMES:
             value, low, high = ("> 100" if n is None else str(n) for n in plan.seeds(difference, times))
             rows.append([title, str(times * plan.units), value, f"{low} to {high}"])
         panels.append(charts.plan(f"plan_{plan.metric}", title, plan, difference, unit))
-    lead = f"To show a difference of {number(difference)} four times in five takes {'; '.join(parts)}."
+    lead = f"To show a difference of {difference:g} four times in five takes {'; '.join(parts)}."
     caption = (
         f"Seeds needed by the spread seen so far, the mean over all pairs, at the level that Holm asks of the first of "
         f"{round(0.05 / plans[0].level)} comparisons; their range follows from the 95 % interval of the variance over "

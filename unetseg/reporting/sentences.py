@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from unetseg.evaluation.statistics import Comparison
+from unetseg.evaluation.statistics import LEVEL, Comparison
 from unetseg.reporting.findings import Pair
 from unetseg.reporting.results import Setting, Sweep
 
@@ -30,8 +31,22 @@ def interval(low: float, high: float, digits: int = 3, signed: bool = False) -> 
 
 
 def p_value(p: float) -> str:
-    """Return a p-value with three decimals, or that it is below 0.001."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    """Return a p-value with three decimals, more where it would round to 0.050, or that it is below 0.001."""
+    if p < 0.001:
+        return "< 0.001"
+    digits = next((n for n in range(3, 9) if (round(p, n) < round(1 - LEVEL, 9)) == (p < 1 - LEVEL)), 9)
+    return f"{p:.{digits}f}"
+
+
+def digits_for(scale: float, least: int = 3) -> int:
+    """Return with how many decimals a number of this size does not become 0: 3 for 0.02, 4 for 0.0004."""
+    return max(least, math.ceil(-math.log10(abs(scale)))) if scale else least
+
+
+def mean_and_interval(result: Comparison, least: int = 3) -> tuple[str, str]:
+    """Return a difference and its interval, with more decimals where these would hide an interval's ends."""
+    digits = digits_for(_width(result) / 2 or result.difference, least)
+    return change(result.difference, digits), interval(result.low, result.high, digits, signed=True)
 
 
 def join_words(parts: Sequence[str]) -> str:
@@ -76,7 +91,7 @@ def compare_with_base(base: Setting, pairs: Sequence[Pair], title: str) -> str:
 def describe_pair(pair: Pair, unit: str) -> str:
     """Return a difference with its interval, and whether it was shown."""
     result = pair.result
-    text = f"{change(result.difference)} {interval(result.low, result.high, signed=True)}"
+    text = " ".join(mean_and_interval(result))
     if pair.one_seed:
         return f"{text}, of these two models over {unit}s only"
     if pair.shown:
@@ -95,7 +110,7 @@ def differences(pairs_by_title: dict[str, list[Pair]]) -> str:
     text = f"Differences shown (p below 0.05 after Holm's correction for {together} comparisons): {join_words(counts)}"
     values = [pair.smallest.value for pairs in decided.values() for pair in pairs if not pair.shown]
     if values:
-        ends = " to ".join(dict.fromkeys((number(min(values)), number(max(values)))))
+        ends = " to ".join(dict.fromkeys(number(end, digits_for(end)) for end in (min(values), max(values))))
         text = f"{text}; the smallest that could have been shown in the others, by estimate: {ends}"
     two = any(pair.result.seeds == 2 for pairs in decided.values() for pair in pairs)
     return f"{TWO_SEEDS}{text[0].lower()}{text[1:]}." if two else f"{text}."
@@ -103,7 +118,9 @@ def differences(pairs_by_title: dict[str, list[Pair]]) -> str:
 
 def estimate(pair: Pair) -> str:
     """Return the smallest difference that could have been shown, with its own interval: 0.012 [0.008, 0.041]."""
-    return f"{number(pair.smallest.value)} {interval(pair.smallest.low, pair.smallest.high)}"
+    smallest = pair.smallest
+    digits = digits_for(smallest.value)
+    return f"{number(smallest.value, digits)} {interval(smallest.low, smallest.high, digits)}"
 
 
 def units(pairs_by_metric: dict[str, list[Pair]], unit: str) -> list[str]:
@@ -111,13 +128,17 @@ def units(pairs_by_metric: dict[str, list[Pair]], unit: str) -> list[str]:
     pairs = [pair for own in pairs_by_metric.values() for pair in own]
     notes = []
     if unit == "group" and pairs:
-        first = pairs[0]
-        share = np.median([_width(pair.by_image) / _width(pair.result) for pair in pairs if _width(pair.result)])
-        notes.append(
-            f"The unit is the group ({first.result.units} groups, {first.by_image.units} images), each by the mean of "
-            "its images: images of one group are not independent of each other. Taken one by one, as if they were, "
-            f"they would have given intervals {share:.2f} times as wide (median; last column)."
+        groups = _range([pair.result.units for pair in pairs])
+        images = _range([pair.by_image.units for pair in pairs])
+        note = (
+            f"The unit is the group ({groups} groups, {images} images), each by the mean of its images: images of one "
+            "group are not independent of each other."
         )
+        shares = [_width(pair.by_image) / _width(pair.result) for pair in pairs if _width(pair.result)]
+        if shares:
+            note += " Taken one by one, as if they were, they would have given intervals "
+            note += f"{np.median(shares):.2f} times as wide (median; last column)."
+        notes.append(note)
     without = {pair.without_score for pair in pairs if pair.without_score}
     if without:
         counts = join_words([str(number) for number in sorted(without)])
@@ -127,7 +148,20 @@ def units(pairs_by_metric: dict[str, list[Pair]], unit: str) -> list[str]:
     return notes
 
 
-def seeds(sweep: Sweep, unit: str) -> str:
+def pooling(done: bool) -> str:
+    """Return what pooled=true has done."""
+    if not done:
+        return (
+            "pooled=true changed nothing: it needs settings that all have the same test images and two seeds or more "
+            "in common. The spread over seeds is each pair's own."
+        )
+    return (
+        "pooled=true: the spread over seeds is taken as the same for all settings; where it is not, the intervals of "
+        "the setting that spreads more are too narrow."
+    )
+
+
+def seeds(sweep: Sweep, pairs: Sequence[Pair], unit: str) -> str:
     """Return what the intervals cover: seeds and units, or units only."""
     single = [setting.name for setting in sweep.settings if len(setting.runs) == 1]
     if len(single) == len(sweep.settings):
@@ -139,13 +173,20 @@ def seeds(sweep: Sweep, unit: str) -> str:
     if single:
         text += f" With {join_words(single)} there is one seed: there they cover the {unit}s only, and nothing is said "
         text += "about another training."
+    few = [pair.name for pair in pairs if pair.one_seed and {pair.base.name, pair.other.name}.isdisjoint(single)]
+    if few:
+        text += f" Only one seed is in common in {join_words(few)}: there they cover the {unit}s only."
     return text
 
 
-def describe_plan(metric: str, difference: float, needed: Sequence[int | None], units: str, now: Sequence[int]) -> str:
+def describe_plan(
+    metric: str, needed: Sequence[int | None], units: str, now: Sequence[int], *, units_help: bool
+) -> str:
     """Return how many seeds would show a difference, from the estimate of seeds needed, its lower and upper end."""
     value, low, high = needed
     have = f"{now[0]}" if len(now) == 1 else f"{now[0]} to {now[-1]}"
+    if value is None and not units_help:
+        return f"more than 100 seeds in {metric} with these {units} or any more of them: the trainings spread too far"
     if value is None:
         return f"more than 100 seeds in {metric} with these {units}: more of the latter are needed"
     upper = "more than 100" if high is None else str(high)
@@ -196,6 +237,11 @@ def _names(pairs: Sequence[Pair]) -> str:
 
 def _estimates(pairs: Sequence[Pair]) -> str:
     return f"by estimate {join_words([estimate(pair) for pair in pairs])} could have been"
+
+
+def _range(values: Sequence[int]) -> str:
+    """Return 38 to 40, or 40 if all are the same."""
+    return " to ".join(dict.fromkeys((str(min(values)), str(max(values)))))
 
 
 def _width(result: Comparison) -> float:
