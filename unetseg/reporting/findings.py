@@ -157,7 +157,8 @@ def pairs(settings: Sequence[Setting], unit: str, *, pooled: bool = False) -> tu
         image_variance = pooled_variance(settings, metric, "image") if pooled else None
         for base, other, seeds in comparable:
             (a, b), without = _unit_scores([other, base], metric, seeds, unit)
-            by_image = compare(*_unit_scores([other, base], metric, seeds, "image")[0], image_variance)
+            (image_a, image_b), _ = _unit_scores([other, base], metric, seeds, "image")
+            by_image = compare(image_a, image_b, image_variance)
             uncorrected.append((metric, Pair(base, other, compare(a, b, variance), by_image, without)))
     values = [pair.result.p for _, pair in uncorrected if not pair.one_seed]
     corrections = zip(holm(values), holm_levels(values), strict=True)
