@@ -306,6 +306,16 @@ def test_of_a_partly_frozen_encoder_the_trainable_part_is_told():
     assert [found[key] for key in stages] == pytest.approx([wanted[key] for key in stages], rel=1e-4, abs=1e-6)
 
 
+def test_a_step_without_gradients_ends_the_block_in_peace():
+    net, images = example()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with GradientFlow(net, routes=True) as flow:
+        net(images)
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="no gradient was seen"):
+        flow.read()
+
+
 def test_a_frozen_encoder_has_no_routes():
     net, images = example()
     net.encoder.requires_grad_(False)

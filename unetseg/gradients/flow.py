@@ -159,7 +159,7 @@ class GradientFlow:
         if error is None and self._stepped:
             for sums, before, after in zip(self._updates.zero_(), self._before, self._weights.values(), strict=True):
                 add_sums(sums, _update_sums, before, after)
-            if self._routes is not None:
+            if self._routes is not None and self._gradients is not None:
                 self._routes.take_step(dict(zip(self._weights, self._before, strict=True)))
         self._before = []
 
