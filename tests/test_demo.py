@@ -1,5 +1,6 @@
 """The demo: the mask is the predictor's, a tick switches a long skip off, and nothing is asked of the network."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -171,7 +172,13 @@ def server(add, tmp_path_factory):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
     command = [sys.executable, "-m", "unetseg.demo", f"checkpoint={add}"]
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a suite may run in the background
     ) as process:
         yield process, folder
         process.kill()
