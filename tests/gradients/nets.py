@@ -52,6 +52,16 @@ def step(net: nn.Module, images: Tensor, lr: float = 0.1, routes: bool = False) 
     return flow
 
 
+def step_in_halves(net: nn.Module, images: Tensor, routes: bool = False) -> GradientFlow:
+    """Take the step of `step` by two micro-batches."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with GradientFlow(net, routes=routes) as flow:
+        for part in images.chunk(2):
+            (loss_of(net(part), part) / 2).backward()
+        optimizer.step()
+    return flow
+
+
 def assert_close(found: dict, wanted: dict, tolerance: float) -> None:
     """Compare all numbers, nan being equal to nan."""
     assert found == pytest.approx(wanted, rel=tolerance, abs=1e-14, nan_ok=True)

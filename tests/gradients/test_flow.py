@@ -30,6 +30,7 @@ from nets import (
     numbers,
     one_thread,  # noqa: F401 (a fixture that every test uses)
     step,
+    step_in_halves,
     toy_step,
 )
 from torch import Tensor, nn
@@ -335,12 +336,7 @@ def test_micro_batches_add_up_to_the_numbers_of_the_big_batch():
     net, images = example(images=4)
     net, images = net.double(), images.double()
     wanted = numbers(step(copy.deepcopy(net), images))
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with GradientFlow(net) as flow:
-        for part in images.split(2):
-            (loss_of(net(part), part) / 2).backward()
-        optimizer.step()
-    assert_close(numbers(flow), wanted, 1e-9)
+    assert_close(numbers(step_in_halves(net, images)), wanted, 1e-9)
 
 
 def test_two_processes_give_the_numbers_of_one_on_the_joined_batch(tmp_path):

@@ -24,7 +24,7 @@ from torch import Tensor, distributed, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from unetseg.gradients.passes import BackwardPasses, add_sums
-from unetseg.gradients.routes import ExitRoutes
+from unetseg.gradients.routes import ExitRoutes, is_distributed
 
 Table = dict[str, Tensor]
 ENCODER = ("stem", "encoder")  # first letters of the names of the encoder's blocks
@@ -197,7 +197,7 @@ class GradientFlow:
         if self._routes is not None and self._routes.refusal:
             raise RuntimeError(f"the routes of the gradient can't be told: {self._routes.refusal}")
         flows = self._flows / self._scaled**2
-        if distributed.is_available() and distributed.is_initialized():
+        if is_distributed():
             distributed.all_reduce(flows)
             flows /= distributed.get_world_size() ** 2  # the joint loss is the mean of the ranks' losses
         sums = [flows, self._gradients, self._updates]

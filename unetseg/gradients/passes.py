@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.autograd import Variable
 
-from unetseg.gradients.routes import ExitRoutes, Term
+from unetseg.gradients.routes import ExitRoutes, Term, is_distributed
 
 CHUNK = 1 << 18  # entries that are summed at once: their float64 copies stay in a processor's cache
 State = list[tuple[weakref.ref[Tensor], int] | None]
@@ -132,7 +132,7 @@ class BackwardPasses:
 
     def check(self) -> None:
         """Refuse gradients that were put into the weights by hand: the passes that they come from are unknown."""
-        if not self.has_ignored or _is_distributed():
+        if not self.has_ignored or is_distributed():
             return
         if any(
             w.grad is not None and (old is None or old[0]() is not w.grad)
@@ -197,7 +197,7 @@ class BackwardPasses:
             if self.routes is not None:
                 self.routes.clear()
         # reduction over ranks changes them as well, and so does a pass over the graph of another pass
-        elif not _is_distributed() and (any(empty) or not self._differentiated):
+        elif not is_distributed() and (any(empty) or not self._differentiated):
             self.refusal = (
                 "the gradients of the weights were changed between two backward passes: "
                 "change them after the last one, or set all of them to zero"
@@ -227,10 +227,6 @@ def add_sums(sums: Tensor, measure: Callable[..., tuple[Tensor, ...]], *columns:
         vectors = [tensor.detach().permute(order).flatten().split(CHUNK) for tensor in row]
         for pieces in zip(*vectors, strict=True):
             sums += torch.stack(measure(*(piece.to(sums.dtype) for piece in pieces)))
-
-
-def _is_distributed() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
 
 
 def _gradient_state(weights: Iterable[nn.Parameter]) -> State:

@@ -155,8 +155,12 @@ def _flat(parts: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
     return flat.to(torch.promote_types(flat.dtype, torch.float32))
 
 
+def is_distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def _mean_over_ranks(values: Tensor) -> Tensor:
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not is_distributed():
         return values
     mean = values / distributed.get_world_size()  # the joint loss is the mean of the ranks' losses
     distributed.all_reduce(mean)

@@ -129,8 +129,7 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
 
 def check_limits(trainer: L.Trainer, data: SegmentationData) -> None:
     """Raise a UserError where a share of the batches is less than one, or validations are further apart than epochs."""
-    if data.collection is None:  # only the first process has checked the data
-        return
+    assert data.collection is not None
     for split in ("train", "val", "test"):
         share = getattr(trainer, f"limit_{split}_batches")
         batches = -(-len(data.collection.splits[split]) // (data.batch_size * trainer.world_size))

@@ -35,6 +35,7 @@ class FlowReadings(L.Callback):
         *(f"fall_{exit_}" for exit_ in EXITS),
     }
     """Metrics that go to the loggers; the table has all."""
+    FIGURES = {"gradient_flow": plots.gradient_flow, "gradient_routes": plots.gradient_routes}
 
     def __init__(self, every_n_steps: int, table: Path, figures: Path, routes_every_n_steps: int | None = None):
         self.every_n_steps, self.routes_every_n_steps = every_n_steps, routes_every_n_steps
@@ -77,7 +78,9 @@ class FlowReadings(L.Callback):
         self.flow.__exit__(None, None, None)
         records = self.flow.read()  # on every rank: it sums over them
         self.flow = None
-        self.undrawn |= {"gradient_flow", *(["gradient_routes"] if any(r.kind == "exit" for r in records) else [])}
+        self.undrawn.add("gradient_flow")
+        if any(record.kind == "exit" for record in records):
+            self.undrawn.add("gradient_routes")
         if not any(r.value for r in records if r.metric in ("nan", "inf")):
             self.last_finite = self.step, {r.block: r.value for r in records if r.metric == "rms"}
         if not trainer.is_global_zero:
@@ -108,8 +111,7 @@ class FlowReadings(L.Callback):
             return
         for name in sorted(self.undrawn):
             figure = self.figures / f"{name}.png"
-            draw = {"gradient_flow": plots.gradient_flow, "gradient_routes": plots.gradient_routes}[name]
-            draw(self.table, figure)
+            self.FIGURES[name](self.table, figure)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_image(name.replace("_", "/"), [str(figure)], step=trainer.global_step)
