@@ -334,7 +334,12 @@ def test_group_means_and_sums_by_hand():
     groups = ["b", "a", "b", "c"]
     assert group_means(np.array([[1.0, 2, 5, 7], [0, 0, 2, 1]]), groups).tolist() == [[2, 3, 7], [0, 1, 1]]
     assert sum_by_unit(np.array([[1, 10], [2, 20], [4, 40], [8, 80]]), groups).tolist() == [[2, 20], [5, 50], [8, 80]]
-    assert sum_by_unit(np.array([[1, 10], [2, 20]]), ["", ""]).tolist() == [[1, 10], [2, 20]]
+    assert sum_by_unit(np.array([[1, 10], [2, 20]]), ["a", "a"]).tolist() == [[1, 10], [2, 20]]
+
+
+def test_images_without_a_group_are_not_put_together():
+    assert sum_by_unit(np.array([1, 2, 4, 8]), ["", "a", "", "a"]).tolist() == [1, 4, 10]
+    assert group_means(np.array([1.0, 2, 4, 8]), ["", "a", "", "a"]).tolist() == [1, 4, 5]
 
 
 # The bootstrap of sums

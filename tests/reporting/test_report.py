@@ -2,11 +2,14 @@
 
 import itertools
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +18,7 @@ import yaml
 from conftest import TINY
 
 from unetseg.errors import UserError
-from unetseg.evaluation.statistics import Components, compare, holm
+from unetseg.evaluation.statistics import Components, Smallest, compare, holm
 from unetseg.options.compose import compose
 from unetseg.options.schema import Report, Train
 from unetseg.report import report
@@ -180,7 +183,7 @@ def test_the_answer_claims_what_was_shown_and_says_how_small_the_rest_must_be(te
     answer = lead(text, "Answer")
     assert answer.startswith("With two seeds only, which hardly tell how far trainings spread: compared with concat, ")
     assert "IoU per image is lower with none; no difference from concat in IoU per image was shown for add" in answer
-    assert re.search(r"\(by estimate 0\.\d{3} \[0\.\d{3}, \d\.\d{3}\] could have been\)\.$", answer)
+    assert re.search(r"\(by estimate 0\.\d{3} \[0\.\d{3}, more than 1\] could have been\)\.$", answer)
     assert "Intervals cover the choice of seeds and of test images." in text
     assert "2 of 3 in IoU per image" in lead(text, "Paired differences")
 
@@ -219,7 +222,7 @@ def test_groups_are_the_unit_where_there_are_any(copy, tmp_path):
     assert "Compared with concat, IoU per group" in text or "in IoU per group" in lead(text, "Answer")
     first = text.partition("*IoU per group, on the same groups and seeds.*")[0].partition("## Paired differences")[2]
     row = next(line for line in first.splitlines() if line.startswith("| add − concat"))
-    spans = [[float(n.replace("−", "-")) for n in s.split(", ")] for s in re.findall(r"\[(.*?)\]", row)]
+    spans = [[float(n.replace("−", "-")) for n in s.split(", ")] for s in re.findall(r"\[([+−].*?)\]", row)]
     assert spans[0][1] - spans[0][0] > 1.2 * (spans[-1][1] - spans[-1][0])  # as if images were independent
     assert images.exists()
     assert alone.exists()
@@ -333,7 +336,7 @@ def made_up(settings: int, seeds: int, images: int, groups: int, generator: np.r
             names = [f"{image:03d}" for image in range(images)]
             iou = 0.5 + effects[number] + generator.normal(0, spread[0]) + generator.normal(0, spread[1], images)
             table = pd.DataFrame({"iou": iou, "boundary_iou": iou / 2}, index=names)
-            table["group"] = [f"g{image % groups}" for image in range(images)] if groups else np.nan
+            table["group"] = [f"g{image % groups}" for image in range(images)] if groups else ""
             run.__dict__["per_image"] = table
             runs.append(run)
         found.append(Setting(f"setting{number}", "#000000", "-", runs))
@@ -386,6 +389,7 @@ def test_no_sentence_contradicts_its_interval():
                     assert mine[name].result.seeds == 1
                     assert "one seed decides nothing" in sentence.lower()
                 assert ("With two seeds only" in sentence) == any(pair.result.seeds == 2 for pair in mine.values())
+                assert not any(float(size) > 1 for size in re.findall(r"[0-9]+[.][0-9]+", sentence)), sentence
                 for name, pair in mine.items():
                     words = sentences.describe_pair(pair, unit)
                     allowed = "" if name in higher | lower else "of these two" if name in single else "not "
@@ -397,6 +401,57 @@ def test_no_sentence_contradicts_its_interval():
             decided = [pair for pair in found if not pair.one_seed]
             assert f"{shown} of {len(decided)} in IoU" in count if decided else "ne seed decides nothing" in count
     assert kinds == {*"hlns", "Holm"}
+
+
+def test_two_seeds_are_said_of_the_pairs_that_have_them():
+    generator = np.random.default_rng(0)
+    settings = made_up(3, 3, 12, 0, generator)
+    settings[2] = replace(settings[2], runs=settings[2].runs[:2])
+    pairs, _ = findings.pairs(settings, "image")
+    assert sentences.compare_with_base(settings[0], pairs["iou"], "IoU").startswith(
+        f"With two seeds only in {settings[2].name} − {settings[0].name}, which hardly tell how far trainings spread: "
+    )
+
+
+def test_no_difference_of_scores_is_larger_than_1():
+    assert sentences.estimate(SimpleNamespace(smallest=Smallest(1.047, 0.8, 3.2))) == "more than 1 [0.800, more than 1]"
+
+
+def best(**means: float) -> str:
+    settings = []
+    for name, mean in means.items():
+        run = Run(RunFolder(Path(name)), name, {"seed": 0}, {"test/iou": mean})
+        settings.append(Setting(name, "", "-", [run]))
+    return sentences.best(Sweep(settings, [], [], {}))
+
+
+def test_the_range_of_iou_is_told_of_settings_that_have_one():
+    assert best(a=0.642, b=0.6421).startswith("Test IoU over the set is 0.642 with a and b;")
+    told = best(a=math.nan, b=0.6, c=0.5)
+    assert told.startswith("Test IoU over the set reaches from 0.500 (c) to 0.600 (b; one seed); a run of a has none;")
+    assert best(a=math.nan) == "No setting has a test IoU: no test pixel was scored."
+
+
+def test_groups_that_can_not_be_the_unit_are_named(copy, tmp_path):
+    path = copy / "add_seed0/per_image.csv"
+    table = pd.read_csv(path)
+    table.assign(group=[str(i % 8) for i in range(len(table))]).to_csv(path, index=False)
+    text = made(copy, tmp_path / "report")
+    assert "The unit is the image, because" in text
+    assert "names no groups" in text
+    assert "too narrow" in text
+
+
+def test_the_last_epoch_of_each_run_is_its_own(copy, tmp_path):
+    path = copy / "none_seed1/metrics.csv"
+    table = pd.read_csv(path)
+    later = table[table.epoch == 2].assign(epoch=3, value=0.1)  # this run went on for an epoch, which was worse
+    pd.concat([table, later]).to_csv(path, index=False)
+    summary = json.loads((copy / "none_seed1/summary.json").read_text())
+    (copy / "none_seed1/summary.json").write_text(json.dumps(summary | {"epochs": 4}))
+    told = lead(made(copy, tmp_path / "report"), "Learning curves")
+    assert "none 0.250" in told  # the mean of 0.400 and 0.100
+    assert "5 of 6 runs were best in their last epoch" in told
 
 
 def test_a_pair_uses_the_seeds_that_both_have(copy, tmp_path):

@@ -232,12 +232,17 @@ def group_means(scores: np.ndarray, groups: Sequence[Hashable]) -> np.ndarray:
 
 def sum_by_unit(counts: np.ndarray, groups: Sequence[Hashable]) -> np.ndarray:
     """Return counts of images, N..., summed by group; as they are if all images are of one group."""
-    return _group_sums(counts, groups)[0] if len(set(groups)) > 1 else counts
+    sums = _group_sums(counts, groups)[0]
+    return sums if len(sums) > 1 else counts
 
 
 def _group_sums(values: np.ndarray, groups: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sums of N... rows by group, in the order of their names, and the sizes of the groups."""
-    _, member, sizes = np.unique(np.asarray(groups, dtype=str), return_inverse=True, return_counts=True)
+    """Return the sums of N... rows by group, in the order of their names, and the sizes of the groups.
+
+    An image whose group is "" is a group of its own; these come first.
+    """
+    own = [("group", str(group)) if group != "" else ("", f"{image:012d}") for image, group in enumerate(groups)]
+    _, member, sizes = np.unique(own, axis=0, return_inverse=True, return_counts=True)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     return np.add.reduceat(values[np.argsort(member, kind="stable")], starts, axis=0), sizes
 

@@ -121,8 +121,15 @@ class RankedImage:
 
 
 def unit(sweep: Sweep) -> str:
-    """Return the independent unit of the test set: "group" if there are several groups, else "image"."""
-    return "group" if all(len(set(_groups(run))) > 1 for run in sweep.runs if len(run.per_image)) else "image"
+    """Return the independent unit of the test set: "group" if each run has several groups, else "image"."""
+    return "image" if any(_groups_unusable(run) for run in sweep.runs) else "group"
+
+
+def groups_unused(sweep: Sweep) -> list[tuple[str, str]]:
+    """Return the places of runs whose groups can't be the unit, each with the reason; none if no run has groups."""
+    if not any(any(_groups(run)) for run in sweep.runs):
+        return []
+    return [(run.place, reason) for run in sweep.runs if (reason := _groups_unusable(run))]
 
 
 def mean_with_interval(setting: Setting, metric: str, unit: str) -> Comparison | None:
@@ -202,12 +209,15 @@ def plans(differences: dict[str, list[Pair]], unit: str) -> list[Plan]:
 
 def curve(setting: Setting, name: str) -> pd.DataFrame:
     """Return a scalar of metrics.csv by epoch, a row for each seed; epochs that one seed lacks are left out."""
+    return _by_seed(setting, lambda run: _by_epoch(run, name))
 
-    def of_run(run: Run) -> pd.Series:
-        rows = run.metrics[run.metrics.name == name]
-        return rows.groupby(rows.epoch.astype(int)).value.mean()
 
-    return _by_seed(setting, of_run)
+def ends(setting: Setting, name: str) -> list[tuple[float, bool]]:
+    """Return of each run that has a scalar its value in the run's last epoch, and whether that was its greatest."""
+    each = [values.to_numpy() for run in setting.runs if len(values := _by_epoch(run, name))]
+    return [
+        (float(values[-1]), bool(np.isfinite(values[-1]) and not (values[:-1] >= values[-1]).any())) for values in each
+    ]
 
 
 def skip_share(setting: Setting, level: str) -> pd.DataFrame:
@@ -341,14 +351,23 @@ def _differences(pair: Pair, metric: str, unit: str) -> np.ndarray:
 
 
 def _groups(run: Run) -> list[str]:
-    """Return the group of each image, in the order of their names; an image without one is a group of its own."""
+    """Return the group of each image, in the order of their names; "" where an image is a group of its own."""
     table = run.per_image
-    if "group" not in table:
-        return []
-    groups = table["group"].astype(object).fillna("")  # an empty cell is read as an empty text
+    return table["group"].tolist() if "group" in table else [""] * len(table)
+
+
+def _groups_unusable(run: Run) -> str:
+    """Return why a run's groups can't be the unit; an empty string if they can."""
+    groups = _groups(run)
     if not any(groups):
-        return []
-    return [f"group {group}" if group else f"image {name}" for name, group in groups.items()]
+        return "names no groups"
+    return "has all images in one group" if len(set(groups)) == 1 else ""
+
+
+def _by_epoch(run: Run, name: str) -> pd.Series:
+    """Return a scalar of metrics.csv by epoch."""
+    rows = run.metrics[run.metrics.name == name]
+    return rows.groupby(rows.epoch.astype(int)).value.mean()
 
 
 def _readings(run: Run, kind: str, metric: str) -> pd.DataFrame:

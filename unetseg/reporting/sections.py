@@ -62,7 +62,8 @@ def titles(unit: str) -> dict[str, str]:
 def question(sweep: Sweep, differences: dict[str, list[Pair]], unit: str) -> Section:
     """Return the answer that the paired differences give to the report's question."""
     base, names = sweep.settings[0], [setting.name for setting in sweep.settings]
-    notes = [sentences.seeds(sweep, differences["iou"], unit), sentences.absent(sweep)]
+    notes = [sentences.seeds(sweep, differences["iou"], unit), sentences.groups_unused(findings.groups_unused(sweep))]
+    notes.append(sentences.absent(sweep))
     if len(names) == 1:
         return Section("Answer", sentences.best(sweep), [note for note in notes if note])
     lead, *answers = [sentences.compare_with_base(base, differences[m], title) for m, title in titles(unit).items()]
@@ -178,9 +179,10 @@ def curves(sweep: Sweep) -> Section | None:
     tables = {name: {s: t for s in sweep.settings if (t := findings.curve(s, name)).size} for name in titles}
     if not tables["val/iou"]:
         return None
-    last = {setting: float(table.iloc[:, -1].mean()) for setting, table in tables["val/iou"].items()}
-    each = [row.to_numpy() for table in tables["val/iou"].values() for _, row in table.iterrows()]
-    lead = sentences.learning(last, sum(row.argmax() == len(row) - 1 for row in each), len(each))
+    ends = {setting: findings.ends(setting, "val/iou") for setting in tables["val/iou"]}
+    last = {setting: sum(value for value, _ in of_runs) / len(of_runs) for setting, of_runs in ends.items()}
+    each = [best for of_runs in ends.values() for _, best in of_runs]
+    lead = sentences.learning(last, sum(each), len(each))
     panels = [
         charts.lines(name.replace("/", "_"), titles[name], "epoch", shown) for name, shown in tables.items() if shown
     ]

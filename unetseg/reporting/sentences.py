@@ -55,7 +55,8 @@ def join_words(parts: Sequence[str]) -> str:
 
 
 ONE_SEED = "one seed decides nothing; the same command with seed=0,1,2 would"
-TWO_SEEDS = "With two seeds only, which hardly tell how far trainings spread: "
+MOST = 1.0
+"""No two scores differ by more."""
 
 
 def compare_with_base(base: Setting, pairs: Sequence[Pair], title: str) -> str:
@@ -82,10 +83,7 @@ def compare_with_base(base: Setting, pairs: Sequence[Pair], title: str) -> str:
     single = [pair for pair in with_base if pair.one_seed]
     if single:
         text.append(f"between {base.name} and {_names(single)} {ONE_SEED}")
-    clauses = "; ".join(text)
-    if any(pair.result.seeds == 2 for pair in with_base):
-        return f"{TWO_SEEDS}{clauses}."
-    return f"{clauses[0].upper()}{clauses[1:]}."
+    return _with_two_seeds("; ".join(text), with_base)
 
 
 def describe_pair(pair: Pair, unit: str) -> str:
@@ -110,17 +108,19 @@ def differences(pairs_by_title: dict[str, list[Pair]]) -> str:
     text = f"Differences shown (p below 0.05 after Holm's correction for {together} comparisons): {join_words(counts)}"
     values = [pair.smallest.value for pairs in decided.values() for pair in pairs if not pair.shown]
     if values:
-        ends = " to ".join(dict.fromkeys(number(end, digits_for(end)) for end in (min(values), max(values))))
+        ends = " to ".join(dict.fromkeys(_size(end) for end in (min(values), max(values))))
         text = f"{text}; the smallest that could have been shown in the others, by estimate: {ends}"
-    two = any(pair.result.seeds == 2 for pairs in decided.values() for pair in pairs)
-    return f"{TWO_SEEDS}{text[0].lower()}{text[1:]}." if two else f"{text}."
+    return _with_two_seeds(text, list({pair.name: pair for pairs in decided.values() for pair in pairs}.values()))
 
 
 def estimate(pair: Pair) -> str:
-    """Return the smallest difference that could have been shown, with its own interval: 0.012 [0.008, 0.041]."""
+    """Return the smallest difference that could have been shown, with its own interval: 0.012 [0.008, 0.041].
+
+    More than 1 stands for every difference that no two scores can have.
+    """
     smallest = pair.smallest
     digits = digits_for(smallest.value)
-    return f"{number(smallest.value, digits)} {interval(smallest.low, smallest.high, digits)}"
+    return f"{_size(smallest.value)} [{_size(smallest.low, digits)}, {_size(smallest.high, digits)}]"
 
 
 def units(pairs_by_metric: dict[str, list[Pair]], unit: str) -> list[str]:
@@ -146,6 +146,18 @@ def units(pairs_by_metric: dict[str, list[Pair]], unit: str) -> list[str]:
             f"Left out of both settings, as a run has no score for them (all pixels ignored): {counts} images."
         )
     return notes
+
+
+def groups_unused(runs: Sequence[tuple[str, str]]) -> str:
+    """Return why the unit is the image although there are groups; an empty string if nothing is to be said."""
+    if not runs:
+        return ""
+    place, reason = runs[0]
+    more = f" (and {len(runs) - 1} more)" if len(runs) > 1 else ""
+    return (
+        f"The unit is the image, because {place}{more} {reason}. Images of one group are often alike: then these "
+        "intervals are too narrow."
+    )
 
 
 def pooling(done: bool) -> str:
@@ -207,16 +219,20 @@ def absent(sweep: Sweep) -> str:
 
 def best(sweep: Sweep) -> str:
     """Return which setting has the highest IoU over the set, without a claim on the differences."""
-    means = {setting: setting.mean("test/iou") for setting in sweep.settings}
-    top = max(means, key=lambda setting: means[setting])
-    if len(means) == 1:
+    means = {s: mean for s in sweep.settings if not math.isnan(mean := s.mean("test/iou"))}
+    if not means:
+        return "No setting has a test IoU: no test pixel was scored."
+    top, bottom = (choose(means, key=lambda setting: means[setting]) for choose in (max, min))
+    if len(sweep.settings) == 1:
         return f"One setting is finished, {top.name}, with a test IoU of {number(means[top])} over the set."
-    bottom = min(means, key=lambda setting: means[setting])
     what = "the mean over its seeds" if len(top.runs) > 1 else "one seed"
-    reach = (
-        f"Test IoU over the set reaches from {number(means[bottom])} ({bottom.name}) to {number(means[top])} "
-        f"({top.name}; {what})"
-    )
+    least, greatest = number(means[bottom]), number(means[top])
+    reach = f"Test IoU over the set reaches from {least} ({bottom.name}) to {greatest} ({top.name}; {what})"
+    if least == greatest:
+        reach = f"Test IoU over the set is {least} with {join_words([setting.name for setting in means])}"
+    without = [setting.name for setting in sweep.settings if setting not in means]
+    if without:
+        reach += f"; a run of {join_words(without)} has none"
     if all(len(setting.runs) == 1 for setting in sweep.settings):
         return f"{reach}; {ONE_SEED}."
     return f"{reach}; which gaps are more than chance, the paired differences say."
@@ -229,6 +245,20 @@ def learning(last: dict[Setting, float], at_the_end: int, runs: int) -> str:
     if at_the_end == 0:
         return f"{text}; no run was best in its last epoch."
     return f"{text}; {at_the_end} of {runs} runs were best in their last epoch, so training on may change what is seen."
+
+
+def _with_two_seeds(text: str, pairs: Sequence[Pair]) -> str:
+    """Return clauses as a sentence that says first which of the pairs have two seeds only."""
+    two = [pair for pair in pairs if pair.result.seeds == 2]
+    if not two:
+        return f"{text[0].upper()}{text[1:]}."
+    which = "" if len(two) == len(pairs) else f" in {join_words([pair.name for pair in two])}"
+    return f"With two seeds only{which}, which hardly tell how far trainings spread: {text[0].lower()}{text[1:]}."
+
+
+def _size(value: float, digits: int | None = None) -> str:
+    """Return the size of a difference; more than 1 where no two scores can differ that far."""
+    return "more than 1" if value > MOST else number(value, digits or digits_for(value))
 
 
 def _names(pairs: Sequence[Pair]) -> str:
