@@ -144,3 +144,11 @@ def test_a_run_folder_without_its_best_gives_its_last_with_a_word(file, tmp_path
     (tmp_path / "checkpoints/last.ckpt").write_bytes(file.read_bytes())
     assert checkpoint.load(tmp_path)[1] == checkpoint.load(file)[1]
     assert "its last.ckpt is taken" in capsys.readouterr().err
+
+
+def test_no_random_weights_are_drawn_that_a_checkpoint_replaces(file):
+    before = torch.get_rng_state()
+    model, _ = checkpoint.load(file)
+    assert torch.equal(torch.get_rng_state(), before)
+    stored = torch.load(file, weights_only=True)["state_dict"]
+    assert all(torch.equal(weight, stored[f"model.{name}"]) for name, weight in model.state_dict().items())

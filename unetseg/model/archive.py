@@ -53,12 +53,16 @@ def verified_copy(file: IO[bytes]) -> io.BytesIO:
     Torch must read the copy: of an archive that holds two lists of records it may take another one than Python.
     """
     copy = io.BytesIO()
+    size = os.fstat(file.fileno()).st_size
+    copy.seek(size)
+    copy.write(b"\0")  # takes the memory at once, and not in growing pieces that are copied
+    copy.seek(0)
     with zipfile.ZipFile(file) as archive, zipfile.ZipFile(copy, "w") as whole:
         entries = archive.infolist()
         names = {entry.filename for entry in entries}
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise ValueError("its records are compressed, which those of a checkpoint never are")
-        if len(names) < len(entries) or sum(e.file_size for e in entries) > os.fstat(file.fileno()).st_size:
+        if len(names) < len(entries) or sum(e.file_size for e in entries) > size:
             raise ValueError("its records overlap")
         for entry in entries:
             content = archive.read(entry)  # which compares the checksum
@@ -67,6 +71,7 @@ def verified_copy(file: IO[bytes]) -> io.BytesIO:
                     raise ValueError(f"it names more than {LARGEST_PICKLE >> 20} MiB of tensors")
                 check_names(io.BytesIO(content))
             whole.writestr(entry.filename, content)
+    copy.truncate()
     copy.seek(0)
     return copy
 

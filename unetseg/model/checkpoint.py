@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from unetseg.errors import UserError, first_line
 from unetseg.model import archive, arguments
@@ -15,6 +16,16 @@ from unetseg.names import LARGEST_SIZE, LOSSES
 
 PREFIX = "model."
 """Prefix of the Segmenter's names in the state dict: it is the attribute `model` of the LightningModule."""
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out the drawing of random weights, which takes as long as reading them: a checkpoint replaces them all."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return the tensor that would have been drawn; call any other function."""
+        if func in (Tensor.uniform_, Tensor.normal_) or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
@@ -30,7 +41,8 @@ def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
     try:
         content = archive.load(file)
         known = hyper_parameters(content)
-        model = Segmenter(weights=None, **known["model"])
+        with _Undrawn():
+            model = Segmenter(weights=None, **known["model"])
         weights = {name.removeprefix(PREFIX): w for name, w in content["state_dict"].items() if name.startswith(PREFIX)}
         if not all(isinstance(weight, Tensor) for weight in weights.values()):
             raise ValueError("its weights are no tensors")
