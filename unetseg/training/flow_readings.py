@@ -29,7 +29,7 @@ class FlowReadings(L.Callback):
     """
 
     LOGGED = {
-        *("skip_share", "cosine", "norm", "rms", "update_ratio", "stalled"),
+        *("skip_share", "cosine", "norm", "rms", "update_ratio", "stalled", "zero"),
         *("vanishing_slope", "centre_dip", "nan", "inf"),
         *(f"share_{exit_}" for exit_ in EXITS),
         *(f"fall_{exit_}" for exit_ in EXITS),
