@@ -94,6 +94,7 @@ def train(options: Train, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
             "variant": variant(options.model.model_dump()),
             "skip": one_word(options.model.skip),
             "skip_flow": one_word(options.model.skip_flow),
+            "skip_gradient": one_word(options.model.skip_gradient),
             **options.model.model_dump(include={"encoder", "short_skips", "match_parameters"}),
             "data": options.data.name,
             "size": options.data.size,
