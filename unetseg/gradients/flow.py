@@ -30,6 +30,7 @@ from torch.optim.optimizer import (
 from unetseg.gradients.decay import Decay, decay_of
 from unetseg.gradients.passes import BackwardPasses, add_sums
 from unetseg.gradients.routes import ExitRoutes, is_distributed
+from unetseg.gradients.stages import stages_of
 
 Table = dict[str, Tensor]
 ENCODER = ("stem", "encoder")  # first letters of the names of the encoder's blocks
@@ -46,7 +47,7 @@ class Record:
         norm, skip_norm, deep_norm: ||g||, ||g_skip||, ||g_deep||; cosine: the one between g_skip and g_deep.
         vanished: 1 where g is zero in every entry.
         frozen: 1 where nothing up to this level is trained: it has no gradient, and all but vanished are nan.
-    kind "block", block stem, encoder1 ... encoder4, decoder4 ... decoder0, head:
+    kind "block", block stem, encoder1 ... encoder4, decoder4 ... decoder0, head; see `blocks_of` for other nets:
         rms: ||g|| / sqrt(entries of w).
         nan, inf: how many entries of g are; they stay in rms, which they make nan or inf.
         zero: the share of g that is exactly zero; a weight that no gradient reached counts as zeros.
@@ -301,17 +302,21 @@ class GradientFlow:
 def blocks_of(net: Any) -> dict[str, list[nn.Parameter]]:
     """Return the parameters of every block, in forward order; each parameter is in exactly one.
 
-    encoder1 ends at level 2, encoder4 at the bottleneck; decoder4 fuses level 4, decoder0 works at full resolution. An
-    encoder other than a ResNet or DenseNet is one block, and so is a decoder that is not a list of one block a level.
+    The stem ends at level 1, encoder1 at level 2, encoder4 at the bottleneck; decoder4 fuses level 4, decoder0 works at
+    full resolution. The stages of an encoder other than a ResNet or DenseNet are those of `stages_of`, where parameters
+    that no feature depends on are the block `unused`; an encoder whose stages can't be told is one block, and so is a
+    decoder that is not a list of one block a level.
     """
     blocks: dict[str, list[nn.Parameter]] = {}
     features = getattr(net.encoder, "features", None)  # DenseNet's children; others have a method of that name
     children = dict((features if isinstance(features, nn.Module) else net.encoder).named_children())
     stages = {name: f"encoder{name[-1]}" for name in children if re.fullmatch(r"(layer|denseblock)[1-9]", name)}
-    stage = "stem" if stages else "encoder"
-    for name, module in children.items():
+    stage = "stem"
+    for name, module in children.items() if stages else ():
         stage = stages.get(name, stage)
         blocks.setdefault(stage, []).extend(module.parameters())
+    if not stages:
+        blocks = stages_of(net.encoder)
     parts = getattr(net.decoder, "blocks", None)
     if isinstance(parts, nn.ModuleList) and len(list(parts.parameters())) == len(list(net.decoder.parameters())):
         for level, block in zip(reversed(range(len(parts))), parts, strict=True):
