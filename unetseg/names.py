@@ -17,8 +17,10 @@ LOSSES = ("dice", "bce", "bce_dice", "cross_entropy")
 LEVELS = 4
 """Long skips of a U-Net with five encoder stages; level 1 is the finest (stride 2)."""
 BOTTLENECK = "bottleneck"
+AUXILIARY = "auxiliary"
 EXITS = (*(f"level{level}" for level in range(1, LEVELS + 1)), BOTTLENECK)
-"""Where features leave the encoder for the decoder: by the long skip of a level, or at its end."""
+"""Where features leave the encoder for the decoder: by the long skip of a level, or at its end. Heads on the encoder's
+features are one exit more, AUXILIARY."""
 IGNORE = 255
 """The mask value that neither the loss nor a metric counts."""
 PET_CLASSES = {"pet": ("background", "pet"), "trimap": ("background", "pet", "boundary")}

@@ -88,6 +88,7 @@ def train(options: Train, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
         summary = {
             **record.set_scores(),
             **cost(module.model, options.data.size),
+            "auxiliary_parameters": sum(p.numel() for p in module.auxiliary.parameters()) if module.auxiliary else 0,
             **speed.measurements(),
             **guard.counts(),
             **batch,
@@ -95,7 +96,7 @@ def train(options: Train, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
             "skip": one_word(options.model.skip),
             "skip_flow": one_word(options.model.skip_flow),
             "skip_gradient": one_word(options.model.skip_gradient),
-            **options.model.model_dump(include={"encoder", "short_skips", "match_parameters"}),
+            **options.model.model_dump(include={"encoder", "short_skips", "match_parameters", "auxiliary"}),
             "data": options.data.name,
             "size": options.data.size,
             "epochs": trainer.current_epoch,

@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unetseg.gradients import GradientFlow, blocks_of
 from unetseg.model import SkipUnet
+from unetseg.model.auxiliary import AuxiliaryHeads
 
 EXITS = ["level1", "level2", "level3", "level4", "bottleneck"]
 
@@ -351,3 +352,41 @@ def test_a_dose_is_read_where_it_arrives_at_the_encoder(dose):
         assert dosed[block, "norm_level2"] == pytest.approx(dose * whole[block, "norm_level2"])
         for other in ("level3", "level4", "bottleneck"):
             assert dosed[block, f"norm_{other}"] == pytest.approx(whole[block, f"norm_{other}"])
+
+
+def test_auxiliary_heads_are_an_exit_of_their_own():
+    """Their loss enters the encoder by the heads alone: its term is the gradient of that loss without any other."""
+    net, images = example("resnet18", MIXED)
+    net, images = net.double(), images.double()
+    heads = AuxiliaryHeads(net.encoder.out_channels, classes=1).double()
+
+    def losses() -> tuple[Tensor, Tensor]:
+        features = net.encoder(images)
+        return loss_of(net.decode(features), images), sum(loss_of(x, images) for x in heads(features, (64, 64)))
+
+    readings = {}
+    for supervised in (False, True):
+        net.zero_grad()
+        with GradientFlow(net, routes=True, auxiliary=heads) as flow:
+            main, auxiliary = losses()
+            (main + supervised * auxiliary).backward()
+        readings[supervised] = numbers(flow)
+    main, auxiliary = losses()
+    for block, weights in blocks_of(net).items():
+        if not block.startswith(("stem", "encoder")):
+            continue
+        whole, by_heads = (
+            torch.cat(
+                [g.flatten() for g in torch.autograd.grad(loss, weights, retain_graph=True, materialize_grads=True)]
+            )
+            for loss in (main + auxiliary, auxiliary)
+        )
+        found, unsupervised = ({name: v for (b, name), v in readings[x].items() if b == block} for x in (True, False))
+        if block == "encoder4":
+            assert "share_auxiliary" not in found, "no head lies below the last stage"
+        else:
+            assert found["norm_auxiliary"] == pytest.approx(float(by_heads.norm()), rel=1e-9)
+            assert found["share_auxiliary"] == pytest.approx(float(by_heads @ whole / (whole @ whole)), rel=1e-9)
+        assert sum(v for name, v in found.items() if name.startswith("share_")) == pytest.approx(1)
+        for exit_ in (name for name in EXITS if f"norm_{name}" in unsupervised):
+            assert found[f"norm_{exit_}"] == pytest.approx(unsupervised[f"norm_{exit_}"], rel=1e-9), exit_

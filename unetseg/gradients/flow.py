@@ -43,7 +43,8 @@ class Record:
     """One number of a reading; g is the gradient of a feature, or of a block's trainable weights w. 0 / 0 is nan.
 
     kind "skip", block level1 ... level4 (of stride 2 ... 16), finest first:
-        skip_share, deep_share: <g_skip, g> / <g, g> and <g_deep, g> / <g, g>; they sum to 1.
+        skip_share, deep_share: <g_skip, g> / <g, g> and <g_deep, g> / <g, g>; they sum to 1. The deep path is all but
+            this level's long skip; an auxiliary head on the level's features is counted with it.
         norm, skip_norm, deep_norm: ||g||, ||g_skip||, ||g_deep||; cosine: the one between g_skip and g_deep.
         vanished: 1 where g is zero in every entry.
         frozen: 1 where nothing up to this level is trained: it has no gradient, and all but vanished are nan.
@@ -58,6 +59,7 @@ class Record:
         frozen: 1 where no weight is trained: the numbers above are nan, the counts 0.
     kind "exit" (with routes=True), block stem, encoder1 ... encoder4, and encoder for all of them. The gradient g of w
     is the sum of a term g_EXIT for each EXIT by which it came into the encoder: level1 ... level4 and bottleneck.
+        With auxiliary heads `auxiliary` is another exit.
         share_EXIT: <g_EXIT, g> / <g, g>; they sum to 1 over the exits of a block.
         norm_EXIT: ||g_EXIT||; cosine_EXIT_EXIT: the one between two terms.
         fall_EXIT: -<w after - w before, g_EXIT>: how far, to first order, the loss falls by this term in the step
@@ -95,6 +97,9 @@ class GradientFlow:
         routes: read as well by which exit of the encoder the gradient of its weights came (kind "exit"). It costs a
             backward pass through the encoder down from each long skip, and the memory of their results. Hooks that
             others have set on the encoder are called in these passes, too.
+        auxiliary: heads on the encoder's features beside the net (deep supervision), a module that is called with the
+            list of the features as its first argument; it uses neither the input nor the deepest features. With
+            `routes` what comes back by it is an exit of its own; otherwise it would be counted with the bottleneck.
 
     Example:
         >>> import segmentation_models_pytorch as smp
@@ -106,14 +111,20 @@ class GradientFlow:
         ['level1', 'level2', 'level3', 'level4']
     """
 
-    def __init__(self, net: nn.Module, scale: Callable[[], float] | None = None, routes: bool = False):
+    def __init__(
+        self,
+        net: nn.Module,
+        scale: Callable[[], float] | None = None,
+        routes: bool = False,
+        auxiliary: nn.Module | None = None,
+    ):
         nets: list[Any] = [module for module in net.modules() if _is_encoder_decoder(module)]
         if len(nets) != 1:
             raise ValueError(
                 f"{type(net).__name__} holds {len(nets)} encoder-decoders: give a SkipUnet, a model of "
                 "segmentation-models-pytorch, or a module that holds exactly 1 of them"
             )
-        self.net, self.scale, self.with_routes = nets[0], scale, routes
+        self.net, self.scale, self.with_routes, self.auxiliary = nets[0], scale, routes, auxiliary
         self._routes: ExitRoutes | None = None
         self._before: list[list[Tensor]] = []  # empty outside the block
         self._decays: dict[int, list[Decay]] = {}  # of each weight, by its id
@@ -141,7 +152,7 @@ class GradientFlow:
         inside = sum(len(weights) for block, weights in self._weights.items() if block.startswith(ENCODER))
         if self.with_routes:
             encoder = {block: weights for block, weights in self._weights.items() if block.startswith(ENCODER)}
-            self._routes = ExitRoutes(encoder, self._levels, precision)
+            self._routes = ExitRoutes(encoder, self._levels, precision, auxiliary=self.auxiliary is not None)
         self._passes = BackwardPasses(
             trained[:inside], trained[inside:], self._flows, self._on_first_backward, self._routes
         )
@@ -156,6 +167,8 @@ class GradientFlow:
             register_optimizer_step_pre_hook(self._on_step),
             register_optimizer_step_post_hook(self._after_step),
         ]
+        if self.auxiliary is not None:
+            self._handles.append(self.auxiliary.register_forward_pre_hook(self._on_auxiliary))
         _read_now.add(self.net)
         return self
 
@@ -251,6 +264,17 @@ class GradientFlow:
                 views[level] = self._passes.watch(row, features[level])
             else:
                 self._frozen[row] = True
+        return (views, *others)
+
+    def _on_auxiliary(self, heads: nn.Module, inputs: tuple[Sequence[Tensor], Any]) -> tuple[Any, ...] | None:
+        """Hand views of the encoder's features of their own to the auxiliary heads."""
+        if not torch.is_grad_enabled():
+            return None
+        features, *others = inputs
+        views = list(features)
+        for row, level in enumerate(self._levels):
+            if features[level].requires_grad and self._trained[row]:
+                views[level] = self._passes.watch_auxiliary(features[level])
         return (views, *others)
 
     def _check_trunk(self, features: Sequence[Tensor]) -> None:

@@ -51,6 +51,10 @@ class Model(Section):
         description="what the gradient that comes back by a long skip is multiplied with: 0 (as skip_flow=forward) ... "
         "1 (as both) or more, or one number per level, finest first"
     )
+    auxiliary: bool = Field(
+        description="true: while training a head on each level's encoder features predicts the mask, too (deep "
+        "supervision): a gradient for the encoder without any skip"
+    )
     match_parameters: bool = Field(description="true: scale the decoder to the parameters of skip=concat, within 1 %")
     short_skips: bool = Field(description="false: a ResNet without the additions inside it")
     normalisation: Literal["batch", "none"] = Field(description="none: no batch normalisation, in a ResNet's U-Net")

@@ -72,7 +72,7 @@ def override(key: str, value: Any) -> str:
 
 
 IN_THE_VARIANT = tuple(
-    f"model.{name}" for name in ("skip", "skip_flow", "skip_gradient", "match_parameters", "short_skips")
+    f"model.{name}" for name in ("skip", "skip_flow", "skip_gradient", "auxiliary", "match_parameters", "short_skips")
 )
 """The options that `variant` is made of."""
 
@@ -84,6 +84,8 @@ def variant(model: dict[str, Any]) -> str:
         words.append(one_word(model["skip_flow"]))
     if model.get("skip_gradient", 1.0) != 1:  # runs that are older than the option lack it
         words.append(f"dose {one_word(model['skip_gradient'])}")
+    if model.get("auxiliary"):
+        words.append("auxiliary")
     if model["match_parameters"]:
         words.append("matched")
     if not model["short_skips"]:
