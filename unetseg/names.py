@@ -17,8 +17,10 @@ LOSSES = ("dice", "bce", "bce_dice", "cross_entropy")
 LEVELS = 4
 """Long skips of a U-Net with five encoder stages; level 1 is the finest (stride 2)."""
 BOTTLENECK = "bottleneck"
+AUXILIARY = "auxiliary"
 EXITS = (*(f"level{level}" for level in range(1, LEVELS + 1)), BOTTLENECK)
-"""Where features leave the encoder for the decoder: by the long skip of a level, or at its end."""
+"""Where features leave the encoder for the decoder: by the long skip of a level, or at its end. Heads on the encoder's
+features are one exit more, AUXILIARY."""
 IGNORE = 255
 """The mask value that neither the loss nor a metric counts."""
 PET_CLASSES = {"pet": ("background", "pet"), "trimap": ("background", "pet", "boundary")}
@@ -33,6 +35,11 @@ PETS_ROOT = Path("data/oxford-iiit-pet")
 """Where `data=pets` looks, and downloads to, when `data.root` is null."""
 
 
+def has_gradient(skip: str, flow: str) -> bool:
+    """Return whether the whole gradient of a long skip comes back by it, so that there is something to multiply."""
+    return skip not in ("placebo", "none") and flow == "both"
+
+
 def nearest_first(wanted: str, names: Sequence[str]) -> list[str]:
     """Return the names, the most similar to `wanted` first; of two alike, the one with more letters in their place."""
 
@@ -43,9 +50,10 @@ def nearest_first(wanted: str, names: Sequence[str]) -> list[str]:
     return sorted(names, key=likeness, reverse=True)
 
 
-def one_word(per_level: str | Sequence[str]) -> str:
-    """Return a setting as one word: concat, or none-concat-add-concat (finest first)."""
-    return per_level if isinstance(per_level, str) else "-".join(per_level)
+def one_word(per_level: str | float | Sequence[str] | Sequence[float]) -> str:
+    """Return a setting as one word: concat, 0.5, or none-concat-add-concat (finest first)."""
+    entries = [per_level] if isinstance(per_level, str | float | int) else per_level
+    return "-".join(entry if isinstance(entry, str) else f"{entry:g}" for entry in entries)
 
 
 def class_names(data: Mapping[str, Any]) -> tuple[str, ...]:

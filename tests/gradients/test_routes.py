@@ -20,6 +20,7 @@ from nets import (
     assert_close,
     example,
     loss_of,
+    numbers,
     one_thread,  # noqa: F401 (a fixture that every test uses)
     step,
     step_in_halves,
@@ -30,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unetseg.gradients import GradientFlow, blocks_of
 from unetseg.model import SkipUnet
+from unetseg.model.auxiliary import AuxiliaryHeads
 
 EXITS = ["level1", "level2", "level3", "level4", "bottleneck"]
 
@@ -175,8 +177,8 @@ def test_two_processes_give_the_numbers_of_one_on_the_joined_batch(tmp_path):
         found = routes_of_half(0, tmp_path)
     assert other.returncode == 0
     theirs = json.loads((tmp_path / "1.json").read_text())
-    for numbers in (found, {(block, name): value for block, name, value in theirs}):
-        assert_close(numbers, wanted, 1e-9)
+    for reading in (found, {(block, name): value for block, name, value in theirs}):
+        assert_close(reading, wanted, 1e-9)
 
 
 def routes_of_half(rank: int, folder: Path) -> dict[tuple[str, str], float]:
@@ -333,3 +335,58 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     half = [(*key, value) for key, value in routes_of_half(1, folder).items()]
     (folder / "1.json").write_text(json.dumps(half))
+
+
+@pytest.mark.parametrize("dose", [0.25, 2.0])
+def test_a_dose_is_read_where_it_arrives_at_the_encoder(dose):
+    """In float64, level by level and block by block: the skip's part is the factor times what it is without a dose."""
+    found = []
+    for factor in (1.0, dose):
+        torch.manual_seed(0)
+        net = SkipUnet("resnet18", skip_gradient=[1, factor, 1, 1], weights=None).eval().double()
+        found.append(numbers(step(net, torch.randn(2, 3, 64, 64).double(), routes=True)))
+    whole, dosed = found
+    assert dosed["level2", "skip_norm"] == pytest.approx(dose * whole["level2", "skip_norm"])
+    assert dosed["level2", "deep_norm"] == pytest.approx(whole["level2", "deep_norm"])
+    for block in ("stem", "encoder1"):
+        assert dosed[block, "norm_level2"] == pytest.approx(dose * whole[block, "norm_level2"])
+        for other in ("level3", "level4", "bottleneck"):
+            assert dosed[block, f"norm_{other}"] == pytest.approx(whole[block, f"norm_{other}"])
+
+
+def test_auxiliary_heads_are_an_exit_of_their_own():
+    """Their loss enters the encoder by the heads alone: its term is the gradient of that loss without any other."""
+    net, images = example("resnet18", MIXED)
+    net, images = net.double(), images.double()
+    heads = AuxiliaryHeads(net.encoder.out_channels, classes=1).double()
+
+    def losses() -> tuple[Tensor, Tensor]:
+        features = net.encoder(images)
+        return loss_of(net.decode(features), images), sum(loss_of(x, images) for x in heads(features, (64, 64)))
+
+    readings = {}
+    for supervised in (False, True):
+        net.zero_grad()
+        with GradientFlow(net, routes=True, auxiliary=heads) as flow:
+            main, auxiliary = losses()
+            (main + supervised * auxiliary).backward()
+        readings[supervised] = numbers(flow)
+    main, auxiliary = losses()
+    for block, weights in blocks_of(net).items():
+        if not block.startswith(("stem", "encoder")):
+            continue
+        whole, by_heads = (
+            torch.cat(
+                [g.flatten() for g in torch.autograd.grad(loss, weights, retain_graph=True, materialize_grads=True)]
+            )
+            for loss in (main + auxiliary, auxiliary)
+        )
+        found, unsupervised = ({name: v for (b, name), v in readings[x].items() if b == block} for x in (True, False))
+        if block == "encoder4":
+            assert "share_auxiliary" not in found, "no head lies below the last stage"
+        else:
+            assert found["norm_auxiliary"] == pytest.approx(float(by_heads.norm()), rel=1e-9)
+            assert found["share_auxiliary"] == pytest.approx(float(by_heads @ whole / (whole @ whole)), rel=1e-9)
+        assert sum(v for name, v in found.items() if name.startswith("share_")) == pytest.approx(1)
+        for exit_ in (name for name in EXITS if f"norm_{name}" in unsupervised):
+            assert found[f"norm_{exit_}"] == pytest.approx(unsupervised[f"norm_{exit_}"], rel=1e-9), exit_

@@ -27,6 +27,7 @@ from unetseg.training import build
 
 ODD = [(1, 32, 32), (1, 1, 50), (2, 33, 95), (1, 141, 64)]
 MIXED = {"skip": ["attention", "add", "placebo", "concat"], "skip_flow": ["both", "backward", "forward", "both"]}
+MIXED["skip_gradient"] = [0.5, 1, 1, 0]
 
 
 def pictures(batch: int, height: int, width: int) -> np.ndarray:
@@ -99,6 +100,7 @@ SETTINGS = [
     {"skip": "concat", "classes": 2},
     {"skip": "add", "skip_flow": "forward"},
     {"skip": "attention", "skip_flow": "backward"},
+    {"skip": ["concat", "add", "attention", "concat"], "skip_gradient": [0.5, 0.5, 2, 0]},
     {"skip": "none"},
     {"short_skips": False, "normalisation": "none"},
     {"encoder": "densenet121", "skip": "add"},
@@ -125,6 +127,7 @@ def test_exporting_leaves_the_model_as_it_was():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     PictureModel(model)
     assert [fusion.flow for fusion in model.net.fusions] == MIXED["skip_flow"]
+    assert [fusion.gradient for fusion in model.net.fusions] == MIXED["skip_gradient"]
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
@@ -137,7 +140,7 @@ def test_the_file_says_what_the_model_is_and_where_it_comes_from(saved, exports)
     found = {entry.key: json.loads(entry.value) for entry in model.metadata_props[:-1]}
     assert found["classes"] == ["background", "pet", "boundary"]
     assert (found["size"], found["encoder"], found["seed"], found["data"]) == (64, "resnet18", 0, "synthetic")
-    assert (found["skip"], found["skip_flow"]) == (MIXED["skip"], MIXED["skip_flow"])
+    assert {key: found[key] for key in MIXED} == MIXED
     assert found["checkpoint"] == str(saved)
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert "git_commit" in found

@@ -29,6 +29,7 @@ SETTINGS = [
     {"skip": "placebo", "match_parameters": True},
     {"skip": ["none", "attention", "add", "concat"], "skip_flow": ["both", "both", "forward", "backward"]},
     {"short_skips": False, "normalisation": "none", "initialisation": "glorot"},
+    {"skip": ["none", "attention", "add", "concat"], "skip_gradient": [1, 0, 0.25, 2]},
     {"decoder_channels": (64, 32, 16, 16, 8), "in_channels": 3},
 ]
 
@@ -39,7 +40,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path, arguments):
     net.save_pretrained(tmp_path)
     again = SkipUnet.from_pretrained(tmp_path)
     assert not again.training
-    assert (again.skip, again.skip_flow) == (net.skip, net.skip_flow)
+    assert (again.skip, again.skip_flow, again.skip_gradient) == (net.skip, net.skip_flow, net.skip_gradient)
     assert torch.equal(again(IMAGES), net(IMAGES))
 
 
@@ -53,7 +54,9 @@ def test_a_concat_model_is_smp_unet_to_smp(tmp_path, arguments, load):
     assert torch.equal(theirs(IMAGES), net(IMAGES))
 
 
-@pytest.mark.parametrize("arguments", [SETTINGS[1], SETTINGS[4], {"skip_flow": "backward"}], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [SETTINGS[1], SETTINGS[4], {"skip_flow": "backward"}, {"skip_gradient": 0.5}], ids=str
+)
 def test_smp_refuses_every_other_model_by_name(tmp_path, arguments):
     trained(**arguments).save_pretrained(tmp_path)
     with pytest.raises(KeyError, match=r"resnet18 of unetseg\.model\.SkipUnet"):
@@ -102,6 +105,15 @@ def test_what_the_caller_gives_holds_or_is_refused(tmp_path, given, width):
 def test_an_argument_that_changes_no_weight_holds_too(tmp_path):
     trained().save_pretrained(tmp_path)
     assert SkipUnet.from_pretrained(tmp_path, skip_flow="forward").skip_flow == ["forward"] * 4
+    assert SkipUnet.from_pretrained(tmp_path, skip_gradient=0.5).skip_gradient == [0.5] * 4
+
+
+def test_a_folder_that_is_older_than_an_option_loads_with_its_default(tmp_path):
+    trained().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["_skip_unet"]["skip_gradient"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert SkipUnet.from_pretrained(tmp_path).skip_gradient == [1.0] * 4
 
 
 def test_a_folder_that_smp_has_saved_over_ours_loads_as_what_smp_made(tmp_path):
@@ -120,6 +132,7 @@ def test_a_folder_that_smp_has_saved_over_ours_loads_as_what_smp_made(tmp_path):
         ("encoder", "tu-hf-hub:me/model"),
         ("encoder", 3),
         ("skip", ["none"]),
+        ("skip_gradient", [1, 1, 1, -1]),
         ("classes", 10**9),
         ("decoder_channels", [10**9] * 5),
         ("weights", "imagenet"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unetseg.model.skips import FLOWS as FLOW_FUNCTIONS
-from unetseg.model.skips import FUSIONS, Add, Attention, Concat, NoSkip, Placebo
+from unetseg.model.skips import FUSIONS, Add, Attention, Concat, NoSkip, Placebo, dosed
 from unetseg.names import FLOWS, SKIPS
 
 DEEP = torch.tensor([[[[1.0]], [[2.0]]]])
@@ -77,6 +77,37 @@ def test_forward_lets_the_features_through_and_no_gradient(kind):
     assert skip.grad is None
     assert deep.grad.abs().sum() > 0
     assert all(p.grad.abs().sum() > 0 for p in cut.parameters())
+
+
+@pytest.mark.parametrize("factor", [0.25, 2.0])
+@pytest.mark.parametrize("kind", ["concat", "add", "attention"])
+def test_a_dose_multiplies_the_skips_gradient_and_changes_nothing_else(kind, factor):
+    whole, part = FUSIONS[kind](4, 6), FUSIONS[kind](4, 6, gradient=factor)
+    part.load_state_dict(whole.state_dict())
+    inputs = [[torch.randn(2, width, 3, 3) for width in (4, 6)]]
+    inputs.append([tensor.clone() for tensor in inputs[0]])
+    upstream = torch.randn_like(whole(*inputs[0]))
+    for fusion, tensors in zip((whole, part), inputs, strict=True):
+        output = fusion(*(tensor.requires_grad_() for tensor in tensors))
+        (output * upstream).sum().backward()
+    (deep, skip), (same_deep, dosed_skip) = inputs
+    assert torch.equal(whole(deep, skip), part(deep, skip))
+    assert torch.equal(dosed_skip.grad, factor * skip.grad)
+    assert torch.equal(same_deep.grad, deep.grad)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(whole.parameters(), part.parameters(), strict=True))
+
+
+def test_a_dose_of_1_is_no_operation_and_one_of_0_is_a_cut():
+    skip = torch.ones(1, requires_grad=True)
+    assert dosed(skip, 1) is skip
+    assert not dosed(skip, 0).requires_grad
+
+
+def test_a_dose_is_differentiated_twice_as_any_factor():
+    skip = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(dosed(skip, 0.5) ** 2, skip, create_graph=True)
+    assert first.item() == 0.5 * 6
+    assert torch.autograd.grad(first, skip)[0].item() == 0.5 * 2 * 0.5
 
 
 @pytest.mark.parametrize("kind", ["concat", "add", "attention"])

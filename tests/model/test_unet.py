@@ -74,6 +74,46 @@ def test_forward_gives_the_outputs_of_both(skip):
     assert torch.equal(whole(images), cut(images))
 
 
+def a_step(net):
+    """Return the weights after one step of gradient descent on fixed images."""
+    net.train()(torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)).square().mean().backward()
+    return [w.detach() - 0.1 * w.grad for w in net.parameters()]
+
+
+@pytest.mark.parametrize(("dose", "flow"), [(0, "forward"), (1, "both"), ([1, 0, 0, 1], [*"bffb"])], ids=str)
+@pytest.mark.parametrize("skip", ["concat", "add", "attention"])
+def test_a_dose_of_0_is_forward_and_one_of_1_is_both_to_the_last_bit(skip, dose, flow):
+    flow = [{"b": "both", "f": "forward"}[letter] for letter in flow] if isinstance(flow, list) else flow
+    nets = [
+        SkipUnet("resnet18", skip=skip, weights=None, **arguments)
+        for arguments in ({"skip_flow": flow}, {"skip_gradient": dose})
+    ]
+    nets[1].load_state_dict(nets[0].state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*map(a_step, nets), strict=True))
+
+
+def test_a_dose_leaves_the_outputs_alone():
+    nets = [SkipUnet("resnet18", skip="add", skip_gradient=dose, weights=None).eval() for dose in (1, [0, 0.5, 2, 1])]
+    nets[1].load_state_dict(nets[0].state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(*(net(images) for net in nets))
+
+
+def test_the_doses_are_finest_first():
+    net = SkipUnet("resnet18", skip_gradient=[0, 0.5, 2, 1], weights=None)
+    assert [fusion.gradient for fusion in net.fusions] == [0, 0.5, 2, 1]
+
+
+@pytest.mark.parametrize(("dose", "others", "reason"), [
+    (-1, {}, "a number >= 0"), (float("nan"), {}, "a number >= 0"), ([1, 1], {}, "a list of 4"),
+    (0.5, {"skip": "none"}, "level 1: with skip=none"), ([1, 1, 1, 0], {"skip": "placebo"}, "level 4: with"),
+    (0.5, {"skip_flow": "backward"}, "skip_flow=backward it has to be 1"),
+])  # fmt: skip
+def test_a_dose_without_a_meaning_is_refused(dose, others, reason):
+    with pytest.raises(ValueError, match=reason):
+        SkipUnet("resnet18", skip_gradient=dose, weights=None, **others)
+
+
 def test_backward_with_add_gives_the_outputs_of_none():
     add = SkipUnet("resnet18", skip="add", skip_flow="backward", weights=None).eval()
     none = SkipUnet("resnet18", skip="none", weights=None).eval()

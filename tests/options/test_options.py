@@ -30,6 +30,14 @@ WRONG = [
     ("model.skip=[none,concat]", "model.skip=[none,concat]", "4 in all, finest first", "[none,concat,concat,concat]"),
     ("model.skip=[none,concat,ad,add]", "[none,concat,ad,add]", "add, ", "try:"),
     ("model.skip_flow=up", "model.skip_flow=up", "both, forward, backward", "try: model.skip_flow="),
+    ("model.skip_gradient=half", "model.skip_gradient=half", "a number of 0 or more", "try: model.skip_gradient=0.5"),
+    ("model.skip_gradient=-0.5", "model.skip_gradient=-0.5", "a number of 0 or more", "try: model.skip_gradient=0.5"),
+    ("model.skip_gradient=inf", "model.skip_gradient=inf", "a number of 0 or more", "try: model.skip_gradient=0.5"),
+    ("model.skip_gradient=true", "model.skip_gradient=true", "a number of 0 or more", "try: model.skip_gradient=0.5"),
+    ("model.skip_gradient=[0,1]", "model.skip_gradient=[0,1]", "4 in all, finest first", "model.skip_gradient=0.5"),
+    ("model.skip_gradient=0.5 model.skip=none", "model", "whose skip is placebo or none", "=[1,1,1,1]"),
+    ("model.skip_gradient=0.5 model.skip_flow=backward", "model", "whose skip_flow is not both", "=[1,1,1,1]"),
+    ("model.skip_gradient=0.5 model.skip=[none,add,concat,add]", "model", "skip_gradient=1 at", "=[1,0.5,0.5,0.5]"),
     ("model.encoder=resnet35", "model.encoder=resnet35", "accepted: resnet34, resnet50", "try: model.encoder=resnet34"),
     ("model.encoder=vgg16", "model.encoder=vgg16", "densenet121", "try:"),
     ("model.weights=absent.pth", "model.weights=absent.pth", "imagenet, null, or the path", "model.weights=null"),
@@ -63,6 +71,18 @@ def test_all_that_is_wrong_is_told_at_once():
     text = message("model.skip=bogus", "data.batch_size=0")
     assert "model.skip=bogus" in text
     assert "data.batch_size=0" in text
+
+
+def test_a_dose_is_a_number_or_one_per_level_and_part_of_the_settings_name():
+    for given, kept, name in (("1", 1.0, "concat"), ("0.25", 0.25, "concat dose 0.25"),
+        ("2", 2.0, "concat dose 2"), ("[0,0.5,1,1]", [0, 0.5, 1, 1], "concat dose 0-0.5-1-1")):  # fmt: skip
+        model = compose("train", Train, [*SYNTHETIC, f"model.skip_gradient={given}"]).model
+        assert (model.skip_gradient, variant(model.model_dump())) == (kept, name)
+
+
+def test_a_run_that_is_older_than_the_dose_keeps_its_name():
+    model = compose("train", Train, [*SYNTHETIC, "model.skip=add"]).model.model_dump(exclude={"skip_gradient"})
+    assert variant(model) == "add"
 
 
 def test_a_loss_for_two_classes_is_refused_for_three():
@@ -191,14 +211,17 @@ def test_two_equal_runs_in_a_sweep_are_refused():
 
 
 EXPERIMENTS = sorted((ROOT / "conf/experiment").glob("*.yaml"))
+WITHOUT_RESULT = {"dose"}
+"""Experiments of which no result is recorded."""
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_composes_and_opens_with_purpose_command_duration_and_result(path, tmp_path, monkeypatch):
     head = path.read_text().partition("\ndefaults")[0]
     assert head.startswith("# @package _global_")
-    for word in ("Purpose:", "Command:", "Duration:", "Result:", f"experiment={path.stem}"):
+    for word in ("Purpose:", "Command:", "Duration:", f"experiment={path.stem}"):
         assert word in head, word
+    assert ("Result:" in head) is (path.stem not in WITHOUT_RESULT)
     axes = experiment_axes("train", Train, [f"experiment={path.stem}"])
     runs = compose_runs("train", Train, runs_of([*axes, f"experiment={path.stem}"]))
     assert len({variant(run.model.model_dump()) for run in runs}) > 1

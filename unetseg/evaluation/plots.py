@@ -14,7 +14,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from unetseg.evaluation.overlays import Sample, errors, overlay
-from unetseg.names import EXITS
+from unetseg.names import AUXILIARY, EXITS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,20 +141,22 @@ def gradient_routes(table: Path, path: Path) -> None:
         axis.set_visible(False)
     figure.supxlabel("step", fontsize=8)
     figure.supylabel("share of the gradient", fontsize=8)
-    handles = [Rectangle((0, 0), 1, 1, color=EXIT_COLOURS[name], label=name) for name in EXIT_COLOURS]
+    shown = [name for name in EXIT_COLOURS if name != AUXILIARY or f"share_{name}" in set(shares.metric)]
+    handles = [Rectangle((0, 0), 1, 1, color=EXIT_COLOURS[name], label=name) for name in shown]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=7.5, frameon=False)
     figure.savefig(path)
 
 
 EXIT_COLOURS = dict(zip(EXITS, ("#fde725", "#5ec962", "#21918c", "#3b528b", "#9aa3ad"), strict=True))
-"""From the finest level to the bottleneck."""
+EXIT_COLOURS[AUXILIARY] = "#d55e00"
+"""From the finest level to the bottleneck, then the auxiliary heads."""
 
 
 def stacked_shares(axis: Axes, table: pd.DataFrame) -> None:
     """Draw the shares of the exits (columns) as a stack for each step (rows); what is negative hangs below the axis."""
     positions = np.arange(len(table))
     above, below = np.zeros(len(table)), np.zeros(len(table))
-    for name in (name for name in EXITS if name in table):
+    for name in (name for name in EXIT_COLOURS if name in table):
         share = table[name].fillna(0).to_numpy()
         axis.bar(positions, share, 1.0, np.where(share > 0, above, below), color=EXIT_COLOURS[name])
         above += share.clip(min=0)

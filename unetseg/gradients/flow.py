@@ -21,10 +21,16 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
+from unetseg.gradients.decay import Decay, decay_of
 from unetseg.gradients.passes import BackwardPasses, add_sums
 from unetseg.gradients.routes import ExitRoutes, is_distributed
+from unetseg.gradients.stages import stages_of
 
 Table = dict[str, Tensor]
 ENCODER = ("stem", "encoder")  # first letters of the names of the encoder's blocks
@@ -37,18 +43,23 @@ class Record:
     """One number of a reading; g is the gradient of a feature, or of a block's trainable weights w. 0 / 0 is nan.
 
     kind "skip", block level1 ... level4 (of stride 2 ... 16), finest first:
-        skip_share, deep_share: <g_skip, g> / <g, g> and <g_deep, g> / <g, g>; they sum to 1.
+        skip_share, deep_share: <g_skip, g> / <g, g> and <g_deep, g> / <g, g>; they sum to 1. The deep path is all but
+            this level's long skip; an auxiliary head on the level's features is counted with it.
         norm, skip_norm, deep_norm: ||g||, ||g_skip||, ||g_deep||; cosine: the one between g_skip and g_deep.
         vanished: 1 where g is zero in every entry.
         frozen: 1 where nothing up to this level is trained: it has no gradient, and all but vanished are nan.
-    kind "block", block stem, encoder1 ... encoder4, decoder4 ... decoder0, head:
+    kind "block", block stem, encoder1 ... encoder4, decoder4 ... decoder0, head; see `blocks_of` for other nets:
         rms: ||g|| / sqrt(entries of w).
         nan, inf: how many entries of g are; they stay in rms, which they make nan or inf.
-        update_ratio: ||w after - w before|| / ||w before|| of the step taken; nan if none was.
-        stalled: the share of w that the step left as it was; nan if none was taken.
+        zero: the share of g that is exactly zero; a weight that no gradient reached counts as zeros.
+        update_ratio: ||w after - w decayed|| / ||w before|| of the step taken; nan if none was. w decayed is what
+            decoupled weight decay (AdamW's) alone would have left; w before, where there is none. Decay that an
+            optimizer adds to the gradient (SGD's, Adam's) is not taken out.
+        stalled: the share of w that is w decayed after the step, to the last bit; nan if none was taken.
         frozen: 1 where no weight is trained: the numbers above are nan, the counts 0.
     kind "exit" (with routes=True), block stem, encoder1 ... encoder4, and encoder for all of them. The gradient g of w
     is the sum of a term g_EXIT for each EXIT by which it came into the encoder: level1 ... level4 and bottleneck.
+        With auxiliary heads `auxiliary` is another exit.
         share_EXIT: <g_EXIT, g> / <g, g>; they sum to 1 over the exits of a block.
         norm_EXIT: ||g_EXIT||; cosine_EXIT_EXIT: the one between two terms.
         fall_EXIT: -<w after - w before, g_EXIT>: how far, to first order, the loss falls by this term in the step
@@ -86,6 +97,9 @@ class GradientFlow:
         routes: read as well by which exit of the encoder the gradient of its weights came (kind "exit"). It costs a
             backward pass through the encoder down from each long skip, and the memory of their results. Hooks that
             others have set on the encoder are called in these passes, too.
+        auxiliary: heads on the encoder's features beside the net (deep supervision), a module that is called with the
+            list of the features as its first argument; it uses neither the input nor the deepest features. With
+            `routes` what comes back by it is an exit of its own; otherwise it would be counted with the bottleneck.
 
     Example:
         >>> import segmentation_models_pytorch as smp
@@ -97,16 +111,23 @@ class GradientFlow:
         ['level1', 'level2', 'level3', 'level4']
     """
 
-    def __init__(self, net: nn.Module, scale: Callable[[], float] | None = None, routes: bool = False):
+    def __init__(
+        self,
+        net: nn.Module,
+        scale: Callable[[], float] | None = None,
+        routes: bool = False,
+        auxiliary: nn.Module | None = None,
+    ):
         nets: list[Any] = [module for module in net.modules() if _is_encoder_decoder(module)]
         if len(nets) != 1:
             raise ValueError(
                 f"{type(net).__name__} holds {len(nets)} encoder-decoders: give a SkipUnet, a model of "
                 "segmentation-models-pytorch, or a module that holds exactly 1 of them"
             )
-        self.net, self.scale, self.with_routes = nets[0], scale, routes
+        self.net, self.scale, self.with_routes, self.auxiliary = nets[0], scale, routes, auxiliary
         self._routes: ExitRoutes | None = None
         self._before: list[list[Tensor]] = []  # empty outside the block
+        self._decays: dict[int, list[Decay]] = {}  # of each weight, by its id
         self._gradients: Tensor | None = None
         self._passes = BackwardPasses([], [], torch.zeros(0, 4), self._on_first_backward)
 
@@ -123,7 +144,7 @@ class GradientFlow:
         levels = len(self._levels)
         self._flows = torch.zeros(levels, 4, dtype=precision, device=device)  # sums, see _metrics
         self._updates = self._flows.new_full((len(blocks), 3), math.nan)
-        self._gradients, self._scaled = None, 1.0
+        self._gradients, self._decays, self._scaled = None, {}, 1.0
         self._frozen, self._stepped = [False] * levels, False
         is_trained = [len(weights) > 0 for weights in self._weights.values()]
         self._trained = [any(is_trained[:level]) for level in self._levels]  # whether anything up to the level is
@@ -131,7 +152,7 @@ class GradientFlow:
         inside = sum(len(weights) for block, weights in self._weights.items() if block.startswith(ENCODER))
         if self.with_routes:
             encoder = {block: weights for block, weights in self._weights.items() if block.startswith(ENCODER)}
-            self._routes = ExitRoutes(encoder, self._levels, precision)
+            self._routes = ExitRoutes(encoder, self._levels, precision, auxiliary=self.auxiliary is not None)
         self._passes = BackwardPasses(
             trained[:inside], trained[inside:], self._flows, self._on_first_backward, self._routes
         )
@@ -144,7 +165,10 @@ class GradientFlow:
             self.net.decoder.register_forward_pre_hook(self._on_features),
             self.net.segmentation_head.register_forward_hook(self._on_logits),
             register_optimizer_step_pre_hook(self._on_step),
+            register_optimizer_step_post_hook(self._after_step),
         ]
+        if self.auxiliary is not None:
+            self._handles.append(self.auxiliary.register_forward_pre_hook(self._on_auxiliary))
         _read_now.add(self.net)
         return self
 
@@ -158,7 +182,8 @@ class GradientFlow:
         self._passes.close()
         if error is None and self._stepped:
             for sums, before, after in zip(self._updates.zero_(), self._before, self._weights.values(), strict=True):
-                add_sums(sums, _update_sums, before, after)
+                decayed = (self._decayed(*pair) for pair in zip(after, before, strict=True))
+                add_sums(sums, _update_sums, before, after, decayed)
             if self._routes is not None and self._gradients is not None:
                 self._routes.take_step(dict(zip(self._weights, self._before, strict=True)))
         self._before = []
@@ -175,10 +200,10 @@ class GradientFlow:
             raise RuntimeError("gradients() belongs into the `with` block of the GradientFlow")
         self._passes.check()
         self._read_after = self._passes.counted
-        self._gradients = torch.zeros_like(self._updates)
+        self._gradients = self._updates.new_zeros(len(self._updates), 4)
         for sums, weights in zip(self._gradients, self._weights.values(), strict=True):
             gradients = [w.grad for w in weights if w.grad is not None]  # weights without a gradient count as zeros
-            add_sums(sums, lambda g: (g @ g, g.isnan().sum(), g.isinf().sum()), gradients)
+            add_sums(sums, _gradient_sums, gradients)
         if self._routes is not None:
             self._routes.compare(self._scaled)
 
@@ -241,6 +266,17 @@ class GradientFlow:
                 self._frozen[row] = True
         return (views, *others)
 
+    def _on_auxiliary(self, heads: nn.Module, inputs: tuple[Sequence[Tensor], Any]) -> tuple[Any, ...] | None:
+        """Hand views of the encoder's features of their own to the auxiliary heads."""
+        if not torch.is_grad_enabled():
+            return None
+        features, *others = inputs
+        views = list(features)
+        for row, level in enumerate(self._levels):
+            if features[level].requires_grad and self._trained[row]:
+                views[level] = self._passes.watch_auxiliary(features[level])
+        return (views, *others)
+
     def _check_trunk(self, features: Sequence[Tensor]) -> None:
         """Refuse features that the encoder's deeper stages don't use themselves: their deep path can't be seen."""
         nodes = _ancestors(features[-1])
@@ -267,6 +303,20 @@ class GradientFlow:
             self._stepped = True
             self._read_once()
 
+    def _after_step(self, optimizer: Optimizer, *_: object) -> None:
+        """Note the decay of the step; a weight without a gradient is left alone by optimizers, also by their decay."""
+        for group in optimizer.param_groups:
+            decay = decay_of(optimizer, group)
+            if decay is not None:
+                for w in (w for w in group["params"] if w.grad is not None):
+                    self._decays.setdefault(id(w), []).append(decay)
+
+    def _decayed(self, weight: nn.Parameter, before: Tensor) -> Tensor:
+        """Return what the decay of the steps taken alone would have made of a weight."""
+        for decay in self._decays.get(id(weight), ()):
+            before = decay(before)
+        return before
+
     def _read_once(self) -> None:
         """Read the gradients of the weights unless they were read after the last backward pass."""
         if self._passes.counted > self._read_after:
@@ -276,17 +326,21 @@ class GradientFlow:
 def blocks_of(net: Any) -> dict[str, list[nn.Parameter]]:
     """Return the parameters of every block, in forward order; each parameter is in exactly one.
 
-    encoder1 ends at level 2, encoder4 at the bottleneck; decoder4 fuses level 4, decoder0 works at full resolution. An
-    encoder other than a ResNet or DenseNet is one block, and so is a decoder that is not a list of one block a level.
+    The stem ends at level 1, encoder1 at level 2, encoder4 at the bottleneck; decoder4 fuses level 4, decoder0 works at
+    full resolution. The stages of an encoder other than a ResNet or DenseNet are those of `stages_of`, where parameters
+    that no feature depends on are the block `unused`; an encoder whose stages can't be told is one block, and so is a
+    decoder that is not a list of one block a level.
     """
     blocks: dict[str, list[nn.Parameter]] = {}
     features = getattr(net.encoder, "features", None)  # DenseNet's children; others have a method of that name
     children = dict((features if isinstance(features, nn.Module) else net.encoder).named_children())
     stages = {name: f"encoder{name[-1]}" for name in children if re.fullmatch(r"(layer|denseblock)[1-9]", name)}
-    stage = "stem" if stages else "encoder"
-    for name, module in children.items():
+    stage = "stem"
+    for name, module in children.items() if stages else ():
         stage = stages.get(name, stage)
         blocks.setdefault(stage, []).extend(module.parameters())
+    if not stages:
+        blocks = stages_of(net.encoder)
     parts = getattr(net.decoder, "blocks", None)
     if isinstance(parts, nn.ModuleList) and len(list(parts.parameters())) == len(list(net.decoder.parameters())):
         for level, block in zip(reversed(range(len(parts))), parts, strict=True):
@@ -317,25 +371,30 @@ def _ancestors(tensor: Tensor) -> set[Any]:
     return nodes
 
 
-def _update_sums(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ||after - before||^2, ||before||^2 and the number of entries that are equal, of vectors of weights."""
-    step = after - before
-    return step @ step, before @ before, (after == before).sum()
+def _gradient_sums(g: Tensor) -> tuple[Tensor, ...]:
+    """Return ||g||^2 and how many entries are nan, infinite, and other than zero."""
+    return g @ g, g.isnan().sum(), g.isinf().sum(), g.count_nonzero()
+
+
+def _update_sums(before: Tensor, after: Tensor, decayed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ||after - decayed||^2, ||before||^2 and the number of entries where after and decayed are equal."""
+    step = after - decayed
+    return step @ step, before @ before, (after == decayed).sum()
 
 
 def _metrics(
     flows: Tensor, frozen: Tensor, gradients: Tensor, updates: Tensor, entries: Tensor, centre: int | None
 ) -> dict[str, Table]:
-    """Return each kind's metrics, see `Record`, from sums over L levels (Lx4, L) and N blocks (Nx3, Nx3, N).
+    """Return each kind's metrics, see `Record`, from sums over L levels (Lx4, L) and N blocks (Nx4, Nx3, N).
 
     `centre` is the block that ends at the bottleneck, None if it is not known.
     """
     skip, deep, product, total = flows.where(~frozen[:, None], math.nan).T  # squares of norms, and <g_skip, g_deep>
-    square, nans, infs = gradients.T
+    square, nans, infs, nonzero = gradients.T
     step, before, unmoved = updates.T
     rms = (square / entries).sqrt()
     ratio = (step / before).sqrt()
-    stalled = unmoved / entries
+    stalled, zero = unmoved / entries, 1 - nonzero / entries
     shares = {"skip_share": (skip + product) / total, "deep_share": (deep + product) / total}
     norms = {"norm": total.sqrt(), "skip_norm": skip.sqrt(), "deep_norm": deep.sqrt()}
     cosine = product / (skip.sqrt() * deep.sqrt())
@@ -347,6 +406,6 @@ def _metrics(
     dip = logs.new_tensor(math.nan) if centre is None else logs[centre] - (logs[0] + logs[-1]) / 2
     return {
         "skip": {**shares, **norms, "cosine": cosine, "vanished": total == 0, "frozen": frozen},
-        "block": dict(rms=rms, update_ratio=ratio, stalled=stalled, nan=nans, inf=infs, frozen=entries == 0),
+        "block": dict(rms=rms, update_ratio=ratio, stalled=stalled, zero=zero, nan=nans, inf=infs, frozen=entries == 0),
         "net": {"vanishing_slope": slope[None], "centre_dip": dip[None]},
     }

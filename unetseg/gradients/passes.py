@@ -36,9 +36,9 @@ class Feature:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A gradient that a backward pass has brought to a feature, or to its long skip."""
+    """A gradient that a backward pass has brought to a feature, to its long skip, or (no `feature`) to a head on it."""
 
-    feature: Feature
+    feature: Feature | None
     gradient: Tensor
     of_skip: bool
     term: Term | None
@@ -104,6 +104,12 @@ class BackwardPasses:
         skip.register_hook(partial(self._on_gradient, feature, encoded))
         return skip
 
+    def watch_auxiliary(self, encoded: Tensor) -> Tensor:
+        """Return a view of the encoder's features, BxSxHxW, for an auxiliary head on them."""
+        view = encoded.view_as(encoded)
+        view.register_hook(partial(self._on_gradient, None, encoded))
+        return view
+
     def on_gradient(self, gradient: Tensor) -> None:
         """Notice the current pass: a tensor hook of the logits, which every pass reaches."""
         self._current_gradients()
@@ -143,8 +149,12 @@ class BackwardPasses:
                 "only what loss.backward() leaves there can be read"
             )
 
-    def _on_gradient(self, feature: Feature, encoded: Tensor | None, gradient: Tensor) -> None:
-        """Take notice of what has arrived at a feature, or at its long skip, where `encoded` is the feature itself."""
+    def _on_gradient(self, feature: Feature | None, encoded: Tensor | None, gradient: Tensor) -> None:
+        """Take notice of what has arrived at a feature, or at a view of it, where `encoded` is the feature itself.
+
+        The view is the long skip's, or without a `feature` an auxiliary head's, whose gradient is part of the
+        feature's own and goes to the routes only.
+        """
         if self._inside_term:
             return
         self._differentiated |= gradient.requires_grad
@@ -172,6 +182,10 @@ class BackwardPasses:
         if any(changed[: len(self.encoder)]):
             for arrival in gradients:
                 feature = arrival.feature
+                if feature is None:
+                    if self.routes is not None and arrival.term is not None:
+                        self.routes.add(len(self.sums), arrival.term)
+                    continue
                 if arrival.of_skip:
                     feature.skip = _add(feature.skip, arrival.gradient)
                 else:

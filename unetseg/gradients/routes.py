@@ -7,10 +7,11 @@ at the view s_k of e_k that the decoder was given,
     dL/dw = sum over k of (de_k/dw)^T c_k,
 
 which is exact, and additive for every weight w. The terms of the long skips are computed by one backward pass each,
-from e_k down, while the step's own backward pass waits. The bottleneck's term is what remains of dL/dw; what a loss
-reads beside the decoder (an auxiliary classifier, a penalty on the weights) is counted with it.
+from e_k down, while the step's own backward pass waits. Heads on e_1 ... e_L (deep supervision), where GradientFlow is
+told of them, get views of their own and are together one exit more, `auxiliary`. The bottleneck's term is what remains
+of dL/dw; what a loss reads elsewhere (a classifier at the encoder's end, a penalty on the weights) is counted with it.
 
-Legend: K = L + 1 exits, N weights of a block.
+Legend: K = L + 1 exits (L + 2 with auxiliary heads), N weights of a block.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, distributed, nn
 
-from unetseg.names import BOTTLENECK
+from unetseg.names import AUXILIARY, BOTTLENECK
 
 CHUNK = 1 << 16  # weights that are multiplied at a time: their float64 copies stay in a processor's cache
 WHOLE = "encoder"
@@ -37,14 +38,21 @@ class ExitRoutes:
         weights: the trainable weights of each block of the encoder, in forward order.
         levels: the levels of the long skips, finest first.
         precision: of the sums.
+        auxiliary: whether there are auxiliary heads, the exit after the levels.
 
     Attributes:
         refusal: why the routes can't be told, if they can't.
     """
 
-    def __init__(self, weights: Mapping[str, Sequence[nn.Parameter]], levels: Sequence[int], precision: torch.dtype):
+    def __init__(
+        self,
+        weights: Mapping[str, Sequence[nn.Parameter]],
+        levels: Sequence[int],
+        precision: torch.dtype,
+        auxiliary: bool = False,
+    ):
         self.weights = {block: list(each) for block, each in weights.items() if len(each)}
-        self.exits = [*(f"level{level}" for level in levels), BOTTLENECK]
+        self.exits = [*(f"level{level}" for level in levels), *([AUXILIARY] if auxiliary else []), BOTTLENECK]
         self.precision, self.refusal = precision, ""
         self._terms: dict[str, dict[int, Tensor]] = {}
         self._totals: dict[str, Tensor] = {}
@@ -67,7 +75,7 @@ class ExitRoutes:
             return [None] * len(weights)
 
     def add(self, position: int, term: Term) -> None:
-        """Add what a backward pass has brought by one long skip; position: that of its level."""
+        """Add what a backward pass has brought by one long skip or auxiliary head; position: that of its exit."""
         start = 0
         for block, weights in self.weights.items():
             parts = term[start : start + len(weights)]

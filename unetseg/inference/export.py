@@ -62,9 +62,9 @@ class ZeroSkip(nn.Module):
 class PictureModel(nn.Module):
     """A Segmenter from pictures to probabilities, without the parts that only training needs.
 
-    These are gradients, the counters of batch normalisation, and the cuts of skip_flow, whose effect on the features
-    stays. The memory layout is contiguous: torch.export can't express the strides of a channels-last tensor of one
-    channel (attention's gate) for every size.
+    These are gradients, the counters of batch normalisation, and what skip_flow and skip_gradient do to gradients; what
+    skip_flow does to the features stays. The memory layout is contiguous: torch.export can't express the strides of a
+    channels-last tensor of one channel (attention's gate) for every size.
 
     Example:
         >>> model = PictureModel(Segmenter(classes=2, encoder="resnet18", weights=None))
@@ -83,7 +83,7 @@ class PictureModel(nn.Module):
             if block.fusion.flow == "backward":
                 block.fusion = ZeroSkip(block.fusion)  # type: ignore[assignment]
             else:
-                block.fusion.flow = "both"
+                block.fusion.flow, block.fusion.gradient = "both", 1.0
 
     def forward(self, images: Tensor) -> Tensor:
         """Map BxHxWx3 uint8 RGB to BxCxHxW float32 probabilities."""

@@ -27,6 +27,14 @@ def name_per_level_rule(names: Sequence[str]) -> Rule:
     return f"{accepted}, or a list of {LEVELS} of them", fits
 
 
+def _is_dose(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
+
+
+def _are_doses(value: Any) -> bool:
+    return _is_dose(value) or (isinstance(value, list) and len(value) == LEVELS and all(map(_is_dose, value)))
+
+
 def whole_number_rule(low: int, high: int) -> Rule:
     """Return the rule of a whole number."""
     return f"a whole number from {low} to {high}", lambda value: type(value) is int and low <= value <= high
@@ -46,11 +54,13 @@ def _is_range(value: Any) -> bool:
 
 
 SWITCH: Rule = ("true, false", lambda value: isinstance(value, bool))
+DOSES: Rule = (f"a number from 0, or a list of {LEVELS} of them", _are_doses)
 RANGE: Rule = ("null, or [low, high]", _is_range)
 NET: dict[str, Rule] = {
     "encoder": name_rule(ENCODERS),
     "skip": name_per_level_rule(SKIPS),
     "skip_flow": name_per_level_rule(FLOWS),
+    "skip_gradient": DOSES,
     "match_parameters": SWITCH,
     "short_skips": SWITCH,
     "normalisation": name_rule(("batch", "none")),

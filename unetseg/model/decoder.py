@@ -24,17 +24,24 @@ class DecoderBlock(nn.Module):
     """Upsample to the resolution of the skip, fuse, convolve twice.
 
     Example:
-        >>> block = DecoderBlock(16, 8, 4, skip="concat", flow="both", normalisation="batch")
+        >>> block = DecoderBlock(16, 8, 4, skip="concat", flow="both", gradient=1.0, normalisation="batch")
         >>> block(torch.zeros(2, 16, 8, 8), torch.zeros(2, 8, 16, 16)).shape
         torch.Size([2, 4, 16, 16])
     """
 
     def __init__(
-        self, in_channels: int, skip_channels: int, out_channels: int, skip: str, flow: str, normalisation: str
+        self,
+        in_channels: int,
+        skip_channels: int,
+        out_channels: int,
+        skip: str,
+        flow: str,
+        gradient: float,
+        normalisation: str,
     ):
         super().__init__()
         norm = {"batch": "batchnorm", "none": "identity"}[normalisation]
-        self.fusion = FUSIONS[skip](in_channels, skip_channels, flow)
+        self.fusion = FUSIONS[skip](in_channels, skip_channels, flow, gradient)
         self.conv1 = Conv2dReLU(self.fusion.out_channels, out_channels, kernel_size=3, padding=1, use_norm=norm)
         self.conv2 = Conv2dReLU(out_channels, out_channels, kernel_size=3, padding=1, use_norm=norm)
 
@@ -52,11 +59,12 @@ class Decoder(nn.Module):
         channels: widths of the blocks, coarsest first.
         skip: kind of each level's fusion, finest first.
         flow: what each level's long skip lets through, finest first.
+        gradient: what the gradient that comes back by each level's long skip is multiplied with, finest first.
         normalisation: "batch" or "none".
 
     Example:
         >>> decoder = Decoder([3, 8, 8, 16], [16, 8, 4], skip=["concat", "none"], flow=["both", "both"],
-        ...                   normalisation="batch")
+        ...                   gradient=[1.0, 1.0], normalisation="batch")
         >>> features = [torch.zeros(2, 3, 32, 32), torch.zeros(2, 8, 16, 16), torch.zeros(2, 8, 8, 8),
         ...             torch.zeros(2, 16, 4, 4)]
         >>> decoder(features).shape
@@ -69,15 +77,19 @@ class Decoder(nn.Module):
         channels: Sequence[int],
         skip: Sequence[str],
         flow: Sequence[str],
+        gradient: Sequence[float],
         normalisation: str,
     ):
         super().__init__()
         inputs = [encoder_channels[-1], *channels[:-1]]
         skips = [*reversed(encoder_channels[1:-1]), 0]
         kinds = [*reversed(skip), "none"]
-        flows = [*reversed(flow), "both"]
-        blocks = zip(inputs, skips, channels, kinds, flows, strict=True)
-        self.blocks = nn.ModuleList(DecoderBlock(*block, normalisation) for block in blocks)
+        passes = [*zip(reversed(flow), reversed(gradient), strict=True), ("both", 1.0)]
+        blocks = zip(inputs, skips, channels, kinds, passes, strict=True)
+        self.blocks = nn.ModuleList(
+            DecoderBlock(deep_width, skip_width, width, kind, let_through, factor, normalisation)
+            for deep_width, skip_width, width, kind, (let_through, factor) in blocks
+        )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Map the encoder's features, [input, stride 2, ..., stride 32], to BxOxHxW."""
@@ -108,7 +120,7 @@ def matched_channels(
     def size(widths: Sequence[int], kinds: Sequence[str]) -> int:
         with torch.device("meta"):
             parts = (
-                Decoder(encoder_channels, widths, kinds, ["both"] * len(kinds), normalisation),
+                Decoder(encoder_channels, widths, kinds, ["both"] * len(kinds), [1.0] * len(kinds), normalisation),
                 SegmentationHead(widths[-1], classes, kernel_size=3),
             )
         return shared + sum(p.numel() for part in parts for p in part.parameters())

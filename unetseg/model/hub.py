@@ -49,6 +49,7 @@ A U-Net for semantic segmentation, by unetseg.
 | encoder | {{ arguments.encoder }} |
 | long skips, finest first | {{ skip }} |
 | what they let through | {{ skip_flow }} |
+| factor on the gradient that they bring back | {{ skip_gradient }} |
 | short skips | {{ arguments.short_skips }} |
 | output channels | {{ arguments.classes }} |
 | data | {{ dataset }} |
@@ -70,6 +71,7 @@ class HubFolder(SMPHubMixin):
 
     skip: list[str]
     skip_flow: list[str]
+    skip_gradient: list[float]
 
     def save_pretrained(self, save_directory: str | Path, **named: Any) -> str | None:
         """Write config.json, model.safetensors and, unless there is one, README.md, the model card.
@@ -172,7 +174,8 @@ class HubFolder(SMPHubMixin):
     def is_smp_unet(self) -> bool:
         """Whether smp.Unet is the same network."""
         plain = self.config["short_skips"] and self.config["normalisation"] == "batch"
-        return plain and self.skip == ["concat"] * LEVELS and self.skip_flow == ["both"] * LEVELS
+        whole = self.skip_flow == ["both"] * LEVELS and self.skip_gradient == [1.0] * LEVELS
+        return plain and whole and self.skip == ["concat"] * LEVELS
 
     def generate_model_card(
         self, *, dataset: str | None = None, metrics: dict[str, Any] | None = None, **_: Any
@@ -192,6 +195,7 @@ class HubFolder(SMPHubMixin):
             arguments=arguments,
             skip=", ".join(self.skip),
             skip_flow=", ".join(self.skip_flow),
+            skip_gradient=", ".join(f"{dose:g}" for dose in self.skip_gradient),
             dataset=dataset or "not stated",
             metrics=f"```json\n{json.dumps(metrics, indent=2)}\n```" if metrics else "Not stated.",
             preprocessing=config["_preprocessing"],

@@ -40,9 +40,15 @@ class Segmenter(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(STD).view(1, 3, 1, 1))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map Bx3xHxW RGB, uint8 or float in 0..255, to logits, BxKxHxW."""
-        return self.net(self.normalise(images))
+    def forward(self, images: Tensor, with_features: bool = False) -> Any:
+        """Map Bx3xHxW RGB, uint8 or float in 0..255, to logits, BxKxHxW.
+
+        With `with_features` also return the encoder's features, [input, stride 2, ..., stride 32].
+        """
+        if not with_features:
+            return self.net(self.normalise(images))
+        features = self.net.encoder(self.normalise(images))
+        return self.net.decode(features), features
 
     def normalise(self, images: Tensor) -> Tensor:
         """Map Bx3xHxW RGB, uint8 or float in 0..255, to the net's normalised images, Bx3xHxW float."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,39 @@ there is no such matrix.
 """
 
 
+class ScaledGradient(torch.autograd.Function):
+    """The features as they are; the gradient that comes back is multiplied with a factor.
+
+    Example:
+        >>> features = torch.ones(2, requires_grad=True)
+        >>> ScaledGradient.apply(features, 0.25).sum().backward()
+        >>> features.grad
+        tensor([0.2500, 0.2500])
+    """
+
+    @staticmethod
+    def forward(features: Tensor, factor: float) -> Tensor:
+        return features.view_as(features)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient * ctx.factor, None
+
+
+def dosed(skip: Tensor, factor: float) -> Tensor:
+    """Return the skip's features, whose gradient is multiplied with the factor: at 1 and 0 with no further operation.
+
+    At 1 it is the flow "both", at 0 the flow "forward", both to the last bit.
+    """
+    if factor == 1:
+        return skip
+    return skip.detach() if factor == 0 else ScaledGradient.apply(skip, factor)
+
+
 class Fusion(nn.Module, ABC):
     """A fusion maps BxDxHxW and BxSxHxW to Bx(out_channels)xHxW.
 
@@ -38,6 +72,7 @@ class Fusion(nn.Module, ABC):
         deep_channels: D.
         skip_channels: S.
         flow: a key of FLOWS.
+        gradient: what the gradient that comes back by the skip is multiplied with, >= 0.
 
     Attributes:
         out_channels: width of the result.
@@ -49,15 +84,15 @@ class Fusion(nn.Module, ABC):
         torch.Size([2, 12, 16, 16])
     """
 
-    def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both"):
+    def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both", gradient: float = 1.0):
         super().__init__()
-        self.flow = flow
+        self.flow, self.gradient = flow, gradient
         self.out_channels = deep_channels
         self.carries_features = flow != "backward"
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Map BxDxHxW and BxSxHxW to Bx(out_channels)xHxW."""
-        return self.fuse(deep, FLOWS[self.flow](skip))
+        return self.fuse(deep, dosed(FLOWS[self.flow](skip), self.gradient))
 
     @abstractmethod
     def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
@@ -72,8 +107,8 @@ class Concat(Fusion):
         tensor([1., 0.])
     """
 
-    def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both"):
-        super().__init__(deep_channels, skip_channels, flow)
+    def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both", gradient: float = 1.0):
+        super().__init__(deep_channels, skip_channels, flow, gradient)
         self.out_channels = deep_channels + skip_channels
 
     def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
@@ -89,8 +124,8 @@ class Add(Fusion):
         tensor([2.])
     """
 
-    def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both"):
-        super().__init__(deep_channels, skip_channels, flow)
+    def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both", gradient: float = 1.0):
+        super().__init__(deep_channels, skip_channels, flow, gradient)
         self.projection: nn.Module = nn.Identity()
         if skip_channels != deep_channels:
             self.projection = nn.Conv2d(skip_channels, deep_channels, kernel_size=1, bias=False)
@@ -112,8 +147,8 @@ class Attention(Concat):
         torch.Size([2, 1, 16, 16])
     """
 
-    def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both"):
-        super().__init__(deep_channels, skip_channels, flow)
+    def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both", gradient: float = 1.0):
+        super().__init__(deep_channels, skip_channels, flow, gradient)
         between = skip_channels // 2
         self.of_skip = nn.Conv2d(skip_channels, between, kernel_size=1, bias=False)
         self.of_deep = nn.Conv2d(deep_channels, between, kernel_size=1)
@@ -139,8 +174,8 @@ class Placebo(Concat):
         tensor([1., 1., 1.])
     """
 
-    def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both"):
-        super().__init__(deep_channels, skip_channels, flow)
+    def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both", gradient: float = 1.0):
+        super().__init__(deep_channels, skip_channels, flow, gradient)
         self.skip_channels = skip_channels
         self.carries_features = False
 
@@ -158,8 +193,8 @@ class NoSkip(Fusion):
         tensor([1.])
     """
 
-    def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both"):
-        super().__init__(deep_channels, skip_channels, flow)
+    def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both", gradient: float = 1.0):
+        super().__init__(deep_channels, skip_channels, flow, gradient)
         self.carries_features = False
 
     def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:

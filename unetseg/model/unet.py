@@ -6,6 +6,7 @@ level l = 1 ... 4 has stride 2^l, and lists over levels are written finest first
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from typing import cast
@@ -19,7 +20,7 @@ from unetseg.model.decoder import Decoder, DecoderBlock, matched_channels
 from unetseg.model.encoders import make_encoder
 from unetseg.model.hub import HubFolder
 from unetseg.model.skips import Fusion
-from unetseg.names import FLOWS, LEVELS, SKIPS, nearest_first
+from unetseg.names import FLOWS, LEVELS, SKIPS, has_gradient, nearest_first
 
 
 class SkipUnet(nn.Module, HubFolder):
@@ -34,6 +35,11 @@ class SkipUnet(nn.Module, HubFolder):
         skip: concat | add | attention | placebo | none, or a list with one kind for each of the 4 levels, finest first.
         skip_flow: both | forward | backward, or a list, see `unetseg.model.skips.FLOWS`; without effect for placebo and
             none, which let nothing through.
+        skip_gradient: the dose: what the gradient that comes back by a long skip is multiplied with, a finite number
+            >= 0 or a list, finest first; the features are as ever. 0 is the flow forward and 1 is both, to the last
+            bit; above 1 the skip is heard louder. A negative one would send the encoder up the loss by that path, and
+            be no dose of what the skip brings. Other numbers than 1 need a level that has such a gradient: concat, add
+            or attention, with skip_flow="both".
         weights: "imagenet" downloads the encoder's weights by smp; None starts from random ones. Files are read by
             `unetseg.model.weights.load_encoder`.
         match_parameters: scale the decoder's widths until the network has the parameters of skip="concat", within 1 %.
@@ -46,7 +52,8 @@ class SkipUnet(nn.Module, HubFolder):
         in_channels: input channels C.
 
     Raises:
-        ValueError: an unknown kind, a list of the wrong length, a DenseNet without short skips or normalisation.
+        ValueError: an unknown kind, a list of the wrong length, a DenseNet without short skips or normalisation, a
+            skip_gradient at a level that has no such gradient.
 
     Example:
         >>> import torch
@@ -61,6 +68,7 @@ class SkipUnet(nn.Module, HubFolder):
         *,
         skip: str | Sequence[str] = "concat",
         skip_flow: str | Sequence[str] = "both",
+        skip_gradient: float | Sequence[float] = 1.0,
         match_parameters: bool = False,
         weights: str | None = "imagenet",
         short_skips: bool = True,
@@ -73,6 +81,7 @@ class SkipUnet(nn.Module, HubFolder):
         super().__init__()
         self.skip = _per_level(skip, SKIPS, "skip")
         self.skip_flow = _per_level(skip_flow, FLOWS, "skip_flow")
+        self.skip_gradient = _doses(skip_gradient, self.skip, self.skip_flow)
         self.encoder = make_encoder(
             encoder, in_channels=in_channels, weights=weights, short_skips=short_skips, normalisation=normalisation
         )
@@ -81,7 +90,12 @@ class SkipUnet(nn.Module, HubFolder):
         if match_parameters:
             decoder_channels = matched_channels(self.encoder, decoder_channels, self.skip, normalisation, classes)
         self.decoder = Decoder(
-            cast(Sequence[int], self.encoder.out_channels), decoder_channels, self.skip, self.skip_flow, normalisation
+            cast(Sequence[int], self.encoder.out_channels),
+            decoder_channels,
+            self.skip,
+            self.skip_flow,
+            self.skip_gradient,
+            normalisation,
         )
         self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, kernel_size=3)
         initialize_decoder(self.decoder)
@@ -121,3 +135,17 @@ def _per_level(value: str | Sequence[str], names: Sequence[str], argument: str) 
         accepted = ", ".join(nearest_first(str(unknown[0]), names) if unknown else names)
         raise ValueError(f"{argument}={value!r}: accepted are {accepted}, or a list of {LEVELS} of them, finest first")
     return kinds
+
+
+def _doses(value: float | Sequence[float], skip: Sequence[str], flow: Sequence[str]) -> list[float]:
+    """Return skip_gradient as one number a level, finest first; raise a ValueError where one has no meaning."""
+    doses = [float(dose) for dose in (value if isinstance(value, Sequence) else [value] * LEVELS)]
+    if len(doses) != LEVELS or not all(math.isfinite(dose) and dose >= 0 for dose in doses):
+        raise ValueError(f"skip_gradient={value!r}: accepted is a number >= 0, or a list of {LEVELS}, finest first")
+    for level, (kind, flows, dose) in enumerate(zip(skip, flow, doses, strict=True), start=1):
+        if dose != 1 and not has_gradient(kind, flows):
+            raise ValueError(
+                f"skip_gradient={dose:g} at level {level}: with skip={kind}, skip_flow={flows} it has to be 1, as only "
+                "concat, add and attention with skip_flow=both have a gradient to multiply"
+            )
+    return doses

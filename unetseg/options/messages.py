@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from pydantic_core import PydanticCustomError
@@ -37,6 +38,17 @@ def one_or_per_level(value: object, names: Sequence[str], key: str) -> str | lis
     if len(value) != LEVELS:
         raise rejected(f"{', '.join(names)}{more}", f"[{','.join(example)}]")
     return [one_of(entry, names, more) for entry in value]
+
+
+def dose_per_level(value: object, key: str) -> float | list[float]:
+    """Return a finite number >= 0 or a list of LEVELS of them, finest level first."""
+    entries = value if isinstance(value, list | tuple) else [value] * LEVELS
+    numbers = [float(entry) for entry in entries if isinstance(entry, int | float) and not isinstance(entry, bool)]
+    if not len(entries) == len(numbers) == LEVELS or not all(math.isfinite(n) and n >= 0 for n in numbers):
+        example = ["0", *["1"] * (LEVELS - 1)]
+        more = f"or one per level, {LEVELS} in all, finest first: {key}=[{','.join(example)}]"
+        raise rejected(f"a number of 0 or more; {more}", "0.5")
+    return numbers if isinstance(value, list | tuple) else numbers[0]
 
 
 def format_value(value: object) -> str:

@@ -12,8 +12,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from unetseg.names import ENCODERS, FLOWS, LARGEST_SIZE, PETS_ROOT, RESNETS, SKIPS, class_names
-from unetseg.options.messages import one_of, one_or_per_level, rejected
+from unetseg.names import (
+    ENCODERS,
+    FLOWS,
+    LARGEST_SIZE,
+    LEVELS,
+    PETS_ROOT,
+    RESNETS,
+    SKIPS,
+    class_names,
+    has_gradient,
+)
+from unetseg.options.messages import dose_per_level, format_value, one_of, one_or_per_level, rejected
 from unetseg.options.trainer import check_trainer
 
 
@@ -37,6 +47,14 @@ class Model(Section):
     skip_flow: str | list[str] = Field(
         description="both | forward (no gradient) | backward (no features), or one per level, finest first"
     )
+    skip_gradient: float | list[float] = Field(
+        description="what the gradient that comes back by a long skip is multiplied with: 0 (as skip_flow=forward) ... "
+        "1 (as both) or more, or one number per level, finest first"
+    )
+    auxiliary: bool = Field(
+        description="true: while training a head on each level's encoder features predicts the mask, too (deep "
+        "supervision): a gradient for the encoder without any skip"
+    )
     match_parameters: bool = Field(description="true: scale the decoder to the parameters of skip=concat, within 1 %")
     short_skips: bool = Field(description="false: a ResNet without the additions inside it")
     normalisation: Literal["batch", "none"] = Field(description="none: no batch normalisation, in a ResNet's U-Net")
@@ -57,6 +75,11 @@ class Model(Section):
     def _skip_flow(cls, value: object) -> str | list[str]:
         return one_or_per_level(value, FLOWS, "model.skip_flow")
 
+    @field_validator("skip_gradient", mode="before")
+    @classmethod
+    def _skip_gradient(cls, value: object) -> float | list[float]:
+        return dose_per_level(value, "model.skip_gradient")
+
     @field_validator("weights")
     @classmethod
     def _weights(cls, value: str | None) -> str | None:
@@ -65,6 +88,22 @@ class Model(Section):
         if value not in (None, "imagenet") and (file.suffix not in (".pth", ".safetensors") or not file.is_file()):
             raise rejected(accepted, "null")
         return value
+
+    @model_validator(mode="after")
+    def _dose_has_a_gradient(self) -> Model:
+        kinds, flows, doses = (
+            value if isinstance(value, list) else [value] * LEVELS
+            for value in (self.skip, self.skip_flow, self.skip_gradient)
+        )
+        levels = zip(kinds, flows, doses, strict=True)
+        fitting = [dose if has_gradient(str(kind), str(flow)) else 1.0 for kind, flow, dose in levels]
+        if fitting != doses:
+            raise rejected(
+                "skip_gradient=1 at each level whose skip is placebo or none, or whose skip_flow is not both: there is "
+                "no gradient of the skip to multiply",
+                f"model.skip_gradient={format_value(fitting)}",
+            )
+        return self
 
     @model_validator(mode="after")
     def _variants(self) -> Model:

@@ -71,15 +71,21 @@ def override(key: str, value: Any) -> str:
     return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
-IN_THE_VARIANT = ("model.skip", "model.skip_flow", "model.match_parameters", "model.short_skips")
+IN_THE_VARIANT = tuple(
+    f"model.{name}" for name in ("skip", "skip_flow", "skip_gradient", "auxiliary", "match_parameters", "short_skips")
+)
 """The options that `variant` is made of."""
 
 
 def variant(model: dict[str, Any]) -> str:
-    """Return the name of a model in an ablation: "add", "concat backward", "none matched", "none plain"."""
+    """Return the name of a model in an ablation: "add", "concat backward", "concat dose 0.5", "none matched"."""
     words = [one_word(model["skip"])]
     if model["skip_flow"] != "both":
         words.append(one_word(model["skip_flow"]))
+    if model.get("skip_gradient", 1.0) != 1:  # runs that are older than the option lack it
+        words.append(f"dose {one_word(model['skip_gradient'])}")
+    if model.get("auxiliary"):
+        words.append("auxiliary")
     if model["match_parameters"]:
         words.append("matched")
     if not model["short_skips"]:

@@ -134,12 +134,12 @@ def exits(name: str, title: str, table: pd.DataFrame) -> Panel:
 
 
 @matplotlib.rc_context(LOOK)
-def exits_legend() -> Panel:
+def exits_legend(exits: Sequence[str]) -> Panel:
     """Return the exits' colours and names."""
     figure = Figure(figsize=(6.5, 0.3), dpi=DPI // 2)
-    boxes = [Rectangle((0, 0), 1, 1, color=colour) for colour in plots.EXIT_COLOURS.values()]
-    figure.legend(boxes, list(plots.EXIT_COLOURS), loc="center left", ncols=len(boxes), frameon=False)
-    return _panel(figure, "exits_legend", f"Colours: {', '.join(plots.EXIT_COLOURS)}")
+    boxes = [Rectangle((0, 0), 1, 1, color=plots.EXIT_COLOURS[name]) for name in exits]
+    figure.legend(boxes, list(exits), loc="center left", ncols=len(boxes), frameon=False)
+    return _panel(figure, "exits_legend", f"Colours: {', '.join(exits)}")
 
 
 @matplotlib.rc_context(LOOK)

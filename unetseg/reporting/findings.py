@@ -27,7 +27,7 @@ from unetseg.evaluation.statistics import (
     rates_with_interval,
     seeds_needed,
 )
-from unetseg.names import EXITS
+from unetseg.names import AUXILIARY, EXITS
 from unetseg.reporting.results import Run, Setting, Sweep
 
 METRICS = {"iou": "IoU", "boundary_iou": "Boundary IoU"}
@@ -238,7 +238,7 @@ def exit_shares(setting: Setting, block: str) -> list[pd.DataFrame]:
     """Return by which exit a block's gradient came, for each seed: a row for each step, a column for each exit."""
     tables = []
     for run in setting.runs:
-        columns = {name: _readings(run, "exit", f"share_{name}") for name in EXITS}
+        columns = {name: _readings(run, "exit", f"share_{name}") for name in (*EXITS, AUXILIARY)}
         table = pd.DataFrame({name: table[block] for name, table in columns.items() if block in table})
         if len(table):
             tables.append(table)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from unetseg.names import BOTTLENECK, EXITS
+from unetseg.names import AUXILIARY, BOTTLENECK, EXITS
 from unetseg.reporting import charts, findings
 from unetseg.reporting.document import Block, Figure, Section, Table
 from unetseg.reporting.results import Sweep
@@ -84,14 +84,18 @@ def routes(sweep: Sweep) -> Section | None:
         return None
     first = blocks[0]
     skipped = {
-        setting.name: _over_seeds([1 - table[BOTTLENECK].median() for table in shares])
+        setting.name: _over_seeds(
+            [(1 - table.filter([BOTTLENECK, AUXILIARY]).sum(axis=1)).median() for table in shares]
+        )
         for (block, setting), shares in tables.items()
         if block == first
     }
     by_setting = join_words([f"{share} with {name}" for name, share in skipped.items()])
     lead = f"Of the {first}'s gradient, the share that came by a long skip (median over the readings) is {by_setting}."
+    supervised = any(AUXILIARY in table for shares in tables.values() for table in shares)
+    exits = (*EXITS, AUXILIARY) if supervised else EXITS
     rows = [
-        [setting.name, block, *(_over_seeds([t[name].median() for t in shares if name in t]) for name in EXITS)]
+        [setting.name, block, *(_over_seeds([t[name].median() for t in shares if name in t]) for name in exits)]
         for (block, setting), shares in tables.items()
     ]
     panels = []
@@ -101,15 +105,15 @@ def routes(sweep: Sweep) -> Section | None:
         panels.append(charts.exits(f"exits_{number_}", f"{setting.name}, {first}", mean))
     caption = (
         "Every path from the loss to a weight of the encoder enters it by one exit: a level's long skip, or the "
-        "bottleneck. Bars: the mean over seeds of each reading's shares, which sum to 1; a term that points against "
-        "the gradient hangs below the axis."
+        f"bottleneck{', or the auxiliary heads' if supervised else ''}. Bars: the mean over seeds of each reading's "
+        "shares, which sum to 1; a term that points against the gradient hangs below the axis."
     )
     table_caption = (
         "Median over the readings, mean over the seeds (the least to the greatest seed). These are measurements of "
         "these runs' gradients; no difference between settings is claimed from them."
     )
-    columns = ["setting", "block", *(_level_name(name) for name in EXITS)]
-    figure = Figure(panels, caption, legend=charts.exits_legend())
+    columns = ["setting", "block", *(_level_name(name) for name in exits)]
+    figure = Figure(panels, caption, legend=charts.exits_legend(exits))
     return Section(
         "By which exit the gradient came", lead, [figure, Table(columns, rows, words=2, caption=table_caption)]
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from unetseg import launch
 from unetseg.data.datamodule import SegmentationData
 from unetseg.errors import UserError, first_line
+from unetseg.model.auxiliary import AuxiliaryHeads
 from unetseg.model.segmenter import Segmenter
 from unetseg.model.weights import load_encoder
 from unetseg.names import class_names
@@ -49,6 +50,9 @@ def make_module(options: Train) -> SegmentationModule:
     if options.compile:
         model.compile()  # in place, so that a checkpoint's keys stay the same
     classes = len(class_names(options.data.model_dump()))
+    heads = None
+    if options.model.auxiliary:
+        heads = AuxiliaryHeads(cast(list[int], model.net.encoder.out_channels), 1 if classes == 2 else classes)
     return SegmentationModule(
         model,
         make_loss(options.loss, classes),
@@ -57,6 +61,7 @@ def make_module(options: Train) -> SegmentationModule:
         weight_decay=options.optimizer.weight_decay,
         hyper_parameters=hyper_parameters(options),
         skip_nonfinite=options.guards.nonfinite_loss == "skip",
+        auxiliary=heads,
     )
 
 
@@ -67,14 +72,19 @@ def hyper_parameters(options: Train) -> dict[str, Any]:
         "classes": list(class_names(options.data.model_dump())),
         "data": options.data.model_dump(),
         "loss": options.loss,
+        "auxiliary": options.model.auxiliary,
         "seed": options.seed,
     }
 
 
 def segmenter_arguments(options: Train) -> dict[str, Any]:
-    """Return the arguments of Segmenter, without the encoder's first weights: a checkpoint has weights of its own."""
+    """Return the arguments of Segmenter.
+
+    They are without the encoder's first weights, as a checkpoint has weights of its own, and without the auxiliary
+    heads, which only training has.
+    """
     return {
-        **options.model.model_dump(exclude={"weights", "strict_weights"}),
+        **options.model.model_dump(exclude={"weights", "strict_weights", "auxiliary"}),
         "classes": len(class_names(options.data.model_dump())),
         "channels_last": options.channels_last,
     }

@@ -12,7 +12,7 @@ from unetseg.data.dataset import Batch
 from unetseg.evaluation import plots
 from unetseg.files import append_rows
 from unetseg.gradients import GradientFlow
-from unetseg.names import EXITS
+from unetseg.names import AUXILIARY, EXITS
 from unetseg.runs.folder import GRADIENT_FLOW_COLUMNS
 
 
@@ -29,10 +29,10 @@ class FlowReadings(L.Callback):
     """
 
     LOGGED = {
-        *("skip_share", "cosine", "norm", "rms", "update_ratio", "stalled"),
+        *("skip_share", "cosine", "norm", "rms", "update_ratio", "stalled", "zero"),
         *("vanishing_slope", "centre_dip", "nan", "inf"),
-        *(f"share_{exit_}" for exit_ in EXITS),
-        *(f"fall_{exit_}" for exit_ in EXITS),
+        *(f"share_{exit_}" for exit_ in (*EXITS, AUXILIARY)),
+        *(f"fall_{exit_}" for exit_ in (*EXITS, AUXILIARY)),
     }
     """Metrics that go to the loggers; the table has all."""
     FIGURES = {"gradient_flow": plots.gradient_flow, "gradient_routes": plots.gradient_routes}
@@ -57,7 +57,8 @@ class FlowReadings(L.Callback):
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             scale = scaler.get_scale if scaler else None
             self.step = step
-            self.flow = GradientFlow(module.get_submodule("model"), scale, routes=routes).__enter__()
+            heads = module.get_submodule("auxiliary") if "auxiliary" in dict(module.named_children()) else None
+            self.flow = GradientFlow(module.get_submodule("model"), scale, routes, heads).__enter__()
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
         """Read the gradients of the weights, which are unscaled and reduced over ranks, but not clipped yet."""

@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 from unetseg.data.dataset import Batch
 from unetseg.errors import UserError
 from unetseg.evaluation.metrics import SegmentationScores, image_counts
+from unetseg.model.auxiliary import AuxiliaryHeads
 from unetseg.model.segmenter import class_map
 
 STAGES = ("train", "val", "test")
@@ -30,6 +31,9 @@ class SegmentationModule(L.LightningModule):
         weight_decay: AdamW's.
         hyper_parameters: plain values that are kept in the checkpoint.
         skip_nonfinite: take no step on a batch whose loss is NaN or inf, and undo its changes of the buffers.
+        auxiliary: heads on the encoder's features, whose loss is added while training. It is the mean over the heads,
+            so that together they weigh as much as the model's own output; the heads weigh equally, as in U-Net++'s deep
+            supervision (Zhou et al. 2018).
 
     Example:
         >>> from unetseg.model import Segmenter
@@ -49,10 +53,11 @@ class SegmentationModule(L.LightningModule):
         weight_decay: float = 0.0,
         hyper_parameters: dict[str, Any] | None = None,
         skip_nonfinite: bool = False,
+        auxiliary: AuxiliaryHeads | None = None,
     ):
         super().__init__()
         self.save_hyperparameters(hyper_parameters or {}, logger=False)
-        self.model, self.loss, self.classes = model, loss, classes
+        self.model, self.loss, self.classes, self.auxiliary = model, loss, classes, auxiliary
         self.lr, self.weight_decay, self.skip_nonfinite = lr, weight_decay, skip_nonfinite
         self.steps = 0
         # ModuleDict refuses the key "train"
@@ -63,7 +68,15 @@ class SegmentationModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return the loss of a batch, and count its pixels; None if the batch is left out."""
         before = [buffer.clone() for buffer in self.model.buffers()] if self.skip_nonfinite else []
-        loss, _, counts = self._step(batch)
+        if self.auxiliary is None:
+            loss, _, counts = self._step(batch, self.model(batch.images))
+        else:
+            logits, features = self.model(batch.images, with_features=True)
+            loss, _, counts = self._step(batch, logits)
+            by_head = [self.loss(of_head, batch.masks) for of_head in self.auxiliary(features, batch.masks.shape[-2:])]
+            auxiliary_loss = torch.stack(by_head).mean()
+            self.log("train/auxiliary_loss", auxiliary_loss)
+            loss = loss + auxiliary_loss
         self.log("train/loss", loss, prog_bar=True)
         if self.skip_nonfinite and not loss.isfinite():  # the same on all processes: the loss is of their whole batch
             with torch.no_grad():
@@ -164,15 +177,14 @@ class SegmentationModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _evaluation_step(self, batch: Batch, stage: str) -> dict[str, Tensor]:
-        loss, predicted, counts = self._step(batch)
+        loss, predicted, counts = self._step(batch, self.model(batch.images))
         self._metric(stage).update(counts)
         mean = cast(MeanMetric, self.losses[f"{stage}_loss"])
         mean.update(loss, len(batch.indices))
         self.log(f"{stage}/loss", mean)
         return {"predicted": predicted, "counts": counts}
 
-    def _step(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        logits = self.model(batch.images)
+    def _step(self, batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 is too coarse for a loss
         predicted = class_map(logits.detach())
         counts = image_counts(predicted, batch.masks, self.classes)

@@ -1,0 +1,99 @@
+"""The stages of an encoder: which of its parameters produce which of its features.
+
+A parameter belongs to the first feature that it has a part in. That is read off autograd's graph of one forward pass on
+the meta device, which computes no numbers: neither the encoder nor a random generator changes.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+UNUSED = "unused"
+"""The block of parameters that no feature depends on, such as the last layer of a classifier."""
+SIDE = 64
+"""Height and width of the image that the graph is made for: two pixels at stride 32."""
+_known: weakref.WeakKeyDictionary[nn.Module, dict[str, str]] = weakref.WeakKeyDictionary()
+
+
+def stages_of(encoder: Any) -> dict[str, list[nn.Parameter]]:
+    """Return an encoder's parameters by stage: stem, encoder1, ..., unused, those that there are, in forward order.
+
+    The stem ends at the feature of stride 2, encoder1 at that of stride 4, and so on. Where the stages can't be told
+    all parameters are one stage, "encoder", and a warning says why.
+
+    Args:
+        encoder: maps BxCxHxW to a list of features, [stride 1, stride 2, ...], and has their widths in `out_channels`.
+    """
+    parameters = dict(encoder.named_parameters())
+    if _known.get(encoder, {}).keys() != parameters.keys():
+        try:
+            _known[encoder] = _stage_names(encoder)
+        except Exception as error:  # whatever a stranger's forward pass raises without numbers
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            warnings.warn(
+                f"the stages of {type(encoder).__name__} can't be told ({reason}): it is read as one block",
+                stacklevel=2,
+            )
+            _known[encoder] = dict.fromkeys(parameters, "encoder")
+    names = _known[encoder]
+    numbered = [f"encoder{stage}" for stage in range(1, len(encoder.out_channels) - 1)]
+    by_stage = {
+        stage: [weight for name, weight in parameters.items() if names[name] == stage]
+        for stage in ("encoder", "stem", *numbered, UNUSED)
+    }
+    return {stage: weights for stage, weights in by_stage.items() if weights}
+
+
+def _stage_names(encoder: Any) -> dict[str, str]:
+    """Return the stage of each parameter by its name; raise where features are missing or the graph can't be made."""
+    shadow = _without_numbers(encoder)
+    images = torch.zeros(2, getattr(encoder, "_in_channels", encoder.out_channels[0]), SIDE, SIDE, device="meta")
+    with torch.enable_grad():
+        features = shadow(images)
+    if len(features) != len(encoder.out_channels):
+        raise ValueError(f"it gives {len(features)} features, and {len(encoder.out_channels)} widths")
+    name_of = {id(weight): name for name, weight in shadow.named_parameters()}
+    stages: dict[str, str] = {}
+    seen: set[Any] = set()
+    for level, feature in enumerate(features):
+        stage = "stem" if level <= 1 else f"encoder{level - 1}"
+        for weight in _new_leaves(feature, seen):
+            stages.setdefault(name_of[id(weight)], stage)
+    if not stages:
+        raise ValueError("none of its parameters has a part in a feature")
+    return {name: stages.get(name, UNUSED) for name in name_of.values()}
+
+
+def _without_numbers(encoder: nn.Module) -> nn.Module:
+    """Return a copy on the meta device, in eval mode, all of it trainable and without hooks."""
+    memo: dict[int, Any] = {}
+    for module in encoder.modules():
+        for name, value in vars(module).items():
+            if name.endswith("_hooks") and isinstance(value, dict):
+                memo[id(value)] = OrderedDict()
+    for weight in encoder.parameters():
+        memo[id(weight)] = nn.Parameter(torch.empty_like(weight, device="meta"), weight.is_floating_point())
+    for buffer in encoder.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    shadow = copy.deepcopy(encoder, memo)
+    return shadow.float().eval()
+
+
+def _new_leaves(feature: Tensor, seen: set[Any]) -> list[Tensor]:
+    """Return the leaves of the feature's graph that are reached by no node in `seen`, which is extended."""
+    leaves, ahead = [], [feature.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if hasattr(node, "variable"):
+                leaves.append(node.variable)
+            ahead.extend(before for before, _ in node.next_functions)
+    return leaves
