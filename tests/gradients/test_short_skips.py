@@ -204,7 +204,7 @@ def dense_by_copies(net: nn.Module, images: Tensor, name: str, source: int) -> d
         copies[number] = leaf(features[source])
         return ([*features[:source], copies[number], *features[source + 1 :]],)
 
-    layers = dense_blocks(net.encoder)[name]
+    layers = dense_blocks(net.encoder)[name].values()
     later = [
         layer.register_forward_pre_hook(partial(own_copy, number))
         for number, layer in enumerate(layers, start=1)
@@ -334,7 +334,7 @@ def test_recomputation_changes_nothing(encoder, part):
     wanted = read(copy.deepcopy(net))
     again = partial(checkpoint, use_reentrant=False)
     stages = [net.encoder.denseblock1] if encoder is DenseEncoder else [net.encoder.layer1]
-    blocks = list(stages[0].values()) if encoder is DenseEncoder else list(stages[0])
+    blocks = list(stages[0].values() if encoder is DenseEncoder else stages[0])
     for module in {"blocks": blocks, "stages": stages, "net": [net]}[part]:
         module.forward = partial(again, module.forward)
     assert_close(read(net, image), wanted, 1e-12)
@@ -348,7 +348,7 @@ def test_recomputation_of_the_blocks_of_real_nets_changes_nothing(encoder):
     for block in residual_blocks(net.encoder).values():
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     for layers in dense_blocks(net.encoder).values():
-        for layer in layers:
+        for layer in layers.values():
             layer.memory_efficient = True
     assert_close(readings(step(net, images, routes=True)), wanted, 1e-9)
 
@@ -399,10 +399,8 @@ def test_what_no_gradient_reaches_has_no_numbers():
     net.encoder.bn1.requires_grad_(False)
     net.encoder.layer1.requires_grad_(False)
     found = readings(step(net, images, routes=True))
-    assert (
-        sorted({block for block, _ in found})
-        == [f"encoder{stage}.{index}" for stage in (2, 3, 4) for index in (0, 1)][1:]
-    )
+    blocks = ["encoder2.1", "encoder3.0", "encoder3.1", "encoder4.0", "encoder4.1"]  # what the others get is frozen
+    assert list(dict.fromkeys(block for block, _ in found)) == blocks
 
 
 def test_a_compiled_net_is_told_as_exactly():

@@ -56,11 +56,12 @@ class DenseSkips:
 
     def watch(self, passes: BackwardPasses) -> list[RemovableHandle]:
         """Set the hooks that split the gradients of these backward passes, and return their handles."""
-        return [
-            layer.register_forward_pre_hook(partial(self._on_features, passes, block, number))
-            for block, layers in self.blocks.items()
-            for number, layer in enumerate(layers, start=1)
-        ]
+        handles = []
+        for block, layers in self.blocks.items():
+            handles.append(layers.register_forward_pre_hook(_view_of_input))
+            for number, layer in enumerate(layers.values(), start=1):
+                handles.append(layer.register_forward_pre_hook(partial(self._on_features, passes, block, number)))
+        return handles
 
     def metrics(self, sums: Tensor) -> dict[str, dict[str, float]]:
         """Return the numbers of each block, see `Record`, from the sums over all ranks."""
@@ -96,10 +97,10 @@ class DenseSkips:
         return (views, *others)
 
 
-def dense_blocks(encoder: nn.Module) -> dict[str, list[Any]]:
-    """Return the layers of each dense block of an encoder in forward order, by the name of its stage: encoder1, ..."""
+def dense_blocks(encoder: nn.Module) -> dict[str, nn.ModuleDict]:
+    """Return the dense blocks of an encoder in forward order, by the name of their stage: encoder1, ..."""
     return {
-        _stage(name): list(module.values())
+        _stage(name): module
         for name, module in encoder.named_modules()
         if isinstance(module, nn.ModuleDict) and all(re.fullmatch(r"denselayer\d+", key) for key in module)
     }
@@ -118,8 +119,8 @@ def mean_weights(encoder: nn.Module) -> dict[str, tuple[list[str], Tensor]]:
     }
     tables = {}
     for block, layers in dense_blocks(encoder).items():
-        readers = {str(number): layer.conv1 for number, layer in enumerate(layers, start=1)}
-        starts = [0, *(layer.conv1.in_channels for layer in layers)]  # of the sources' columns
+        readers: dict[str, Any] = {str(n): layer.conv1 for n, layer in enumerate(layers.values(), start=1)}
+        starts = [0, *(convolution.in_channels for convolution in readers.values())]  # of the sources' columns
         if block in transitions:
             readers[OUT] = transitions[block]
         names, means = [], []
@@ -131,6 +132,12 @@ def mean_weights(encoder: nn.Module) -> dict[str, tuple[list[str], Tensor]]:
                 means.append(of_columns[starts[source] : starts[source + 1]].mean())
         tables[block] = names, torch.stack(means)
     return tables
+
+
+def _view_of_input(block: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+    """Give a dense block a view of its input, which it alone reads."""
+    (x,) = inputs
+    return (x.view_as(x),) if torch.is_grad_enabled() and x.requires_grad else None
 
 
 def _reuse(total: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:

@@ -170,8 +170,8 @@ class BackwardPasses:
         self._differentiated |= gradient.requires_grad
         gradient, term = gradient.detach(), None
         arrivals = self._current_gradients()
-        is_exit = encoded is not None and feature.split.exit is not None
-        if self.routes is not None and is_exit and self._watching:
+        is_exit = feature.split.exit is not None
+        if self.routes is not None and encoded is not None and is_exit and self._watching:
             self._inside_term = True
             try:
                 term = self.routes.term(encoded, gradient)
