@@ -322,6 +322,21 @@ def lesions(tables: dict[str, pd.DataFrame], path: Path) -> None:
     figure.savefig(path)
 
 
+def path_lengths(table: pd.DataFrame, path: Path) -> None:
+    """Write the shares of the gradient by the number of residual branches on its way, with their intervals."""
+    figure = Figure(figsize=(max(4.0, 0.22 * len(table) + 2), 3.0), dpi=110, layout="constrained")
+    axis = figure.subplots()
+    errors = np.abs(table[["low", "high"]].to_numpy().T - table.share.to_numpy())
+    axis.bar(table.residual_branches, table.share, width=0.8, yerr=errors, capsize=2)
+    axis.axhline(0, color="grey", linewidth=0.6)
+    axis.locator_params(axis="x", integer=True)
+    axis.set_xlabel("residual branches on the way from an exit to the first block's input", fontsize=8)
+    axis.set_title("share of the gradient by the length of its paths", fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.grid(axis="y", alpha=0.3)
+    figure.savefig(path)
+
+
 def _error_rates(axis: Axes, tables: dict[str, pd.DataFrame]) -> None:
     for label, table in tables.items():
         (line,) = axis.plot(range(len(table)), table.error_rate, marker=".", linewidth=1.2, label=label)
