@@ -106,12 +106,15 @@ def measure_path_lengths(module: SegmentationModule, batches: Any, trainer: L.Tr
     from rich.progress import track
 
     from unetseg.evaluation import path_lengths, plots
+    from unetseg.gradients.path_lengths import gradient_by_path_length
     from unetseg.runs import summary
 
     device = trainer.strategy.root_device
     module.to(device).eval()
     model = cast("Segmenter", module.model)
-    products, indices = path_lengths.measure(model, batches, module.loss, device=device, track=track)
+    products, indices = path_lengths.measure(
+        model, batches, module.loss, gradient_by_path_length, device=device, track=track
+    )
     table = path_lengths.table(products, [batches.dataset.examples[index].group for index in indices])
     table.to_csv(folder.path / "path_lengths.csv", index=False)
     plots.path_lengths(table, folder.figures / "path_lengths.png")

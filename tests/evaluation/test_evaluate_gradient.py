@@ -10,6 +10,7 @@ from unetseg.data.dataset import Batch
 from unetseg.errors import UserError
 from unetseg.evaluate import evaluate, options_of
 from unetseg.evaluation.path_lengths import measure, table
+from unetseg.gradients.path_lengths import gradient_by_path_length
 from unetseg.model import Segmenter
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
@@ -22,8 +23,8 @@ def test_every_picture_has_its_own_gradient_whatever_batch_it_is_in():
     torch.manual_seed(0)
     model, criterion = Segmenter(classes=2, encoder="resnet18", weights=None).eval(), make_loss("dice", 2).eval()
     images, masks = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 2, (3, 32, 32))
-    together, indices = measure(model, [Batch(images, masks, torch.arange(3))], criterion)
-    alone, _ = measure(model, [Batch(images[2:], masks[2:], torch.arange(1))], criterion)
+    together, indices = measure(model, [Batch(images, masks, torch.arange(3))], criterion, gradient_by_path_length)
+    alone, _ = measure(model, [Batch(images[2:], masks[2:], torch.arange(1))], criterion, gradient_by_path_length)
     assert (together.shape, indices) == ((3, 9, 2), [0, 1, 2])
     np.testing.assert_array_equal(together[2:], alone)
     np.testing.assert_allclose(together[..., 1].sum(1), together[:, 0, 0])

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from unetseg.data.dataset import Batch
 from unetseg.evaluation.statistics import rates_with_interval
-from unetseg.gradients.path_lengths import gradient_by_path_length
 from unetseg.model.segmenter import Segmenter
 
 
@@ -21,6 +20,7 @@ def measure(
     model: Segmenter,
     batches: Sequence[Batch] | DataLoader[Any],
     criterion: nn.Module,
+    split: Callable[..., Tensor],
     *,
     device: torch.device | str = "cpu",
     track: Callable[..., Iterable[Batch]] = lambda batches, description: batches,
@@ -33,6 +33,7 @@ def measure(
         model: in eval mode, on `device`.
         batches: the pictures.
         criterion: the loss, in eval mode: maps logits 1xKxHxW and classes 1xHxW to a scalar.
+        split: `gradients.path_lengths.gradient_by_path_length`.
         device: where the model is.
         track: wraps an iterable, with a description, to show a progress bar.
 
@@ -48,7 +49,7 @@ def measure(
                 value: Tensor = criterion(logits, target)
                 return value
 
-            terms = gradient_by_path_length(model.net, model.normalise(image.to(device)), loss)
+            terms = split(model.net, model.normalise(image.to(device)), loss)
             vectors = terms.flatten(1).cpu().double()
             whole = vectors.sum(0)
             products.append(torch.stack([(whole @ whole).expand(len(vectors)), vectors @ whole], dim=-1).numpy())
