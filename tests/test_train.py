@@ -44,6 +44,7 @@ def test_a_run_folder_holds_what_is_promised(finished):
         "gradient_flow.csv",
         "figures/gradient_flow.png",
         "figures/gradient_routes.png",
+        "figures/gradient_short.png",
         "figures/curves.png",
         "figures/edge_distance.png",
         "figures/predictions.png",

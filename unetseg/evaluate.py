@@ -5,6 +5,7 @@ python -m unetseg.evaluate checkpoint=runs/NAME data.border=ignore split=val    
 python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER    other data, at the model's own size
 python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER split=all      a hold-out set, whole
 python -m unetseg.evaluate checkpoint=runs/NAME lesion=true                     what each long skip contributes
+python -m unetseg.evaluate checkpoint=runs/NAME gradient=true       how many residual branches the gradient passes
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from unetseg.errors import UserError
 from unetseg.files import write_json
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import lightning as L
 
     from unetseg.model.segmenter import Segmenter
+    from unetseg.training.module import SegmentationModule
 
 
 def evaluate(options: Evaluate) -> dict[str, Any]:
@@ -39,6 +41,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     from unetseg.evaluation import lesions
     from unetseg.evaluation.cost import cost
     from unetseg.evaluation.record import TestRecord
+    from unetseg.gradients.short import residual_blocks
     from unetseg.model import checkpoint
     from unetseg.runs import summary
     from unetseg.training import build
@@ -58,6 +61,11 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
         raise UserError(
             f"lesion=true: with skip={known['model']['skip']} no long skip of {options.checkpoint} carries features",
             accepted="a checkpoint with concat, add or attention at some level",
+        )
+    if options.gradient and not residual_blocks(model.net.encoder):
+        raise UserError(
+            f"gradient=true: the encoder of {options.checkpoint}, {known['model']['encoder']}, has no residual blocks",
+            accepted="a checkpoint of a ResNet with short_skips=true",
         )
     data = make_data(options.data.model_dump(), known["seed"], test_split=options.split)
     data.check()
@@ -88,7 +96,29 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     summary.show_groups(groups, content)
     if options.lesion:
         measure_lesions(model, len(classes), data.loader(options.split, shuffle=True), trainer, folder)
+    if options.gradient:
+        measure_path_lengths(module, data.loader(options.split), trainer, folder)
     return content
+
+
+def measure_path_lengths(module: SegmentationModule, batches: Any, trainer: L.Trainer, folder: RunFolder) -> None:
+    """Write and show the gradient's shares by the number of residual branches on its way."""
+    from rich.progress import track
+
+    from unetseg.evaluation import path_lengths, plots
+    from unetseg.gradients.path_lengths import gradient_by_path_length
+    from unetseg.runs import summary
+
+    device = trainer.strategy.root_device
+    module.to(device).eval()
+    model = cast("Segmenter", module.model)
+    products, indices = path_lengths.measure(
+        model, batches, module.loss, gradient_by_path_length, device=device, track=track
+    )
+    table = path_lengths.table(products, [batches.dataset.examples[index].group for index in indices])
+    table.to_csv(folder.path / "path_lengths.csv", index=False)
+    plots.path_lengths(table, folder.figures / "path_lengths.png")
+    summary.show_path_lengths(table)
 
 
 def measure_lesions(model: Segmenter, classes: int, batches: Any, trainer: L.Trainer, folder: RunFolder) -> None:

@@ -60,6 +60,12 @@ def write_run(folder: Path, skip: str, seed: int, **changes: object) -> None:
             exits = {"bottleneck": 1.0}
         for block in ("stem", "encoder1", "encoder"):
             flow += [(step, 0, "exit", block, f"share_{name}", share) for name, share in exits.items()]
+        short = {"encoder1.0": 0.4 + seed / 10, "encoder1.1": 0.6, "encoder2.0": 0.3 + step / 1000}
+        flow += [(step, 0, "short", block, "identity_share", share) for block, share in short.items()]
+        if skip == "add":
+            reuse = {"reuse_0_1": 0.3, "reuse_0_2": 0.2, "reuse_0_out": 0.5, "reuse_1_2": 0.2, "reuse_1_out": 0.8}
+            reuse |= {"weight_0_1": 0.01, "weight_0_2": 0.02, "weight_1_2": 0.03}
+            flow += [(step, 0, "dense", "encoder1", metric, value + seed / 100) for metric, value in reuse.items()]
         flow += [(step, 0, "net", "all", "vanishing_slope", 0.1), (step, 0, "net", "all", "centre_dip", -2.5)]
     columns = ["step", "epoch", "kind", "block", "metric", "value"]
     pd.DataFrame(flow, columns=columns).to_csv(folder / "gradient_flow.csv", index=False)
@@ -523,6 +529,15 @@ def test_the_exits_of_the_gradient_are_told(text):
     assert "0.00 (0.00 to 0.00) with none" in told
     table = rows(text, "By which exit the gradient came")
     assert table["add"] == ["encoder", "0.26 (0.21 to 0.31)", "−0.10 (−0.10 to −0.10)", "", "", "0.84 (0.79 to 0.89)"]
+
+
+def test_the_short_skips_are_told_with_the_spread_over_readings_and_seeds(text):
+    """Stage 1 has (0.4 + 0.6) / 2 in seed 0, 0.05 more in seed 1; stage 2 has 0.3 and 0.325 in the two readings."""
+    section = "Short skips inside the encoder"
+    told = lead(text, section)
+    assert "0.45 (0.43 to 0.48) with concat" in told  # (1.0 + 0.3 to 0.425) / 3
+    assert "is 0.81 with add" in told
+    assert rows(text, section)["concat"] == ["0.53 (0.50 to 0.55)", "0.31 (0.30 to 0.33)"]
 
 
 def test_commands_versions_and_runs_are_listed(text):

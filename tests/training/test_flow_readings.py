@@ -26,7 +26,7 @@ def test_every_nth_step_is_read_logged_and_drawn(steps):
     assert list(table.columns) == ["step", "epoch", "kind", "block", "metric", "value"]
     assert sorted(table.step.unique()) == [0, 2, 4, 6, 8]
     assert dict(zip(table.step, table.epoch, strict=True)) == {0: 0, 2: 0, 4: 0, 6: 1, 8: 1}
-    assert set(table.kind) == {"skip", "block", "net", "exit"}
+    assert set(table.kind) == {"skip", "block", "net", "exit", "short"}
     assert set(table[table.kind == "exit"].step) == {0}, "the routes have an interval of their own"
     logged = pd.read_csv(run.metrics)
     share = logged[logged.name == "gradient/skip_share/level1"]
@@ -55,10 +55,31 @@ def test_the_routes_are_read_at_their_own_interval_logged_and_drawn(tiny):
     assert (run.figures / "gradient_routes.png").stat().st_size > 10_000
 
 
+def test_short_skips_are_read_with_the_routes_logged_and_drawn(tiny):
+    run = tiny("gradients.every_n_steps=4", "gradients.routes_every_n_steps=3")
+    short = readings(run).query("kind == 'short'")
+    assert sorted(short.step.unique()) == [0, 3, 6, 9]
+    shares = short[short.metric.isin(["identity_share", "residual_share"])].groupby(["step", "block"]).value.sum()
+    assert shares.tolist() == pytest.approx([1] * 4 * 8, abs=1e-6)
+    assert "gradient/identity_share/encoder1.0" in set(pd.read_csv(run.metrics).name)
+    assert (run.figures / "gradient_short.png").stat().st_size > 10_000
+    assert not (run.figures / "gradient_dense.png").exists()
+
+
+def test_the_reuse_in_a_densenet_is_read_and_drawn_and_not_logged(tiny):
+    run = tiny("model.encoder=densenet121", "trainer.max_epochs=1")
+    dense = readings(run).query("kind == 'dense'")
+    reuse = dense[dense.metric.str.startswith("reuse_1_")].groupby("block").value.sum()
+    assert reuse.to_dict() == pytest.approx({f"encoder{stage}": 1 for stage in (1, 2, 3, 4)})
+    assert "reuse" not in run.metrics.read_text()
+    assert (run.figures / "gradient_dense.png").stat().st_size > 10_000
+    assert not (run.figures / "gradient_short.png").exists()
+
+
 def test_without_routes_there_is_no_exit_and_no_figure_of_them(tiny):
     run = tiny("gradients.every_n_steps=2", "gradients.routes=none", "trainer.max_epochs=1")
-    assert "exit" not in set(readings(run).kind)
-    assert not (run.figures / "gradient_routes.png").exists()
+    assert set(readings(run).kind) == {"skip", "block", "net"}
+    assert [figure.name for figure in run.figures.glob("gradient_*.png")] == ["gradient_flow.png"]
 
 
 def test_zero_switches_the_probes_off(tiny):

@@ -147,6 +147,85 @@ def gradient_routes(table: Path, path: Path) -> None:
     figure.savefig(path)
 
 
+def gradient_short(table: Path, path: Path) -> None:
+    """Write the identity share of each residual block by depth, from a gradient_flow.csv.
+
+    The line is the last reading, the band reaches from the least to the greatest of all.
+    """
+    readings = _read_csv(table)
+    shares = readings[(readings.kind == "short") & (readings.metric == "identity_share")]
+    by_step = shares.pivot(index="step", columns="block", values="value")[list(dict.fromkeys(shares.block))]
+    projected = readings[(readings.kind == "short") & (readings.metric == "projected") & (readings.value == 1)]
+    figure = Figure(figsize=(max(4.5, 0.22 * by_step.shape[1] + 2), 3.2), dpi=110, layout="constrained")
+    axis = figure.subplots()
+    last = by_step.iloc[-1]
+    positions = np.arange(len(last))
+    axis.fill_between(positions, by_step.min(), by_step.max(), color="C0", alpha=0.15, linewidth=0)
+    axis.plot(positions, last, color="C0", linewidth=1.2)
+    through = np.array([block in set(projected.block) for block in last.index])
+    axis.plot(positions[~through], last[~through], "o", color="C0", label="added as it is")
+    if through.any():
+        axis.plot(positions[through], last[through], "o", color="C0", mfc="white", label="added after a projection")
+    axis.axhline(0, color="grey", linewidth=0.6)
+    axis.axhline(1, color="grey", linewidth=0.6, linestyle=":")
+    axis.set_xticks(positions, list(last.index), rotation=60, fontsize=7)
+    axis.tick_params(axis="y", labelsize=8)
+    axis.set_title(f"share of a block's gradient that came by its addition, step {by_step.index[-1]}", fontsize=9)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7)
+    figure.savefig(path)
+
+
+def gradient_dense(table: Path, path: Path) -> None:
+    """Write the reuse of every source by every later layer of each dense block, from the last of a gradient_flow.csv.
+
+    Above by the gradient, below by the mean |w| of the weights that read it (Huang et al. 2017, Fig. 5).
+    """
+    readings = _read_csv(table)
+    dense = readings[readings.kind == "dense"]
+    step = dense.step.max()
+    blocks = list(dict.fromkeys(dense.block))
+    figure = Figure(figsize=(2.8 * len(blocks), 5.2), dpi=110, layout="constrained")
+    axes = figure.subplots(2, len(blocks), squeeze=False)
+    for column, block in zip(axes.T, blocks, strict=True):
+        rows = dense[(dense.step == step) & (dense.block == block)].set_index("metric").value
+        for axis, name, title in zip(column, ("reuse", "weight"), ("share of the gradient", "mean |w|"), strict=True):
+            image = reuse_map(axis, reuse_matrix(rows, name))
+            axis.set_title(f"{block}: {title}", fontsize=9)
+            figure.colorbar(image, ax=axis, extend="max", aspect=28).ax.tick_params(labelsize=7)
+    figure.supxlabel(f"read by layer (last: the block's output), step {step}", fontsize=8)
+    figure.supylabel("output of layer (0: the block's input)", fontsize=8)
+    figure.savefig(path)
+
+
+def reuse_matrix(rows: pd.Series, name: str) -> pd.DataFrame:
+    """Return a dense block's reuse_l_m or weight_l_m: a row for each source l, a column for each reader m, else nan."""
+    import pandas as pd
+
+    entries = [(*metric.split("_")[1:], value) for metric, value in rows.items() if metric.startswith(f"{name}_")]
+    matrix = pd.DataFrame(entries, columns=["source", "reader", "value"])
+    table = matrix.pivot_table(index="source", columns="reader", values="value")
+    readers = sorted(table.columns, key=lambda reader: (reader == "out", reader.zfill(9)))
+    return table.loc[sorted(table.index, key=int), readers]
+
+
+def reuse_map(axis: Axes, table: pd.DataFrame) -> AxesImage:
+    """Draw a matrix of `reuse_matrix`, in colours from 0 (or the least) to the most that a layer has.
+
+    The block's output may have more: it gets the brightest colour then.
+    """
+    values = table.to_numpy()
+    of_layers = table.drop(columns="out", errors="ignore").to_numpy()
+    low, high = min(0.0, np.nanmin(of_layers)), np.nanmax(of_layers)
+    axis.set_facecolor("#c9ced4")
+    image = axis.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+    for labels, set_ticks in ((table.index, axis.set_yticks), (table.columns, axis.set_xticks)):
+        chosen = np.unique(np.linspace(0, len(labels) - 1, min(6, len(labels))).round().astype(int))
+        set_ticks(chosen, [labels[position] for position in chosen])
+    axis.tick_params(labelsize=7)
+    return image
+
+
 EXIT_COLOURS = dict(zip(EXITS, ("#fde725", "#5ec962", "#21918c", "#3b528b", "#9aa3ad"), strict=True))
 EXIT_COLOURS[AUXILIARY] = "#d55e00"
 """From the finest level to the bottleneck, then the auxiliary heads."""
@@ -242,6 +321,21 @@ def lesions(tables: dict[str, pd.DataFrame], path: Path) -> None:
         lines[label] = rates[(rates.cut == "mean") & (rates.levels == cut_levels)]
     _error_rates(where, lines)
     where.set_title("errors, cut by the mean", fontsize=9)
+    figure.savefig(path)
+
+
+def path_lengths(table: pd.DataFrame, path: Path) -> None:
+    """Write the shares of the gradient by the number of residual branches on its way, with their intervals."""
+    figure = Figure(figsize=(max(4.0, 0.22 * len(table) + 2), 3.0), dpi=110, layout="constrained")
+    axis = figure.subplots()
+    errors = np.abs(table[["low", "high"]].to_numpy().T - table.share.to_numpy())
+    axis.bar(table.residual_branches, table.share, width=0.8, yerr=errors, capsize=2)
+    axis.axhline(0, color="grey", linewidth=0.6)
+    axis.locator_params(axis="x", integer=True)
+    axis.set_xlabel("residual branches on the way from an exit to the first block's input", fontsize=8)
+    axis.set_title("share of the gradient by the length of its paths", fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.grid(axis="y", alpha=0.3)
     figure.savefig(path)
 
 

@@ -28,8 +28,10 @@ from torch.optim.optimizer import (
 )
 
 from unetseg.gradients.decay import Decay, decay_of
-from unetseg.gradients.passes import BackwardPasses, add_sums
+from unetseg.gradients.dense import DenseSkips
+from unetseg.gradients.passes import BackwardPasses, Split, add_sums, products, split_metrics
 from unetseg.gradients.routes import ExitRoutes, is_distributed
+from unetseg.gradients.short import ShortSkips
 from unetseg.gradients.stages import stages_of
 
 Table = dict[str, Tensor]
@@ -64,6 +66,17 @@ class Record:
         norm_EXIT: ||g_EXIT||; cosine_EXIT_EXIT: the one between two terms.
         fall_EXIT: -<w after - w before, g_EXIT>: how far, to first order, the loss falls by this term in the step
             taken; nan if none was. Adam weighs the exits otherwise than their shares do.
+    kind "short" (with routes=True), block encoder1.0 ...: a residual block H = F(x) + x, by its stage and index; g is
+    the gradient that comes from it to its input x. Where x is added after a projection, "identity" is what came by it.
+        identity_share, residual_share: <g_identity, g> / <g, g> and <g_residual, g> / <g, g>; they sum to 1.
+        norm, identity_norm, residual_norm, cosine: as for the long skips.
+        projected: 1 where the addition goes through a projection.
+    kind "dense" (with routes=True), block encoder1 ...: a dense block of n layers. Source 0 is its input, source l the
+    output of layer l; g is the gradient of a source, and a sum over the later layers m that read it and the block's
+    output, "out".
+        reuse_l_m, reuse_l_out: <g_m, g> / <g, g>; they sum to 1 over m and out.
+        weight_l_m, weight_l_out: mean |w| of the weights by which layer m, or the transition that follows, reads the
+            source (Huang et al. 2017, Fig. 5). What is read is not what is learned from: it is another question.
     kind "net", block all:
         vanishing_slope: least-squares slope of log10 rms over the blocks' index, from those with finite rms > 0.
         centre_dip: log10(rms_bottleneck / sqrt(rms_first * rms_last)) of encoder4, stem and head.
@@ -94,9 +107,10 @@ class GradientFlow:
         scale: returns the factor on the loss, as `GradScaler.get_scale` does; asked once per block, when the first
             backward pass begins. Gradients of encoder features are divided by it. Those of weights are not: they are
             read when they should be unscaled, see `gradients`.
-        routes: read as well by which exit of the encoder the gradient of its weights came (kind "exit"). It costs a
-            backward pass through the encoder down from each long skip, and the memory of their results. Hooks that
-            others have set on the encoder are called in these passes, too.
+        routes: read as well by which exit of the encoder the gradient of its weights came (kind "exit"), and by which
+            of its short skips the gradient of its features (kinds "short" and "dense"). The exits cost a backward pass
+            through the encoder down from each long skip, and the memory of their results. Hooks that others have set on
+            the encoder are called in these passes, too.
         auxiliary: heads on the encoder's features beside the net (deep supervision), a module that is called with the
             list of the features as its first argument; it uses neither the input nor the deepest features. With
             `routes` what comes back by it is an exit of its own; otherwise it would be counted with the bottleneck.
@@ -129,7 +143,9 @@ class GradientFlow:
         self._before: list[list[Tensor]] = []  # empty outside the block
         self._decays: dict[int, list[Decay]] = {}  # of each weight, by its id
         self._gradients: Tensor | None = None
-        self._passes = BackwardPasses([], [], torch.zeros(0, 4), self._on_first_backward)
+        self._short: ShortSkips | None = None
+        self._dense: DenseSkips | None = None
+        self._passes = BackwardPasses([], [], [], self._on_first_backward)
 
     def __enter__(self) -> Self:
         if self.net in _read_now:
@@ -153,9 +169,12 @@ class GradientFlow:
         if self.with_routes:
             encoder = {block: weights for block, weights in self._weights.items() if block.startswith(ENCODER)}
             self._routes = ExitRoutes(encoder, self._levels, precision, auxiliary=self.auxiliary is not None)
-        self._passes = BackwardPasses(
-            trained[:inside], trained[inside:], self._flows, self._on_first_backward, self._routes
-        )
+            self._short = ShortSkips(self.net.encoder, precision)
+            self._dense = DenseSkips(self.net.encoder, precision)
+        self._splits = [Split(sums, products, exit=row) for row, sums in enumerate(self._flows)]
+        of_short_skips = [skips.sums for skips in (self._short, self._dense) if skips is not None]
+        sums = [self._flows, *of_short_skips]
+        self._passes = BackwardPasses(trained[:inside], trained[inside:], sums, self._on_first_backward, self._routes)
         self._read_after = 0
         # Compiled code doesn't call hooks that are set later, and keeps those that it was compiled with. A module that
         # torch.compile has wrapped around this one can't be seen from here
@@ -169,6 +188,9 @@ class GradientFlow:
         ]
         if self.auxiliary is not None:
             self._handles.append(self.auxiliary.register_forward_pre_hook(self._on_auxiliary))
+        for skips in (self._short, self._dense):
+            if skips is not None:
+                self._handles += skips.watch(self._passes)
         _read_now.add(self.net)
         return self
 
@@ -221,10 +243,7 @@ class GradientFlow:
             raise RuntimeError(f"the gradient flow can't be read: {self._passes.refusal}")
         if self._routes is not None and self._routes.refusal:
             raise RuntimeError(f"the routes of the gradient can't be told: {self._routes.refusal}")
-        flows = self._flows / self._scaled**2
-        if is_distributed():
-            distributed.all_reduce(flows)
-            flows /= distributed.get_world_size() ** 2  # the joint loss is the mean of the ranks' losses
+        flows = self._over_ranks(self._flows)
         sums = [flows, self._gradients, self._updates]
         fetched = torch.cat([table.flatten() for table in sums]).cpu().double().split([table.numel() for table in sums])
         flows, gradients, updates = (part.view_as(table) for part, table in zip(fetched, sums, strict=True))
@@ -240,10 +259,24 @@ class GradientFlow:
             for i, block in enumerate(names[kind])
             for metric, values in metrics[kind].items()
         ]
-        routes = {} if self._routes is None else self._routes.metrics()
+        by_kind = {} if self._routes is None else {"exit": self._routes.metrics()}
+        if self._short is not None and self._dense is not None:
+            by_kind["short"] = self._short.metrics(self._over_ranks(self._short.sums))
+            by_kind["dense"] = self._dense.metrics(self._over_ranks(self._dense.sums))
         return records + [
-            Record("exit", block, metric, value) for block, of in routes.items() for metric, value in of.items()
+            Record(kind, block, metric, value)
+            for kind, routes in by_kind.items()
+            for block, of_block in routes.items()
+            for metric, value in of_block.items()
         ]
+
+    def _over_ranks(self, sums: Tensor) -> Tensor:
+        """Return inner products of gradients without the loss's scale, and those of the joint loss of all ranks."""
+        unscaled = sums / self._scaled**2
+        if is_distributed():
+            distributed.all_reduce(unscaled)
+            unscaled /= distributed.get_world_size() ** 2  # the joint loss is the mean of the ranks' losses
+        return unscaled
 
     def _on_features(self, decoder: nn.Module, inputs: tuple[Sequence[Tensor], Any]) -> tuple[Any, ...] | None:
         """Hand views of the encoder's features, [input, stride 2, ..., deepest], to the decoder as its long skips."""
@@ -261,7 +294,7 @@ class GradientFlow:
         views = list(features)
         for row, level in enumerate(self._levels):
             if features[level].requires_grad and self._trained[row]:
-                views[level] = self._passes.watch(row, features[level])
+                views[level] = self._passes.watch(self._splits[row], features[level])
             else:
                 self._frozen[row] = True
         return (views, *others)
@@ -389,15 +422,12 @@ def _metrics(
 
     `centre` is the block that ends at the bottleneck, None if it is not known.
     """
-    skip, deep, product, total = flows.where(~frozen[:, None], math.nan).T  # squares of norms, and <g_skip, g_deep>
+    skips = split_metrics(flows.where(~frozen[:, None], math.nan), "skip", "deep")
     square, nans, infs, nonzero = gradients.T
     step, before, unmoved = updates.T
     rms = (square / entries).sqrt()
     ratio = (step / before).sqrt()
     stalled, zero = unmoved / entries, 1 - nonzero / entries
-    shares = {"skip_share": (skip + product) / total, "deep_share": (deep + product) / total}
-    norms = {"norm": total.sqrt(), "skip_norm": skip.sqrt(), "deep_norm": deep.sqrt()}
-    cosine = product / (skip.sqrt() * deep.sqrt())
     logs = rms.log10()
     height = logs[logs.isfinite()]
     depth = logs.isfinite().nonzero().flatten().double()
@@ -405,7 +435,7 @@ def _metrics(
     slope = depth @ height / (depth @ depth)
     dip = logs.new_tensor(math.nan) if centre is None else logs[centre] - (logs[0] + logs[-1]) / 2
     return {
-        "skip": {**shares, **norms, "cosine": cosine, "vanished": total == 0, "frozen": frozen},
+        "skip": {**skips, "vanished": skips["norm"] == 0, "frozen": frozen},
         "block": dict(rms=rms, update_ratio=ratio, stalled=stalled, zero=zero, nan=nans, inf=infs, frozen=entries == 0),
         "net": {"vanishing_slope": slope[None], "centre_dip": dip[None]},
     }

@@ -16,33 +16,49 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 
 from unetseg.gradients.routes import ExitRoutes, Term, is_distributed
+from unetseg.names import AUXILIARY
 
 CHUNK = 1 << 18  # entries that are summed at once: their float64 copies stay in a processor's cache
 State = list[tuple[weakref.ref[Tensor], int] | None]
 """The gradient of each weight and how often it was written to, or None where there is none."""
 
 
-class Feature:
-    """One feature tensor e of the encoder, and the gradients of the step for it and its long skip: dL/de and dL/ds."""
+@dataclass(frozen=True, eq=False)
+class Split:
+    """How the gradient g of a tensor is split by what reads it: by parts that get views of it, and by all others."""
 
-    def __init__(self, level: int, encoded: Tensor):
-        self.level = level
+    sums: Tensor
+    """Zeros that measure(g, g_0 ... g_k) is added to: g_i is the gradient by part i."""
+    measure: Callable[..., tuple[Tensor, ...]]
+    parts: int = 1
+    others: bool = True
+    """Whether anything else reads the tensor. If not, g is the sum over the parts."""
+    exit: int | None = None
+    """The position of the exit of the encoder by which part 0 leaves, if it does."""
+
+
+class Feature:
+    """A tensor e of one forward pass, and the gradients of the step for it and for its views: dL/de and dL/ds."""
+
+    def __init__(self, split: Split, encoded: Tensor):
+        self.split = split
         self.encoded = weakref.ref(encoded)
         self.total: Tensor | None = None
-        self.skip: Tensor | None = None
+        self.parts: dict[int, Tensor] = {}
         self.hook: Callable[[], object] = lambda: None
-        """A weak reference to the hook of e, which lives as long as a backward pass can reach e."""
+        """A weak reference to a hook that lives as long as a backward pass can reach e."""
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A gradient that a backward pass has brought to a feature, to its long skip, or (no `feature`) to a head on it."""
+    """A gradient that a backward pass has brought to a tensor, to the view that a part was given, or to a head."""
 
     feature: Feature | None
+    """None for an auxiliary head, whose gradient is part of the tensor's own and goes to the routes only."""
     gradient: Tensor
-    of_skip: bool
+    part: int | None
     term: Term | None
-    """What it brings to each weight of the encoder, where the routes are wanted."""
+    """What it brings to each weight of the encoder, where the routes are wanted and the view leaves by an exit."""
 
 
 class BackwardPasses:
@@ -51,8 +67,7 @@ class BackwardPasses:
     Args:
         encoder: trainable weights of the encoder; a pass counts for the features where these get a gradient.
         others: the other trainable weights.
-        sums: Lx4 zeros, one row a level: <s, s>, <g - s, g - s>, <s, g - s> and <g, g> of g = dL/de and s = dL/ds are
-            added.
+        sums: of all splits; zeros that are added to.
         on_first: called when the first pass begins.
         routes: where the terms of the encoder's exits are collected, if they are wanted.
 
@@ -66,7 +81,7 @@ class BackwardPasses:
         self,
         encoder: Sequence[nn.Parameter],
         others: Sequence[nn.Parameter],
-        sums: Tensor,
+        sums: Sequence[Tensor],
         on_first: Callable[[], object],
         routes: ExitRoutes | None = None,
     ):
@@ -79,35 +94,42 @@ class BackwardPasses:
         self._current: dict[int, tuple[State, list[Arrival]]] = {}
         self._last_state: State = []  # the weights' gradients after the last pass that counts
 
-    def watch(self, level: int, encoded: Tensor) -> Tensor:
-        """Return a view of the encoder's features, BxSxHxW, as their long skip, where it is wanted in a backward pass.
+    def watch(self, split: Split, encoded: Tensor, part: int = 0) -> Tensor:
+        """Return a view of a tensor e for one part of those that read it.
 
-        Its values and its gradient are those of the features; hooks on both wait for the gradients.
+        Its values and its gradient are those of the tensor; hooks on both wait for the gradients.
         """
         inside = torch._C._current_graph_task_id() >= 0  # the forward pass is repeated by torch.utils.checkpoint
-        feature = next((known for known in self._features if known.encoded() is encoded), None)
-        if inside and encoded.is_leaf:
+        known = (old for old in self._features if old.split is split and old.encoded() is encoded)
+        feature = next(known, None)
+        is_copied_exit = inside and split.exit is not None and encoded.is_leaf
+        if is_copied_exit:
             self.refusal = (
                 "the decoder is recomputed from copies of its input, which part the skips from the encoder: give "
                 "torch.utils.checkpoint use_reentrant=False, or the decoder's blocks instead of the decoder"
             )
-        if inside and (feature or encoded.is_leaf):
+        if is_copied_exit or (inside and feature):
             return encoded
         self._sum_finished()
+        view = encoded.view_as(encoded)
+        is_new = feature is None
         if feature is None:
-            feature = Feature(level, encoded)
-            hook = partial(self._on_gradient, feature, None)
-            encoded.register_hook(hook)
-            feature.hook = weakref.ref(hook)
+            feature = Feature(split, encoded)
             self._features.append(feature)
-        skip = encoded.view_as(encoded)
-        skip.register_hook(partial(self._on_gradient, feature, encoded))
-        return skip
+        of_part = partial(self._on_gradient, feature, part, encoded)
+        view.register_hook(of_part)
+        if is_new and split.others:
+            of_total = partial(self._on_gradient, feature, None, None)  # one that held e would never be freed
+            encoded.register_hook(of_total)
+            feature.hook = weakref.ref(of_total)
+        elif is_new:
+            feature.hook = weakref.ref(of_part)
+        return view
 
     def watch_auxiliary(self, encoded: Tensor) -> Tensor:
         """Return a view of the encoder's features, BxSxHxW, for an auxiliary head on them."""
         view = encoded.view_as(encoded)
-        view.register_hook(partial(self._on_gradient, None, encoded))
+        view.register_hook(partial(self._on_gradient, None, 0, encoded))
         return view
 
     def on_gradient(self, gradient: Tensor) -> None:
@@ -149,24 +171,21 @@ class BackwardPasses:
                 "only what loss.backward() leaves there can be read"
             )
 
-    def _on_gradient(self, feature: Feature | None, encoded: Tensor | None, gradient: Tensor) -> None:
-        """Take notice of what has arrived at a feature, or at a view of it, where `encoded` is the feature itself.
-
-        The view is the long skip's, or without a `feature` an auxiliary head's, whose gradient is part of the
-        feature's own and goes to the routes only.
-        """
+    def _on_gradient(self, feature: Feature | None, part: int | None, encoded: Tensor | None, gradient: Tensor) -> None:
+        """Take notice of what has arrived at a tensor (part None), or at the view of it that a part was given."""
         if self._inside_term:
             return
         self._differentiated |= gradient.requires_grad
         gradient, term = gradient.detach(), None
         arrivals = self._current_gradients()
-        if self.routes is not None and encoded is not None and self._watching:
+        is_exit = feature is None or feature.split.exit is not None
+        if self.routes is not None and encoded is not None and is_exit and self._watching:
             self._inside_term = True
             try:
                 term = self.routes.term(encoded, gradient)
             finally:
                 self._inside_term = False
-        arrivals.append(Arrival(feature, gradient, encoded is not None, term))
+        arrivals.append(Arrival(feature, gradient, part, term))
 
     def _end(self, number: int) -> None:
         """Count the pass that has ended, if it has left gradients."""
@@ -184,14 +203,14 @@ class BackwardPasses:
                 feature = arrival.feature
                 if feature is None:
                     if self.routes is not None and arrival.term is not None:
-                        self.routes.add(len(self.sums), arrival.term)
+                        self.routes.add(self.routes.exits.index(AUXILIARY), arrival.term)
                     continue
-                if arrival.of_skip:
-                    feature.skip = _add(feature.skip, arrival.gradient)
-                else:
+                if arrival.part is None:
                     feature.total = _add(feature.total, arrival.gradient)
-                if self.routes is not None and arrival.term is not None:
-                    self.routes.add(feature.level, arrival.term)
+                else:
+                    feature.parts[arrival.part] = _add(feature.parts.get(arrival.part), arrival.gradient)
+                if self.routes is not None and feature.split.exit is not None and arrival.term is not None:
+                    self.routes.add(feature.split.exit, arrival.term)
             if self.routes is not None and self._differentiated:
                 self.routes.refusal = "a loss made of gradients (create_graph=True) enters the encoder elsewhere"
 
@@ -205,9 +224,11 @@ class BackwardPasses:
         if all(empty) and len(changed) == len(held):
             self.has_ignored = True
             self._last_state = [None] * len(self.encoder)
-            self.sums.zero_()
+            for sums in self.sums:
+                sums.zero_()
             for feature in self._features:
-                feature.total = feature.skip = None
+                feature.total = None
+                feature.parts.clear()
             if self.routes is not None:
                 self.routes.clear()
         # reduction over ranks changes them as well, and so does a pass over the graph of another pass
@@ -222,15 +243,28 @@ class BackwardPasses:
         finished = [feature for feature in self._features if everything or feature.hook() is None]
         self._features = [feature for feature in self._features if feature not in finished]
         for feature in finished:
-            if feature.total is not None:
-                skip = torch.zeros_like(feature.total) if feature.skip is None else feature.skip
-                add_sums(self.sums[feature.level], _products, [feature.total], [skip])
+            split, total = feature.split, feature.total
+            if not split.others:
+                for gradient in feature.parts.values():
+                    total = _add(total, gradient)
+            if total is not None:
+                nothing = torch.zeros_like(total)
+                parts = [feature.parts.get(part, nothing) for part in range(split.parts)]
+                add_sums(split.sums, split.measure, [total], *([part] for part in parts))
 
 
-def _products(total: Tensor, skip: Tensor) -> tuple[Tensor, ...]:
-    """Return <s, s>, <g - s, g - s>, <s, g - s> and <g, g> of vectors g (total) and s (skip)."""
-    deep = total - skip
-    return skip @ skip, deep @ deep, skip @ deep, total @ total
+def products(total: Tensor, part: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+    """Return <s, s>, <g - s, g - s>, <s, g - s> and <g, g> of vectors g (total) and s (part)."""
+    rest = total - part
+    return part @ part, rest @ rest, part @ rest, total @ total
+
+
+def split_metrics(sums: Tensor, part: str, rest: str) -> dict[str, Tensor]:
+    """Return the shares, norms and cosine of two parts by their names, N values each, from Nx4 sums of `products`."""
+    first, second, product, total = sums.T
+    shares = {f"{part}_share": (first + product) / total, f"{rest}_share": (second + product) / total}
+    norms = {"norm": total.sqrt(), f"{part}_norm": first.sqrt(), f"{rest}_norm": second.sqrt()}
+    return {**shares, **norms, "cosine": product / (first.sqrt() * second.sqrt())}
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ class Plain(nn.Module):
 
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
-        self.downsample = None
+        del self.downsample  # what has this attribute, be it None, is taken for a block that adds
 
     def forward(self, x: Tensor) -> Tensor:
         """Map BxCxHxW to BxOxhxw."""

@@ -239,7 +239,7 @@ class Gradients(Section):
     every_n_steps: int = Field(ge=0, description="steps between two readings of the gradient flow; 0: none at all")
     routes: Literal["exits", "none"] = Field(
         description="exits: read as well by which exit of the encoder, a level's long skip or the bottleneck, the "
-        "gradient of its weights came | none"
+        "gradient of its weights came, and by which of its short or dense skips that of its features | none"
     )
     routes_every_n_steps: int = Field(ge=1, description="steps between two readings of the routes, which cost more")
 
@@ -348,6 +348,7 @@ class Evaluate(Section):
     split: Literal["train", "val", "test", "all"] = Field(description="part of the data: train | val | test | all")
     accelerator: str = Field(description="auto | cpu | gpu ..., as Lightning's Trainer takes it")
     lesion: bool = Field(description="true: cut every subset of the long skips, by zeros, means and other images")
+    gradient: bool = Field(description="true: by how many residual branches of a ResNet the gradient of the loss comes")
     output: str | None = Field(description="folder for the results; null: evaluation/... in the run folder")
 
 

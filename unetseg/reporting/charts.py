@@ -125,6 +125,18 @@ def heatmap(name: str, title: str, table: pd.DataFrame, low: float, high: float)
 
 
 @matplotlib.rc_context(LOOK)
+def reuse(name: str, title: str, table: pd.DataFrame) -> Panel:
+    """Return a matrix of a dense block: by source (row) and reader (column)."""
+    figure, axis = _axes(title, (NARROW[0], 2.5))
+    image = plots.reuse_map(axis, table)
+    axis.set_xlabel("read by layer")
+    axis.set_ylabel("output of layer")
+    bar = figure.colorbar(image, ax=axis, pad=0.02, aspect=28, extend="max")
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    return _panel(figure, name, f"{title}: by source and reader")
+
+
+@matplotlib.rc_context(LOOK)
 def exits(name: str, title: str, table: pd.DataFrame) -> Panel:
     """Return the shares of the exits (columns), stacked for each step (rows)."""
     figure, axis = _axes(title, NARROW)

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from unetseg.evaluation.plots import band_labels
+from unetseg.evaluation.plots import band_labels, reuse_matrix
 from unetseg.evaluation.statistics import (
     LEVEL,
     Comparison,
@@ -243,6 +243,27 @@ def exit_shares(setting: Setting, block: str) -> list[pd.DataFrame]:
         if len(table):
             tables.append(table)
     return tables
+
+
+def identity_shares(setting: Setting) -> list[pd.DataFrame]:
+    """Return the identity share for each seed that has one: a row for each step, a column for each residual block."""
+    tables = [_readings(run, "short", "identity_share") for run in setting.runs]
+    return [table for table in tables if len(table)]
+
+
+def reuse(setting: Setting) -> tuple[str, dict[str, pd.DataFrame]] | None:
+    """Return the dense block with the most layers and its matrices "reuse" and "weight", as plots.reuse_matrix.
+
+    They are medians over the readings and means over the seeds; None where none was read.
+    """
+    flow = [run.gradient_flow[run.gradient_flow.kind == "dense"] for run in setting.runs]
+    flow = [rows for rows in flow if len(rows)]
+    if not flow:
+        return None
+    block = str(flow[0].groupby("block").metric.nunique().idxmax())
+    medians = [rows[rows.block == block].groupby("metric").value.median() for rows in flow]
+    mean = pd.concat(medians).groupby(level=0).mean()
+    return block, {name: reuse_matrix(mean, name) for name in ("reuse", "weight")}
 
 
 def gradient_rms(setting: Setting) -> pd.DataFrame:

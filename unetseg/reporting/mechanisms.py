@@ -10,7 +10,7 @@ import pandas as pd
 from unetseg.names import AUXILIARY, BOTTLENECK, EXITS
 from unetseg.reporting import charts, findings
 from unetseg.reporting.document import Block, Figure, Section, Table
-from unetseg.reporting.results import Sweep
+from unetseg.reporting.results import Setting, Sweep
 from unetseg.reporting.sentences import change, interval, join_words, number
 
 INDICES = {"vanishing_slope": "vanishing slope", "centre_dip": "centre dip"}
@@ -117,6 +117,83 @@ def routes(sweep: Sweep) -> Section | None:
     return Section(
         "By which exit the gradient came", lead, [figure, Table(columns, rows, words=2, caption=table_caption)]
     )
+
+
+def short_skips(sweep: Sweep) -> Section | None:
+    """Return by which way the gradient came through the encoder's own skips: residual blocks, and dense ones."""
+    shares = {setting: tables for setting in sweep.settings if (tables := findings.identity_shares(setting))}
+    matrices = {setting: found for setting in sweep.settings if (found := findings.reuse(setting))}
+    leads: list[str] = []
+    blocks: list[Block] = []
+    if shares:
+        means = [f"{_over_readings([t.mean(axis=1) for t in tables])} with {s.name}" for s, tables in shares.items()]
+        leads.append(
+            "Of the gradient at a residual block's input, the share that came by the addition (mean over the blocks) "
+            f"is {join_words(means)}."
+        )
+        blocks += _identity_shares(sweep, shares)
+    if matrices:
+        for_output = [f"{number(_direct(found[1]['reuse']), 2)} with {s.name}" for s, found in matrices.items()]
+        leads.append(
+            "Of the gradient at a dense layer's output, the share that came from no later layer of its block but from "
+            f"behind it (mean over the layers of the largest block) is {join_words(for_output)}."
+        )
+        panels = [
+            charts.reuse(f"{name}_{i}", f"{setting.name}, {block}: {title}", tables[name])
+            for i, (setting, (block, tables)) in enumerate(matrices.items(), start=1)
+            for name, title in (("reuse", "share of the gradient"), ("weight", "mean |w|"))
+        ]
+        caption = (
+            "The dense block with the most layers; medians over the readings, means over the seeds. Share of the "
+            "gradient: what of a layer's came from each reader; a row sums to 1. Mean |w|: of the weights that read it "
+            "(Huang et al. 2017, Fig. 5), which is related and not the same. Row 0: the block's input. Column out: "
+            "the block's output, brightest where it is beyond the layers' scale."
+        )
+        blocks.append(Figure(panels, caption))
+    return Section("Short skips inside the encoder", " ".join(leads), blocks) if leads else None
+
+
+def _identity_shares(sweep: Sweep, shares: dict[Setting, list[pd.DataFrame]]) -> list[Block]:
+    """Return the identity share by depth, and of each stage, side by side over settings."""
+    by_depth = {}
+    for setting, tables in shares.items():
+        medians = pd.DataFrame([table.median() for table in tables])
+        by_depth[setting] = medians.set_axis(range(1, medians.shape[1] + 1), axis=1)
+    panel = charts.lines("identity_share", "identity share", "residual block, in forward order", by_depth, wide=True)
+    stages = sorted({block.partition(".")[0] for tables in shares.values() for block in tables[0]})
+    rows = []
+    for setting, tables in shares.items():
+        by_stage = [table.T.groupby(lambda block: block.partition(".")[0]).mean().T for table in tables]
+        rows.append(
+            [
+                setting.name,
+                *(_over_readings([table[stage] for table in by_stage if stage in table]) for stage in stages),
+            ]
+        )
+    caption = "Medians over the readings: the mean over seeds, in a band from the least to the greatest."
+    table_caption = (
+        "The mean over a stage's blocks: median over the readings, mean over the seeds (the least to the greatest of "
+        "all readings). These are measurements of these runs' gradients; no difference between settings is claimed. "
+        "Where a block changes the shape, what is added is a projection of its input."
+    )
+    return [
+        Figure([panel], caption, width=340, legend=charts.legend(sweep.settings)),
+        Table(["setting", *stages], rows, caption=table_caption),
+    ]
+
+
+def _over_readings(seeds: Sequence[pd.Series]) -> str:
+    """Return 0.34 (0.30 to 0.38): median over readings and mean over seeds, and the range of all; nothing for none."""
+    if not seeds:
+        return ""
+    ends = min(seed.min() for seed in seeds), max(seed.max() for seed in seeds)
+    middle = float(np.mean([seed.median() for seed in seeds]))
+    return f"{number(middle, 2)} ({number(ends[0], 2)} to {number(ends[1], 2)})"
+
+
+def _direct(reuse: pd.DataFrame) -> float:
+    """Return the mean share that came by the block's output, over its layers."""
+    return float(reuse.drop(index="0")["out"].mean())
 
 
 def _over_seeds(values: Sequence[float]) -> str:

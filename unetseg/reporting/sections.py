@@ -5,7 +5,7 @@ from __future__ import annotations
 from unetseg.reporting import charts, findings, sentences
 from unetseg.reporting.document import Block, Document, Figure, Section, Table
 from unetseg.reporting.findings import METRICS, Pair
-from unetseg.reporting.mechanisms import edges, gradients, lesions, routes
+from unetseg.reporting.mechanisms import edges, gradients, lesions, routes, short_skips
 from unetseg.reporting.provenance import common, provenance
 from unetseg.reporting.results import Sweep
 from unetseg.reporting.sentences import interval, number, p_value
@@ -37,6 +37,7 @@ def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False) -> 
         curves(sweep),
         gradients(sweep),
         routes(sweep),
+        short_skips(sweep),
         edges(sweep, unit),
         lesions(sweep),
         examples(sweep),

@@ -101,6 +101,16 @@ def show_lesions(tables: dict[str, pd.DataFrame]) -> None:
     _print_table("what this model loses without its long skips (95 % over the images)", rows)
 
 
+def show_path_lengths(table: pd.DataFrame) -> None:
+    """Print the shares of the gradient by the number of residual branches that they have passed."""
+    named = table.rename(columns={"low": "share_low", "high": "share_high"})
+    rows = [
+        {"residual branches": f"{row['residual_branches']:.0f}", "share": _with_interval(row, "share")}
+        for _, row in named.iterrows()
+    ]
+    _print_table("gradient at the first residual block by the branches on its way (95 % over the images)", rows)
+
+
 def _with_interval(row: pd.Series, name: str) -> str:
     return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
 

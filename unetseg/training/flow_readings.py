@@ -24,18 +24,26 @@ class FlowReadings(L.Callback):
     Args:
         every_n_steps: n.
         table: path of gradient_flow.csv.
-        figures: folder of gradient_flow.png and gradient_routes.png, drawn after a validation that follows a reading.
-        routes_every_n_steps: steps between two readings that tell the exits of the encoder as well; None: never.
+        figures: folder of the figures, drawn after a validation that follows a reading.
+        routes_every_n_steps: steps between two readings that tell the routes as well: the exits of the encoder, and its
+            short and dense skips; None: never.
     """
 
     LOGGED = {
         *("skip_share", "cosine", "norm", "rms", "update_ratio", "stalled", "zero"),
-        *("vanishing_slope", "centre_dip", "nan", "inf"),
+        *("vanishing_slope", "centre_dip", "nan", "inf", "identity_share"),
         *(f"share_{exit_}" for exit_ in (*EXITS, AUXILIARY)),
         *(f"fall_{exit_}" for exit_ in (*EXITS, AUXILIARY)),
     }
-    """Metrics that go to the loggers; the table has all."""
-    FIGURES = {"gradient_flow": plots.gradient_flow, "gradient_routes": plots.gradient_routes}
+    """Metrics that go to the loggers; the table has all, of which the hundreds of a dense block are for a figure."""
+    FIGURES = {
+        "gradient_flow": plots.gradient_flow,
+        "gradient_routes": plots.gradient_routes,
+        "gradient_short": plots.gradient_short,
+        "gradient_dense": plots.gradient_dense,
+    }
+    DRAWN = {"net": "gradient_flow", "exit": "gradient_routes", "short": "gradient_short", "dense": "gradient_dense"}
+    """The figure that a reading with this kind of records is drawn in."""
 
     def __init__(self, every_n_steps: int, table: Path, figures: Path, routes_every_n_steps: int | None = None):
         self.every_n_steps, self.routes_every_n_steps = every_n_steps, routes_every_n_steps
@@ -79,9 +87,7 @@ class FlowReadings(L.Callback):
         self.flow.__exit__(None, None, None)
         records = self.flow.read()  # on every rank: it sums over them
         self.flow = None
-        self.undrawn.add("gradient_flow")
-        if any(record.kind == "exit" for record in records):
-            self.undrawn.add("gradient_routes")
+        self.undrawn |= {self.DRAWN[record.kind] for record in records if record.kind in self.DRAWN}
         if not any(r.value for r in records if r.metric in ("nan", "inf")):
             self.last_finite = self.step, {r.block: r.value for r in records if r.metric == "rms"}
         if not trainer.is_global_zero:
