@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from unetseg.inference.predictor import load
 
 __all__ = ["load", "save_pretrained"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
