@@ -87,7 +87,7 @@ class GradientFlow:
             backward pass through the encoder down from each long skip, and the memory of their results. Hooks that
             others have set on the encoder are called in these passes, too.
 
-    Example:
+    Examples:
         >>> import segmentation_models_pytorch as smp
         >>> net = smp.Unet("resnet18", encoder_weights=None)
         >>> with GradientFlow(net) as flow:

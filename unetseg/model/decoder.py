@@ -23,7 +23,7 @@ TOLERANCE = 0.01
 class DecoderBlock(nn.Module):
     """Upsample to the resolution of the skip, fuse, convolve twice.
 
-    Example:
+    Examples:
         >>> block = DecoderBlock(16, 8, 4, skip="concat", flow="both", normalisation="batch")
         >>> block(torch.zeros(2, 16, 8, 8), torch.zeros(2, 8, 16, 16)).shape
         torch.Size([2, 4, 16, 16])
@@ -54,7 +54,7 @@ class Decoder(nn.Module):
         flow: what each level's long skip lets through, finest first.
         normalisation: "batch" or "none".
 
-    Example:
+    Examples:
         >>> decoder = Decoder([3, 8, 8, 16], [16, 8, 4], skip=["concat", "none"], flow=["both", "both"],
         ...                   normalisation="batch")
         >>> features = [torch.zeros(2, 3, 32, 32), torch.zeros(2, 8, 16, 16), torch.zeros(2, 8, 8, 8),

@@ -48,7 +48,7 @@ class SkipUnet(nn.Module, HubFolder):
     Raises:
         ValueError: an unknown kind, a list of the wrong length, a DenseNet without short skips or normalisation.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = SkipUnet("resnet18", skip=["none", "concat", "add", "concat"], weights=None, classes=3)
         >>> net(torch.zeros(2, 3, 64, 96)).shape

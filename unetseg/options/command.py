@@ -181,7 +181,7 @@ class TolerantStream:
 
     A print must not end a training whose terminal is gone. Other attributes are those of the wrapped stream.
 
-    Example:
+    Examples:
         >>> TolerantStream(sys.stdout).write("epoch 1\n")
         epoch 1
         8

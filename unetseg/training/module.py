@@ -31,7 +31,7 @@ class SegmentationModule(L.LightningModule):
         hyper_parameters: plain values that are kept in the checkpoint.
         skip_nonfinite: take no step on a batch whose loss is NaN or inf, and undo its changes of the buffers.
 
-    Example:
+    Examples:
         >>> from unetseg.model import Segmenter
         >>> from unetseg.training.losses import Dice
         >>> model = Segmenter(classes=2, encoder="resnet18", weights=None)
