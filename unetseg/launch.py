@@ -114,7 +114,7 @@ def _number_and_count(machines: int) -> tuple[int, int]:
         raise UserError(
             f"trainer.num_nodes={machines} without {', '.join(sorted(missing))} in the environment",
             accepted="these on each machine, or torchrun, or srun",
-            advice="the README's section on several devices",
+            advice="docs/guides/devices.md",
         )
     return int(here.get("NODE_RANK", 0)), machines
 
