@@ -72,7 +72,7 @@ def free_port(port: int) -> int:
 
 def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    command.run("demo", Demo, demo, preflight=check)
+    command.run("demo", Demo, demo, preflight=check, about=__doc__)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def work(options: Export) -> Path:
 
 
 def main() -> None:
-    command.run("export", Export, work, preflight=check)
+    command.run("export", Export, work, preflight=check, about=__doc__)
 
 
 if __name__ == "__main__":

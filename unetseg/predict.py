@@ -203,7 +203,7 @@ def check_files(options: Predict) -> None:
 
 
 def main() -> None:
-    if any(command.run("predict", Predict, predict, preflight=check_files)):
+    if any(command.run("predict", Predict, predict, preflight=check_files, about=__doc__)):
         sys.exit(1)
 
 

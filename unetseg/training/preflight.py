@@ -78,15 +78,23 @@ def data(data: SegmentationData) -> None:
             ) from None
 
 
-def one_device(options: Train) -> None:
-    """Raise a UserError if a run of a Hydra multirun asks for several processes."""
+def in_this_process(options: Train) -> None:
+    """Check a run that is called from Python, as `train` and for several processes."""
+    train(options)
+    one_device(options, "called from Python: each further process would run this program from its first line")
+
+
+SWEEP = "in a multirun: each further process would run all of the sweep again, and train on a part of the data"
+
+
+def one_device(options: Train, where: str = SWEEP) -> None:
+    """Raise a UserError if a run asks for several processes where there may be one only; `where` says why."""
     devices, nodes = options.trainer.get("devices"), options.trainer.get("num_nodes")
     one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)  # "auto" means all devices
     strategy = str(options.trainer.get("strategy") or "auto")
     if not one or nodes not in (None, 1) or strategy.startswith(("ddp", "fsdp", "deepspeed")):
         raise UserError(
-            f"trainer.devices={devices}, trainer.strategy={strategy} in a multirun: each further process would run all "
-            "of the sweep again, and train on a part of the data",
+            f"trainer.devices={devices}, trainer.strategy={strategy} {where}",
             accepted="one device and no strategy",
             advice="the same options with python -m unetseg.ablate, which gives each run processes of its own",
         )
