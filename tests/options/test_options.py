@@ -123,7 +123,7 @@ def test_compile_without_a_compiler_is_refused(monkeypatch):
 def test_absent_pets_without_a_network_are_refused_with_the_three_ways_on(tmp_path, monkeypatch):
     from unetseg.training import preflight
 
-    monkeypatch.setattr(preflight, "_answers", lambda address: False)
+    monkeypatch.setattr(preflight, "answers", lambda address: False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         preflight.train(compose("train", Train, ["model.weights=null"]))
