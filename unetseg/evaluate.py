@@ -209,7 +209,8 @@ def _for_other_data(data: dict[str, Any], name: str) -> dict[str, Any]:
 def main() -> None:
     for summary in command.run("evaluate", Evaluate, evaluate, inherit=options_of, about=__doc__):
         checkpoint = shlex.quote(str(summary["checkpoint"]))
-        print(f"next: python -m unetseg.demo checkpoint={checkpoint}, and the pictures in {summary['folder']}/figures")
+        print(f"next: the pictures in {summary['folder']}/figures")
+        print(f"      python -m unetseg.demo checkpoint={checkpoint}")
 
 
 sys.modules[__name__].__class__ = CallableModule

@@ -93,7 +93,9 @@ def work(options: Export) -> Path:
 
 
 def main() -> None:
-    command.run("export", Export, work, preflight=check, about=__doc__)
+    for output in command.run("export", Export, work, preflight=check, about=__doc__):
+        trust = ", trust=True" if output.suffix == ".pt2" else ""
+        say(f'next, in Python: unetseg.load("{shown(output)}"{trust})("picture.jpg")')
 
 
 if __name__ == "__main__":

@@ -99,6 +99,8 @@ def predict(options: Predict) -> list[Path]:
     if kept:
         counts += "; overwrite=true predicts the kept ones again"
     say("\n".join([counts, *selection.notes()]))
+    if not options.overlay:
+        say("next: the same command with overlay=true overwrite=true draws the masks over the pictures")
     return left_out
 
 

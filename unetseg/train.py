@@ -78,6 +78,8 @@ def train(
     Returns:
         The summary, as in summary.json.
     """
+    if launch.is_first():
+        print(plan(options), flush=True)  # before what takes seconds to import
     import lightning as L
 
     from unetseg.data.sources import make_data
@@ -106,6 +108,8 @@ def train(
 
     make_folder = RunFolder.resume if options.resume else RunFolder.create
     run = make_folder(options, check)
+    if launch.is_first():
+        print(build.describe_start(planned, module, run), flush=True)
     start = resume.rewind(run) if options.resume else None
     loggers = build.make_loggers(options, run)
     record, speed = TestRecord(run), Cost()
@@ -153,6 +157,15 @@ def train(
     return summary
 
 
+def plan(options: Train) -> str:
+    """Return what a run is going to do, in a line."""
+    data, length = options.data, options.trainer.get("max_epochs")
+    epochs = f"{length} epochs" if length and length > 0 else "no fixed number of epochs"
+    verb, setting = "resuming" if options.resume else "training", variant(options.model.model_dump())
+    where = f"data={data.name}, {data.size} px, batches of {data.batch_size}, {epochs}"
+    return f"{verb} {options.model.encoder}, skip {setting}, seed {options.seed}: {where}"
+
+
 def main() -> None:
     summaries = command.run(
         "train",
@@ -168,7 +181,7 @@ def main() -> None:
 
         show(summaries)
         compare(summaries)
-        print(f"next: {next_command(summaries)}")
+        print(f"next: {next_steps(summaries)}")
 
 
 def options_of_resumed_run(overrides: list[str]) -> Train | None:
@@ -178,12 +191,14 @@ def options_of_resumed_run(overrides: list[str]) -> Train | None:
     return options_of(run, overrides) if run and run.config.is_file() else None
 
 
-def next_command(summaries: list[dict[str, Any]]) -> str:
-    """Return the command that shows more of what came out of these runs."""
+def next_steps(summaries: list[dict[str, Any]]) -> str:
+    """Return what shows more of what came out of these runs."""
     folder = Path(summaries[0]["folder"])
     if len(summaries) > 1:
         return f"python -m unetseg.report runs={shlex.quote(str(folder.parent))}"
-    return f"python -m unetseg.evaluate checkpoint={shlex.quote(str(folder))}, and the pictures in {folder}/figures"
+    return (
+        f"the pictures in {folder / 'figures'}\n      python -m unetseg.evaluate checkpoint={shlex.quote(str(folder))}"
+    )
 
 
 def compare(summaries: list[dict[str, Any]]) -> None:
