@@ -1,10 +1,10 @@
 """Evaluate a checkpoint: the scores over a data set, of each breed and of each image, and a figure.
 
-python -m unetseg.evaluate checkpoint=runs/NAME                  the test split of the run's own data
+python -m unetseg.evaluate checkpoint=runs/NAME                 the test split of the run's own data
 python -m unetseg.evaluate checkpoint=runs/NAME data.border=ignore split=val    differently scored
-python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER    other data, same size
+python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER    other data
 python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER split=all    all of it
-python -m unetseg.evaluate checkpoint=runs/NAME lesion=true      what each long skip contributes
+python -m unetseg.evaluate checkpoint=runs/NAME lesion=true     what each long skip contributes
 
 In Python: evaluation = unetseg.evaluate(checkpoint="runs/NAME", split="val")
 """

@@ -1,10 +1,11 @@
-"""Export a checkpoint for other runtimes; the file is compared with the checkpoint before it is called done.
+"""Export a checkpoint for other runtimes, and compare the file with the checkpoint.
 
-python -m unetseg.export checkpoint=runs/NAME output=model.onnx     for onnxruntime, and for unetseg.load
-python -m unetseg.export checkpoint=runs/NAME output=model.pt2      for torch.export.load and unetseg.load(trust=True)
+python -m unetseg.export checkpoint=runs/NAME output=model.onnx     for onnxruntime and unetseg.load
+python -m unetseg.export checkpoint=runs/NAME output=model.pt2      for torch.export.load
 
-Both take pictures as they come and give probabilities, see `unetseg.inference.export`. As a folder of the Hugging Face
-Hub: `unetseg.save_pretrained("runs/NAME", FOLDER)`.
+Both take pictures as they come and give probabilities, see `unetseg.inference.export`; a .pt2 is
+opened by unetseg.load with trust=True. As a folder of the Hugging Face Hub:
+`unetseg.save_pretrained("runs/NAME", FOLDER)`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Report an ablation: one HTML file that reads without a network, and the same in Markdown.
 
-python -m unetseg.report runs=DIR                   DIR/report/report.html, report.md of the runs in DIR
+python -m unetseg.report runs=DIR                   DIR/report/: report.html and report.md
 python -m unetseg.report runs=DIR output=FOLDER     elsewhere; a report that lies there is replaced
 python -m unetseg.report runs=DIR wandb=true        as a W&B Report as well
 python -m unetseg.report runs=DIR plan=0.02         and what would show a difference of 0.02

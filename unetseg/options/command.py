@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -131,6 +132,12 @@ def run(
         sweep = together or multirun
         if sweep:
             overrides = experiment_axes(command, schema, overrides) + overrides
+        if any(override.endswith("hydra/launcher=slurm") for override in overrides) and not shutil.which("sbatch"):
+            raise UserError(
+                "hydra/launcher=slurm: there is no sbatch on the PATH",
+                accepted="a machine of a SLURM cluster",
+                advice="the same without it, or python -m unetseg.ablate jobs=N",
+            )
         if together or not hydra_flags:
             runs = runs_of(overrides) if sweep else [overrides]
             options_of_runs = compose_runs(command, schema, runs)

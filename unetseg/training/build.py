@@ -23,7 +23,7 @@ from unetseg.options.schema import Train
 from unetseg.runs.folder import RunFolder
 from unetseg.runs.metrics_csv import LongCsv
 from unetseg.runs.wandb_run import wandb_logger
-from unetseg.training.callbacks import SamplePictures, progress_callbacks
+from unetseg.training.callbacks import EpochLines, SamplePictures, progress_callback
 from unetseg.training.distributed import JointBatchNorm
 from unetseg.training.flow_readings import FlowReadings
 from unetseg.training.guards import Guard
@@ -108,7 +108,8 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
     silence_lightning()
     # null is a value of check_val_every_n_epoch: then trainer.val_check_interval counts batches across epochs
     values = {n: value for n, value in arguments.items() if value is not None or n == "check_val_every_n_epoch"}
-    progress, values["enable_progress_bar"] = progress_callbacks(values.get("enable_progress_bar", True))
+    progress = progress_callback(values.get("enable_progress_bar", True))
+    values["enable_progress_bar"] = not isinstance(progress, EpochLines)  # else Lightning adds a bar of its own
     plugins: list[Any] = [AtomicIO()]
     if values.get("sync_batchnorm") and is_cpu(values.get("accelerator", "auto")):
         values["sync_batchnorm"] = False
@@ -117,7 +118,7 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
         return L.Trainer(
             **defaults | values,
             logger=loggers,
-            callbacks=[*callbacks, *progress],
+            callbacks=[*callbacks, progress],
             default_root_dir=str(root),
             plugins=plugins,
             enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),

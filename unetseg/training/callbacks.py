@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 
@@ -23,6 +23,14 @@ from unetseg.names import IGNORE, minutes
 
 class ProgressBar(RichProgressBar):
     """Lightning's bar without the logger's version number."""
+
+    def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+        """Return the numbers behind the bar."""
+        return {name: value for name, value in super().get_metrics(trainer, module).items() if name != "v_num"}
+
+
+class TextBar(TQDMProgressBar):
+    """The same as text, for notebooks that lack what Rich draws with."""
 
     def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         """Return the numbers behind the bar."""
@@ -64,21 +72,17 @@ class EpochLines(L.Callback):
         print(", ".join(parts), flush=True)
 
 
-def progress_callbacks(wanted: bool) -> tuple[list[L.Callback], bool]:
-    """Return the callbacks that show progress where the output goes to, and whether Lightning adds a bar of its own.
-
-    In a terminal that is our bar, in a notebook as well; Rich draws in one with ipywidgets only, and Lightning's bar
-    does without. In a log, and where no bar is wanted, it is a line for each epoch.
+def progress_callback(wanted: bool) -> L.Callback:
+    """Return what shows progress where the output goes to: a bar in a terminal or notebook, otherwise a line an epoch.
 
     Args:
         wanted: trainer.enable_progress_bar.
     """
     console = Console()
     if not wanted or not (console.is_terminal or console.is_jupyter):
-        return [EpochLines()], False
-    if console.is_jupyter and find_spec("ipywidgets") is None:
-        return [], True
-    return [ProgressBar()], True
+        return EpochLines()
+    # Rich draws in a notebook by means of ipywidgets
+    return TextBar() if console.is_jupyter and find_spec("ipywidgets") is None else ProgressBar()
 
 
 class SamplePictures(L.Callback):
