@@ -160,7 +160,8 @@ def _table(runs: list[SweepRun]) -> Group:
 def main() -> None:
     for runs in command.run("ablate", Ablate, ablate, together=True, preflight=preflight.train, about=__doc__):
         if failed := failures(runs):
-            sys.exit(failed)
+            print(failed, file=sys.stderr)
+            sys.exit(1)
         print(f"all {len(runs)} runs are done; next: python -m unetseg.report runs={runs[0].folder.path.parent}")
 
 

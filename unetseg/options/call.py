@@ -11,6 +11,7 @@ import inspect
 import re
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -122,7 +123,8 @@ def interruptible(command: str, overrides: Sequence[str]) -> Iterator[None]:
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
-        with launch.recorded_as(["python", "-m", f"unetseg.{command}", *overrides]):
+        with launch.recorded_as(["python", "-m", f"unetseg.{command}", *overrides]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message='install "ipywidgets"')  # Rich's, at each bar in a notebook
             yield
     except Halt as error:
         if error.status != INTERRUPTED:
