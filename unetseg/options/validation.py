@@ -27,7 +27,8 @@ ALIASES = {
     **dict.fromkeys(("num_workers", "n_workers"), "data.workers"),
     **dict.fromkeys(("image_size", "img_size", "imgsz", "resolution", "crop_size"), "data.size"),
     **dict.fromkeys(("augmentation", "augmentations"), "data.augment"),
-    **dict.fromkeys(("dir", "data_dir", "path", "folder", "dataset"), "data.root"),
+    **dict.fromkeys(("dir", "data_dir", "path", "folder"), "data.root"),
+    "dataset": "data",
     **dict.fromkeys(("backbone", "arch", "architecture", "model"), "model.encoder"),
     **dict.fromkeys(("pretrained", "encoder_weights"), "model.weights"),
     **dict.fromkeys(("skips", "skip_connections", "long_skips"), "model.skip"),
@@ -83,7 +84,7 @@ def likeliest(key: str, known: Sequence[str]) -> str:
     section, _, name = key.rpartition(".")
     last_words = {option.rpartition(".")[2]: option for option in reversed(known)}
     meant = last_words.get(name.lower()) or ALIASES.get(name.lower(), "")
-    if meant in known:
+    if meant in known or (meant == "data" and "data.name" in known):
         return meant
     siblings = [option for option in known if option.rpartition(".")[0] == section]
     if section and siblings:
@@ -119,6 +120,13 @@ def _explain(schema: type[Section], options: dict[str, Any], error: Any) -> User
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         return unknown_option(schema, options, key, format_value(error["input"]))
+    if error["type"] == "model_type":
+        members = [option for option in describe(schema, options) if option.startswith(f"{key}.")]
+        return UserError(
+            f"{key}={format_value(error['input'])} is not accepted",
+            accepted=f"options of {key}: {', '.join(members)}",
+            advice=f"{members[0]}=...",
+        )
     context = error.get("ctx", {})
     accepted = context.get("accepted") or error["msg"].removeprefix("Input should be ").removeprefix(
         "a valid "
