@@ -55,8 +55,8 @@ def call(*overrides: str, **options: Option) -> Sweep:
         Halt: runs failed; the text has the end of each one's log.
 
     Example:
-        >>> sweep = unetseg.ablate("model.skip=concat,none", "seed=0,1", data="synthetic")  # doctest: +SKIP
-        >>> sweep.table.groupby("setting").IoU.mean()  # doctest: +SKIP
+        sweep = unetseg.ablate("model.skip=concat,none", "seed=0,1", data="synthetic")
+        sweep.table.groupby("setting").IoU.mean()
     """
     from unetseg.runs.run import Sweep
 

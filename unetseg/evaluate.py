@@ -50,8 +50,7 @@ def call(*overrides: str, **options: Option) -> Evaluation:
         UserError: an option is wrong; the text says what is accepted and what to try.
 
     Example:
-        >>> unetseg.evaluate(checkpoint="runs/NAME", split="val").summary["test/iou"]  # doctest: +SKIP
-        0.913
+        unetseg.evaluate(checkpoint="runs/NAME", split="val").summary["test/iou"]  # 0.913
     """
     from unetseg.runs.run import Evaluation
 

@@ -42,8 +42,7 @@ def call(*overrides: str, **options: Option) -> Path:
         UserError: an option is wrong; the text says what is accepted and what to try.
 
     Example:
-        >>> unetseg.report(runs="runs/demo")  # doctest: +SKIP
-        PosixPath('runs/demo/report/report.html')
+        unetseg.report(runs="runs/demo")  # runs/demo/report/report.html
     """
     given = overrides_of(overrides, options, "runs=FOLDER")
     with interruptible("report", given):

@@ -51,9 +51,8 @@ def call(*overrides: str, callbacks: Sequence[Callback] = (), **options: Option)
         Halt: the run can't go on, such as on a full disk; the text says what to do.
 
     Example:
-        >>> run = unetseg.train("model.skip=none", data="synthetic", seed=0)  # doctest: +SKIP
-        >>> run.summary["test/iou"]  # doctest: +SKIP
-        0.652
+        run = unetseg.train("model.skip=none", data="synthetic", seed=0)
+        run.summary["test/iou"]  # 0.652
     """
     from unetseg.runs.run import Run
 

@@ -116,9 +116,8 @@ class Run(Results):
         UserError: the folder is none of a run.
 
     Example:
-        >>> run = unetseg.Run("runs/NAME")  # doctest: +SKIP
-        >>> run.metrics.query("name == 'val/iou'").value.max()  # doctest: +SKIP
-        0.913
+        run = unetseg.Run("runs/NAME")
+        run.metrics.query("name == 'val/iou'").value.max()  # 0.913
     """
 
     MARK = "config.yaml"
@@ -191,7 +190,7 @@ class Sweep:
         folder: its path.
 
     Example:
-        >>> unetseg.Sweep("runs/demo").table.groupby("setting").IoU.mean()  # doctest: +SKIP
+        unetseg.Sweep("runs/demo").table.groupby("setting").IoU.mean()
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
