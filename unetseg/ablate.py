@@ -54,7 +54,7 @@ def call(*overrides: str, **options: Option) -> Sweep:
         UserError: an option is wrong; the text says what is accepted and what to try.
         Halt: runs failed; the text has the end of each one's log.
 
-    Example:
+    Examples:
         sweep = unetseg.ablate("model.skip=concat,none", "seed=0,1", data="synthetic")
         sweep.table.groupby("setting").IoU.mean()
     """

@@ -49,7 +49,7 @@ def call(*overrides: str, **options: Option) -> Evaluation:
     Raises:
         UserError: an option is wrong; the text says what is accepted and what to try.
 
-    Example:
+    Examples:
         unetseg.evaluate(checkpoint="runs/NAME", split="val").summary["test/iou"]  # 0.913
     """
     from unetseg.runs.run import Evaluation

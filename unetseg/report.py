@@ -41,7 +41,7 @@ def call(*overrides: str, **options: Option) -> Path:
     Raises:
         UserError: an option is wrong; the text says what is accepted and what to try.
 
-    Example:
+    Examples:
         unetseg.report(runs="runs/demo")  # runs/demo/report/report.html
     """
     given = overrides_of(overrides, options, "runs=FOLDER")

@@ -50,7 +50,7 @@ def call(*overrides: str, callbacks: Sequence[Callback] = (), **options: Option)
         UserError: an option is wrong; the text says what is accepted and what to try.
         Halt: the run can't go on, such as on a full disk; the text says what to do.
 
-    Example:
+    Examples:
         run = unetseg.train("model.skip=none", data="synthetic", seed=0)
         run.summary["test/iou"]  # 0.652
     """

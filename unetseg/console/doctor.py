@@ -73,7 +73,7 @@ def requirements() -> Iterator[tuple[str, str, str]]:
 def accepts(accepted: str, number: str) -> bool:
     """Return whether a version fits.
 
-    Example:
+    Examples:
         >>> accepts(">=2.5,<3", "2.6.1+cu130"), accepts(">=2.5,<3", "3.0"), accepts("", "1")
         (True, False, True)
     """

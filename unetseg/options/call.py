@@ -61,7 +61,7 @@ def overrides_of(strings: Sequence[str], keywords: Mapping[str, Option], example
     Raises:
         UserError: a string is no option, or a keyword's value can't be written on the command line.
 
-    Example:
+    Examples:
         >>> overrides_of(["model.skip=none"], {"seed": 0, "name": None, "output": "my runs"}, "")
         ['model.skip=none', 'seed=0', 'name=null', 'output="my runs"']
     """

@@ -41,7 +41,7 @@ GROUPS = ("data", "trainer", "experiment")
 def choices(command: str) -> dict[str, tuple[str, ...]]:
     """Return the values of each option of a command by its dotted key; empty where there are no words for them.
 
-    Example:
+    Examples:
         >>> choices("train")["model.skip_flow"]
         ('both', 'forward', 'backward')
     """

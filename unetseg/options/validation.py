@@ -77,7 +77,7 @@ def likeliest(key: str, known: Sequence[str]) -> str:
     Its last word may be that of an option (lr: optimizer.lr), another name for one (epochs: trainer.max_epochs), or be
     misspelt in the section that is given, or anywhere.
 
-    Example:
+    Examples:
         >>> likeliest("epochs", ["seed", "optimizer.lr", "trainer.max_epochs"])
         'trainer.max_epochs'
     """

@@ -115,7 +115,7 @@ class Run(Results):
     Raises:
         UserError: the folder is none of a run.
 
-    Example:
+    Examples:
         run = unetseg.Run("runs/NAME")
         run.metrics.query("name == 'val/iou'").value.max()  # 0.913
     """
@@ -189,7 +189,7 @@ class Sweep:
     Args:
         folder: its path.
 
-    Example:
+    Examples:
         unetseg.Sweep("runs/demo").table.groupby("setting").IoU.mean()
     """
 
