@@ -1,4 +1,4 @@
-# make setup | demo | test | lint.  A fresh machine needs python3 (3.11 to 3.13) with pip, and make.
+# make setup | demo | test | lint | docs | dist.  A fresh machine needs python3 (3.11 to 3.13) with pip, and make.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -6,7 +6,7 @@ UV := $(or $(shell command -v uv),$(VENV)/bin/uv)
 WORKERS ?= 2
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint docs dist clean
 
 setup: $(VENV)/.installed
 
@@ -27,5 +27,12 @@ test: setup
 lint: setup
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy
 
+# The site, into site/. `.venv/bin/mkdocs serve` shows it while you write.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+
+dist: setup
+	$(UV) build --quiet --python $(RUN)
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist
+	rm -rf site $(VENV) .pytest_cache .mypy_cache .ruff_cache dist

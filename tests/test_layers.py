@@ -15,7 +15,8 @@ FLOORS = (
     {"runs"},
     {"evaluation"},
     {"inference", "training", "reporting"},
-    {"train", "evaluate", "predict", "export", "demo", "ablate", "report", "exporting", "__init__"},
+    {"train", "evaluate", "predict", "export", "demo", "ablate", "report", "exporting"},
+    {"__init__", "console"},
 )
 """From the ground up: a package imports from floors below its own, and from itself."""
 HIDDEN = {

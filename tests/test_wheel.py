@@ -1,4 +1,4 @@
-"""The wheel carries conf/ and works from any folder."""
+"""The wheel carries conf/ and works from any folder, and brings the command `unetseg`."""
 
 import subprocess
 import sys
@@ -25,3 +25,6 @@ def test_an_installed_wheel_composes_its_config_from_the_root_folder(tmp_path):
     done = subprocess.run([python, "-c", code], cwd="/", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [f"{site}/unetseg/__init__.py", f"{site}/unetseg/conf", "none"]
+    shown = subprocess.run([tmp_path / "scratch/bin/unetseg", "--version"], cwd="/", capture_output=True, text=True)
+    assert shown.stdout == "unetseg 0.1.0\n", shown.stderr
+    assert (site / "unetseg/py.typed").is_file()

@@ -1,28 +1,32 @@
 """Run a sweep, each run in a process of its own; the same command continues a sweep that was stopped.
 
-python -m unetseg.ablate experiment=skip_ablation                          the experiment's own axes
-python -m unetseg.ablate model.skip=concat,add,none seed=0,1,2 jobs=2      axes of your own, two runs at once
+python -m unetseg.ablate experiment=skip_ablation                        the experiment's own axes
+python -m unetseg.ablate model.skip=concat,add,none seed=0,1,2 jobs=2    your own, two runs at once
 python -m unetseg.ablate experiment=flow trainer.devices=2 trainer.strategy=ddp
+
+In Python: sweep = unetseg.ablate("model.skip=concat,none", "seed=0,1", data="synthetic")
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from unetseg.errors import UserError
+from unetseg import launch
+from unetseg.errors import Halt, UserError
 from unetseg.files import write_json
 from unetseg.names import minutes
 from unetseg.options import command
+from unetseg.options.call import CallableModule, Option, interruptible, overrides_of
 from unetseg.options.compose import values_of
 from unetseg.options.schema import Ablate
 from unetseg.options.settings import axes_of, flat, run_name
@@ -30,8 +34,47 @@ from unetseg.runs.folder import RunFolder
 from unetseg.runs.sweep import SweepRun, run_all
 from unetseg.training import preflight
 
+if TYPE_CHECKING:
+    from unetseg.runs.run import Sweep
+
 SWEEP_OPTIONS = ("name", "output", "jobs")
 """Options of the whole sweep, which its runs don't get."""
+
+
+def call(*overrides: str, **options: Option) -> Sweep:
+    """Run a sweep, each run in a process of its own, and return it: what `unetseg.ablate(...)` does.
+
+    The same call goes on with a sweep that was stopped.
+
+    Args:
+        overrides: options as on the command line, such as "model.skip=concat,none" or "seed=0,1,2".
+        options: those without a dot: experiment, data, jobs (runs at once), name, output, ...
+
+    Raises:
+        UserError: an option is wrong; the text says what is accepted and what to try.
+        Halt: runs failed; the text has the end of each one's log.
+
+    Examples:
+        sweep = unetseg.ablate("model.skip=concat,none", "seed=0,1", data="synthetic")
+        sweep.table.groupby("setting").IoU.mean()
+    """
+    from unetseg.runs.run import Sweep
+
+    given = overrides_of(overrides, options, "experiment=skip_ablation")
+    with interruptible("ablate", given):
+        runs = ablate(command.sweep_of("ablate", Ablate, given, preflight=preflight.train))
+        if failed := failures(runs):
+            raise Halt(failed)
+        return Sweep(runs[0].folder.path.parent)
+
+
+def failures(runs: list[SweepRun]) -> str:
+    """Return the ends of the logs of the runs that failed; an empty text where none did."""
+    failed = [run for run in runs if run.state != "done"]
+    if not failed:
+        return ""
+    logs = [f"\n{run.name} failed; the end of {run.log}:\n{run.tail()}" for run in failed]
+    return "\n".join([*logs, f"\n{len(failed)} of {len(runs)} runs failed; the same command tries them again"])
 
 
 def ablate(jobs: list[tuple[list[str], Ablate]]) -> list[SweepRun]:
@@ -55,7 +98,7 @@ def ablate(jobs: list[tuple[list[str], Ablate]]) -> list[SweepRun]:
         raise UserError(f"{logs} is a link", accepted="a folder of its own", advice="another name=... or output=...")
     logs.mkdir(parents=True, exist_ok=True)
     record = {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "command": launch.command_line(),
         "axes": axes,
         "cells": [{"name": run.name, "overrides": run.overrides} for run in runs],
     }
@@ -115,15 +158,14 @@ def _table(runs: list[SweepRun]) -> Group:
 
 
 def main() -> None:
-    for runs in command.run("ablate", Ablate, ablate, together=True, preflight=preflight.train):
-        failed = [run for run in runs if run.state != "done"]
-        for run in failed:
-            print(f"\n{run.name} failed; the end of {run.log}:\n{run.tail()}", file=sys.stderr)
-        if failed:
-            print(f"\n{len(failed)} of {len(runs)} runs failed; the same command tries them again", file=sys.stderr)
+    for runs in command.run("ablate", Ablate, ablate, together=True, preflight=preflight.train, about=__doc__):
+        if failed := failures(runs):
+            print(failed, file=sys.stderr)
             sys.exit(1)
         print(f"all {len(runs)} runs are done; next: python -m unetseg.report runs={runs[0].folder.path.parent}")
 
+
+sys.modules[__name__].__class__ = CallableModule
 
 if __name__ == "__main__":
     main()

@@ -1,10 +1,10 @@
-"""A local web page: drop a picture, see the mask, switch long skips off and see what they contributed.
+"""A local web page: drop a picture, see the mask, switch long skips off.
 
-python -m unetseg.demo checkpoint=runs/NAME                 prints the page's address; Ctrl-C ends it
-python -m unetseg.demo checkpoint=FILE.ckpt port=8000       at an address of your choice, such as for a tunnel
+python -m unetseg.demo checkpoint=runs/NAME               prints the page's address; Ctrl-C ends it
+python -m unetseg.demo checkpoint=FILE.ckpt port=8000     at a port of your choice, as for a tunnel
 
-Only this machine reaches the page, and the page asks nothing of any other. Pictures that were dropped are deleted when
-it ends. Needs gradio: pip install 'unetseg[demo]'.
+Only this machine reaches the page, and the page asks nothing of any other. Pictures that were
+dropped are deleted when it ends. Needs gradio: pip install 'unetseg[demo]'.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def free_port(port: int) -> int:
 
 def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    command.run("demo", Demo, demo, preflight=check)
+    command.run("demo", Demo, demo, preflight=check, about=__doc__)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ class UserError(ValueError):
         accepted: what would be accepted.
         advice: what to try; a sequence of several ways, a line each.
 
-    Example:
+    Examples:
         >>> raise UserError("tile=5 is not accepted", accepted="a multiple of 32", advice="tile=512")
         Traceback (most recent call last):
         unetseg.errors.UserError: tile=5 is not accepted
@@ -45,7 +45,7 @@ class Halt(Exception):
     Attributes:
         status: the exit status: 1, or one that says how to go on.
 
-    Example:
+    Examples:
         >>> Halt("stopped after step 7", REQUEUE).status
         75
     """

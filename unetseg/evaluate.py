@@ -1,17 +1,21 @@
 """Evaluate a checkpoint: the scores over a data set, of each breed and of each image, and a figure.
 
-python -m unetseg.evaluate checkpoint=runs/NAME                                 the test split of the run's own data
-python -m unetseg.evaluate checkpoint=runs/NAME data.border=ignore split=val    the same data, differently
-python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER    other data, at the model's own size
-python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER split=all      a hold-out set, whole
-python -m unetseg.evaluate checkpoint=runs/NAME lesion=true                     what each long skip contributes
-python -m unetseg.evaluate checkpoint=runs/NAME gradient=true       how many residual branches the gradient passes
+python -m unetseg.evaluate checkpoint=runs/NAME                 the test split of the run's own data
+python -m unetseg.evaluate checkpoint=runs/NAME data.border=ignore split=val    differently scored
+python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER    other data
+python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER split=all    all of it
+python -m unetseg.evaluate checkpoint=runs/NAME lesion=true     what each long skip contributes
+python -m unetseg.evaluate checkpoint=runs/NAME gradient=true   how many residual branches the gradient passes
+
+In Python: evaluation = unetseg.evaluate(checkpoint="runs/NAME", split="val")
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +25,7 @@ from unetseg.errors import UserError
 from unetseg.files import write_json
 from unetseg.names import class_names
 from unetseg.options import command, recorded
+from unetseg.options.call import CallableModule, Option, interruptible, overrides_of
 from unetseg.options.compose import values_of
 from unetseg.options.messages import one_of
 from unetseg.options.output import check_writable, explain_write_errors
@@ -32,7 +37,29 @@ if TYPE_CHECKING:
     import lightning as L
 
     from unetseg.model.segmenter import Segmenter
+    from unetseg.runs.run import Evaluation
     from unetseg.training.module import SegmentationModule
+
+
+def call(*overrides: str, **options: Option) -> Evaluation:
+    """Score a checkpoint, and return the scores: what `unetseg.evaluate(...)` does.
+
+    Args:
+        overrides: options as on the command line, such as "data.border=ignore".
+        options: those without a dot: checkpoint (a run folder or a file), data, split, lesion, gradient,
+            accelerator, output.
+
+    Raises:
+        UserError: an option is wrong; the text says what is accepted and what to try.
+
+    Examples:
+        unetseg.evaluate(checkpoint="runs/NAME", split="val").summary["test/iou"]  # 0.913
+    """
+    from unetseg.runs.run import Evaluation
+
+    given = overrides_of(overrides, options, "checkpoint=runs/NAME")
+    with interruptible("evaluate", given):
+        return Evaluation(evaluate(command.options_of("evaluate", Evaluate, given, inherit=options_of))["folder"])
 
 
 def evaluate(options: Evaluate) -> dict[str, Any]:
@@ -210,8 +237,13 @@ def _for_other_data(data: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    command.run("evaluate", Evaluate, evaluate, inherit=options_of)
+    for summary in command.run("evaluate", Evaluate, evaluate, inherit=options_of, about=__doc__):
+        checkpoint = shlex.quote(str(summary["checkpoint"]))
+        print(f"next: the pictures in {summary['folder']}/figures")
+        print(f"      python -m unetseg.demo checkpoint={checkpoint}")
 
+
+sys.modules[__name__].__class__ = CallableModule
 
 if __name__ == "__main__":
     main()

@@ -1,10 +1,11 @@
-"""Export a checkpoint for other runtimes; the file is compared with the checkpoint before it is called done.
+"""Export a checkpoint for other runtimes, and compare the file with the checkpoint.
 
-python -m unetseg.export checkpoint=runs/NAME output=model.onnx     for onnxruntime, and for unetseg.load
-python -m unetseg.export checkpoint=runs/NAME output=model.pt2      for torch.export.load and unetseg.load(trust=True)
+python -m unetseg.export checkpoint=runs/NAME output=model.onnx     for onnxruntime and unetseg.load
+python -m unetseg.export checkpoint=runs/NAME output=model.pt2      for torch.export.load
 
-Both take pictures as they come and give probabilities, see `unetseg.inference.export`. As a folder of the Hugging Face
-Hub: `unetseg.save_pretrained("runs/NAME", FOLDER)`.
+Both take pictures as they come and give probabilities, see `unetseg.inference.export`; a .pt2 is
+opened by unetseg.load with trust=True. As a folder of the Hugging Face Hub:
+`unetseg.save_pretrained("runs/NAME", FOLDER)`.
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ def work(options: Export) -> Path:
 
 
 def main() -> None:
-    command.run("export", Export, work, preflight=check)
+    for output in command.run("export", Export, work, preflight=check, about=__doc__):
+        trust = ", trust=True" if output.suffix == ".pt2" else ""
+        say(f'next, in Python: unetseg.load("{shown(output)}"{trust})("picture.jpg")')
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +25,8 @@ PATIENCE = timedelta(hours=1)
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Requests to stop: Ctrl-C, a scheduler's two, and a terminal or ssh that went away. Whole process groups get them."""
 
+_recorded: list[Sequence[str]] = []
+"""The command that is recorded in place of this process's own; see `recorded_as`."""
 _kept: list[Any] = []
 """The first process's end of the store; without it the others could not read."""
 
@@ -31,6 +35,21 @@ def is_first() -> bool:
     """Return whether this is the process that writes files and speaks to the user."""
     number = _number_and_count(1)[0]
     return number == 0 and ("RANK" in os.environ or int(os.environ.get("LOCAL_RANK", 0)) == 0)
+
+
+def command_line() -> str:
+    """Return the command that repeats what this process does, for a shell."""
+    return shlex.join(_recorded[-1] if _recorded else ["python", *sys.orig_argv[1:]])
+
+
+@contextmanager
+def recorded_as(words: Sequence[str]) -> Iterator[None]:
+    """Let `command_line` be these words during the block: a notebook's own command repeats nothing."""
+    _recorded.append(words)
+    try:
+        yield
+    finally:
+        _recorded.pop()
 
 
 def decide_on_first(decide: Callable[[], str], machines: int) -> str:
@@ -114,7 +133,7 @@ def _number_and_count(machines: int) -> tuple[int, int]:
         raise UserError(
             f"trainer.num_nodes={machines} without {', '.join(sorted(missing))} in the environment",
             accepted="these on each machine, or torchrun, or srun",
-            advice="the README's section on several devices",
+            advice="docs/guides/devices.md",
         )
     return int(here.get("NODE_RANK", 0)), machines
 

@@ -64,7 +64,7 @@ def class_names(data: Mapping[str, Any]) -> tuple[str, ...]:
 def shown(name: object) -> str:
     r"""Return a name in which controls of a terminal, invisible characters and bytes that are no UTF-8 are escaped.
 
-    Example:
+    Examples:
         >>> shown("a\n0 unreadable\x1b[2J.png")
         'a\\n0 unreadable\\x1b[2J.png'
     """
@@ -79,7 +79,7 @@ def cell(name: object) -> str:
 
     A backslash is escaped as well, so that two names never become one.
 
-    Example:
+    Examples:
         >>> print(cell("a\n"), cell(r"a\n"), cell("=1+1"))
         a\n a\\n '=1+1
     """

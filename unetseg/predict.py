@@ -1,12 +1,12 @@
-"""Segment pictures with a trained model: masks as PNGs with a palette, and a table of the classes' shares.
+"""Segment pictures with a trained model: masks as PNGs with a palette, and the classes' shares.
 
-python -m unetseg.predict checkpoint=runs/NAME images=photos output=masks                 a folder's pictures
-python -m unetseg.predict checkpoint=FILE.onnx images='photos/*.jpg' output=masks         a pattern's, quoted
-python -m unetseg.predict checkpoint=runs/NAME images=slide.tif output=masks tile=512     at their own resolution
-    overlay=true probability=true tta=true overwrite=true                                 more, see --help
+python -m unetseg.predict checkpoint=runs/NAME images=photos output=masks           a folder
+python -m unetseg.predict checkpoint=FILE.onnx images='photos/*.jpg' output=masks   a quoted pattern
+python -m unetseg.predict checkpoint=runs/NAME images=a.tif output=masks tile=512   full resolution
 
-What is there already is kept, so that the same command goes on after a stop. Pictures that can't be read or written are
-named and left out, and the exit status is 1; what a folder holds besides is counted and named.
+What is there already is kept, so that the same command goes on after a stop. Pictures that can't
+be read or written are named and left out, and the exit status is 1; what a folder holds besides is
+counted and named.
 """
 
 from __future__ import annotations
@@ -99,6 +99,8 @@ def predict(options: Predict) -> list[Path]:
     if kept:
         counts += "; overwrite=true predicts the kept ones again"
     say("\n".join([counts, *selection.notes()]))
+    if not options.overlay:
+        say("next: the same command with overlay=true overwrite=true draws the masks over the pictures")
     return left_out
 
 
@@ -203,7 +205,7 @@ def check_files(options: Predict) -> None:
 
 
 def main() -> None:
-    if any(command.run("predict", Predict, predict, preflight=check_files)):
+    if any(command.run("predict", Predict, predict, preflight=check_files, about=__doc__)):
         sys.exit(1)
 
 

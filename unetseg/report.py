@@ -1,15 +1,18 @@
 """Report an ablation: one HTML file that reads without a network, and the same in Markdown.
 
-python -m unetseg.report runs=DIR                   DIR/report/report.html and report.md, from the runs below DIR
+python -m unetseg.report runs=DIR                   DIR/report/: report.html and report.md
 python -m unetseg.report runs=DIR output=FOLDER     elsewhere; a report that lies there is replaced
 python -m unetseg.report runs=DIR wandb=true        as a W&B Report as well
-python -m unetseg.report runs=DIR plan=0.02         and how many seeds and images would show a difference of 0.02
+python -m unetseg.report runs=DIR plan=0.02         and what would show a difference of 0.02
+
+In Python: page = unetseg.report(runs="DIR")
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +20,7 @@ from unetseg.errors import UserError
 from unetseg.files import drafted, write_text
 from unetseg.names import shown
 from unetseg.options import command
+from unetseg.options.call import CallableModule, Option, interruptible, overrides_of
 from unetseg.options.output import check_writable, explain_write_errors, say
 from unetseg.options.schema import Report
 
@@ -25,6 +29,24 @@ if TYPE_CHECKING:
 
 MARK = "unetseg.report"
 """A report.html with this word is ours, and may be replaced."""
+
+
+def call(*overrides: str, **options: Option) -> Path:
+    """Report the runs below a folder, and return the path of report.html: what `unetseg.report(...)` does.
+
+    Args:
+        overrides: options as on the command line.
+        options: runs (a folder with runs below it), output, plan, pooled, wandb.
+
+    Raises:
+        UserError: an option is wrong; the text says what is accepted and what to try.
+
+    Examples:
+        unetseg.report(runs="runs/demo")  # runs/demo/report/report.html
+    """
+    given = overrides_of(overrides, options, "runs=FOLDER")
+    with interruptible("report", given):
+        return report(command.options_of("report", Report, given))
 
 
 def report(options: Report) -> Path:
@@ -97,8 +119,11 @@ def write(contents: document.Document, output: Path) -> Path:
 
 
 def main() -> None:
-    command.run("report", Report, report)
+    for page in command.run("report", Report, report, about=__doc__):
+        say(f"next: open {shown(page)} in a browser")
 
+
+sys.modules[__name__].__class__ = CallableModule
 
 if __name__ == "__main__":
     main()

@@ -1,15 +1,19 @@
 """Train a U-Net with the long skips of your choice.
 
-python -m unetseg.train                                             Oxford-IIIT Pet, downloaded when absent
-python -m unetseg.train data=synthetic model.skip=none              pictures generated here, no download at all
-python -m unetseg.train -m model.skip=concat,add,none seed=0,1,2    a Hydra multirun: nine runs, one after the other
-python -m unetseg.train resume=runs/NAME                            continue a run that was stopped
-python -m unetseg.train --help                                      every option
+python -m unetseg.train                                    Oxford-IIIT Pet, downloaded when absent
+python -m unetseg.train data=synthetic model.skip=none     pictures drawn here, no download at all
+python -m unetseg.train data=folder data.root=FOLDER       your own pictures and masks
+python -m unetseg.train -m model.skip=concat,add,none seed=0,1,2     nine runs, one after the other
+python -m unetseg.train resume=runs/NAME                   continue a run that was stopped
+
+In Python: run = unetseg.train("model.skip=none", data="synthetic")
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +22,7 @@ from unetseg import launch
 from unetseg.files import write_json
 from unetseg.names import one_word
 from unetseg.options import command
+from unetseg.options.call import CallableModule, Option, interruptible, overrides_of, stop_at_once
 from unetseg.options.compose import values_of
 from unetseg.options.schema import Train
 from unetseg.options.settings import variant
@@ -27,17 +32,53 @@ from unetseg.training import preflight
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
+    from unetseg.runs.run import Run
 
-def train(options: Train, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
+
+def call(*overrides: str, callbacks: Sequence[Callback] = (), **options: Option) -> Run:
+    """Train a network, test its best checkpoint, and return the run: what `unetseg.train(...)` does.
+
+    Ctrl-C, or a notebook's stop button, finishes the step and writes last.ckpt, then raises KeyboardInterrupt;
+    `unetseg.train(resume=FOLDER)` goes on. Twice: at once.
+
+    Args:
+        overrides: options as on the command line, such as "model.skip=none" or "trainer.max_epochs=5".
+        callbacks: Lightning's, called before unetseg's own.
+        options: those without a dot: data, experiment, loss, logger, seed, name, output, resume, ...
+
+    Raises:
+        UserError: an option is wrong; the text says what is accepted and what to try.
+        Halt: the run can't go on, such as on a full disk; the text says what to do.
+
+    Examples:
+        run = unetseg.train("model.skip=none", data="synthetic", seed=0)
+        run.summary["test/iou"]  # 0.652
+    """
+    from unetseg.runs.run import Run
+
+    given = overrides_of(overrides, options, "data=synthetic")
+    with interruptible("train", given):
+        checked = command.options_of(
+            "train", Train, given, preflight=preflight.in_this_process, inherit=options_of_resumed_run
+        )
+        return Run(train(checked, callbacks, stop_at_once)["folder"])
+
+
+def train(
+    options: Train, callbacks: Sequence[Callback] = (), at_once: Callable[[], None] = launch.die_of_ctrl_c
+) -> dict[str, Any]:
     """Train, test the best checkpoint and fill the run folder.
 
     Args:
         options: of the run.
         callbacks: Lightning's, called before unetseg's own.
+        at_once: ends the run at a second Ctrl-C.
 
     Returns:
         The summary, as in summary.json.
     """
+    if launch.is_first():
+        print(plan(options), flush=True)  # before what takes seconds to import
     import lightning as L
 
     from unetseg.data.sources import make_data
@@ -66,12 +107,14 @@ def train(options: Train, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
 
     make_folder = RunFolder.resume if options.resume else RunFolder.create
     run = make_folder(options, check)
+    if launch.is_first():
+        print(build.describe_start(planned, module, run), flush=True)
     start = resume.rewind(run) if options.resume else None
     loggers = build.make_loggers(options, run)
     record, speed = TestRecord(run), Cost()
     guard, watchers = build.make_watchers(options, run)
     best, last = resume.make_checkpointing(run)
-    continuation = resume.Continuation(run, options.checkpoint)
+    continuation = resume.Continuation(run, options.checkpoint, at_once)
     with ExitStack() as stack:
         stack.enter_context(resume.explain_system_errors(run))
         stack.enter_context(resume.explain_damaged_checkpoint(run))
@@ -115,6 +158,15 @@ def train(options: Train, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     return summary
 
 
+def plan(options: Train) -> str:
+    """Return what a run is going to do, in a line."""
+    data, length = options.data, options.trainer.get("max_epochs")
+    epochs = f"{length} epochs" if length and length > 0 else "no fixed number of epochs"
+    verb, setting = "resuming" if options.resume else "training", variant(options.model.model_dump())
+    where = f"data={data.name}, {data.size} px, batches of {data.batch_size}, {epochs}"
+    return f"{verb} {options.model.encoder}, skip {setting}, seed {options.seed}: {where}"
+
+
 def main() -> None:
     summaries = command.run(
         "train",
@@ -123,12 +175,14 @@ def main() -> None:
         preflight=preflight.train,
         preflight_sweep=preflight.one_device,
         inherit=options_of_resumed_run,
+        about=__doc__,
     )
     if summaries and launch.is_first():
         from unetseg.runs.summary import show
 
         show(summaries)
         compare(summaries)
+        print(f"next: {next_steps(summaries)}")
 
 
 def options_of_resumed_run(overrides: list[str]) -> Train | None:
@@ -136,6 +190,16 @@ def options_of_resumed_run(overrides: list[str]) -> Train | None:
     folder = values_of(overrides).get("resume")
     run = RunFolder(folder) if folder else None
     return options_of(run, overrides) if run and run.config.is_file() else None
+
+
+def next_steps(summaries: list[dict[str, Any]]) -> str:
+    """Return what shows more of what came out of these runs."""
+    folder = Path(summaries[0]["folder"])
+    if len(summaries) > 1:
+        return f"python -m unetseg.report runs={shlex.quote(str(folder.parent))}"
+    return (
+        f"the pictures in {folder / 'figures'}\n      python -m unetseg.evaluate checkpoint={shlex.quote(str(folder))}"
+    )
 
 
 def compare(summaries: list[dict[str, Any]]) -> None:
@@ -151,6 +215,8 @@ def compare(summaries: list[dict[str, Any]]) -> None:
         plots.compare_gradients(tables, path)
         print(f"gradient flow side by side: {path}")
 
+
+sys.modules[__name__].__class__ = CallableModule
 
 if __name__ == "__main__":
     main()

@@ -9,6 +9,7 @@ from conftest import ROOT, timed
 
 from unetseg.errors import UserError
 from unetseg.names import nearest_first
+from unetseg.options.command import check_flags
 from unetseg.options.compose import compose, compose_runs, experiment_axes, runs_of, values_of
 from unetseg.options.schema import Evaluate, Train
 from unetseg.options.settings import override, variant
@@ -55,7 +56,18 @@ WRONG = [
     ("optimizer.lr=nan", "optimizer.lr=nan", "finite", "try:"),
     ("model.skip", "model.skip", "KEY=VALUE", "try:"),
     ("output=a,b", "output=a,b may be the values of several runs", "output='a,b'", "try one of:"),
-    ("experiment=nope", "experiment=nope", "skip_ablation", "try:"),
+    ("experiment=nope", "experiment=nope", "skip_ablation", "try: experiment="),
+    ("lr=1e-3", "lr is not an option", "accepted: optimizer.lr", "try: optimizer.lr=1e-3"),
+    ("skip=none", "skip is not an option", "accepted: model.skip", "try: model.skip=none"),
+    ("epochs=3", "epochs is not an option", "accepted: trainer.max_epochs", "try: trainer.max_epochs=3"),
+    ("batch_size=8", "batch_size is not an option", "accepted: data.batch_size", "try: data.batch_size=8"),
+    ("model.lr=0.1", "model.lr is not an option", "accepted: optimizer.lr", "try: optimizer.lr=0.1"),
+    ("encodr=resnet18", "encodr is not an option", "accepted: model.encoder", "try: model.encoder=resnet18"),
+    ("model=resnet50", "model=resnet50 is not accepted", "options of model: model.encoder, ", "try: model.encoder=..."),
+    ("dataset=pets", "dataset is not an option", "accepted: data", "try: data=pets"),
+    ("qqqq=1", "qqqq is not an option", "accepted", "try: --help"),
+    ("data=/photos", "data=/photos is not accepted", "folder, pets, synthetic", "data=folder data.root=/photos"),
+    ("trainer=gpuu", "trainer=gpuu is not accepted", "accepted: gpu, ", "try: trainer=gpu"),
 ]
 
 
@@ -65,6 +77,28 @@ def test_a_wrong_option_is_named_with_what_is_accepted_and_what_to_try(override,
     assert given in text
     assert accepted in text
     assert advice in text
+
+
+FLAGS = [
+    (["--epochs", "3"], "--epochs is not a flag of train", "try: trainer.max_epochs=3"),
+    (["--lr=1e-3", "model.skip=none"], "--lr is not a flag of train", "try: optimizer.lr=1e-3"),
+    (["--batch-size", "8"], "--batch-size is not a flag of train", "try: data.batch_size=8"),
+    (["--gpus", "--help"], "--gpus is not a flag of train", "try: trainer.devices=..."),
+]
+
+
+@pytest.mark.parametrize(("arguments", "problem", "advice"), FLAGS, ids=[case[1] for case in FLAGS])
+def test_a_flag_of_another_program_is_told_with_the_option(arguments, problem, advice):
+    with pytest.raises(UserError) as caught:
+        check_flags("train", Train, arguments)
+    text = str(caught.value)
+    assert text.startswith(problem)
+    assert "accepted: OPTION=VALUE, and --help, --version, --multirun" in text
+    assert text.endswith(advice)
+
+
+def test_flags_of_hydra_and_ours_are_taken():
+    check_flags("train", Train, ["-m", "--cfg", "job", "--info=all", "--version", "model.skip=none"])
 
 
 def test_all_that_is_wrong_is_told_at_once():
@@ -143,7 +177,7 @@ def test_compile_without_a_compiler_is_refused(monkeypatch):
 def test_absent_pets_without_a_network_are_refused_with_the_three_ways_on(tmp_path, monkeypatch):
     from unetseg.training import preflight
 
-    monkeypatch.setattr(preflight, "_answers", lambda address: False)
+    monkeypatch.setattr(preflight, "answers", lambda address: False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         preflight.train(compose("train", Train, ["model.weights=null"]))

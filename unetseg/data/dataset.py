@@ -39,7 +39,7 @@ class Listing(Sequence[Example]):
     A forked loader process shares its parent's memory until one of the two writes to it. Python writes to an object
     whenever it is accessed (its reference count), so a list of N examples would be copied into every loader process.
 
-    Example:
+    Examples:
         >>> listing = Listing([Example("cat_1", Path("images/cat_1.jpg"), Path("masks/cat_1.png"), "cat")])
         >>> len(listing), listing[0].group
         (1, 'cat')
@@ -62,7 +62,7 @@ class Listing(Sequence[Example]):
 class Collection:
     """A data set: its classes, the meaning of its mask values, and the examples of each split.
 
-    Example:
+    Examples:
         >>> train = [Example("cat_1", Path("images/cat_1.jpg"), Path("masks/cat_1.png"), "cat")]
         >>> collection = Collection(("background", "cat"), np.arange(256, dtype=np.uint8), {"train": train})
     """
@@ -192,7 +192,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         ranks: number of processes.
         done: the epoch in which a resumed run continues, and how many of its examples all ranks together have had.
 
-    Example:
+    Examples:
         >>> list(EpochSampler(5, shuffle=False, seed=0, rank=1, ranks=2))
         [(0, 1), (0, 3)]
     """

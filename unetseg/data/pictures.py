@@ -68,7 +68,7 @@ class Picture(Protocol):
 class ArrayPicture:
     """A picture in memory, HxWx3 uint8 RGB.
 
-    Example:
+    Examples:
         >>> picture = ArrayPicture(np.zeros((4, 6, 3), np.uint8))
         >>> picture.height, picture.width, picture.rows(1, 3).shape
         (4, 6, (2, 6, 3))

@@ -45,7 +45,7 @@ class TiffPicture:
         UnknownLayout: its layout is none of LAYOUTS.
         Exception: of any kind, by tifffile, on a damaged file.
 
-    Example:
+    Examples:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     write(Path(folder, "a.tif"), [np.zeros((40, 60, 3), np.uint8)], height=40, width=60)

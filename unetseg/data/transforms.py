@@ -38,7 +38,7 @@ class Transform:
         size: S, the side in pixels.
         augment: random flip, scale, rotation, translation and colour.
 
-    Example:
+    Examples:
         >>> transform = Transform(size=32, augment=False)
         >>> image, mask = transform(np.zeros((48, 64, 3), np.uint8), np.zeros((48, 64), np.uint8), key=(0, 0, 0))
         >>> image.shape, mask.shape

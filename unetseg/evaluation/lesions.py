@@ -52,7 +52,7 @@ class Lesions:
         edges: 3 x 2^L x N x 7 x 2 float64 pixels and errors by distance to the edge.
         indices: of the N images in their data set.
 
-    Example:
+    Examples:
         >>> model = Segmenter(classes=2, encoder="resnet18", weights=None).eval()
         >>> images, masks = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, 32, 32, dtype=torch.uint8)
         >>> lesions = measure(model, [Batch(images, masks, torch.arange(2))], classes=2)

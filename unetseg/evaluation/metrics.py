@@ -163,7 +163,7 @@ class SegmentationScores(Metric):
     Args:
         classes: C.
 
-    Example:
+    Examples:
         >>> predicted, target = torch.tensor([[[1, 1], [0, 0]]]), torch.tensor([[[1, 0], [0, 0]]])
         >>> metric = SegmentationScores(classes=2)
         >>> metric.update(image_counts(predicted, target, classes=2))

@@ -20,7 +20,7 @@ MISSED, INVENTED = (64, 130, 255), (255, 60, 60)
 class Sample:
     """A picture with its masks, all of one size.
 
-    Example:
+    Examples:
         >>> image, mask = np.zeros((4, 6, 3), np.uint8), np.ones((4, 6), np.uint8)
         >>> sample = Sample("blank", image, target=mask, predicted=mask)
         >>> overlay(sample.image, sample.predicted, opacity=1)[0, 0].tolist()

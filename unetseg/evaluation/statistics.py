@@ -99,7 +99,7 @@ class Spread:
 class Components:
     """Variances of the difference of one seed on one unit: by the seed, by the unit, and the rest.
 
-    Example:
+    Examples:
         >>> parts = Components(seeds=1e-4, units=1e-2, rest=1e-3)
         >>> f"{parts.spread(seeds=3, units=100).smallest().value:.3f}"
         '0.042'
@@ -125,7 +125,7 @@ class Components:
 class Comparison:
     """The difference of setting A from setting B, in the scores' own unit.
 
-    Example:
+    Examples:
         >>> a, b = np.array([[0.8, 0.7, 0.9], [0.8, 0.8, 0.9]]), np.array([[0.7, 0.6, 0.7], [0.7, 0.6, 0.8]])
         >>> f"{compare(a, b).difference:.3f}"
         '0.133'

@@ -26,7 +26,7 @@ class Decay:
         way: how the step is taken: "fused" (a kernel for all of it, which reads lr in float64), "foreach" or "single".
         skipped: a tensor with one entry that is 1 where the gradients were inf and the kernel took no step, else 0.
 
-    Example:
+    Examples:
         >>> Decay(lr=0.5, weight_decay=0.5)(torch.tensor([4.0, -2.0]))
         tensor([ 3.0000, -1.5000])
     """

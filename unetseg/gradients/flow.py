@@ -115,7 +115,7 @@ class GradientFlow:
             list of the features as its first argument; it uses neither the input nor the deepest features. With
             `routes` what comes back by it is an exit of its own; otherwise it would be counted with the bottleneck.
 
-    Example:
+    Examples:
         >>> import segmentation_models_pytorch as smp
         >>> net = smp.Unet("resnet18", encoder_weights=None)
         >>> with GradientFlow(net) as flow:

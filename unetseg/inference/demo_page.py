@@ -66,7 +66,7 @@ class CutEngine(TorchEngine):
     Attributes:
         cut: levels that are cut, 1 is the finest.
 
-    Example:
+    Examples:
         >>> model = Segmenter(classes=2, encoder="resnet18", weights=None).eval()
         >>> engine = CutEngine(model, classes=("background", "pet") * 2, size=64, device="cpu")
         >>> engine.cut = [1, 2]
@@ -92,7 +92,7 @@ class CutEngine(TorchEngine):
 class CutMasks:
     """A picture and the model's two masks of it, all of one size.
 
-    Example:
+    Examples:
         >>> mask = np.array([[0, 1], [1, 1]], np.uint8)
         >>> masks = CutMasks(np.zeros((2, 2, 3), np.uint8), intact=mask, without=np.ones_like(mask))
         >>> masks.changed_share(), masks.iou(classes=2)
@@ -143,7 +143,7 @@ class SwitchedModel:
         classes: names of the C classes.
         levels: the levels that can be switched off, finest first.
 
-    Example:
+    Examples:
         >>> model = Segmenter(classes=2, encoder="resnet18", weights=None).eval()
         >>> switched = SwitchedModel(model, {"classes": ["background", "pet"], "data": {"size": 64}})
         >>> masks = switched(np.zeros((48, 80, 3), np.uint8), off=[1])

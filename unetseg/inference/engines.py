@@ -67,7 +67,7 @@ class TorchEngine:
     Raises:
         UserError: the device does not exist, or the precision is unknown.
 
-    Example:
+    Examples:
         >>> model = Segmenter(classes=2, encoder="resnet18", weights=None).eval()
         >>> engine = TorchEngine(model, classes=("background", "pet"), size=64, device="cpu")
         >>> engine.probabilities(np.zeros((1, 64, 96, 3), np.uint8)).shape

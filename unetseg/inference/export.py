@@ -66,7 +66,7 @@ class PictureModel(nn.Module):
     skip_flow does to the features stays. The memory layout is contiguous: torch.export can't express the strides of a
     channels-last tensor of one channel (attention's gate) for every size.
 
-    Example:
+    Examples:
         >>> model = PictureModel(Segmenter(classes=2, encoder="resnet18", weights=None))
         >>> model(torch.zeros(1, 64, 96, 3, dtype=torch.uint8)).shape
         torch.Size([1, 2, 64, 96])

@@ -80,7 +80,7 @@ class Outputs:
     Raises:
         UserError: the folder's table belongs to another model or to other pictures.
 
-    Example:
+    Examples:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     outputs = Outputs(Path(folder), ["a", "b"], overlay=False, probability=False, overwrite=False)

@@ -47,7 +47,7 @@ class Predictor:
     Raises:
         UserError: an argument isn't accepted.
 
-    Example:
+    Examples:
         >>> from unetseg.model import Segmenter
         >>> model = Segmenter(classes=2, encoder="resnet18", weights=None).eval()
         >>> predictor = Predictor(TorchEngine(model, classes=("background", "pet"), size=64, device="cpu"))

@@ -23,7 +23,7 @@ class AuxiliaryHeads(nn.Module):
             which no long skip carries, have no head.
         classes: output channels K.
 
-    Example:
+    Examples:
         >>> heads = AuxiliaryHeads([3, 8, 16, 32], classes=1)
         >>> features = [torch.zeros(2, width, 32 >> level, 32 >> level) for level, width in enumerate([3, 8, 16, 32])]
         >>> [tuple(logits.shape) for logits in heads(features, size=(32, 32))]

@@ -23,7 +23,7 @@ TOLERANCE = 0.01
 class DecoderBlock(nn.Module):
     """Upsample to the resolution of the skip, fuse, convolve twice.
 
-    Example:
+    Examples:
         >>> block = DecoderBlock(16, 8, 4, skip="concat", flow="both", gradient=1.0, normalisation="batch")
         >>> block(torch.zeros(2, 16, 8, 8), torch.zeros(2, 8, 16, 16)).shape
         torch.Size([2, 4, 16, 16])
@@ -62,7 +62,7 @@ class Decoder(nn.Module):
         gradient: what the gradient that comes back by each level's long skip is multiplied with, finest first.
         normalisation: "batch" or "none".
 
-    Example:
+    Examples:
         >>> decoder = Decoder([3, 8, 8, 16], [16, 8, 4], skip=["concat", "none"], flow=["both", "both"],
         ...                   gradient=[1.0, 1.0], normalisation="batch")
         >>> features = [torch.zeros(2, 3, 32, 32), torch.zeros(2, 8, 16, 16), torch.zeros(2, 8, 8, 8),

@@ -22,7 +22,7 @@ class Segmenter(nn.Module):
         channels_last: run in the memory layout with channels innermost.
         net: arguments of SkipUnet.
 
-    Example:
+    Examples:
         >>> model = Segmenter(classes=2, encoder="resnet18", skip="add", weights=None).eval()
         >>> images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
         >>> class_map(model(images)).shape

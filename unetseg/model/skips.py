@@ -35,7 +35,7 @@ there is no such matrix.
 class ScaledGradient(torch.autograd.Function):
     """The features as they are; the gradient that comes back is multiplied with a factor.
 
-    Example:
+    Examples:
         >>> features = torch.ones(2, requires_grad=True)
         >>> ScaledGradient.apply(features, 0.25).sum().backward()
         >>> features.grad
@@ -78,7 +78,7 @@ class Fusion(nn.Module, ABC):
         out_channels: width of the result.
         carries_features: whether the encoder's features can change the result.
 
-    Example:
+    Examples:
         >>> fusion = FUSIONS["concat"](deep_channels=8, skip_channels=4)
         >>> fusion(torch.zeros(2, 8, 16, 16), torch.zeros(2, 4, 16, 16)).shape
         torch.Size([2, 12, 16, 16])
@@ -102,7 +102,7 @@ class Fusion(nn.Module, ABC):
 class Concat(Fusion):
     """The U-Net's own fusion (Ronneberger et al. 2015): both, side by side.
 
-    Example:
+    Examples:
         >>> Concat(1, 1)(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)).flatten()
         tensor([1., 0.])
     """
@@ -119,7 +119,7 @@ class Concat(Fusion):
 class Add(Fusion):
     """The sum, as in LinkNet and FPN; a 1x1 projection without bias brings the skip to the deep path's width.
 
-    Example:
+    Examples:
         >>> Add(1, 1)(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)).flatten()
         tensor([2.])
     """
@@ -142,7 +142,7 @@ class Attention(Concat):
     W_x (with bias) and psi (with bias) are 1x1 convolutions, S // 2 channels lie between them. The paper computes alpha
     on the coarser grid of x and interpolates it; here x comes upsampled and alpha is computed at the skip's resolution.
 
-    Example:
+    Examples:
         >>> Attention(8, 4).gate(torch.zeros(2, 8, 16, 16), torch.zeros(2, 4, 16, 16)).shape
         torch.Size([2, 1, 16, 16])
     """
@@ -169,7 +169,7 @@ class Placebo(Concat):
     They are repeated, or cut, along the channels to the skip's width. The decoder has exactly the parameters and FLOPs
     of concat, and gets the encoder's features by the deep path only.
 
-    Example:
+    Examples:
         >>> Placebo(1, 2)(torch.ones(1, 1, 1, 1), torch.zeros(1, 2, 1, 1)).flatten()
         tensor([1., 1., 1.])
     """
@@ -188,7 +188,7 @@ class Placebo(Concat):
 class NoSkip(Fusion):
     """No long skip: the block sees the deep path alone.
 
-    Example:
+    Examples:
         >>> NoSkip(1, 1)(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)).flatten()
         tensor([1.])
     """

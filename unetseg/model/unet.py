@@ -55,7 +55,7 @@ class SkipUnet(nn.Module, HubFolder):
         ValueError: an unknown kind, a list of the wrong length, a DenseNet without short skips or normalisation, a
             skip_gradient at a level that has no such gradient.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = SkipUnet("resnet18", skip=["none", "concat", "add", "concat"], weights=None, classes=3)
         >>> net(torch.zeros(2, 3, 64, 96)).shape

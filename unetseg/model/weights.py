@@ -23,7 +23,7 @@ COUNTER = ".num_batches_tracked"
 class MatchedNames:
     """The names of a file's weights that the encoder has, and those that only one of the two has.
 
-    Example:
+    Examples:
         >>> print(MatchedNames(matched=["conv1.weight"], missing=[], unexpected=["fc.weight"]))
         1 matched, 0 missing, 1 unexpected
           unexpected: fc.weight

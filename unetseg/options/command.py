@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,21 +17,23 @@ from typing import Any, NoReturn, TextIO, TypeVar
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+import unetseg
 from unetseg import launch
 from unetseg.errors import INTERRUPTED, Halt, UserError
 from unetseg.options.compose import (
     CONF,
     as_override,
+    compose,
     compose_config,
     compose_runs,
     experiment_axes,
     plain_values,
     runs_of,
 )
-from unetseg.options.messages import format_value
+from unetseg.options.help import help_text
 from unetseg.options.output import FULL, shown_lines
-from unetseg.options.schema import Section, Train
-from unetseg.options.validation import Schema, describe, validate
+from unetseg.options.schema import Section
+from unetseg.options.validation import Schema, known_options, likeliest, validate
 
 Result = TypeVar("Result")
 
@@ -46,8 +49,14 @@ QUIET = (
 
 HELP = {"-h", "--help"}
 MULTIRUN = {"-m", "--multirun"}
-OUR_FLAGS = HELP | MULTIRUN
-"""Hydra handles the other flags, such as --cfg job."""
+VERSION = {"-V", "--version"}
+OUR_FLAGS = HELP | MULTIRUN | VERSION
+HYDRAS_FLAGS = {
+    *("-c", "--cfg", "-p", "--package", "-i", "--info", "--resolve", "-r", "--run", "--hydra-help"),
+    *("-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "-sc", "--shell-completion"),
+    "--experimental-rerun",
+}
+"""Flags that Hydra handles, such as --cfg job."""
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 
@@ -60,6 +69,7 @@ def run(
     preflight: Callable[[Schema], None] = lambda options: None,
     preflight_sweep: Callable[[Schema], None] = lambda options: None,
     inherit: Callable[[list[str]], Schema | None] = lambda overrides: None,
+    about: str | None = None,
 ) -> list[Result]:
     """Compose and validate the options on the command line, then do the work.
 
@@ -75,6 +85,7 @@ def run(
         preflight_sweep: further checks of the runs of a Hydra multirun.
         inherit: maps overrides to the options of an earlier run, changed by them, which don't go through Hydra again;
             None where there is no such run.
+        about: the module's docstring, with which --help begins: a line on what the command is for, and examples.
 
     Returns:
         What `work` returned, one entry a call. A UserError ends the process with status 2.
@@ -89,6 +100,10 @@ def run(
     with exit_on_error(command):
         arguments = [as_override(argument) for argument in sys.argv[1:]]
         flags = {argument for argument in arguments if argument.startswith("-")}
+        if flags & VERSION:
+            print(f"unetseg {unetseg.__version__}")
+            return results
+        check_flags(command, schema, arguments)
         multirun = bool(flags & MULTIRUN)
         hydra_flags = flags - OUR_FLAGS
         overrides = [a for a in arguments if a not in flags and ("=" in a or not hydra_flags)]
@@ -106,17 +121,23 @@ def run(
             if hydra_flags or len(inherited) < len(runs):
                 raise UserError(f"{' '.join(sorted(hydra_flags)) or 'some runs'} with the options of another run")
             if flags & HELP:
-                print(_help(command, schema, inherited[0].model_dump()))
+                print(help_text(command, schema, inherited[0].model_dump(), about))
                 return results
             check(inherited)
             return [work(options) for options in inherited]
         if flags & HELP:
             config = compose_config(command, schema, overrides)
-            print(_help(command, schema, OmegaConf.to_container(config, resolve=True)))
+            print(help_text(command, schema, OmegaConf.to_container(config, resolve=True), about))
             return results
         sweep = together or multirun
         if sweep:
             overrides = experiment_axes(command, schema, overrides) + overrides
+        if any(override.endswith("hydra/launcher=slurm") for override in overrides) and not shutil.which("sbatch"):
+            raise UserError(
+                "hydra/launcher=slurm: there is no sbatch on the PATH",
+                accepted="a machine of a SLURM cluster",
+                advice="the same without it, or python -m unetseg.ablate jobs=N",
+            )
         if together or not hydra_flags:
             runs = runs_of(overrides) if sweep else [overrides]
             options_of_runs = compose_runs(command, schema, runs)
@@ -131,6 +152,52 @@ def run(
         if sweep and not results:
             print("the launcher ran the jobs in processes of their own: what came out is in their folders")
     return results
+
+
+def options_of(
+    command: str,
+    schema: type[Schema],
+    overrides: list[str],
+    *,
+    preflight: Callable[[Schema], None] = lambda options: None,
+    inherit: Callable[[list[str]], Schema | None] = lambda overrides: None,
+) -> Schema:
+    """Return the validated and checked options of one run that is called from Python; the arguments are those of `run`.
+
+    Raises:
+        UserError: an option is wrong.
+    """
+    inherited = inherit(overrides)
+    options = compose(command, schema, overrides) if inherited is None else inherited
+    preflight(options)
+    return options
+
+
+def sweep_of(
+    command: str, schema: type[Schema], overrides: list[str], *, preflight: Callable[[Schema], None]
+) -> list[tuple[list[str], Schema]]:
+    """Return the overrides and the options of each run of a sweep, as `options_of` otherwise."""
+    runs = runs_of([*experiment_axes(command, schema, overrides), *overrides])
+    options_of_runs = compose_runs(command, schema, runs)
+    for options in options_of_runs:
+        preflight(options)
+    return list(zip(runs, options_of_runs, strict=True))
+
+
+def check_flags(command: str, schema: type[Section], arguments: list[str]) -> None:
+    """Raise a UserError for a flag that neither we nor Hydra have: `--epochs 3` is trainer.max_epochs=3 here."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        if not flag.startswith("-") or flag in OUR_FLAGS | HYDRAS_FLAGS:
+            continue
+        if not equals and "=" not in following and not following.startswith("-"):
+            value = following
+        meant = likeliest(flag.lstrip("-").replace("-", "_"), known_options(schema))
+        raise UserError(
+            f"{flag} is not a flag of {command}",
+            accepted="OPTION=VALUE, and --help, --version" + (", --multirun" if command == "train" else ""),
+            advice=f"{meant}={value or '...'}" if meant else "--help",
+        )
 
 
 def _check_names(runs: list[Any]) -> None:
@@ -181,7 +248,7 @@ class TolerantStream:
 
     A print must not end a training whose terminal is gone. Other attributes are those of the wrapped stream.
 
-    Example:
+    Examples:
         >>> TolerantStream(sys.stdout).write("epoch 1\n")
         epoch 1
         8
@@ -223,27 +290,3 @@ def protect_output() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif not isinstance(stream, TolerantStream):
             setattr(sys, name, TolerantStream(stream))
-
-
-def _help(command: str, schema: type[Section], options: Any) -> str:
-    """Return the help text: every option with its value as composed and its description."""
-    groups = {
-        folder.name: sorted(path.stem for path in folder.iterdir()) for folder in CONF.iterdir() if folder.is_dir()
-    }
-    used = {"data"} & schema.model_fields.keys()
-    if issubclass(schema, Train):
-        used.add("experiment")
-    multirun = " [--multirun]" if command == "train" else ""
-    lines = [
-        f"usage: python -m unetseg.{command} [OPTION=VALUE ...]{multirun}",
-        "",
-        *(f"  {group}={' | '.join(names)}" for group, names in groups.items() if group in used),
-        "",
-    ]
-    for key, text in describe(schema, options).items():
-        value: Any = options
-        for part in key.split("."):
-            value = value.get(part, ...) if isinstance(value, dict) else ...
-        if value is not ...:
-            lines.append(f"  {f'{key}={format_value(value)}':40} {text}")
-    return "\n".join(lines)

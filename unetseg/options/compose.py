@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unetseg.errors import UserError
+from unetseg.names import nearest_first
 from unetseg.options.schema import Section
 from unetseg.options.trainer import lightnings_arguments
 from unetseg.options.validation import Schema, describe, unknown_option, validate
@@ -96,9 +98,7 @@ def compose_config(command: str, schema: type[Schema], overrides: list[str]) -> 
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             return hydra.compose(command, overrides=overrides)
     except MissingConfigException as error:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        accepted = ", ".join(error.options or [])
-        raise UserError(f"{group or 'config'}={name} is not accepted", accepted=accepted, advice="--help") from None
+        raise _no_such_file(str(error.missing_cfg_file), error.options or []) from None
     except HydraException as error:
         if ambiguous := re.match(r"Ambiguous value for argument '(.+?)=(.+)'\n", str(error)):
             key, value = ambiguous.groups()
@@ -116,7 +116,32 @@ def compose_config(command: str, schema: type[Schema], overrides: list[str]) -> 
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             groups = [override for override in overrides if (CONF / override.partition("=")[0]).is_dir()]
             defaults: Any = OmegaConf.to_container(hydra.compose(command, overrides=groups))
-        raise unknown_option(schema, defaults, unknown[1]) from None
+        key = unknown[1]
+        values = [o.partition("=")[2] for o in overrides if o.lstrip("+").partition("=")[0] == key]
+        raise unknown_option(schema, defaults, key, *values[-1:]) from None
+
+
+def _no_such_file(file: str, names: Sequence[str]) -> UserError:
+    """Return the error for a choice that conf/ has no file for.
+
+    Args:
+        file: the group and the name that was chosen.
+        names: those that the group has.
+    """
+    if file.startswith("hydra/launcher/submitit"):
+        return UserError("hydra/launcher=slurm needs hydra-submitit-launcher", advice="pip install 'unetseg[slurm]'")
+    folders = [str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()]
+    group = max((folder for folder in folders if file.startswith(f"{folder}/")), key=len, default="")
+    name = file.removeprefix(f"{group}/")
+    if group == "data" and "/" in name:
+        return UserError(
+            f"data={name} is not accepted",
+            accepted=f"a kind of data: {', '.join(names)}",
+            advice=(f"data=folder data.root={name}, for pictures and masks of your own", f"data=pets data.root={name}"),
+        )
+    nearest = nearest_first(name, list(names))
+    advice = f"{group}={nearest[0]}" if nearest else "--help"
+    return UserError(f"{group or 'config'}={name} is not accepted", accepted=", ".join(nearest), advice=advice)
 
 
 def plain_values(options: DictConfig, schema: type[Schema]) -> dict[str, Any]:

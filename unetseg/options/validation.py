@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -14,6 +16,30 @@ from unetseg.options.trainer import trainer_arguments
 
 Schema = TypeVar("Schema", bound=Section)
 
+ALIASES = {
+    **dict.fromkeys(("epochs", "epoch", "num_epochs", "n_epochs"), "trainer.max_epochs"),
+    **dict.fromkeys(("steps", "iterations", "num_steps"), "trainer.max_steps"),
+    **dict.fromkeys(("gpus", "gpu", "n_gpus", "num_gpus"), "trainer.devices"),
+    **dict.fromkeys(("device", "cuda", "cpu"), "trainer.accelerator"),
+    **dict.fromkeys(("learning_rate", "learningrate", "eta"), "optimizer.lr"),
+    **dict.fromkeys(("wd", "decay"), "optimizer.weight_decay"),
+    **dict.fromkeys(("batch", "bs", "batchsize"), "data.batch_size"),
+    **dict.fromkeys(("num_workers", "n_workers"), "data.workers"),
+    **dict.fromkeys(("image_size", "img_size", "imgsz", "resolution", "crop_size"), "data.size"),
+    **dict.fromkeys(("augmentation", "augmentations"), "data.augment"),
+    **dict.fromkeys(("dir", "data_dir", "path", "folder"), "data.root"),
+    "dataset": "data",
+    **dict.fromkeys(("backbone", "arch", "architecture", "model"), "model.encoder"),
+    **dict.fromkeys(("pretrained", "encoder_weights"), "model.weights"),
+    **dict.fromkeys(("skips", "skip_connections", "long_skips"), "model.skip"),
+    **dict.fromkeys(("ckpt", "model_path"), "checkpoint"),
+    **dict.fromkeys(("amp", "fp16", "bf16"), "trainer.precision"),
+    **dict.fromkeys(("out", "output_dir", "save_dir"), "output"),
+    **dict.fromkeys(("input", "image"), "images"),
+    **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
+}
+"""What options are called elsewhere."""
+
 
 def validate(schema: type[Schema], options: dict[str, Any]) -> Schema:
     """Return `options` as a `schema`, or raise a UserError that lists everything that is wrong."""
@@ -23,16 +49,53 @@ def validate(schema: type[Schema], options: dict[str, Any]) -> Schema:
         raise UserError("\n".join(str(_explain(schema, options, entry)) for entry in error.errors())) from None
 
 
-def unknown_option(schema: type[Section], options: dict[str, Any], key: str) -> UserError:
-    """Return the error for a key that no option has."""
+def unknown_option(schema: type[Section], options: dict[str, Any], key: str, value: str = "...") -> UserError:
+    """Return the error for a key that no option has.
+
+    Args:
+        schema: of the options.
+        options: as composed; they name the data set.
+        key: as given.
+        value: as given, for the advice.
+    """
     section, _, name = key.rpartition(".")
     known = list(describe(schema, options))
     siblings = nearest_first(key, [name for name in known if name.rpartition(".")[0] == section] or known)
     others = [data for data, fields in DATA.items() if section == "data" and name in fields.model_fields]
-    known_elsewhere = f" of data={options['data']['name']}, but of data={', '.join(map(str, others))}" if others else ""
-    return UserError(
-        f"{key} is not an option{known_elsewhere}", accepted=", ".join(siblings[:8]), advice=f"{siblings[0]}=..."
-    )
+    if others:
+        problem = f"{key} is not an option of data={options['data']['name']}, but of data={', '.join(map(str, others))}"
+        return UserError(problem, accepted=", ".join(siblings[:8]), advice=f"{siblings[0]}=...")
+    meant = likeliest(key, known)
+    accepted = dict.fromkeys([meant, *siblings] if meant else siblings)
+    advice = f"{meant}={value}" if meant else "--help"
+    return UserError(f"{key} is not an option", accepted=", ".join([*accepted][:8]), advice=advice)
+
+
+def likeliest(key: str, known: Sequence[str]) -> str:
+    """Return the option that is meant by a key that none has; an empty text where none is like it.
+
+    Its last word may be that of an option (lr: optimizer.lr), another name for one (epochs: trainer.max_epochs), or be
+    misspelt in the section that is given, or anywhere.
+
+    Examples:
+        >>> likeliest("epochs", ["seed", "optimizer.lr", "trainer.max_epochs"])
+        'trainer.max_epochs'
+    """
+    section, _, name = key.rpartition(".")
+    last_words = {option.rpartition(".")[2]: option for option in reversed(known)}
+    meant = last_words.get(name.lower()) or ALIASES.get(name.lower(), "")
+    if meant in known or (meant == "data" and "data.name" in known):
+        return meant
+    siblings = [option for option in known if option.rpartition(".")[0] == section]
+    if section and siblings:
+        return nearest_first(key, siblings)[0]
+    return next((last_words[word] for word in difflib.get_close_matches(name, last_words, n=1)), "")
+
+
+def known_options(schema: type[Section]) -> list[str]:
+    """Return the dotted keys of all options, with those of every data set."""
+    names = DATA if "data" in schema.model_fields else [None]
+    return list(dict.fromkeys(key for name in names for key in describe(schema, {"data": {"name": name}})))
 
 
 def describe(schema: type[Section], options: dict[str, Any]) -> dict[str, str]:
@@ -56,7 +119,14 @@ def _explain(schema: type[Section], options: dict[str, Any], error: Any) -> User
         del path[1]  # pydantic names the chosen member of the union there
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
-        return unknown_option(schema, options, key)
+        return unknown_option(schema, options, key, format_value(error["input"]))
+    if error["type"] == "model_type":
+        members = [option for option in describe(schema, options) if option.startswith(f"{key}.")]
+        return UserError(
+            f"{key}={format_value(error['input'])} is not accepted",
+            accepted=f"options of {key}: {', '.join(members)}",
+            advice=f"{members[0]}=...",
+        )
     context = error.get("ctx", {})
     accepted = context.get("accepted") or error["msg"].removeprefix("Input should be ").removeprefix(
         "a valid "

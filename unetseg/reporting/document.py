@@ -21,7 +21,7 @@ UNSEEN = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 class Table:
     """Rows of strings under column names; the first `words` columns are aligned left, the others right.
 
-    Example:
+    Examples:
         >>> table = Table(["setting", "IoU"], [["concat", "0.662"]])
         >>> section = Section("Settings", "One setting is finished.", [table])
         >>> text_sections(Document("Report", "", "", [section], {}))[0][1].splitlines()[-1]

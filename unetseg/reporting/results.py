@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,8 @@ from unetseg.errors import UserError, first_line
 from unetseg.names import shown
 from unetseg.options import recorded
 from unetseg.options.settings import axes_of, setting_name, variant
-from unetseg.runs.folder import GRADIENT_FLOW_COLUMNS, METRICS_COLUMNS, RunFolder
+from unetseg.runs.folder import RunFolder
+from unetseg.runs.tables import read_csv, read_gradient_flow, read_metrics, read_per_image
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5539", "#000000")
 """The settings' colours, in this order: distinct for any colour vision (Okabe and Ito 2008, with brown for yellow)."""
@@ -74,17 +75,17 @@ class Run:
     @cached_property
     def per_image(self) -> pd.DataFrame:
         """Return per_image.csv with the images' names as the index."""
-        return _read_csv(self.folder.per_image).set_index("name").sort_index()
+        return read_per_image(self.folder)
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """Return metrics.csv; without rows if there is no such file."""
-        return _csv_or_empty(self.folder.metrics, METRICS_COLUMNS)
+        return read_metrics(self.folder)
 
     @cached_property
     def gradient_flow(self) -> pd.DataFrame:
         """Return gradient_flow.csv; without rows if there is no such file."""
-        return _csv_or_empty(self.folder.gradient_flow, GRADIENT_FLOW_COLUMNS)
+        return read_gradient_flow(self.folder)
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,7 +301,7 @@ def _read_table(path: Path, name: str) -> pd.DataFrame:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 1))
             end = file.read()
-        table = _read_csv(path)
+        table = read_csv(path)
     except (OSError, ValueError) as error:
         raise Damaged(f"{name} can't be read: {shown(first_line(error))}") from None
     words, numbers = TABLES[path.name]
@@ -317,15 +318,3 @@ def _read_table(path: Path, name: str) -> pd.DataFrame:
     if wrong:
         raise Damaged(f"{name}: {', '.join(wrong)} should be numbers")
     return table
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    """Return a table; its text columns are read as text, since a picture may be called NA or 007."""
-    words = {column: str for column in ("name", "group", "levels", "kind", "block", "metric", "cut")}
-    numbers = [column for column in pd.read_csv(path, nrows=0).columns if column not in words]
-    empty = {column: ["", "nan", "NaN"] for column in numbers}
-    return pd.read_csv(path, dtype=words, keep_default_na=False, na_values=empty)
-
-
-def _csv_or_empty(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    return _read_csv(path) if path.exists() else pd.DataFrame(columns=columns)

@@ -32,7 +32,7 @@ FOLDER_FOR_RANKS = "UNETSEG_RUN_FOLDER"
 class RunFolder:
     """Paths of one run.
 
-    Example:
+    Examples:
         >>> RunFolder("runs/a").best.as_posix()
         'runs/a/checkpoints/best.ckpt'
     """

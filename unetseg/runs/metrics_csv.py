@@ -17,7 +17,7 @@ class LongCsv(Logger):
 
     Values are written with all their digits, so that two equal runs write equal files.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "metrics.csv"
         >>> LongCsv(path).log_metrics({"train/loss": 0.5, "epoch": 0}, step=7)

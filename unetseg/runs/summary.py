@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from unetseg import launch
 from unetseg.names import minutes, shown
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def provenance() -> dict[str, Any]:
     versions = {name: _version(name) for name in ("unetseg", *PACKAGES)}
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "command": launch.command_line(),
         "versions": {"python": platform.python_version(), **versions},
         "git_commit": git_commit(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads{gpu}",

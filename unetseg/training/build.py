@@ -24,7 +24,7 @@ from unetseg.options.schema import Train
 from unetseg.runs.folder import RunFolder
 from unetseg.runs.metrics_csv import LongCsv
 from unetseg.runs.wandb_run import wandb_logger
-from unetseg.training.callbacks import ProgressBar, SamplePictures
+from unetseg.training.callbacks import EpochLines, SamplePictures, progress_callback
 from unetseg.training.distributed import JointBatchNorm
 from unetseg.training.flow_readings import FlowReadings
 from unetseg.training.guards import Guard
@@ -118,7 +118,8 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
     silence_lightning()
     # null is a value of check_val_every_n_epoch: then trainer.val_check_interval counts batches across epochs
     values = {n: value for n, value in arguments.items() if value is not None or n == "check_val_every_n_epoch"}
-    progress = [ProgressBar()] if values.get("enable_progress_bar", True) else []
+    progress = progress_callback(values.get("enable_progress_bar", True))
+    values["enable_progress_bar"] = not isinstance(progress, EpochLines)  # else Lightning adds a bar of its own
     plugins: list[Any] = [AtomicIO()]
     if values.get("sync_batchnorm") and is_cpu(values.get("accelerator", "auto")):
         values["sync_batchnorm"] = False
@@ -127,7 +128,7 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
         return L.Trainer(
             **defaults | values,
             logger=loggers,
-            callbacks=[*callbacks, *progress],
+            callbacks=[*callbacks, progress],
             default_root_dir=str(root),
             plugins=plugins,
             enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
@@ -135,6 +136,15 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
     except (MisconfigurationException, TypeError, ValueError) as error:
         settings = ", ".join(f"trainer.{name}={value}" for name, value in values.items())
         raise UserError(f"Lightning's Trainer refuses {settings}", accepted=str(error), advice="--help") from None
+
+
+def describe_start(trainer: L.Trainer, module: SegmentationModule, run: RunFolder) -> str:
+    """Return where a run computes, how, and where it writes to, in a line."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    several = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
+    return f"on {several}{device.type} ({name}), {trainer.precision}, {parameters / 1e6:.2f} M parameters: {run.path}"
 
 
 def check_limits(trainer: L.Trainer, data: SegmentationData) -> None:

@@ -50,7 +50,7 @@ class JointBatchNorm2d(nn.BatchNorm2d):
     It does what torch.nn.SyncBatchNorm does, which takes no tensors on a CPU. In evaluation, with one process, and in
     its state dict it is an nn.BatchNorm2d (affine and with running statistics, as in the encoders and the decoder).
 
-    Example:
+    Examples:
         >>> model = join_batch_norm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
         >>> type(model[1]).__name__
         'JointBatchNorm2d'

@@ -26,7 +26,7 @@ class Loss(nn.Module):
 class Bce(Loss):
     """Binary cross-entropy, the mean over the pixels that count.
 
-    Example:
+    Examples:
         >>> Bce()(torch.zeros(1, 1, 2, 2), torch.tensor([[[0, 1], [1, 255]]])).item()  # log 2
         0.6931471824645996
     """
@@ -43,7 +43,7 @@ class Bce(Loss):
 class CrossEntropy(Loss):
     """Cross-entropy over C classes, the mean over the pixels that count.
 
-    Example:
+    Examples:
         >>> CrossEntropy()(torch.zeros(1, 4, 2, 2), torch.tensor([[[0, 1], [3, 255]]])).item()  # log 4
         1.3862943649291992
     """
@@ -61,7 +61,7 @@ class Dice(Loss):
     p are probabilities, t is 1 on the class's pixels. The mean over C > 2 classes; a class that the batch does not
     show counts as 0. The operations are those of smp's DiceLoss, and so are the values to the last bit.
 
-    Example:
+    Examples:
         >>> target = torch.tensor([[[0, 1], [1, 1]]])
         >>> Dice()(torch.where(target == 1, 50.0, -50.0)[:, None], target).item()  # a perfect prediction
         0.0
@@ -89,7 +89,7 @@ class Dice(Loss):
 class Sum(nn.Module):
     """The sum of losses.
 
-    Example:
+    Examples:
         >>> loss = Sum(Bce(), Dice())
         >>> logits, target = torch.zeros(1, 1, 2, 2), torch.tensor([[[0, 1], [1, 1]]])
         >>> bool(loss(logits, target) == Bce()(logits, target) + Dice()(logits, target))

@@ -35,7 +35,7 @@ class SegmentationModule(L.LightningModule):
             so that together they weigh as much as the model's own output; the heads weigh equally, as in U-Net++'s deep
             supervision (Zhou et al. 2018).
 
-    Example:
+    Examples:
         >>> from unetseg.model import Segmenter
         >>> from unetseg.training.losses import Dice
         >>> model = Segmenter(classes=2, encoder="resnet18", weights=None)

@@ -31,7 +31,7 @@ def train(options: Train) -> None:
     if options.model.weights == "imagenet" and not _cached(options.model.encoder):
         endpoint = os.environ.get("HF_ENDPOINT", HUB)
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-        if offline or not _answers(endpoint):
+        if offline or not answers(endpoint):
             raise no_weights(options.model.encoder, "HF_HUB_OFFLINE is set" if offline else "no network")
     compiler = os.environ.get("CXX", "g++")
     if options.compile and shutil.which(compiler) is None:
@@ -54,12 +54,11 @@ def train(options: Train) -> None:
                 accepted="WANDB_API_KEY in the environment, or `wandb login` once",
                 advice="wandb.mode=offline",
             )
-    if isinstance(options.data, Pets) and options.data.root is None:
-        absent = not (PETS_ROOT / "images").is_dir() or not (PETS_ROOT / "annotations").is_dir()
-        if absent and not _answers(PETS_HOST):
-            from unetseg.data.pets import ADVICE  # which imports torch
+    needs_pets = isinstance(options.data, Pets) and options.data.root is None and not pets_are_here()
+    if needs_pets and not answers(PETS_HOST):
+        from unetseg.data.pets import ADVICE  # which imports torch
 
-            raise UserError(f"Oxford-IIIT Pet is not at {PETS_ROOT} and can't be downloaded: no network", advice=ADVICE)
+        raise UserError(f"Oxford-IIIT Pet is not at {PETS_ROOT} and can't be downloaded: no network", advice=ADVICE)
 
 
 def data(data: SegmentationData) -> None:
@@ -78,15 +77,23 @@ def data(data: SegmentationData) -> None:
             ) from None
 
 
-def one_device(options: Train) -> None:
-    """Raise a UserError if a run of a Hydra multirun asks for several processes."""
+def in_this_process(options: Train) -> None:
+    """Check a run that is called from Python, as `train` and for several processes."""
+    train(options)
+    one_device(options, "called from Python: each further process would run this program from its first line")
+
+
+SWEEP = "in a multirun: each further process would run all of the sweep again, and train on a part of the data"
+
+
+def one_device(options: Train, where: str = SWEEP) -> None:
+    """Raise a UserError if a run asks for several processes where there may be one only; `where` says why."""
     devices, nodes = options.trainer.get("devices"), options.trainer.get("num_nodes")
     one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)  # "auto" means all devices
     strategy = str(options.trainer.get("strategy") or "auto")
     if not one or nodes not in (None, 1) or strategy.startswith(("ddp", "fsdp", "deepspeed")):
         raise UserError(
-            f"trainer.devices={devices}, trainer.strategy={strategy} in a multirun: each further process would run all "
-            "of the sweep again, and train on a part of the data",
+            f"trainer.devices={devices}, trainer.strategy={strategy} {where}",
             accepted="one device and no strategy",
             advice="the same options with python -m unetseg.ablate, which gives each run processes of its own",
         )
@@ -105,12 +112,21 @@ def no_weights(encoder: str, reason: str) -> UserError:
 
 def _cached(encoder: str) -> bool:
     """Return whether smp's weights of the encoder lie in the hub's cache."""
+    return any(hub_cache().glob(f"models--smp-hub--{encoder}.imagenet/snapshots/*/model.safetensors"))
+
+
+def hub_cache() -> Path:
+    """Return the folder that downloaded weights are kept in."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    return any(cache.glob(f"models--smp-hub--{encoder}.imagenet/snapshots/*/model.safetensors"))
+    return Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
 
 
-def _answers(address: str) -> bool:
+def pets_are_here() -> bool:
+    """Return whether Oxford-IIIT Pet lies where it is downloaded to."""
+    return (PETS_ROOT / "images").is_dir() and (PETS_ROOT / "annotations").is_dir()
+
+
+def answers(address: str) -> bool:
     """Return whether a host answers, through the environment's proxies if there are any."""
     try:
         urlopen(Request(address, method="HEAD"), timeout=TIMEOUT).close()

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -119,15 +119,16 @@ class Continuation(L.Callback):
 
     SIGTERM, SLURM's SIGUSR1, SIGHUP (a lost ssh) and Ctrl-C are requests to stop: the run finishes the step, writes the
     checkpoint, and ends with a status for it. All processes of the run stop after the same step, whichever of them got
-    the request. A validation is finished first. A second Ctrl-C ends the process at once.
+    the request. A validation is finished first. A second Ctrl-C ends the run at once.
 
     Args:
         run: the run's folder.
         every: minutes and steps between two writes.
+        at_once: ends the run at a second Ctrl-C.
     """
 
-    def __init__(self, run: RunFolder, every: Checkpoint):
-        self.run, self.every = run, every
+    def __init__(self, run: RunFolder, every: Checkpoint, at_once: Callable[[], None] = launch.die_of_ctrl_c):
+        self.run, self.every, self.at_once = run, every, at_once
         self.stop_signal: signal.Signals | None = None
         self.last_write = time.monotonic()
         self.restored_random_state: dict[str, Any] = {}
@@ -229,7 +230,7 @@ class Continuation(L.Callback):
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT and self.stop_signal == signal.SIGINT:
-            launch.die_of_ctrl_c()
+            self.at_once()
         self.stop_signal = signal.Signals(number)
         if launch.is_first():
             again = ", Ctrl-C again: at once" if number == signal.SIGINT else ""

@@ -1,0 +1,70 @@
+"""Hooks of mkdocs: the tables of options, made from the schema that checks them.
+
+`make docs` builds the site into site/; `make docs-serve` shows it while you write.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from unetseg.options.compose import compose_config
+from unetseg.options.messages import format_value
+from unetseg.options.schema import Ablate, Demo, Evaluate, Export, Predict, Report, Section, Train
+from unetseg.options.validation import describe
+
+SCHEMAS: dict[str, type[Section]] = {
+    "train": Train,
+    "ablate": Ablate,
+    "evaluate": Evaluate,
+    "predict": Predict,
+    "export": Export,
+    "demo": Demo,
+    "report": Report,
+}
+NEW = {
+    "0.2": {
+        *("data.check", "data.range", "gradients.routes", "gradients.routes_every_n_steps", "model.strict_weights"),
+        *("plan", "pooled", "trust"),
+    }
+}
+"""The options that a version brought; all others are of 0.1."""
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put a table in the place of each `<!-- options: COMMAND OVERRIDE -->`."""
+    return re.sub(r"<!-- options: (\w+) ?(\S*) -->", lambda match: table(match[1], match[2]), markdown)
+
+
+def table(command: str, override: str = "") -> str:
+    """Return a command's options as a table in Markdown; with data=NAME only those of that data set."""
+    schema = SCHEMAS[command]
+    values: Any = OmegaConf.to_container(compose_config(command, schema, [override] if override else []))
+    options = describe(schema, values)
+    if command == "ablate":
+        options = {key: text for key, text in options.items() if key not in describe(Train, values)}
+    if override:
+        others = describe(schema, {"data": {"name": "pets"}})
+        options = {key: text for key, text in options.items() if key not in others}
+    rows = [
+        f"| `{key}` | {_default(values, key)} | {_escape(text)} | {_since(key)} |"
+        for key, text in options.items()
+        if not key.startswith("trainer.")
+    ]
+    return "\n".join(["| option | default | meaning | since |", "| --- | --- | --- | --- |", *rows])
+
+
+def _default(values: Any, key: str) -> str:
+    for part in key.split("."):
+        values = values.get(part, "") if isinstance(values, dict) else ""
+    return "required" if values == "???" else f"`{_escape(format_value(values))}`"
+
+
+def _since(key: str) -> str:
+    return next((version for version, options in NEW.items() if key in options), "0.1")
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")

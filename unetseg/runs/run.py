@@ -1,0 +1,236 @@
+"""What a command has written into its folder, read for Python: a run, an evaluation, a sweep.
+
+They read, and change nothing. In a notebook each shows itself as a small table.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from unetseg.errors import UserError, first_line
+from unetseg.options import recorded
+from unetseg.options.settings import axes_of, flat, setting_name
+from unetseg.runs.folder import RunFolder
+from unetseg.runs.tables import read_csv, read_gradient_flow, read_metrics, read_per_image
+
+if TYPE_CHECKING:
+    from unetseg.model.segmenter import Segmenter
+
+SCORES = {
+    "IoU": "test/iou",
+    "IoU per image": "test/iou_per_image",
+    "Dice": "test/dice",
+    "Boundary IoU": "test/boundary_iou",
+}
+"""The scores of a summary that are shown, by their titles."""
+
+
+class Results:
+    """A folder with the results of a test. Tables are read once; an object made anew reads them anew.
+
+    Args:
+        folder: its path.
+    """
+
+    MARK = "summary.json"
+    """The file that such a folder has."""
+    KIND = "a folder of results"
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self._files = RunFolder(Path(folder))
+        if not (self.folder / self.MARK).is_file():
+            raise UserError(
+                f"{self.folder} is not {self.KIND}",
+                accepted=f"a folder with a {self.MARK}",
+                advice=", ".join(str(path.parent) for path in sorted(self.folder.glob(f"*/{self.MARK}"))[:3]),
+            )
+
+    @property
+    def folder(self) -> Path:
+        """Return the path of the folder."""
+        return self._files.path
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Return summary.json: scores ("test/iou" in 0..1), costs, versions; empty until the run is finished.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self._files.summary
+        if not path.exists():
+            return {}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError("it holds no object")
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path} can't be read: {first_line(error)}") from None
+        return content
+
+    @cached_property
+    def per_image(self) -> pd.DataFrame:
+        """Return per_image.csv: a row for each test image, by its name: group, iou, dice, boundary_iou in 0..1."""
+        return read_per_image(self._files)
+
+    @property
+    def figures(self) -> dict[str, Path]:
+        """Return the paths of the figures by their names: predictions, curves, gradient_flow, ..."""
+        return {path.stem: path for path in sorted(self._files.figures.glob("*.png"))}
+
+    def facts(self) -> dict[str, str]:
+        """Return what is shown of it: texts by their titles."""
+        scores = {title: self.summary.get(key) for title, key in SCORES.items()}
+        return {title: f"{score:.4f}" for title, score in scores.items() if isinstance(score, float)}
+
+    def __repr__(self) -> str:
+        facts = "".join(f", {title} {text}" for title, text in self.facts().items())
+        return f"<{type(self).__name__} {self.folder}{facts}>"
+
+    def _repr_html_(self) -> str:
+        return _html(str(self.folder), self.facts(), self.figures.get("predictions"))
+
+
+class Run(Results):
+    """A training: what lies in its folder.
+
+    Attributes:
+        folder: its path.
+        summary, config: summary.json and config.yaml, as dicts.
+        metrics, per_image, gradient_flow: the tables, as DataFrames.
+        figures: paths of the figures by their names.
+
+    Args:
+        folder: path of the run folder, of a finished run or another.
+
+    Raises:
+        UserError: the folder is none of a run.
+
+    Examples:
+        run = unetseg.Run("runs/NAME")
+        run.metrics.query("name == 'val/iou'").value.max()  # 0.913
+    """
+
+    MARK = "config.yaml"
+    KIND = "a run folder"
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Return config.yaml: every option of the run, in sections."""
+        return recorded.read(self._files.config)
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """Return metrics.csv: step, epoch, name, value, a row for each logged number."""
+        return read_metrics(self._files)
+
+    @cached_property
+    def gradient_flow(self) -> pd.DataFrame:
+        """Return gradient_flow.csv: step, epoch, kind, block, metric, value."""
+        return read_gradient_flow(self._files)
+
+    def model(self) -> Segmenter:
+        """Return the network of the best checkpoint, in eval mode on the CPU: Bx3xHxW float32 -> BxKxHxW logits.
+
+        `unetseg.load(run.folder)` takes pictures as they come and returns masks.
+        """
+        from unetseg.model import checkpoint
+
+        return checkpoint.load(self.folder)[0]
+
+    def facts(self) -> dict[str, str]:
+        """Return what is shown of it: its setting, seed and scores."""
+        model = self.config["model"]
+        setting = " ".join(setting_name(self.config, ()))
+        state = {} if self.summary else {"state": "not finished"}
+        return {
+            "skip": setting,
+            "encoder": model["encoder"],
+            "seed": str(self.config["seed"]),
+            **state,
+        } | super().facts()
+
+
+class Evaluation(Results):
+    """The results of `unetseg.evaluate`: as a run's, and tables of groups and of lesions where there are some."""
+
+    @cached_property
+    def per_group(self) -> pd.DataFrame:
+        """Return the scores of each group (breed, patient, ...); without rows where all images are of one group."""
+        return self._table("per_group.csv")
+
+    @cached_property
+    def lesion(self) -> pd.DataFrame:
+        """Return the scores that are lost without long skips; without rows unless it was asked for (lesion=true)."""
+        return self._table("lesion.csv")
+
+    @cached_property
+    def shapley(self) -> pd.DataFrame:
+        """Return each level's Shapley value, as `lesion` otherwise."""
+        return self._table("shapley.csv")
+
+    def _table(self, name: str) -> pd.DataFrame:
+        path = self.folder / name
+        return read_csv(path) if path.exists() else pd.DataFrame()
+
+
+class Sweep:
+    """The finished runs below a folder, such as those of `unetseg.ablate`.
+
+    Args:
+        folder: its path.
+
+    Examples:
+        unetseg.Sweep("runs/demo").table.groupby("setting").IoU.mean()
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = Path(folder)
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """Return the finished runs, by the names of their folders."""
+        folders = sorted(path.parent for path in self.folder.rglob("summary.json"))
+        return [Run(folder) for folder in folders if (folder / "config.yaml").is_file()]
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """Return a row for each run, by the name of its folder: setting, seed, and scores in 0..1."""
+        axes = axes_of([run.config for run in self.runs], ("name", "output", "resume", "jobs", "sweep."))
+        rows = {
+            run.folder.name: {
+                "setting": " ".join(setting_name(run.config, [axis for axis in axes if axis in flat(run.config)])),
+                "seed": run.config["seed"],
+                **{title: run.summary.get(key) for title, key in SCORES.items()},
+            }
+            for run in self.runs
+        }
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    def __repr__(self) -> str:
+        return f"<Sweep {self.folder}, {len(self.runs)} runs>"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(str(self.folder))}</p>{self.table.to_html()}"
+
+
+def _html(title: str, facts: Mapping[str, str], figure: Path | None) -> str:
+    """Return a table of facts and a picture as HTML that needs no other file."""
+    heads = "".join(f"<th>{html.escape(name)}</th>" for name in facts)
+    cells = "".join(f"<td>{html.escape(text)}</td>" for text in facts.values())
+    picture = ""
+    if figure is not None:
+        content = base64.b64encode(figure.read_bytes()).decode()
+        picture = (
+            f'<img style="max-width: 700px" alt="{html.escape(figure.stem)}" src="data:image/png;base64,{content}">'
+        )
+    return f"<p>{html.escape(title)}</p><table><tr>{heads}</tr><tr>{cells}</tr></table>{picture}"

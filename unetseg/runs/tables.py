@@ -1,0 +1,37 @@
+"""The tables of a run folder as DataFrames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from unetseg.runs.folder import GRADIENT_FLOW_COLUMNS, METRICS_COLUMNS, RunFolder
+
+
+def read_per_image(run: RunFolder) -> pd.DataFrame:
+    """Return per_image.csv with the images' names as the index."""
+    return read_csv(run.per_image).set_index("name").sort_index()
+
+
+def read_metrics(run: RunFolder) -> pd.DataFrame:
+    """Return metrics.csv; without rows if there is no such file."""
+    return _csv_or_empty(run.metrics, METRICS_COLUMNS)
+
+
+def read_gradient_flow(run: RunFolder) -> pd.DataFrame:
+    """Return gradient_flow.csv; without rows if there is no such file."""
+    return _csv_or_empty(run.gradient_flow, GRADIENT_FLOW_COLUMNS)
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Return a table; its text columns are read as text, since a picture may be called NA or 007."""
+    words = {column: str for column in ("name", "group", "levels", "kind", "block", "metric", "cut")}
+    numbers = [column for column in pd.read_csv(path, nrows=0).columns if column not in words]
+    empty = {column: ["", "nan", "NaN"] for column in numbers}
+    return pd.read_csv(path, dtype=words, keep_default_na=False, na_values=empty)
+
+
+def _csv_or_empty(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    return read_csv(path) if path.exists() else pd.DataFrame(columns=columns)
