@@ -19,6 +19,7 @@ from conftest import TINY
 
 from unetseg.errors import UserError
 from unetseg.evaluation.statistics import Components, Smallest, compare, holm
+from unetseg.names import EXITS
 from unetseg.options.compose import compose
 from unetseg.options.schema import Report, Train
 from unetseg.report import report
@@ -273,7 +274,7 @@ def test_a_plan_asks_for_more_images_only_where_they_would_help():
         assert plan.seeds(0.02, 1) == [None] * 3
         assert plan.units_help(0.02) == help
         told = sentences.describe_plan("IoU", [None] * 3, "40 images", [2], units_help=help)
-        assert told.endswith("more of the latter are needed" if help else "the trainings spread too far")
+        assert told.endswith("(more images are needed)" if help else "the trainings spread too far")
 
 
 def test_pooling_that_can_not_be_done_is_not_claimed(copy, tmp_path):
@@ -521,12 +522,15 @@ def test_gradients_edges_and_lesions_are_told(text):
     assert lead(text, "Lesions").endswith("level 2 of none (seed 0): 0.044 [0.010, 0.010].")
 
 
-def test_the_exits_of_the_gradient_are_told(text):
+def test_the_exits_of_the_gradient_are_told(output, text):
     """Seeds 0 and 1 have 0.2125 and 0.3125 at level 1 in the median of two readings, less 0.1 at level 2."""
     told = lead(text, "By which exit the gradient came")
     assert told.startswith("Of the stem's gradient, the share that came by a long skip")
     assert "0.16 (0.11 to 0.21) with concat" in told
     assert "0.00 (0.00 to 0.00) with none" in told
+    section = (output / "report.html").read_text().partition("By which exit the gradient came</h2>")[2]
+    legend = re.sub("<[^>]*>", " ", section.partition('class="legend"')[2].partition("</div>")[0]).split()
+    assert legend == [">", *EXITS], "the colours are explained, and are not the settings'"
     table = rows(text, "By which exit the gradient came")
     assert table["add"] == ["encoder", "0.26 (0.21 to 0.31)", "−0.10 (−0.10 to −0.10)", "", "", "0.84 (0.79 to 0.89)"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import matplotlib
@@ -151,7 +152,8 @@ def exits_legend(exits: Sequence[str]) -> Panel:
     figure = Figure(figsize=(6.5, 0.3), dpi=DPI // 2)
     boxes = [Rectangle((0, 0), 1, 1, color=plots.EXIT_COLOURS[name]) for name in exits]
     figure.legend(boxes, list(exits), loc="center left", ncols=len(boxes), frameon=False)
-    return _panel(figure, "exits_legend", f"Colours: {', '.join(exits)}")
+    panel = _panel(figure, "exits_legend", f"Colours: {', '.join(exits)}")
+    return replace(panel, colours={name: plots.EXIT_COLOURS[name] for name in exits})
 
 
 @matplotlib.rc_context(LOOK)
@@ -173,7 +175,8 @@ def legend(settings: Sequence[Setting]) -> Panel:
     figure = Figure(figsize=(6.5, 0.1 + 0.2 * -(-len(settings) // columns)), dpi=DPI // 2)
     lines = [Line2D([], [], color=s.colour, linestyle=s.style) for s in settings]  # type: ignore[arg-type]
     figure.legend(lines, [s.name for s in settings], loc="center left", ncols=columns, frameon=False)
-    return _panel(figure, "legend", f"Colours: {', '.join(s.name for s in settings)}")
+    panel = _panel(figure, "legend", f"Colours: {', '.join(s.name for s in settings)}")
+    return replace(panel, colours={s.name: s.colour for s in settings})
 
 
 def _axes(title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:

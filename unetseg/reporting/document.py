@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
@@ -45,6 +45,8 @@ class Panel:
     png: bytes
     alt: str
     caption: str = ""
+    colours: Mapping[str, str] = field(default_factory=dict)
+    """Of a legend: the colours by what they stand for."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Figure:
     width: int = 290
     """The least width of a panel in pixels of the page."""
     legend: Panel | None = None
-    """The settings' colours, if the panels need them; HTML shows them as text."""
+    """What the panels' colours stand for, where they need it; HTML shows it as text."""
 
     kind = "figure"
 

@@ -200,7 +200,7 @@ def describe_plan(
     if value is None and not units_help:
         return f"more than 100 seeds in {metric} with these {units} or any more of them: the trainings spread too far"
     if value is None:
-        return f"more than 100 seeds in {metric} with these {units}: more of the latter are needed"
+        return f"more than 100 seeds in {metric} with these {units} (more {units.split()[-1]} are needed)"
     upper = "more than 100" if high is None else str(high)
     return f"{value} seeds in {metric} (by the spread so far, {low} to {upper}; there are {have}) with these {units}"
 
