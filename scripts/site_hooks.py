@@ -26,7 +26,15 @@ SCHEMAS: dict[str, type[Section]] = {
 }
 NEW = {
     "0.2": {
-        *("data.check", "data.range", "gradients.routes", "gradients.routes_every_n_steps", "model.strict_weights"),
+        *(
+            "data.check",
+            "data.range",
+            "gradient",
+            "gradients.routes",
+            "gradients.routes_every_n_steps",
+            "model.auxiliary",
+        ),
+        *("model.skip_gradient", "model.strict_weights"),
         *("plan", "pooled", "trust"),
     }
 }

@@ -56,7 +56,7 @@ def test_a_command_can_be_pickled_reloaded_and_asked_for_its_signature(name):
     assert "overrides" in inspect.signature(command).parameters
     assert importlib.reload(command) is command
     assert callable(command)
-    assert "Example:" in command.call.__doc__
+    assert "Examples:" in command.call.__doc__
 
 
 def test_all_that_is_promised_is_there():
@@ -138,7 +138,7 @@ def test_a_run_has_what_its_folder_holds(run):
 def test_a_notebook_shows_a_run_as_a_table_and_a_picture(run):
     page = run._repr_html_()
     assert f"<td>{run.summary['test/iou']:.4f}</td>" in page
-    assert "data:image/png;base64," in page
+    assert "data:image/jpeg;base64," in page
 
 
 def test_the_recorded_command_repeats_the_run_in_a_shell(run):

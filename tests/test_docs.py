@@ -40,6 +40,8 @@ def desk(tmp_path_factory, drawn_set) -> Path:
     save_untrained(folder / "runs/NAME/checkpoints/best.ckpt")
     (folder / "runs/NAME/config.yaml").touch()
     (folder / "runs/NAME/metrics.csv").write_text("step,epoch,name,value\n1,0,val/iou,0.5\n")
+    (folder / "runs/NAME/per_image.csv").write_text("name,group,iou,dice,boundary_iou\na,,0.5,0.6,0.2\n")
+    (folder / "runs/NAME/summary.json").write_text('{"test/iou": 0.5}')
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(folder / "picture.jpg")
     (folder / "resnet50_imagenet.safetensors").touch()
     return folder

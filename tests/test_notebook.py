@@ -1,14 +1,16 @@
-"""The same in a real notebook, where there is Jupyter: a run shows itself, an error reads, a cell can be stopped."""
+"""In a real notebook a run shows itself, an error reads, a cell can be stopped; the documentation's notebooks run."""
 
 import asyncio
 import os
+import sys
+from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 from conftest import ROOT, TINY
 
-nbformat = pytest.importorskip("nbformat")
-nbclient = pytest.importorskip("nbclient")
-pytest.importorskip("ipykernel")
+NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
 
 CELLS = """
 import unetseg
@@ -45,7 +47,7 @@ def test_a_notebook_trains_shows_and_is_stopped(drawn, tmp_path, monkeypatch):
     asyncio.run(execute())
     trained, wrong, stopped, after = (cell.outputs for cell in notebook.cells)
     html = [output.data["text/html"] for output in trained if output.output_type == "execute_result"]
-    assert "data:image/png;base64," in html[0], "the run shows its table and predictions"
+    assert "data:image/jpeg;base64," in html[0], "the run shows its table and predictions"
     assert "val/iou" in str(trained), "progress is shown, with or without ipywidgets"
     assert wrong[-1].ename == "UserError"
     assert wrong[-1].evalue.endswith("try: model.skip=none")
@@ -54,3 +56,23 @@ def test_a_notebook_trains_shows_and_is_stopped(drawn, tmp_path, monkeypatch):
     assert "not reached" not in "".join(output.get("text", "") for output in stopped)
     assert (tmp_path / "runs/long/checkpoints/last.ckpt").exists()
     assert "not finished" in after[0].text
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_of_the_documentation_runs(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, kernel_name="python3", timeout=None, resources=resources).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert any(output.output_type in ("execute_result", "display_data") for output in outputs)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_of_the_documentation_is_kept_with_its_outputs_small_and_without_paths(path):
+    text = path.read_text()
+    cells = nbformat.reads(text, as_version=4).cells
+    assert any(cell.outputs for cell in cells if cell.cell_type == "code")
+    assert len(text) < 200_000
+    assert not [folder for folder in ("/home/", "/root/", "/tmp/", "/Users/") if folder in text]

@@ -6,6 +6,8 @@ import sysconfig
 
 from conftest import ROOT
 
+from unetseg import __version__
+
 
 def test_an_installed_wheel_composes_its_config_from_the_root_folder(tmp_path):
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
@@ -26,5 +28,5 @@ def test_an_installed_wheel_composes_its_config_from_the_root_folder(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [f"{site}/unetseg/__init__.py", f"{site}/unetseg/conf", "none"]
     shown = subprocess.run([tmp_path / "scratch/bin/unetseg", "--version"], cwd="/", capture_output=True, text=True)
-    assert shown.stdout == "unetseg 0.1.0\n", shown.stderr
+    assert shown.stdout == f"unetseg {__version__}\n", shown.stderr
     assert (site / "unetseg/py.typed").is_file()

@@ -5,7 +5,7 @@ python -m unetseg.evaluate checkpoint=runs/NAME data.border=ignore split=val    
 python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER    other data
 python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER split=all    all of it
 python -m unetseg.evaluate checkpoint=runs/NAME lesion=true     what each long skip contributes
-python -m unetseg.evaluate checkpoint=runs/NAME gradient=true   how many residual branches the gradient passes
+python -m unetseg.evaluate checkpoint=runs/NAME gradient=true   path lengths of the gradient
 
 In Python: evaluation = unetseg.evaluate(checkpoint="runs/NAME", split="val")
 """

@@ -8,6 +8,7 @@ import sys
 import pytest
 from conftest import ROOT, TINY
 
+from unetseg import __version__
 from unetseg.console import main as console
 from unetseg.options.choices import COMMANDS as WITH_OPTIONS
 
@@ -43,7 +44,7 @@ def test_a_misspelt_command_is_refused_with_the_nearest():
 
 
 def test_it_has_a_version():
-    assert unetseg("--version").stdout == unetseg("train", "--version").stdout == "unetseg 0.1.0\n"
+    assert unetseg("--version").stdout == unetseg("train", "--version").stdout == f"unetseg {__version__}\n"
 
 
 def test_a_wrong_option_is_refused_as_by_the_module(tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -229,8 +230,17 @@ def _html(title: str, facts: Mapping[str, str], figure: Path | None) -> str:
     cells = "".join(f"<td>{html.escape(text)}</td>" for text in facts.values())
     picture = ""
     if figure is not None:
-        content = base64.b64encode(figure.read_bytes()).decode()
-        picture = (
-            f'<img style="max-width: 700px" alt="{html.escape(figure.stem)}" src="data:image/png;base64,{content}">'
-        )
+        content = base64.b64encode(_preview(figure)).decode()
+        picture = f'<img alt="{html.escape(figure.stem)}" src="data:image/jpeg;base64,{content}">'
     return f"<p>{html.escape(title)}</p><table><tr>{heads}</tr><tr>{cells}</tr></table>{picture}"
+
+
+def _preview(figure: Path) -> bytes:
+    """Return a figure as a JPEG of at most 700 pixels a side: a notebook keeps every picture that it has shown."""
+    from PIL import Image
+
+    content = io.BytesIO()
+    with Image.open(figure) as image:
+        image.thumbnail((700, 700))
+        image.convert("RGB").save(content, "JPEG", quality=85)
+    return content.getvalue()
