@@ -35,7 +35,7 @@ NEW = {
             "model.auxiliary",
         ),
         *("model.skip_gradient", "model.strict_weights"),
-        *("plan", "pooled", "trust"),
+        *("plan", "pooled", "trust", "wandb.images"),
     }
 }
 """The options that a version brought; all others are of 0.1."""

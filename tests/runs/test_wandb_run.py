@@ -50,3 +50,12 @@ def test_options_have_flat_names():
     assert flat["encoder"] == "resnet18"
     assert flat["data_size"] == 128
     assert not [key for key, value in flat.items() if isinstance(value, dict) or "." in key]
+
+
+@pytest.mark.parametrize(("option", "pictures"), [("true", 1), ("false", 0)])
+def test_pictures_of_the_validation_are_sent_only_where_they_may(option, pictures, tmp_path):
+    from unetseg.training.build import make_watchers
+    from unetseg.training.callbacks import SamplePictures
+
+    _, watchers = make_watchers(compose("train", Train, [*OPTIONS, f"wandb.images={option}"]), RunFolder(tmp_path))
+    assert sum(isinstance(watcher, SamplePictures) for watcher in watchers) == pictures

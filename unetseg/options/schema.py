@@ -268,6 +268,7 @@ class Wandb(Section):
     )
     project: str = Field(min_length=1, description="W&B project")
     entity: str | None = Field(description="W&B user or team; null: the key's own")
+    images: bool = Field(description="false: no pictures of the validation, only numbers and figures of them")
     log_model: bool = Field(description="true: upload best.ckpt as an artifact, when online")
 
 

@@ -96,8 +96,10 @@ def make_loggers(options: Train, run: RunFolder) -> list[Logger]:
 
 
 def make_watchers(options: Train, run: RunFolder) -> tuple[Guard, list[Callback]]:
-    """Return the guard, and all watchers: sample pictures, the gradient flow unless it is switched off, the guard."""
-    watchers: list[Callback] = [SamplePictures(class_names(options.data.model_dump()))]
+    """Return the guard, and all watchers: sample pictures and the gradient flow unless switched off, the guard."""
+    watchers: list[Callback] = []
+    if options.wandb.images:
+        watchers.append(SamplePictures(class_names(options.data.model_dump())))
     gradients, flow = options.gradients, None
     if gradients.every_n_steps:
         routes_every = gradients.routes_every_n_steps if gradients.routes == "exits" else None
