@@ -4,6 +4,7 @@ import fcntl
 import multiprocessing
 import os
 import resource
+import signal
 import subprocess
 import sys
 import termios
@@ -108,6 +109,7 @@ class Forked:
 
 def _trained(arguments, log, folder):
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a suite that runs under nohup ignores it
     multiprocessing.set_start_method("fork", force=True)  # of loader processes, as in a fresh interpreter
     os.environ.pop("WANDB_SERVICE", None)  # an earlier test's
     with open(log, "ab") as file:
