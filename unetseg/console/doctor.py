@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
 import unetseg
 from unetseg.names import PETS_ROOT
 
@@ -63,31 +66,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def requirements() -> Iterator[tuple[str, str, str]]:
     """Yield each requirement of unetseg: the package, its accepted versions (">=2.5,<3"), its extra or ""."""
-    for line in requires("unetseg") or []:
-        requirement, _, marker = line.partition(";")
-        name, accepted = re.match(r"([\w.-]+)(.*)", requirement).groups()  # type: ignore[union-attr]
-        extra = re.search(r"extra == ['\"](\w+)", marker)
-        yield name, accepted.strip(), extra[1] if extra else ""
-
-
-def accepts(accepted: str, number: str) -> bool:
-    """Return whether a version fits.
-
-    Examples:
-        >>> accepts(">=2.5,<3", "2.6.1+cu130"), accepts(">=2.5,<3", "3.0"), accepts("", "1")
-        (True, False, True)
-    """
-
-    def parts(text: str) -> tuple[int, ...]:
-        numbers = [int(part) for part in re.findall(r"\d+", text.partition("+")[0])[:4]]
-        return tuple(numbers + [0] * (4 - len(numbers)))
-
-    for bound in filter(None, accepted.split(",")):
-        sign, limit = re.match(r"([<>=]+)(.*)", bound.strip()).groups()  # type: ignore[union-attr]
-        fits = {">=": parts(number) >= parts(limit), "<": parts(number) < parts(limit)}
-        if not fits.get(sign, True):
-            return False
-    return True
+    for requirement in map(Requirement, requires("unetseg") or []):
+        extra = re.search(r"extra == ['\"]([\w-]+)", str(requirement.marker))
+        yield requirement.name, str(requirement.specifier), extra[1] if extra else ""
 
 
 def versions() -> Iterator[Finding]:
@@ -120,7 +101,7 @@ def _package(name: str, accepted: str) -> Finding:
         number = version(name)
     except PackageNotFoundError:
         return Finding(name, f"missing: pip install '{name}{accepted}'", "missing")
-    if accepts(accepted, number):
+    if SpecifierSet(accepted).contains(number, prereleases=True):
         return Finding(name, number)
     return Finding(name, f"{number}: {accepted} is needed, pip install '{name}{accepted}'", "missing")
 
