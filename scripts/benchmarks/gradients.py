@@ -19,7 +19,7 @@ from benchmarks.steps import batch, stepper
 from unetseg.gradients import GradientFlow
 from unetseg.model import Segmenter
 
-FLOW_INTERVAL, EXITS_INTERVAL = 25, 200
+FLOW_INTERVAL, EXITS_INTERVAL = 25, 250
 """gradients.every_n_steps and gradients.routes_every_n_steps in conf/train.yaml."""
 WHO = ("GradientFlow", "GradientFlow with the exits", "wandb.watch")
 
