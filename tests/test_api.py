@@ -181,6 +181,20 @@ def test_a_damaged_table_is_named(name, content, run, tmp_path):
         getattr(unetseg.Run(tmp_path), name)
 
 
+@pytest.mark.parametrize("content", ["a: 1", "model: 3", "model: {skip: concat}"])
+def test_a_configuration_of_something_else_is_named(content, tmp_path):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"config\.yaml is not that of a training"):
+        unetseg.Run(tmp_path).facts()
+
+
+def test_a_damaged_figure_is_left_out(run, tmp_path):
+    (tmp_path / "config.yaml").write_text((run.folder / "config.yaml").read_text())
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/predictions.png").write_bytes(b"no picture")
+    assert "<img" not in unetseg.Run(tmp_path)._repr_html_()
+
+
 def test_a_run_stands_for_its_folder(run):
     assert overrides_of([], {"checkpoint": run}, "") == overrides_of([], {"checkpoint": run.folder}, "")
     sweep = unetseg.Sweep(run.folder.parent)

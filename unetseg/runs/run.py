@@ -11,7 +11,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,8 +148,12 @@ class Run(Results):
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Return config.yaml: every option of the run, in sections."""
-        return recorded.read(self._files.config)
+        """Return config.yaml: every option of the run, in sections; a later version's own have their defaults.
+
+        Raises:
+            UserError: the file is damaged, or not that of a training.
+        """
+        return recorded.read_training(self._files.config)
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -264,8 +268,9 @@ def _html(title: str, facts: Mapping[str, str], figure: Path | None) -> str:
     cells = "".join(f"<td>{html.escape(text)}</td>" for text in facts.values())
     picture = ""
     if figure is not None:
-        content = base64.b64encode(_preview(figure)).decode()
-        picture = f'<img alt="{html.escape(figure.stem)}" src="data:image/jpeg;base64,{content}">'
+        with suppress(OSError):  # a damaged figure is left out
+            content = base64.b64encode(_preview(figure)).decode()
+            picture = f'<img alt="{html.escape(figure.stem)}" src="data:image/jpeg;base64,{content}">'
     return f"<p>{html.escape(title)}</p><table><tr>{heads}</tr><tr>{cells}</tr></table>{picture}"
 
 
