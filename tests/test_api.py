@@ -101,6 +101,8 @@ def test_numbers_of_numpy_are_numbers():
 
 WRONG = [
     ((), {"skip": "none"}, "skip is not an option", "try: model.skip=none"),
+    ((), {"seed": "x"}, "seed=x is not accepted", "try: python -m unetseg.train --help"),
+    ((), {"data": None}, "data=null is not accepted", "try: data=folder"),
     ((), {"epochs": 3}, "epochs is not an option", "try: trainer.max_epochs=3"),
     (("runs/NAME",), {}, "'runs/NAME' is not an option", 'try: "data=synthetic"'),
     (("--help",), {}, "'--help' is not an option", "as on the command line"),
@@ -161,10 +163,107 @@ def test_a_damaged_summary_is_named(run, tmp_path):
         _ = unetseg.Run(tmp_path).summary
 
 
+def test_an_unfinished_run_has_tables_without_rows(run, tmp_path):
+    (tmp_path / "config.yaml").write_text((run.folder / "config.yaml").read_text())
+    stopped = unetseg.Run(tmp_path)
+    for name in ("per_image", "metrics", "gradient_flow"):
+        assert getattr(stopped, name).empty
+    assert set(stopped.per_image.columns) <= set(run.per_image.columns)
+    assert stopped.per_image.index.name == run.per_image.index.name == "name"
+
+
+@pytest.mark.parametrize("name", ["per_image", "metrics", "gradient_flow"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00"])
+def test_a_damaged_table_is_named(name, content, run, tmp_path):
+    (tmp_path / "config.yaml").write_text((run.folder / "config.yaml").read_text())
+    (tmp_path / f"{name}.csv").write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}\.csv can't be read"):
+        getattr(unetseg.Run(tmp_path), name)
+
+
+@pytest.mark.parametrize("content", ["a: 1", "model: 3", "model: {skip: concat}"])
+def test_a_configuration_of_something_else_is_named(content, tmp_path):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"config\.yaml is not that of a training"):
+        unetseg.Run(tmp_path).facts()
+
+
+def test_a_damaged_figure_is_left_out(run, tmp_path):
+    (tmp_path / "config.yaml").write_text((run.folder / "config.yaml").read_text())
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/predictions.png").write_bytes(b"no picture")
+    assert "<img" not in unetseg.Run(tmp_path)._repr_html_()
+
+
+def test_a_run_stands_for_its_folder(run):
+    assert overrides_of([], {"checkpoint": run}, "") == overrides_of([], {"checkpoint": run.folder}, "")
+    sweep = unetseg.Sweep(run.folder.parent)
+    assert overrides_of([], {"runs": sweep}, "") == overrides_of([], {"runs": sweep.folder}, "")
+
+
+def test_bytes_are_no_text():
+    with pytest.raises(UserError, match="name=b'a' is not accepted"):
+        overrides_of([], {"name": b"a"}, "")
+
+
+def test_a_sweep_is_a_folder_that_is_there(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"nowhere is not a folder"):
+        unetseg.Sweep(tmp_path / "nowhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert unetseg.Sweep("~").folder == tmp_path
+    assert unetseg.Sweep("~").table.empty
+
+
+def test_names_are_no_html(run, tmp_path):
+    import shutil
+
+    folder = tmp_path / "<b>bold"
+    shutil.copytree(run.folder, folder)
+    assert "<b>" not in unetseg.Run(folder)._repr_html_()
+    assert "<b>" not in unetseg.Sweep(tmp_path)._repr_html_()
+
+
 def test_a_second_training_in_the_process_is_the_run_it_would_be_alone(trained):
     first, second = (trained("trainer.max_epochs=1", name=name) for name in ("first", "second"))
     assert first.folder != second.folder
     assert first.metrics.equals(second.metrics)
+
+
+def process_state():
+    import logging
+    import random
+    import warnings
+
+    import cv2
+    import matplotlib
+    import numpy as np
+    import torch
+
+    return {
+        "environment": dict(os.environ),
+        "random numbers": (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()),  # noqa: NPY002
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)],
+        "warnings": list(warnings.filters),
+        "log": logging.getLogger("lightning.pytorch").level,
+        "threads": cv2.getNumThreads(),
+        "figures": matplotlib.get_backend(auto_select=False),
+        "output": (sys.stdout, sys.stderr, sys.excepthook),
+    }
+
+
+def test_the_process_is_left_as_it_was(trained, run):
+    import logging
+
+    import cv2
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
+    cv2.setNumThreads(2)
+    os.environ.pop("PL_GLOBAL_SEED", None)
+    before = process_state()
+    trained("trainer.max_epochs=1", name="guest")
+    assert process_state() == before
+    unetseg.evaluate(checkpoint=run.folder, accelerator="cpu")
+    assert process_state() == before
 
 
 def test_evaluate_gives_the_scores_of_the_split(run):

@@ -59,7 +59,11 @@ def call(*overrides: str, **options: Option) -> Evaluation:
 
     given = overrides_of(overrides, options, "checkpoint=runs/NAME")
     with interruptible("evaluate", given):
-        return Evaluation(evaluate(command.options_of("evaluate", Evaluate, given, inherit=options_of))["folder"])
+        checked = command.options_of("evaluate", Evaluate, given, inherit=options_of)
+        from unetseg.training.surroundings import kept
+
+        with kept():
+            return Evaluation(evaluate(checked)["folder"])
 
 
 def evaluate(options: Evaluate) -> dict[str, Any]:

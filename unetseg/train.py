@@ -79,6 +79,13 @@ def train(
     """
     if launch.is_first():
         print(plan(options), flush=True)  # before what takes seconds to import
+    from unetseg.training.surroundings import kept
+
+    with kept():
+        return _train(options, callbacks, at_once)
+
+
+def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], None]) -> dict[str, Any]:
     import lightning as L
 
     from unetseg.data.sources import make_data

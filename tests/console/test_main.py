@@ -43,6 +43,11 @@ def test_a_misspelt_command_is_refused_with_the_nearest():
     assert done.stderr.endswith("try: unetseg train\n")
 
 
+@pytest.mark.parametrize("name", ["doctor", "completion"])
+def test_help_of_a_command_is_that_command_s(name):
+    assert unetseg("help", name).stdout == unetseg(name, "--help").stdout
+
+
 def test_it_has_a_version():
     assert unetseg("--version").stdout == unetseg("train", "--version").stdout == f"unetseg {__version__}\n"
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 from unetseg.errors import UserError
-from unetseg.options.command import TolerantStream, _check_names, exit_on_error
+from unetseg.options.command import TolerantStream, _check_names, check_flags, exit_on_error
 from unetseg.options.compose import compose, runs_of, values_of
 from unetseg.options.schema import Train
 
@@ -51,6 +51,17 @@ def test_an_option_of_other_data_is_told_with_where_it_belongs(tmp_path):
     problem, accepted, *_ = str(caught.value).splitlines()
     assert problem == "data.target is not an option of data=folder, but of data=pets, synthetic"
     assert "data.target" not in accepted
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-m", "seed=0,1"], ["data=synthetic"]])
+def test_no_flag_is_needed(arguments):
+    check_flags("train", Train, arguments)
+
+
+@pytest.mark.parametrize("arguments", [["--epochs", "3"], ["--epochs=3"], ["data=synthetic", "--epochs", "3"]])
+def test_a_flag_of_another_program_is_told_with_the_option(arguments):
+    with pytest.raises(UserError, match=r"--epochs is not a flag of train(.|\n)*try: trainer\.max_epochs=3"):
+        check_flags("train", Train, arguments)
 
 
 def test_one_name_for_several_runs_of_a_sweep_is_refused():

@@ -163,17 +163,22 @@ def network() -> Iterator[Finding]:
     for name in [*offline, *proxies]:
         yield Finding(name, os.environ[name] if name in offline else "is set")
     endpoint = os.environ.get("HF_ENDPOINT", preflight.HUB)
+    hub_is_asked = not preflight.hub_is_offline()
     for host, use in ((endpoint, "model.weights=imagenet"), (preflight.PETS_HOST, "the download of data=pets")):
-        answers = preflight.answers(host)
-        reason = f"no answer in {preflight.TIMEOUT:g} s: {use} won't work unless it is cached"
+        asked = hub_is_asked or host != endpoint
+        answers = asked and preflight.answers(host)
+        why = f"no answer in {preflight.TIMEOUT:g} s" if asked else "not asked, as HF_HUB_OFFLINE is set"
+        reason = f"{why}: {use} won't work unless it is cached"
         yield Finding(host.removeprefix("https://"), "answers" if answers else reason, "ok" if answers else "note")
 
 
 def disk() -> Iterator[Finding]:
     """Yield the free room where runs, temporary files and shared memory lie."""
     for name, folder in (("runs (.)", Path()), ("temporary files", Path(tempfile.gettempdir()))):
-        free = shutil.disk_usage(folder).free
-        yield Finding(name, f"{_gigabytes(free)} free at {folder.resolve()}", "ok" if free > 2e9 else "note")
+        free, writable = shutil.disk_usage(folder).free, os.access(folder, os.W_OK)
+        text = f"{_gigabytes(free)} free at {folder.resolve()}"
+        advice = "" if writable else ", which can't be written to: output=FOLDER elsewhere"
+        yield Finding(name, f"{text}{advice}", "ok" if free > 2e9 and writable else "note")
     shared = Path("/dev/shm")
     if shared.is_dir():
         free = shutil.disk_usage(shared).free

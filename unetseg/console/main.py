@@ -28,6 +28,8 @@ OWN = {
 def main() -> None:
     """Run the command that the first argument names; without one say what there is."""
     name, *arguments = sys.argv[1:] or ["--help"]
+    if name == "help" and arguments:
+        name, *arguments = arguments[0], "--help"
     if name in COMMANDS:
         sys.argv[1:] = arguments
         with launch.recorded_as(["python", "-m", f"unetseg.{name}", *arguments]):

@@ -19,8 +19,6 @@ from unetseg.names import AUXILIARY, EXITS
 if TYPE_CHECKING:
     import pandas as pd
 
-matplotlib.use("Agg")
-
 RESOLUTION = 2.0**-25
 """Half the relative spacing of float32 numbers: a smaller update doesn't change a weight."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
 import signal
 import threading
@@ -23,7 +24,7 @@ from unetseg import launch
 from unetseg.errors import INTERRUPTED, Halt, UserError
 from unetseg.options.settings import override
 
-Option = str | int | float | bool | Path | Sequence[str] | None
+Option = str | int | float | bool | os.PathLike[str] | Sequence[str] | None
 """What a keyword may be; None is the command line's null."""
 
 
@@ -93,9 +94,10 @@ def _plain(key: str, value: Any) -> Any:
         return int(value)
     if isinstance(value, Real):
         return float(value)
-    if isinstance(value, str | Path):
-        return str(Path(value).expanduser()) if str(value).startswith("~") else str(value)
-    if isinstance(value, Sequence):
+    if isinstance(value, str | os.PathLike):  # a Run is the path of its folder
+        text = str(os.fspath(value))
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [_plain(key, entry) for entry in value]
     is_section = isinstance(value, Mapping) and value
     raise UserError(
@@ -126,6 +128,9 @@ def interruptible(command: str, overrides: Sequence[str]) -> Iterator[None]:
         with launch.recorded_as(["python", "-m", f"unetseg.{command}", *overrides]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message='install "ipywidgets"')  # Rich's, at each bar in a notebook
             yield
+    except UserError as error:  # here --help is no option
+        text = str(error)
+        raise UserError(re.sub("try: --help$", f"try: python -m unetseg.{command} --help", text, flags=re.M)) from None
     except Halt as error:
         if error.status != INTERRUPTED:
             raise

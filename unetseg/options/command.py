@@ -186,7 +186,7 @@ def sweep_of(
 
 def check_flags(command: str, schema: type[Section], arguments: list[str]) -> None:
     """Raise a UserError for a flag that neither we nor Hydra have: `--epochs 3` is trainer.max_epochs=3 here."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         flag, equals, value = argument.partition("=")
         if not flag.startswith("-") or flag in OUR_FLAGS | HYDRAS_FLAGS:
             continue

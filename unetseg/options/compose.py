@@ -99,6 +99,12 @@ def compose_config(command: str, schema: type[Schema], overrides: list[str]) -> 
             return hydra.compose(command, overrides=overrides)
     except MissingConfigException as error:
         raise _no_such_file(str(error.missing_cfg_file), error.options or []) from None
+    except ValueError as error:  # data=null, which Hydra names no group in
+        if "Config group override must be" not in str(error):
+            raise
+        chosen = {o.lstrip("+").partition("=")[0]: o.partition("=")[2] for o in overrides}
+        group = next(key for key, value in chosen.items() if value == "null" and (CONF / key).is_dir())
+        raise _no_such_file(f"{group}/null", sorted(path.stem for path in (CONF / group).glob("*.yaml"))) from None
     except HydraException as error:
         if ambiguous := re.match(r"Ambiguous value for argument '(.+?)=(.+)'\n", str(error)):
             key, value = ambiguous.groups()

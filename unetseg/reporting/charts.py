@@ -20,8 +20,6 @@ from unetseg.reporting.document import Panel
 from unetseg.reporting.findings import TIMES, Pair, Plan
 from unetseg.reporting.results import Setting
 
-matplotlib.use("Agg")
-
 DPI = 250
 """Pages show panels at 100 to 125 pixels an inch; with twice as many they are sharp on screens of high resolution."""
 NARROW, WIDE = (3.0, 2.3), (4.3, 2.5)

@@ -10,7 +10,8 @@ import html
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,17 @@ SCORES = {
     "Boundary IoU": "test/boundary_iou",
 }
 """The scores of a summary that are shown, by their titles."""
+SCORES_OF_AN_IMAGE = ("group", "iou", "dice", "boundary_iou")
+"""Columns of per_image.csv, beside the name."""
+
+
+@contextmanager
+def _named_if_damaged(path: Path) -> Iterator[None]:
+    """Raise a UserError where a table can't be read."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:  # pandas' own are ValueErrors
+        raise UserError(f"{path} can't be read: {first_line(error)}") from None
 
 
 class Results:
@@ -47,7 +59,7 @@ class Results:
     KIND = "a folder of results"
 
     def __init__(self, folder: str | os.PathLike[str]):
-        self._files = RunFolder(Path(folder))
+        self._files = RunFolder(Path(folder).expanduser())
         if not (self.folder / self.MARK).is_file():
             raise UserError(
                 f"{self.folder} is not {self.KIND}",
@@ -59,6 +71,10 @@ class Results:
     def folder(self) -> Path:
         """Return the path of the folder."""
         return self._files.path
+
+    def __fspath__(self) -> str:
+        """Return the path of the folder, so that `unetseg.evaluate(checkpoint=run)` and `unetseg.load(run)` work."""
+        return str(self.folder)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -80,8 +96,14 @@ class Results:
 
     @cached_property
     def per_image(self) -> pd.DataFrame:
-        """Return per_image.csv: a row for each test image, by its name: group, iou, dice, boundary_iou in 0..1."""
-        return read_per_image(self._files)
+        """Return per_image.csv: a row for each test image, by its name: group, iou, dice, boundary_iou in 0..1.
+
+        It has no rows until the run is finished.
+        """
+        if not self._files.per_image.exists():
+            return pd.DataFrame(columns=SCORES_OF_AN_IMAGE, index=pd.Index([], name="name"))
+        with _named_if_damaged(self._files.per_image):
+            return read_per_image(self._files)
 
     @property
     def figures(self) -> dict[str, Path]:
@@ -126,18 +148,24 @@ class Run(Results):
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Return config.yaml: every option of the run, in sections."""
-        return recorded.read(self._files.config)
+        """Return config.yaml: every option of the run, in sections; a later version's own have their defaults.
+
+        Raises:
+            UserError: the file is damaged, or not that of a training.
+        """
+        return recorded.read_training(self._files.config)
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """Return metrics.csv: step, epoch, name, value, a row for each logged number."""
-        return read_metrics(self._files)
+        with _named_if_damaged(self._files.metrics):
+            return read_metrics(self._files)
 
     @cached_property
     def gradient_flow(self) -> pd.DataFrame:
         """Return gradient_flow.csv: step, epoch, kind, block, metric, value."""
-        return read_gradient_flow(self._files)
+        with _named_if_damaged(self._files.gradient_flow):
+            return read_gradient_flow(self._files)
 
     def model(self) -> Segmenter:
         """Return the network of the best checkpoint, in eval mode on the CPU: Bx3xHxW float32 -> BxKxHxW logits.
@@ -181,7 +209,8 @@ class Evaluation(Results):
 
     def _table(self, name: str) -> pd.DataFrame:
         path = self.folder / name
-        return read_csv(path) if path.exists() else pd.DataFrame()
+        with _named_if_damaged(path):
+            return read_csv(path) if path.exists() else pd.DataFrame()
 
 
 class Sweep:
@@ -190,12 +219,21 @@ class Sweep:
     Args:
         folder: its path.
 
+    Raises:
+        UserError: there is no such folder.
+
     Examples:
         unetseg.Sweep("runs/demo").table.groupby("setting").IoU.mean()
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
+        if not self.folder.is_dir():
+            raise UserError(f"{self.folder} is not a folder", accepted="a folder with runs below it")
+
+    def __fspath__(self) -> str:
+        """Return the path of the folder, so that `unetseg.report(runs=sweep)` works."""
+        return str(self.folder)
 
     @cached_property
     def runs(self) -> list[Run]:
@@ -230,8 +268,9 @@ def _html(title: str, facts: Mapping[str, str], figure: Path | None) -> str:
     cells = "".join(f"<td>{html.escape(text)}</td>" for text in facts.values())
     picture = ""
     if figure is not None:
-        content = base64.b64encode(_preview(figure)).decode()
-        picture = f'<img alt="{html.escape(figure.stem)}" src="data:image/jpeg;base64,{content}">'
+        with suppress(OSError):  # a damaged figure is left out
+            content = base64.b64encode(_preview(figure)).decode()
+            picture = f'<img alt="{html.escape(figure.stem)}" src="data:image/jpeg;base64,{content}">'
     return f"<p>{html.escape(title)}</p><table><tr>{heads}</tr><tr>{cells}</tr></table>{picture}"
 
 

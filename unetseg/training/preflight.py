@@ -30,7 +30,7 @@ def train(options: Train) -> None:
         check_resume(options)
     if options.model.weights == "imagenet" and not _cached(options.model.encoder):
         endpoint = os.environ.get("HF_ENDPOINT", HUB)
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        offline = hub_is_offline()
         if offline or not answers(endpoint):
             raise no_weights(options.model.encoder, "HF_HUB_OFFLINE is set" if offline else "no network")
     compiler = os.environ.get("CXX", "g++")
@@ -119,6 +119,11 @@ def hub_cache() -> Path:
     """Return the folder that downloaded weights are kept in."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     return Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+
+
+def hub_is_offline() -> bool:
+    """Return whether the environment forbids to ask huggingface.co."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def pets_are_here() -> bool:
