@@ -935,6 +935,13 @@ def test_every_parameter_is_in_exactly_one_block(encoder):
     assert sum(map(len, blocks.values())) == len(list(net.parameters()))
 
 
+@pytest.mark.parametrize("encoder", ["resnet18", "densenet121"])
+def test_stages_that_a_net_of_less_depth_leaves_out_are_unused(encoder):
+    """They are not starved of gradient: they are no part of the net."""
+    blocks = list(blocks_of(smp.Unet(encoder, encoder_depth=3, encoder_weights=None, decoder_channels=(8, 8, 8))))
+    assert blocks == ["stem", "encoder1", "encoder2", "unused", "decoder2", "decoder1", "decoder0", "head"]
+
+
 def test_a_parameter_of_no_block_is_an_error():
     net, _ = example()
     net.temperature = nn.Parameter(torch.ones(1))

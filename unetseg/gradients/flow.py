@@ -360,14 +360,16 @@ def blocks_of(net: Any) -> dict[str, list[nn.Parameter]]:
     """Return the parameters of every block, in forward order; each parameter is in exactly one.
 
     The stem ends at level 1, encoder1 at level 2, encoder4 at the bottleneck; decoder4 fuses level 4, decoder0 works at
-    full resolution. The stages of an encoder other than a ResNet or DenseNet are those of `stages_of`, where parameters
-    that no feature depends on are the block `unused`; an encoder whose stages can't be told is one block, and so is a
-    decoder that is not a list of one block a level.
+    full resolution. The stages of an encoder other than a ResNet or DenseNet of full depth are those of `stages_of`,
+    where parameters that no feature depends on are the block `unused`; an encoder whose stages can't be told is one
+    block, and so is a decoder that is not a list of one block a level.
     """
     blocks: dict[str, list[nn.Parameter]] = {}
     features = getattr(net.encoder, "features", None)  # DenseNet's children; others have a method of that name
     children = dict((features if isinstance(features, nn.Module) else net.encoder).named_children())
     stages = {name: f"encoder{name[-1]}" for name in children if re.fullmatch(r"(layer|denseblock)[1-9]", name)}
+    if len(stages) > len(net.encoder.out_channels) - 2:  # with smp's encoder_depth < 5 the last ones are not used
+        stages = {}
     stage = "stem"
     for name, module in children.items() if stages else ():
         stage = stages.get(name, stage)
