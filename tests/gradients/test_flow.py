@@ -21,6 +21,7 @@ from nets import (
     TOY_WEIGHTS,
     Scale,
     Toy,
+    ToyBlock,
     ToyEncoder,
     X,
     assert_close,
@@ -39,7 +40,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unetseg.gradients import GradientFlow, blocks_of
 from unetseg.model import Segmenter, SkipUnet
-from unetseg.model.skips import Add
+from unetseg.model.skips import Add, NoSkip
 from unetseg.names import ENCODERS, LEVELS
 
 BLOCKS = ["stem", *(f"encoder{i}" for i in range(1, 5)), *(f"decoder{i}" for i in range(4, -1, -1)), "head"]
@@ -628,6 +629,25 @@ class Product(Add):
 
     def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
         return deep * skip
+
+
+def test_nor_does_it_where_the_encoder_has_no_stem():
+    """As in transformers: encoder1 ends at level 2, and what is trained behind that has no part in it."""
+
+    class NoStem(ToyEncoder):
+        def forward(self, images: Tensor) -> list[Tensor]:
+            second = self.layer1(images)
+            return [images, images[:, :0], second, self.layer2(second)]
+
+    toy = Toy()
+    toy.encoder = NoStem(1, 2, 3)
+    del toy.encoder.conv1
+    toy.encoder.out_channels = [1, 0, 1, 1]
+    toy.encoder.layer1.requires_grad_(False)
+    toy.decoder.blocks = nn.ModuleList(ToyBlock(fusion(1, 1), 1.0) for fusion in (Add, NoSkip, NoSkip))
+    with GradientFlow(toy) as flow:
+        toy(X.clone().requires_grad_()).sum().backward()
+    assert metric(flow, "frozen", "skip") == {"level2": 1}
 
 
 def test_a_gradient_penalty_is_part_of_the_loss():

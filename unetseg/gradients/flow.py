@@ -162,8 +162,11 @@ class GradientFlow:
         self._updates = self._flows.new_full((len(blocks), 3), math.nan)
         self._gradients, self._decays, self._scaled = None, {}, 1.0
         self._frozen, self._stepped = [False] * levels, False
-        is_trained = [len(weights) > 0 for weights in self._weights.values()]
-        self._trained = [any(is_trained[:level]) for level in self._levels]  # whether anything up to the level is
+        ends = {"encoder": 1, "stem": 1} | {f"encoder{number}": number + 1 for number in range(1, len(widths) + 1)}
+        self._trained = [  # whether anything up to the level is
+            any(weights for block, weights in self._weights.items() if ends.get(block, math.inf) <= level)
+            for level in self._levels
+        ]
         trained = [w for weights in self._weights.values() for w in weights]
         inside = sum(len(weights) for block, weights in self._weights.items() if block.startswith(ENCODER))
         if self.with_routes:
