@@ -272,6 +272,27 @@ def test_features_beside_the_encoders_own_path_are_refused():
         flow.read()
 
 
+def test_a_decoder_that_reads_a_first_feature_other_than_the_image_is_refused():
+    """So does DPT's, whose transformer has four features of one stride; what they send back would have no level."""
+
+    class NoImage(ToyEncoder):
+        def forward(self, images: Tensor) -> list[Tensor]:
+            first = self.conv1(images)
+            second = self.layer1(first)
+            return [first, second, self.layer2(second)]
+
+    toy = Toy()
+    toy.encoder = NoImage(0.5, 2, 3)
+    toy.encoder.out_channels = [1, 1, 1]
+    for fusions, is_refused in (([Add, NoSkip], False), ([Add, Add], True)):
+        toy.decoder.blocks = nn.ModuleList(ToyBlock(fusion(1, 1), 1.0) for fusion in fusions)
+        with GradientFlow(toy, routes=True) as flow:
+            toy(X).sum().backward()
+        with pytest.raises(RuntimeError, match="which is not the image") if is_refused else contextlib.nullcontext():
+            flow.read()
+        toy.zero_grad()
+
+
 def test_a_decoder_that_takes_something_else_is_refused():
     class One(Toy):
         def forward(self, images: Tensor) -> Tensor:

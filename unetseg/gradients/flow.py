@@ -295,12 +295,22 @@ class GradientFlow:
         if self.net not in _on_trunk:
             self._check_trunk(features)
         views = list(features)
+        ours = {id(w) for weights in self._weights.values() for w in weights}
+        if any(id(getattr(node, "variable", None)) in ours for node in _ancestors(features[0])):
+            views[0] = features[0].view_as(features[0])
+            views[0].register_hook(self._refuse_first)
         for row, level in enumerate(self._levels):
             if features[level].requires_grad and self._trained[row]:
                 views[level] = self._passes.watch(self._splits[row], features[level])
             else:
                 self._frozen[row] = True
         return (views, *others)
+
+    def _refuse_first(self, gradient: Tensor) -> None:
+        self._passes.refusal = (
+            f"{type(self.net.decoder).__name__} reads the first feature of {type(self.net.encoder).__name__}, which is "
+            "not the image: what comes back by it belongs to no level"
+        )
 
     def _on_auxiliary(self, heads: nn.Module, inputs: tuple[Sequence[Tensor], Any]) -> tuple[Any, ...] | None:
         """Hand views of the encoder's features of their own to the auxiliary heads."""
