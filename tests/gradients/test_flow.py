@@ -508,6 +508,7 @@ def test_two_backward_passes_over_one_forward_pass_are_summed_before_they_are_sq
         (-3 * y).backward()
     assert by_hand(flow) == pytest.approx(toy_split(2))
     assert numbers(flow)["stem", "rms"] == pytest.approx(2 * TOY_RMS["stem"])
+    toy.zero_grad()
     with GradientFlow(toy) as flow:
         y = toy(X).sum()
         y.backward(retain_graph=True)
@@ -574,6 +575,32 @@ def test_zeroed_at_the_end_of_the_loop_the_step_before_is_the_one_that_is_read()
         optimizer.step()
         optimizer.zero_grad()
     assert by_hand(flow) == pytest.approx(toy_split())
+    assert metric(flow, "rms", "block") == pytest.approx(TOY_RMS)
+
+
+def test_zeroed_without_a_step_the_gradients_are_read_as_well():
+    """A GradScaler leaves steps out; and in a closure's step the gradients come after the step has begun."""
+    toy = Toy()
+    with GradientFlow(toy, routes=True) as flow:
+        toy(X).sum().backward()
+        toy.zero_grad()
+    assert metric(flow, "rms", "block") == pytest.approx(TOY_RMS)
+    assert metric(flow, "share_bottleneck", "exit")["stem"] == pytest.approx(18 / 28)
+
+
+def test_gradients_from_before_the_block_are_refused_unless_they_are_zeroed():
+    """They are in the weights' gradients, and their passes were not seen."""
+    toy = Toy()
+    toy(X).sum().backward()
+    with GradientFlow(toy) as flow:
+        toy(X).sum().backward()
+    with pytest.raises(RuntimeError, match="had gradients before the first backward pass"):
+        flow.read()
+    with GradientFlow(toy) as flow:
+        y = toy(X).sum()
+        torch.autograd.grad(y, list(toy.parameters()), retain_graph=True)
+        toy.zero_grad(set_to_none=False)
+        y.backward()
     assert metric(flow, "rms", "block") == pytest.approx(TOY_RMS)
 
 

@@ -55,7 +55,7 @@ class Record:
         nan, inf: how many entries of g are; they stay in rms, which they make nan or inf.
         zero: the share of g that is exactly zero; a weight that no gradient reached counts as zeros.
         update_ratio: ||w after - w decayed|| / ||w before|| of the step taken; nan if none was. w decayed is what
-            decoupled weight decay (AdamW's) alone would have left; w before, where there is none. Decay that an
+            decoupled weight decay (AdamW's, say) alone would have left; w before, where there is none. Decay that an
             optimizer adds to the gradient (SGD's, Adam's) is not taken out.
         stalled: the share of w that is w decayed after the step, to the last bit; nan if none was taken.
         frozen: 1 where no weight is trained: the numbers above are nan, the counts 0.
@@ -218,19 +218,34 @@ class GradientFlow:
 
         Call it after unscaling and the reduction over ranks and before clipping (with Lightning: in
         `on_before_optimizer_step`). Otherwise they are read when an optimizer of these weights begins its step (before
-        it calls a closure) or, where a backward pass follows that, at the end of the block. They may be scaled, clipped
-        or emptied by then.
+        it calls a closure) or, where a backward pass follows that, at the end of the block. They may be clipped by
+        then, and with `routes` that is refused.
         """
         if not self._before:
             raise RuntimeError("gradients() belongs into the `with` block of the GradientFlow")
+        self._gradients_times(1.0)
+
+    def _gradients_times(self, factor: float | Tensor) -> None:
+        """Read the gradients of the weights, which are `factor` times as large as they should be."""
         self._passes.check()
         self._read_after = self._passes.counted
         self._gradients = self._updates.new_zeros(len(self._updates), 4)
+        trained = [w for weights in self._weights.values() for w in weights]
+        found = [w.grad for w in trained]
+        if all(gradient is None for gradient in found) and self._passes.left:
+            found = self._passes.left  # zero_grad() came first, as where a GradScaler leaves the step out
+        gradient_of = {id(w): gradient for w, gradient in zip(trained, found, strict=True)}
         for sums, weights in zip(self._gradients, self._weights.values(), strict=True):
-            gradients = [w.grad for w in weights if w.grad is not None]  # weights without a gradient count as zeros
-            add_sums(sums, _gradient_sums, gradients)
+            gradients = (gradient_of[id(w)] for w in weights)
+            add_sums(sums, _gradient_sums, [g for g in gradients if g is not None])  # others count as zeros
+        self._gradients[:, 0] /= factor**2
+
+        def unscaled(weight: nn.Parameter) -> Tensor | None:
+            gradient = gradient_of[id(weight)]
+            return gradient if gradient is None or isinstance(factor, float) else gradient / factor
+
         if self._routes is not None:
-            self._routes.compare(self._scaled)
+            self._routes.compare(unscaled, self._scaled)
 
     def read(self) -> list[Record]:
         """Return the numbers of the last block, see `Record`. This is the only call that waits for the device.
@@ -244,8 +259,14 @@ class GradientFlow:
             raise RuntimeError(f"no gradient was seen yet{reason}: {advice}")
         if self._passes.refusal:
             raise RuntimeError(f"the gradient flow can't be read: {self._passes.refusal}")
-        if self._routes is not None and self._routes.refusal:
-            raise RuntimeError(f"the routes of the gradient can't be told: {self._routes.refusal}")
+        if bool(self._passes.inherited):
+            raise RuntimeError(
+                "the gradient flow can't be read: the weights had gradients before the first backward pass of the "
+                "block: begin it before the first micro-batch, and call zero_grad() before that"
+            )
+        reason = "" if self._routes is None else self._routes.why_not()
+        if reason:
+            raise RuntimeError(f"the routes of the gradient can't be told: {reason}")
         flows = self._over_ranks(self._flows)
         sums = [flows, self._gradients, self._updates]
         fetched = torch.cat([table.flatten() for table in sums]).cpu().double().split([table.numel() for table in sums])
@@ -347,7 +368,9 @@ class GradientFlow:
         ours = {id(w) for weights in self._weights.values() for w in weights}
         if any(id(w) in ours for group in optimizer.param_groups for w in group["params"]):
             self._stepped = True
-            self._read_once()
+            # a GradScaler leaves it to fused kernels to unscale the gradients
+            factor = getattr(optimizer, "grad_scale", None)
+            self._read_once(1.0 if factor is None else factor)
 
     def _after_step(self, optimizer: Optimizer, *_: object) -> None:
         """Note the decay of the step; a weight without a gradient is left alone by optimizers, also by their decay."""
@@ -363,10 +386,10 @@ class GradientFlow:
             before = decay(before)
         return before
 
-    def _read_once(self) -> None:
+    def _read_once(self, factor: float | Tensor = 1.0) -> None:
         """Read the gradients of the weights unless they were read after the last backward pass."""
         if self._passes.counted > self._read_after:
-            self.gradients()
+            self._gradients_times(factor)
 
 
 def blocks_of(net: Any) -> dict[str, list[nn.Parameter]]:
