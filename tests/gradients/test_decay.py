@@ -77,6 +77,17 @@ def test_other_optimizers_with_decoupled_decay_are_read_in_the_same_way(optimize
     assert set(metric(read_step(toy, made, gradient=0), "stalled", "block").values()) == {1}
 
 
+@pytest.mark.parametrize("optimizer", [name for name in ("Adafactor", "Muon") if hasattr(torch.optim, name)])
+def test_so_are_those_whose_decay_is_always_decoupled(optimizer):
+    before = torch.rand(8, 8)
+    weight = torch.nn.Parameter(before.clone())
+    weight.grad = torch.zeros_like(weight)
+    made = getattr(torch.optim, optimizer)([weight], lr=0.02, weight_decay=0.5)
+    made.step()
+    assert not torch.equal(weight, before)
+    assert torch.equal(decay_of(made, made.param_groups[0])(before), weight)
+
+
 def test_each_group_has_its_own_rate_and_decay_those_of_the_step():
     toy = Toy(a=0.3, b=1.7)
     encoder, others = list(toy.encoder.parameters()), [*toy.decoder.parameters(), *toy.segmentation_head.parameters()]

@@ -21,6 +21,7 @@ from nets import (
     TOY_WEIGHTS,
     Scale,
     Toy,
+    ToyBlock,
     ToyEncoder,
     X,
     assert_close,
@@ -39,7 +40,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unetseg.gradients import GradientFlow, blocks_of
 from unetseg.model import Segmenter, SkipUnet
-from unetseg.model.skips import Add
+from unetseg.model.skips import Add, NoSkip
 from unetseg.names import ENCODERS, LEVELS
 
 BLOCKS = ["stem", *(f"encoder{i}" for i in range(1, 5)), *(f"decoder{i}" for i in range(4, -1, -1)), "head"]
@@ -271,6 +272,27 @@ def test_features_beside_the_encoders_own_path_are_refused():
         flow.read()
 
 
+def test_a_decoder_that_reads_a_first_feature_other_than_the_image_is_refused():
+    """So does DPT's, whose transformer has four features of one stride; what they send back would have no level."""
+
+    class NoImage(ToyEncoder):
+        def forward(self, images: Tensor) -> list[Tensor]:
+            first = self.conv1(images)
+            second = self.layer1(first)
+            return [first, second, self.layer2(second)]
+
+    toy = Toy()
+    toy.encoder = NoImage(0.5, 2, 3)
+    toy.encoder.out_channels = [1, 1, 1]
+    for fusions, is_refused in (([Add, NoSkip], False), ([Add, Add], True)):
+        toy.decoder.blocks = nn.ModuleList(ToyBlock(fusion(1, 1), 1.0) for fusion in fusions)
+        with GradientFlow(toy, routes=True) as flow:
+            toy(X).sum().backward()
+        with pytest.raises(RuntimeError, match="which is not the image") if is_refused else contextlib.nullcontext():
+            flow.read()
+        toy.zero_grad()
+
+
 def test_a_decoder_that_takes_something_else_is_refused():
     class One(Toy):
         def forward(self, images: Tensor) -> Tensor:
@@ -486,6 +508,7 @@ def test_two_backward_passes_over_one_forward_pass_are_summed_before_they_are_sq
         (-3 * y).backward()
     assert by_hand(flow) == pytest.approx(toy_split(2))
     assert numbers(flow)["stem", "rms"] == pytest.approx(2 * TOY_RMS["stem"])
+    toy.zero_grad()
     with GradientFlow(toy) as flow:
         y = toy(X).sum()
         y.backward(retain_graph=True)
@@ -552,6 +575,32 @@ def test_zeroed_at_the_end_of_the_loop_the_step_before_is_the_one_that_is_read()
         optimizer.step()
         optimizer.zero_grad()
     assert by_hand(flow) == pytest.approx(toy_split())
+    assert metric(flow, "rms", "block") == pytest.approx(TOY_RMS)
+
+
+def test_zeroed_without_a_step_the_gradients_are_read_as_well():
+    """A GradScaler leaves steps out; and in a closure's step the gradients come after the step has begun."""
+    toy = Toy()
+    with GradientFlow(toy, routes=True) as flow:
+        toy(X).sum().backward()
+        toy.zero_grad()
+    assert metric(flow, "rms", "block") == pytest.approx(TOY_RMS)
+    assert metric(flow, "share_bottleneck", "exit")["stem"] == pytest.approx(18 / 28)
+
+
+def test_gradients_from_before_the_block_are_refused_unless_they_are_zeroed():
+    """They are in the weights' gradients, and their passes were not seen."""
+    toy = Toy()
+    toy(X).sum().backward()
+    with GradientFlow(toy) as flow:
+        toy(X).sum().backward()
+    with pytest.raises(RuntimeError, match="had gradients before the first backward pass"):
+        flow.read()
+    with GradientFlow(toy) as flow:
+        y = toy(X).sum()
+        torch.autograd.grad(y, list(toy.parameters()), retain_graph=True)
+        toy.zero_grad(set_to_none=False)
+        y.backward()
     assert metric(flow, "rms", "block") == pytest.approx(TOY_RMS)
 
 
@@ -628,6 +677,25 @@ class Product(Add):
 
     def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
         return deep * skip
+
+
+def test_nor_does_it_where_the_encoder_has_no_stem():
+    """As in transformers: encoder1 ends at level 2, and what is trained behind that has no part in it."""
+
+    class NoStem(ToyEncoder):
+        def forward(self, images: Tensor) -> list[Tensor]:
+            second = self.layer1(images)
+            return [images, images[:, :0], second, self.layer2(second)]
+
+    toy = Toy()
+    toy.encoder = NoStem(1, 2, 3)
+    del toy.encoder.conv1
+    toy.encoder.out_channels = [1, 0, 1, 1]
+    toy.encoder.layer1.requires_grad_(False)
+    toy.decoder.blocks = nn.ModuleList(ToyBlock(fusion(1, 1), 1.0) for fusion in (Add, NoSkip, NoSkip))
+    with GradientFlow(toy) as flow:
+        toy(X.clone().requires_grad_()).sum().backward()
+    assert metric(flow, "frozen", "skip") == {"level2": 1}
 
 
 def test_a_gradient_penalty_is_part_of_the_loss():
@@ -933,6 +1001,13 @@ def test_every_parameter_is_in_exactly_one_block(encoder):
     for name, weight in net.named_parameters():
         assert [block for block in BLOCKS if name.startswith(starts[block])] == [block_of[id(weight)]], name
     assert sum(map(len, blocks.values())) == len(list(net.parameters()))
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "densenet121"])
+def test_stages_that_a_net_of_less_depth_leaves_out_are_unused(encoder):
+    """They are not starved of gradient: they are no part of the net."""
+    blocks = list(blocks_of(smp.Unet(encoder, encoder_depth=3, encoder_weights=None, decoder_channels=(8, 8, 8))))
+    assert blocks == ["stem", "encoder1", "encoder2", "unused", "decoder2", "decoder1", "decoder0", "head"]
 
 
 def test_a_parameter_of_no_block_is_an_error():

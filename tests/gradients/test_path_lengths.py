@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from nets import (
     Toy,
@@ -94,3 +95,25 @@ def test_what_lies_between_two_blocks_is_refused():
     net.encoder.layer2.insert(1, nn.ReLU())
     with pytest.raises(ValueError, match="between the residual blocks 2 and 3"):
         gradient_by_path_length(net, images, torch.sum)
+
+
+def test_a_net_that_ends_before_the_encoders_last_stage_is_split_by_the_blocks_it_has():
+    torch.manual_seed(0)
+    net = smp.Unet("resnet18", encoder_depth=3, encoder_weights=None, decoder_channels=(8, 8, 8)).eval()
+    terms = gradient_by_path_length(net, torch.randn(1, 3, 32, 32), torch.sum)
+    assert len(terms) == 4 + 1
+
+
+def test_blocks_that_normalise_before_their_first_convolution_are_refused():
+    """As in He et al. 2016b: what the branch begins with is not the input itself."""
+
+    class Normalising(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv1(x / 2) + x
+
+    toy = Toy()
+    toy.encoder = ResidualEncoder(2, None)
+    toy.encoder.layer1 = nn.Sequential(Normalising(2, None))
+    toy.encoder.layer2 = nn.Sequential(Residual(2, None))
+    with pytest.raises(ValueError, match="residual block 0 of the encoder changes its input"):
+        gradient_by_path_length(toy, X, torch.sum)

@@ -224,6 +224,41 @@ def test_terms_are_unscaled_under_a_gradient_scaler():
     assert found == pytest.approx(wanted, rel=1e-3, abs=1e-6)
 
 
+def test_what_a_fused_optimizer_unscales_by_itself_is_read_unscaled():
+    """GradScaler leaves it to the optimizer's kernel: in its hook the gradients still have the factor of the loss."""
+    toy = Toy()
+    optimizer = torch.optim.AdamW(toy.parameters(), lr=1e-3, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14)
+    with GradientFlow(toy, scale=scaler.get_scale, routes=True) as flow:
+        scaler.scale(toy(X).sum()).backward()
+        scaler.step(optimizer)
+    wanted = {key: value for key, value in toy_routes().items() if "fall" not in key[1]}
+    assert_close({key: value for key, value in routes(flow).items() if key in wanted}, wanted, 1e-6)
+    assert numbers(flow)["stem", "rms"] == pytest.approx(28)
+
+
+@pytest.mark.parametrize("way", ["clipped", "clipped and then read", "clipped by value", "scaled"])
+def test_gradients_that_are_no_sum_of_the_terms_are_refused(way):
+    """What is left of them for the bottleneck would be its share: -23 in the toy once they are clipped to 1."""
+    toy, scaler = Toy(), torch.amp.GradScaler("cpu", init_scale=2.0**14)
+    optimizer = torch.optim.SGD(toy.parameters(), lr=0.1)
+    with GradientFlow(toy, routes=True) as flow:
+        if way == "scaled":  # `scale` was forgotten
+            scaler.scale(toy(X).sum()).backward()
+            scaler.step(optimizer)
+        else:
+            toy(X).sum().backward()
+            if way == "clipped by value":
+                nn.utils.clip_grad_value_(toy.parameters(), 20)  # the stem's 28 alone
+            else:
+                nn.utils.clip_grad_norm_(toy.parameters(), 1)
+            if way == "clipped and then read":
+                flow.gradients()
+            optimizer.step()
+    with pytest.raises(RuntimeError, match=r"not those that the backward passes have left: call flow.gradients\(\)"):
+        flow.read()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_close_to_float32(dtype):
     net, images = example()

@@ -257,6 +257,13 @@ def test_blocks_of_other_libraries_are_found():
     assert_close(shares(readings(step(net, images, routes=True))), wanted, 1e-9)
 
 
+def test_an_identity_module_is_no_projection():
+    """As timm's RegNet writes it."""
+    net = toy(ResidualEncoder(2, 3.0))
+    net.encoder.layer1[0].downsample = nn.Identity()
+    assert_close(read(net), toy_residual(), 1e-12)
+
+
 def test_blocks_without_an_addition_have_no_share():
     torch.manual_seed(0)
     net = SkipUnet("resnet18", short_skips=False, weights=None)

@@ -15,6 +15,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+_NAMES = ("AdamW", "Adafactor", "Muon")
+DECOUPLED = tuple(getattr(torch.optim, name) for name in _NAMES if hasattr(torch.optim, name))  # Muon since 2.9
+"""Optimizers of torch whose decay is always apart from the gradient; that of others is told by their groups."""
+
 
 @dataclass(frozen=True)
 class Decay:
@@ -60,7 +64,7 @@ def decay_of(optimizer: Optimizer, group: Mapping[str, Any]) -> Decay | None:
         optimizer: asked in a hook after its step.
         group: one of its param_groups.
     """
-    decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
+    decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, DECOUPLED))
     if not decoupled or not group.get("weight_decay"):
         return None
     lr = group["lr"]

@@ -102,7 +102,9 @@ def dense_blocks(encoder: nn.Module) -> dict[str, nn.ModuleDict]:
     return {
         _stage(name): module
         for name, module in encoder.named_modules()
-        if isinstance(module, nn.ModuleDict) and all(re.fullmatch(r"denselayer\d+", key) for key in module)
+        if isinstance(module, nn.ModuleDict)
+        and len(module)
+        and all(re.fullmatch(r"denselayer\d+", key) for key in module)
     }
 
 

@@ -55,7 +55,7 @@ class Record:
         nan, inf: how many entries of g are; they stay in rms, which they make nan or inf.
         zero: the share of g that is exactly zero; a weight that no gradient reached counts as zeros.
         update_ratio: ||w after - w decayed|| / ||w before|| of the step taken; nan if none was. w decayed is what
-            decoupled weight decay (AdamW's) alone would have left; w before, where there is none. Decay that an
+            decoupled weight decay (AdamW's, say) alone would have left; w before, where there is none. Decay that an
             optimizer adds to the gradient (SGD's, Adam's) is not taken out.
         stalled: the share of w that is w decayed after the step, to the last bit; nan if none was taken.
         frozen: 1 where no weight is trained: the numbers above are nan, the counts 0.
@@ -162,8 +162,11 @@ class GradientFlow:
         self._updates = self._flows.new_full((len(blocks), 3), math.nan)
         self._gradients, self._decays, self._scaled = None, {}, 1.0
         self._frozen, self._stepped = [False] * levels, False
-        is_trained = [len(weights) > 0 for weights in self._weights.values()]
-        self._trained = [any(is_trained[:level]) for level in self._levels]  # whether anything up to the level is
+        ends = {"encoder": 1, "stem": 1} | {f"encoder{number}": number + 1 for number in range(1, len(widths) + 1)}
+        self._trained = [  # whether anything up to the level is
+            any(weights for block, weights in self._weights.items() if ends.get(block, math.inf) <= level)
+            for level in self._levels
+        ]
         trained = [w for weights in self._weights.values() for w in weights]
         inside = sum(len(weights) for block, weights in self._weights.items() if block.startswith(ENCODER))
         if self.with_routes:
@@ -215,19 +218,34 @@ class GradientFlow:
 
         Call it after unscaling and the reduction over ranks and before clipping (with Lightning: in
         `on_before_optimizer_step`). Otherwise they are read when an optimizer of these weights begins its step (before
-        it calls a closure) or, where a backward pass follows that, at the end of the block. They may be scaled, clipped
-        or emptied by then.
+        it calls a closure) or, where a backward pass follows that, at the end of the block. They may be clipped by
+        then, and with `routes` that is refused.
         """
         if not self._before:
             raise RuntimeError("gradients() belongs into the `with` block of the GradientFlow")
+        self._gradients_times(1.0)
+
+    def _gradients_times(self, factor: float | Tensor) -> None:
+        """Read the gradients of the weights, which are `factor` times as large as they should be."""
         self._passes.check()
         self._read_after = self._passes.counted
         self._gradients = self._updates.new_zeros(len(self._updates), 4)
+        trained = [w for weights in self._weights.values() for w in weights]
+        found = [w.grad for w in trained]
+        if all(gradient is None for gradient in found) and self._passes.left:
+            found = self._passes.left  # zero_grad() came first, as where a GradScaler leaves the step out
+        gradient_of = {id(w): gradient for w, gradient in zip(trained, found, strict=True)}
         for sums, weights in zip(self._gradients, self._weights.values(), strict=True):
-            gradients = [w.grad for w in weights if w.grad is not None]  # weights without a gradient count as zeros
-            add_sums(sums, _gradient_sums, gradients)
+            gradients = (gradient_of[id(w)] for w in weights)
+            add_sums(sums, _gradient_sums, [g for g in gradients if g is not None])  # others count as zeros
+        self._gradients[:, 0] /= factor**2
+
+        def unscaled(weight: nn.Parameter) -> Tensor | None:
+            gradient = gradient_of[id(weight)]
+            return gradient if gradient is None or isinstance(factor, float) else gradient / factor
+
         if self._routes is not None:
-            self._routes.compare(self._scaled)
+            self._routes.compare(unscaled, self._scaled)
 
     def read(self) -> list[Record]:
         """Return the numbers of the last block, see `Record`. This is the only call that waits for the device.
@@ -241,8 +259,14 @@ class GradientFlow:
             raise RuntimeError(f"no gradient was seen yet{reason}: {advice}")
         if self._passes.refusal:
             raise RuntimeError(f"the gradient flow can't be read: {self._passes.refusal}")
-        if self._routes is not None and self._routes.refusal:
-            raise RuntimeError(f"the routes of the gradient can't be told: {self._routes.refusal}")
+        if bool(self._passes.inherited):
+            raise RuntimeError(
+                "the gradient flow can't be read: the weights had gradients before the first backward pass of the "
+                "block: begin it before the first micro-batch, and call zero_grad() before that"
+            )
+        reason = "" if self._routes is None else self._routes.why_not()
+        if reason:
+            raise RuntimeError(f"the routes of the gradient can't be told: {reason}")
         flows = self._over_ranks(self._flows)
         sums = [flows, self._gradients, self._updates]
         fetched = torch.cat([table.flatten() for table in sums]).cpu().double().split([table.numel() for table in sums])
@@ -292,12 +316,22 @@ class GradientFlow:
         if self.net not in _on_trunk:
             self._check_trunk(features)
         views = list(features)
+        ours = {id(w) for weights in self._weights.values() for w in weights}
+        if any(id(getattr(node, "variable", None)) in ours for node in _ancestors(features[0])):
+            views[0] = features[0].view_as(features[0])
+            views[0].register_hook(self._refuse_first)
         for row, level in enumerate(self._levels):
             if features[level].requires_grad and self._trained[row]:
                 views[level] = self._passes.watch(self._splits[row], features[level])
             else:
                 self._frozen[row] = True
         return (views, *others)
+
+    def _refuse_first(self, gradient: Tensor) -> None:
+        self._passes.refusal = (
+            f"{type(self.net.decoder).__name__} reads the first feature of {type(self.net.encoder).__name__}, which is "
+            "not the image: what comes back by it belongs to no level"
+        )
 
     def _on_auxiliary(self, heads: nn.Module, inputs: tuple[Sequence[Tensor], Any]) -> tuple[Any, ...] | None:
         """Hand views of the encoder's features of their own to the auxiliary heads."""
@@ -334,7 +368,9 @@ class GradientFlow:
         ours = {id(w) for weights in self._weights.values() for w in weights}
         if any(id(w) in ours for group in optimizer.param_groups for w in group["params"]):
             self._stepped = True
-            self._read_once()
+            # a GradScaler leaves it to fused kernels to unscale the gradients
+            factor = getattr(optimizer, "grad_scale", None)
+            self._read_once(1.0 if factor is None else factor)
 
     def _after_step(self, optimizer: Optimizer, *_: object) -> None:
         """Note the decay of the step; a weight without a gradient is left alone by optimizers, also by their decay."""
@@ -350,24 +386,26 @@ class GradientFlow:
             before = decay(before)
         return before
 
-    def _read_once(self) -> None:
+    def _read_once(self, factor: float | Tensor = 1.0) -> None:
         """Read the gradients of the weights unless they were read after the last backward pass."""
         if self._passes.counted > self._read_after:
-            self.gradients()
+            self._gradients_times(factor)
 
 
 def blocks_of(net: Any) -> dict[str, list[nn.Parameter]]:
     """Return the parameters of every block, in forward order; each parameter is in exactly one.
 
     The stem ends at level 1, encoder1 at level 2, encoder4 at the bottleneck; decoder4 fuses level 4, decoder0 works at
-    full resolution. The stages of an encoder other than a ResNet or DenseNet are those of `stages_of`, where parameters
-    that no feature depends on are the block `unused`; an encoder whose stages can't be told is one block, and so is a
-    decoder that is not a list of one block a level.
+    full resolution. The stages of an encoder other than a ResNet or DenseNet of full depth are those of `stages_of`,
+    where parameters that no feature depends on are the block `unused`; an encoder whose stages can't be told is one
+    block, and so is a decoder that is not a list of one block a level.
     """
     blocks: dict[str, list[nn.Parameter]] = {}
     features = getattr(net.encoder, "features", None)  # DenseNet's children; others have a method of that name
     children = dict((features if isinstance(features, nn.Module) else net.encoder).named_children())
     stages = {name: f"encoder{name[-1]}" for name in children if re.fullmatch(r"(layer|denseblock)[1-9]", name)}
+    if len(stages) > len(net.encoder.out_channels) - 2:  # with smp's encoder_depth < 5 the last ones are not used
+        stages = {}
     stage = "stem"
     for name, module in children.items() if stages else ():
         stage = stages.get(name, stage)

@@ -73,6 +73,9 @@ class BackwardPasses:
 
     Attributes:
         counted: number of passes that have left gradients in weights so far.
+        left: the gradients of all weights that the last of these has left; empty once another pass begins.
+        inherited: how many entries other than zero the weights' gradients had from before the block, when the first of
+            these began; a number or a tensor.
         has_ignored: whether there was a pass that does not count.
         refusal: why the features' gradients can't be read; empty where they can.
     """
@@ -88,6 +91,9 @@ class BackwardPasses:
         self.routes, self._inside_term = routes, False
         self.encoder, self.weights, self.sums, self.on_first = encoder, [*encoder, *others], sums, on_first
         self.counted, self.refusal = 0, ""
+        self.left: list[Tensor | None] = []
+        self.inherited: int | Tensor = 0
+        self._from_before = _gradient_state(self.weights)
         self.has_ignored = self._differentiated = False
         self._watching, self._begun = True, False
         self._features: list[Feature] = []
@@ -146,6 +152,9 @@ class BackwardPasses:
                 self._begun = True
                 self.on_first()
             if not self._current:
+                if not self.counted:
+                    self.inherited = self._count_inherited()
+                self.left = []
                 self._check_between_passes()
             self._sum_finished()
             self._current[number] = _gradient_state(self.weights), []
@@ -157,6 +166,7 @@ class BackwardPasses:
         self._watching = False
         self._sum_finished(everything=True)
         self._current.clear()
+        self.left = []
 
     def check(self) -> None:
         """Refuse gradients that were put into the weights by hand: the passes that they come from are unknown."""
@@ -198,6 +208,9 @@ class BackwardPasses:
             return
         self.counted += 1
         self._last_state = _gradient_state(self.encoder)
+        self.left = [w.grad for w in self.weights]
+        if self.routes is not None:
+            self.routes.keep()
         if any(changed[: len(self.encoder)]):
             for arrival in gradients:
                 feature = arrival.feature
@@ -214,6 +227,11 @@ class BackwardPasses:
             if self.routes is not None and self._differentiated:
                 self.routes.refusal = "a loss made of gradients (create_graph=True) enters the encoder elsewhere"
 
+    def _count_inherited(self) -> int | Tensor:
+        """Return how many entries other than zero are left of the gradients that were there before the block."""
+        pairs = zip(self._from_before, self.weights, strict=True)
+        return sum(w.grad.count_nonzero() for old, w in pairs if old and w.grad is not None and old[0]() is w.grad)
+
     def _check_between_passes(self) -> None:
         """Check, as another pass begins, whether the gradients of the passes so far are still in the weights."""
         held = [(old, w) for old, w in zip(self._last_state, self.encoder, strict=False) if old is not None]
@@ -222,7 +240,7 @@ class BackwardPasses:
             return
         empty = [gradient is None or not gradient.any() for gradient in changed]
         if all(empty) and len(changed) == len(held):
-            self.has_ignored = True
+            self.has_ignored, self.inherited = True, 0
             self._last_state = [None] * len(self.encoder)
             for sums in self.sums:
                 sums.zero_()

@@ -37,7 +37,8 @@ def gradient_by_path_length(net: Any, images: Tensor, loss: Callable[[Tensor], T
         (n + 1)xBxSxhxw, which sum to dL/dx. What leaves the encoder above the first block has no part in it.
 
     Raises:
-        ValueError: there are no residual blocks, or something lies between two of them.
+        ValueError: there are no residual blocks, something lies between two of them, or between a block's input and its
+            first convolution.
     """
     blocks = list(residual_blocks(net.encoder).values())
     if not blocks:
@@ -55,6 +56,8 @@ def gradient_by_path_length(net: Any, images: Tensor, loss: Callable[[Tensor], T
         return (by_addition[number],)
 
     def on_branch(number: int, convolution: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        if inputs[0] is not by_addition[number]:
+            raise ValueError(f"residual block {number} of the encoder changes its input before its first convolution")
         return (by_branch[number],)
 
     def on_output(block: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -80,7 +83,7 @@ def gradient_by_path_length(net: Any, images: Tensor, loss: Callable[[Tensor], T
     entering = torch.autograd.grad(value, exits, allow_unused=True, materialize_grads=True)
 
     terms: list[Tensor] = []
-    for number in reversed(range(len(blocks))):
+    for number in reversed(range(len(outputs))):  # a net that ends early has stages that it doesn't use
         for feature, gradient in zip(features, entering, strict=True):
             if feature is outputs[number]:
                 terms = [terms[0] + gradient, *terms[1:]] if terms else [gradient]

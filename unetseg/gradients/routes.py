@@ -17,10 +17,11 @@ Legend: K = L + 1 exits (L + 2 with auxiliary heads), N weights of a block.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.utils import get_total_norm
 
 from unetseg.names import AUXILIARY, BOTTLENECK
 
@@ -59,6 +60,8 @@ class ExitRoutes:
         self._scale = 1.0
         self._products: dict[str, Tensor] = {}
         self._falls: dict[str, Tensor] = {}
+        self._norms: dict[str, Tensor] = {}  # of each block's gradient, as the backward passes have left it
+        self._is_changed: list[Tensor] = []
         self.clear()
 
     def clear(self) -> None:
@@ -85,15 +88,28 @@ class ExitRoutes:
                 known = self._terms[block].get(position)
                 self._terms[block][position] = vector if known is None else known.add_(vector)
 
-    def compare(self, scale: float) -> None:
-        """Multiply the terms with each other, given the gradients that the weights have now. Every rank has to call it.
+    def keep(self) -> None:
+        """Remember the norms of the gradients that a backward pass has left."""
+        if not is_distributed():  # there they may be reduced only later
+            for block, weights in self.weights.items():
+                self._norms[block] = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+
+    def compare(self, gradient_of: Callable[[nn.Parameter], Tensor | None], scale: float) -> None:
+        """Multiply the terms with each other, given the gradients of the weights. Every rank has to call it.
 
         Args:
+            gradient_of: returns the gradient of a weight; None if it has none.
             scale: the factor of the loss in the terms; the weights' gradients are without it.
         """
         self._scale = scale
+        self._is_changed = []
         for block, weights in self.weights.items():
-            self._totals[block] = _flat([weight.grad for weight in weights], weights)
+            gradients = [gradient_of(weight) for weight in weights]
+            self._totals[block] = _flat(gradients, weights)
+            if block in self._norms:
+                left = self._norms[block].to(self.precision) / scale
+                now = get_total_norm([gradient for gradient in gradients if gradient is not None])
+                self._is_changed.append((now - left).abs() > 1e-3 * left)
             terms = {position: _mean_over_ranks(term) for position, term in self._terms[block].items()}
             products = self._totals[block].new_zeros(len(self.exits), len(self.exits), dtype=self.precision)
             for rows in self._rows(block, terms):
@@ -125,6 +141,15 @@ class ExitRoutes:
             rows /= self._scale
             rows[-1] = total - rows.sum(0)
             yield rows
+
+    def why_not(self) -> str:
+        """Return why the routes can't be told; empty where they can."""
+        if not self.refusal and any(bool(changed) for changed in self._is_changed):
+            return (
+                "the gradients of the weights are not those that the backward passes have left: call flow.gradients() "
+                "after unscaling and before clipping, and hand a GradScaler's get_scale in as `scale`"
+            )
+        return self.refusal
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Return the numbers of each block, and of all together; see `Record`."""

@@ -112,4 +112,4 @@ def residual_blocks(encoder: nn.Module) -> dict[str, Any]:
 
 def is_projected(block: Any) -> bool:
     """Return whether a residual block adds a projection of its input."""
-    return isinstance(block.downsample, nn.Module)
+    return isinstance(block.downsample, nn.Module) and not isinstance(block.downsample, nn.Identity)  # timm's RegNet
