@@ -13,7 +13,6 @@ the two gradients, while every value, and so the training, stays the same to the
 from __future__ import annotations
 
 import math
-import re
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,12 +26,12 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from unetseg.gradients.blocks import blocks_of, new_nodes
 from unetseg.gradients.decay import Decay, decay_of
 from unetseg.gradients.dense import DenseSkips
 from unetseg.gradients.passes import BackwardPasses, Split, add_sums, products, split_metrics
 from unetseg.gradients.routes import ExitRoutes, is_distributed
 from unetseg.gradients.short import ShortSkips
-from unetseg.gradients.stages import stages_of
 
 Table = dict[str, Tensor]
 ENCODER = ("stem", "encoder")  # first letters of the names of the encoder's blocks
@@ -317,7 +316,7 @@ class GradientFlow:
             self._check_trunk(features)
         views = list(features)
         ours = {id(w) for weights in self._weights.values() for w in weights}
-        if any(id(getattr(node, "variable", None)) in ours for node in _ancestors(features[0])):
+        if any(id(getattr(node, "variable", None)) in ours for node in new_nodes(features[0], set())):
             views[0] = features[0].view_as(features[0])
             views[0].register_hook(self._refuse_first)
         for row, level in enumerate(self._levels):
@@ -346,7 +345,7 @@ class GradientFlow:
 
     def _check_trunk(self, features: Sequence[Tensor]) -> None:
         """Refuse features that the encoder's deeper stages don't use themselves: their deep path can't be seen."""
-        nodes = _ancestors(features[-1])
+        nodes = set(new_nodes(features[-1], set()))
         seen = [features[level] for level in self._levels if features[level].grad_fn is not None]
         if any(encoded.grad_fn not in nodes for encoded in seen):
             self._passes.refusal = (
@@ -392,54 +391,9 @@ class GradientFlow:
             self._gradients_times(factor)
 
 
-def blocks_of(net: Any) -> dict[str, list[nn.Parameter]]:
-    """Return the parameters of every block, in forward order; each parameter is in exactly one.
-
-    The stem ends at level 1, encoder1 at level 2, encoder4 at the bottleneck; decoder4 fuses level 4, decoder0 works at
-    full resolution. The stages of an encoder other than a ResNet or DenseNet of full depth are those of `stages_of`,
-    where parameters that no feature depends on are the block `unused`; an encoder whose stages can't be told is one
-    block, and so is a decoder that is not a list of one block a level.
-    """
-    blocks: dict[str, list[nn.Parameter]] = {}
-    features = getattr(net.encoder, "features", None)  # DenseNet's children; others have a method of that name
-    children = dict((features if isinstance(features, nn.Module) else net.encoder).named_children())
-    stages = {name: f"encoder{name[-1]}" for name in children if re.fullmatch(r"(layer|denseblock)[1-9]", name)}
-    if len(stages) > len(net.encoder.out_channels) - 2:  # with smp's encoder_depth < 5 the last ones are not used
-        stages = {}
-    stage = "stem"
-    for name, module in children.items() if stages else ():
-        stage = stages.get(name, stage)
-        blocks.setdefault(stage, []).extend(module.parameters())
-    if not stages:
-        blocks = stages_of(net.encoder)
-    parts = getattr(net.decoder, "blocks", None)
-    if isinstance(parts, nn.ModuleList) and len(list(parts.parameters())) == len(list(net.decoder.parameters())):
-        for level, block in zip(reversed(range(len(parts))), parts, strict=True):
-            blocks[f"decoder{level}"] = list(block.parameters())
-    else:
-        blocks["decoder"] = list(net.decoder.parameters())
-    blocks["head"] = list(net.segmentation_head.parameters())
-    if getattr(net, "classification_head", None) is not None:
-        blocks["classification_head"] = list(net.classification_head.parameters())
-    if sorted(id(w) for weights in blocks.values() for w in weights) != sorted(id(w) for w in net.parameters()):
-        raise RuntimeError(f"a parameter of {type(net).__name__} is in no block, or in two: gradients.blocks_of")
-    return blocks
-
-
 def _is_encoder_decoder(module: nn.Module) -> bool:
     parts = dict(module.named_children())  # not its attributes: those of a wrapper may be passed on
     return {"encoder", "decoder", "segmentation_head"} <= parts.keys() and hasattr(parts["encoder"], "out_channels")
-
-
-def _ancestors(tensor: Tensor) -> set[Any]:
-    """Return the nodes of autograd's graph that compute the tensor."""
-    nodes, ahead = set(), [tensor.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is not None and node not in nodes:
-            nodes.add(node)
-            ahead.extend(before for before, _ in node.next_functions)
-    return nodes
 
 
 def _gradient_sums(g: Tensor) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ from segmentation_models_pytorch.encoders import encoders, get_encoder
 from torch import nn
 
 from unetseg.gradients import blocks_of
-from unetseg.gradients.stages import stages_of
+from unetseg.gradients.blocks import stages_of
 
 STAGES = [f"encoder{number}" for number in range(1, 5)]
 ONE_OF_EACH_CLASS = list({entry["encoder"]: name for name, entry in reversed(encoders.items())}.values())

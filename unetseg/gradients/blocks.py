@@ -1,12 +1,14 @@
-"""The stages of an encoder: which of its parameters produce which of its features.
+"""The blocks of a net: which of its parameters belong together, by the features that they produce.
 
-A parameter belongs to the first feature that it has a part in. That is read off autograd's graph of one forward pass on
-the meta device, which computes no numbers: neither the encoder nor a random generator changes.
+In an encoder a parameter belongs to the first feature that it has a part in. Where its modules don't say so, that is
+read off autograd's graph of one forward pass on the meta device, which computes no numbers: neither the encoder nor a
+random generator changes.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 import weakref
 from collections import OrderedDict
@@ -20,6 +22,40 @@ UNUSED = "unused"
 SIDE = 64
 """Height and width of the image that the graph is made for: two pixels at stride 32."""
 _known: weakref.WeakKeyDictionary[nn.Module, dict[str, str]] = weakref.WeakKeyDictionary()
+
+
+def blocks_of(net: Any) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters of every block, in forward order; each parameter is in exactly one.
+
+    The stem ends at level 1, encoder1 at level 2, encoder4 at the bottleneck; decoder4 fuses level 4, decoder0 works at
+    full resolution. The stages of an encoder other than a ResNet or DenseNet of full depth are those of `stages_of`,
+    where parameters that no feature depends on are the block `unused`; an encoder whose stages can't be told is one
+    block, and so is a decoder that is not a list of one block a level.
+    """
+    blocks: dict[str, list[nn.Parameter]] = {}
+    features = getattr(net.encoder, "features", None)  # DenseNet's children; others have a method of that name
+    children = dict((features if isinstance(features, nn.Module) else net.encoder).named_children())
+    stages = {name: f"encoder{name[-1]}" for name in children if re.fullmatch(r"(layer|denseblock)[1-9]", name)}
+    if len(stages) > len(net.encoder.out_channels) - 2:  # with smp's encoder_depth < 5 the last ones are not used
+        stages = {}
+    stage = "stem"
+    for name, module in children.items() if stages else ():
+        stage = stages.get(name, stage)
+        blocks.setdefault(stage, []).extend(module.parameters())
+    if not stages:
+        blocks = stages_of(net.encoder)
+    parts = getattr(net.decoder, "blocks", None)
+    if isinstance(parts, nn.ModuleList) and len(list(parts.parameters())) == len(list(net.decoder.parameters())):
+        for level, block in zip(reversed(range(len(parts))), parts, strict=True):
+            blocks[f"decoder{level}"] = list(block.parameters())
+    else:
+        blocks["decoder"] = list(net.decoder.parameters())
+    blocks["head"] = list(net.segmentation_head.parameters())
+    if getattr(net, "classification_head", None) is not None:
+        blocks["classification_head"] = list(net.classification_head.parameters())
+    if sorted(id(w) for weights in blocks.values() for w in weights) != sorted(id(w) for w in net.parameters()):
+        raise RuntimeError(f"a parameter of {type(net).__name__} is in no block, or in two: gradients.blocks_of")
+    return blocks
 
 
 def stages_of(encoder: Any) -> dict[str, list[nn.Parameter]]:
@@ -64,8 +100,9 @@ def _stage_names(encoder: Any) -> dict[str, str]:
     seen: set[Any] = set()
     for level, feature in enumerate(features):
         stage = "stem" if level <= 1 else f"encoder{level - 1}"
-        for weight in _new_leaves(feature, seen):
-            stages.setdefault(name_of[id(weight)], stage)
+        for node in new_nodes(feature, seen):
+            if hasattr(node, "variable"):
+                stages.setdefault(name_of[id(node.variable)], stage)
     if not stages:
         raise ValueError("none of its parameters has a part in a feature")
     return {name: stages.get(name, UNUSED) for name in name_of.values()}
@@ -86,14 +123,13 @@ def _without_numbers(encoder: nn.Module) -> nn.Module:
     return shadow.float().eval()
 
 
-def _new_leaves(feature: Tensor, seen: set[Any]) -> list[Tensor]:
-    """Return the leaves of the feature's graph that are reached by no node in `seen`, which is extended."""
-    leaves, ahead = [], [feature.grad_fn]
+def new_nodes(tensor: Tensor, seen: set[Any]) -> list[Any]:
+    """Return the nodes of autograd's graph that compute a tensor and aren't in `seen`, which is extended."""
+    nodes, ahead = [], [tensor.grad_fn]
     while ahead:
         node = ahead.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            if hasattr(node, "variable"):
-                leaves.append(node.variable)
+            nodes.append(node)
             ahead.extend(before for before, _ in node.next_functions)
-    return leaves
+    return nodes
