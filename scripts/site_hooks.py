@@ -10,20 +10,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from unetseg.options.choices import COMMANDS
 from unetseg.options.compose import compose_config
 from unetseg.options.messages import format_value
-from unetseg.options.schema import Ablate, Demo, Evaluate, Export, Predict, Report, Section, Train
+from unetseg.options.schema import Train
+from unetseg.options.settings import flat
 from unetseg.options.validation import describe
 
-SCHEMAS: dict[str, type[Section]] = {
-    "train": Train,
-    "ablate": Ablate,
-    "evaluate": Evaluate,
-    "predict": Predict,
-    "export": Export,
-    "demo": Demo,
-    "report": Report,
-}
 NEW = {
     "0.2": {
         *(
@@ -48,7 +41,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def table(command: str, override: str = "") -> str:
     """Return a command's options as a table in Markdown; with data=NAME only those of that data set."""
-    schema = SCHEMAS[command]
+    schema = COMMANDS[command]
     values: Any = OmegaConf.to_container(compose_config(command, schema, [override] if override else []))
     options = describe(schema, values)
     if command == "ablate":
@@ -65,9 +58,8 @@ def table(command: str, override: str = "") -> str:
 
 
 def _default(values: Any, key: str) -> str:
-    for part in key.split("."):
-        values = values.get(part, "") if isinstance(values, dict) else ""
-    return "required" if values == "???" else f"`{_escape(format_value(values))}`"
+    value = flat(values).get(key, "")
+    return "required" if value == "???" else f"`{_escape(format_value(value))}`"
 
 
 def _since(key: str) -> str:

@@ -11,12 +11,12 @@ from conftest import ROOT
 from fake_engine import save_untrained
 from PIL import Image
 
+from unetseg.options.choices import COMMANDS
 from unetseg.options.command import OUR_FLAGS
 from unetseg.options.compose import compose, compose_runs, experiment_axes, runs_of
-from unetseg.options.schema import Ablate, Demo, Evaluate, Export, Predict, Report, Train
+from unetseg.options.schema import Ablate, Train
 from unetseg.options.validation import describe
 
-SCHEMAS = dict(train=Train, ablate=Ablate, evaluate=Evaluate, predict=Predict, export=Export, demo=Demo, report=Report)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 SNIPPETS = {page: blocks for page, text in TEXTS.items() if (blocks := re.findall(r"```python\n(.*?)```", text, re.S))}
@@ -59,7 +59,7 @@ def test_every_command_is_accepted(line, desk, drawn_set, monkeypatch):
         for word in words
         if "=" in word
     ]
-    schema = SCHEMAS[command]
+    schema = COMMANDS[command]
     if schema in (Train, Ablate):
         jobs = runs_of([*experiment_axes(command, schema, overrides), *overrides])
         assert len(compose_runs(command, schema, jobs)) == len(jobs)
@@ -115,7 +115,7 @@ def test_the_tables_of_options_hold_every_option():
     hooks = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hooks)
     page = hooks.on_page_markdown(TEXTS["docs/options.md"])
-    for name, schema in SCHEMAS.items():
+    for name, schema in COMMANDS.items():
         for data in ("pets", "folder", "synthetic") if name == "train" else ("pets",):
             for key in describe(schema, {"data": {"name": data}}):
                 assert key.startswith("trainer.") or f"| `{key}` |" in page, (name, key)

@@ -46,7 +46,7 @@ def help_text(command: str, schema: type[Section], options: Any, about: str | No
             value = value.get(part, ...) if isinstance(value, dict) else ...
         if value is ...:
             continue
-        if section != section_before or len(lines) < 3:
+        if section != section_before:
             lines.append("")
         section_before = section
         given = "..." if value == MISSING else format_value(value)
