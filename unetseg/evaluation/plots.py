@@ -170,7 +170,7 @@ def gradient_short(table: Path, path: Path) -> None:
     axis.tick_params(axis="y", labelsize=8)
     axis.set_title(f"share of a block's gradient that came by its addition, step {by_step.index[-1]}", fontsize=9)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False)
     figure.savefig(path)
 
 
@@ -277,7 +277,7 @@ def compare_gradients(tables: dict[str, Path], path: Path) -> None:
             axis.fill_between(order, low, high, color=f"C{number}", alpha=0.15, linewidth=0)
     gradient.set_yscale("log")
     gradient.set_title("gradient of each block: rms", fontsize=9)
-    still.set_title("share of weights that a step leaves bit-identical", fontsize=9)
+    still.set_title("share of stalled weights", fontsize=9)
     still.set_ylim(-0.03, 1.03)
     for axis in (gradient, still):
         axis.tick_params(axis="x", rotation=60, labelsize=8)
@@ -330,7 +330,7 @@ def path_lengths(table: pd.DataFrame, path: Path) -> None:
     axis.bar(table.residual_branches, table.share, width=0.8, yerr=errors, capsize=2)
     axis.axhline(0, color="grey", linewidth=0.6)
     axis.locator_params(axis="x", integer=True)
-    axis.set_xlabel("residual branches on the way from an exit to the first block's input", fontsize=8)
+    axis.set_xlabel("residual branches between an exit and the first block", fontsize=8)
     axis.set_title("share of the gradient by the length of its paths", fontsize=9)
     axis.tick_params(labelsize=8)
     axis.grid(axis="y", alpha=0.3)
