@@ -193,7 +193,8 @@ def pictures() -> Iterator[Kind]:
     from PIL import Image
 
     from unetseg.data.folder import value_table
-    from unetseg.data.pictures import open_picture, read_mask
+    from unetseg.data.masks import read_mask
+    from unetseg.data.pictures import open_picture
 
     colour = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
 

@@ -24,7 +24,8 @@ import pandas as pd
 from PIL import Image, ImageOps
 
 from unetseg.data.folder import value_table
-from unetseg.data.pictures import read_image, read_mask
+from unetseg.data.masks import read_mask
+from unetseg.data.pictures import read_image
 from unetseg.data.transforms import Transform
 
 SIZE = 64

@@ -23,6 +23,8 @@ EXITS = (*(f"level{level}" for level in range(1, LEVELS + 1)), BOTTLENECK)
 features are one exit more, AUXILIARY."""
 IGNORE = 255
 """The mask value that neither the loss nor a metric counts."""
+IGNORED = "ignore"
+"""The name under which `data.values` lists what is not counted."""
 PET_CLASSES = {"pet": ("background", "pet"), "trimap": ("background", "pet", "boundary")}
 """The classes of a set in the layout of Oxford-IIIT Pet, by its `target`."""
 LARGEST_SIZE = 8192

@@ -18,6 +18,7 @@ from conftest import TINY
 
 from unetseg.data import cache, dataset
 from unetseg.data.cache import Cache
+from unetseg.data.masks import MaskValues
 from unetseg.data.pictures import Unreadable
 from unetseg.data.sources import make_data
 from unetseg.errors import UserError
@@ -26,7 +27,7 @@ from unetseg.options.schema import Train
 
 FORK = multiprocessing.get_context("fork")
 SIZE, LENGTH = 32, 20
-VALUES = np.arange(256, dtype=np.uint8)
+VALUES = MaskValues(np.arange(256, dtype=np.uint8))
 KINDS = ("disk", "ram")
 
 
@@ -275,11 +276,12 @@ import os, sys
 from pathlib import Path
 import numpy as np
 from unetseg.data import cache
+from unetseg.data.masks import MaskValues
 folder = Path(sys.argv[1])
 cache.SHARED_MEMORY = folder / "ram"
 square = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
 files = [(folder / "0.jpg", folder / "0.png")]
-kept = cache.Cache("ram", files, np.arange(256, dtype=np.uint8), 8, lambda index: square)
+kept = cache.Cache("ram", files, MaskValues(np.arange(256, dtype=np.uint8)), 8, lambda index: square)
 assert kept.path.exists()
 if sys.argv[2] == "killed":
     os.kill(os.getpid(), 9)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from unetseg.data import folder
-from unetseg.data.pictures import INVALID, read_mask
+from unetseg.data.masks import INVALID, read_mask
 from unetseg.data.sources import find
 from unetseg.data.survey import survey
 from unetseg.errors import UserError
@@ -57,10 +57,19 @@ def test_split_files_decide_and_may_name_files(own):
     assert not any(survey(collection, "headers").unreadable.values())
 
 
-def test_some_split_files_only_are_refused(own):
-    (own / "train.txt").write_text("p00\n")
-    with pytest.raises(UserError, match=r"has train\.txt only"):
-        find(options(own).model_dump(), 0)
+def test_a_split_that_no_list_names_is_drawn_from_train_or_from_the_rest(own):
+    (own / "test.txt").write_text("p03\np01\n")
+    collection = find(options(own).model_dump(), 0)
+    rest = names(collection)
+    assert rest["test"] == ["p03", "p01"]
+    assert sorted([*rest["train"], *rest["val"]]) == sorted({f"p{i:02}" for i in range(20)} - {"p01", "p03"})
+    assert "train (15), val (3): drawn from the pictures in no list" in collection.notes[0]
+    (own / "train.txt").write_text("".join(f"p{i:02}\n" for i in range(10, 20)))
+    collection = find(options(own).model_dump(), 0)
+    split = names(collection)
+    assert (len(split["train"]), len(split["val"]), split["test"]) == (8, 2, ["p03", "p01"])
+    assert not {*split["train"], *split["val"]} & {f"p{i:02}" for i in range(10)}
+    assert "val (2): drawn from train" in collection.notes[0]
 
 
 def test_a_picture_in_two_splits_is_refused(own):
@@ -108,7 +117,7 @@ def test_a_missing_folder_is_named(tmp_path):
 
 
 def test_mask_values_are_classes_and_the_ignored_one_is_not():
-    table = folder.value_table(3, 9)
+    table = folder.value_table(3, 9).table
     assert table[:4].tolist() == [0, 1, 2, INVALID]
     assert table[9] == IGNORE
 

@@ -11,7 +11,8 @@ import tifffile
 from PIL import Image
 
 from unetseg.data.dataset import Example, Examples
-from unetseg.data.pictures import IMAGE_SUFFIXES, INVALID, image_size, mask_size, open_picture, read_image, read_mask
+from unetseg.data.masks import INVALID, MaskValues, mask_size, read_mask
+from unetseg.data.pictures import IMAGE_SUFFIXES, image_size, open_picture, read_image
 from unetseg.data.transforms import Transform, resize_image
 from unetseg.errors import UserError
 from unetseg.inference.engines import OnnxEngine
@@ -126,7 +127,7 @@ def trained_on(path: Path, value_range=None) -> np.ndarray:
     values = np.full(256, INVALID, np.uint8)
     values[:2] = 0, 1
     examples = [Example("a", path, mask, "")]
-    dataset = Examples(examples, values, Transform(SIZE, augment=False), 0, value_range=value_range)
+    dataset = Examples(examples, MaskValues(values), Transform(SIZE, augment=False), 0, value_range=value_range)
     return dataset.load(0, 0)[0]
 
 
@@ -289,7 +290,7 @@ def test_a_mask_of_few_bits_is_refused_as_its_values_may_be_classes_or_greys(bit
     else:
         path.write_bytes(b"P5\n%d %d\n%d\n" % (WIDTH, HEIGHT, 2**bits - 1) + classes.astype(np.uint8).tobytes())
     with pytest.raises(UserError, match=r"(?s)neither 1 nor 8 nor 16 bits.*try: the same values in 8 bits"):
-        read_mask(path, np.arange(256, dtype=np.uint8))
+        read_mask(path, MaskValues(np.arange(256, dtype=np.uint8)))
 
 
 def test_the_order_of_bytes_of_an_array_does_not_matter():
@@ -356,7 +357,7 @@ def test_an_exported_model_knows_the_range_and_is_given_the_square(tmp_path):
 def test_a_mask_is_turned_as_a_picture_is(orientation, end, tmp_path):
     classes = (GREY > 100).astype(np.uint8)
     save(tmp_path / f"a.{end}", classes, exif=exif(orientation))
-    values = np.arange(256, dtype=np.uint8)
+    values = MaskValues(np.arange(256, dtype=np.uint8))
     turned = TURNED[orientation](classes)
     assert np.array_equal(read_mask(tmp_path / f"a.{end}", values), turned)
     assert mask_size(tmp_path / f"a.{end}") == turned.shape
@@ -364,10 +365,10 @@ def test_a_mask_is_turned_as_a_picture_is(orientation, end, tmp_path):
 
 def test_masks_of_16_bits_hold_classes_up_to_255(tmp_path):
     save(tmp_path / "a.png", np.array([[0, 2]], np.uint16))
-    assert read_mask(tmp_path / "a.png", np.arange(256, dtype=np.uint8)).tolist() == [[0, 2]]
+    assert read_mask(tmp_path / "a.png", MaskValues(np.arange(256, dtype=np.uint8))).tolist() == [[0, 2]]
     save(tmp_path / "a.png", np.array([[0, 258]], np.uint16))
     with pytest.raises(UserError, match="values from 0 to 258"):
-        read_mask(tmp_path / "a.png", np.arange(256, dtype=np.uint8))
+        read_mask(tmp_path / "a.png", MaskValues(np.arange(256, dtype=np.uint8)))
 
 
 def test_a_folder_shows_every_ending_that_is_read():

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from unetseg.data import pets
-from unetseg.data.pictures import read_image, read_mask
+from unetseg.data.masks import read_mask
+from unetseg.data.pictures import read_image
 from unetseg.data.sources import find
 from unetseg.data.survey import survey
 from unetseg.errors import UserError
@@ -129,14 +130,14 @@ def test_a_strange_mask_value_is_named_with_the_accepted_ones(layout):
     path = layout / "annotations/trimaps/dog_3.png"
     Image.fromarray(np.full((24, 32), 9, np.uint8)).save(path)
     with pytest.raises(UserError, match=r"dog_3.png has the value 9\n  accepted: 1, 2, 3"):
-        read_mask(path, pets.value_table("pet", "pet"))
+        read_mask(path, pets.mask_values("pet", "pet"))
 
 
 def test_a_coloured_mask_is_refused(layout):
     path = layout / "annotations/trimaps/dog_3.png"
     Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(path)
     with pytest.raises(UserError, match="mode RGB"):
-        read_mask(path, pets.value_table("pet", "pet"))
+        read_mask(path, pets.mask_values("pet", "pet"))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
@@ -148,7 +149,7 @@ def test_other_formats_inside_a_jpg_name_load(layout, kind):
 def test_a_trimap_without_a_pet_loads(layout):
     path = layout / "annotations/trimaps/dog_3.png"
     Image.fromarray(np.full((24, 32), 2, np.uint8)).save(path)
-    assert read_mask(path, pets.value_table("pet", "pet")).max() == 0
+    assert read_mask(path, pets.mask_values("pet", "pet")).max() == 0
 
 
 def test_the_real_pictures_load(pets: object):

@@ -79,7 +79,7 @@ def test_a_second_start_reads_no_mask_and_a_changed_one_is_read(own, monkeypatch
     checked(own)
     read = []
     original = module.read_raw_mask
-    monkeypatch.setattr(module, "read_raw_mask", lambda path: read.append(path.name) or original(path))
+    monkeypatch.setattr(module, "read_raw_mask", lambda path, values: read.append(path.name) or original(path, values))
     checked(own)
     assert read == []
     mask(own, 19, np.full((8, 10), 9))

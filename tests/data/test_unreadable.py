@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -10,12 +11,17 @@ from conftest import TINY
 from PIL import Image
 
 from unetseg.data.dataset import read_list
-from unetseg.data.pictures import Unreadable, image_size, mask_size, read_image, read_raw_mask
+from unetseg.data.masks import MaskValues, mask_size, read_raw_mask
+from unetseg.data.pictures import Unreadable, image_size, read_image
 from unetseg.data.sources import make_data
 from unetseg.errors import UserError
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
 from unetseg.train import train as run_training
+
+
+def read_as_stored(path):
+    return read_raw_mask(path, MaskValues(np.arange(256, dtype=np.uint8)))
 
 
 @pytest.fixture
@@ -156,7 +162,7 @@ def test_it_is_an_option_of_training():
         compose("train", Train, ["data=synthetic", "guards.unreadable_image=ignore"])
 
 
-@pytest.mark.parametrize("read", [image_size, mask_size, read_image, read_raw_mask])
+@pytest.mark.parametrize("read", [image_size, mask_size, read_image, read_as_stored])
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
 def test_what_is_no_file_is_named_at_once(tmp_path, read, kind):
     path = tmp_path / "a.png"

@@ -29,6 +29,7 @@ import numpy as np
 from PIL import __version__ as pillow
 from rich.progress import track
 
+from unetseg.data.masks import MaskValues
 from unetseg.data.pictures import Range, Unreadable
 from unetseg.errors import UserError
 
@@ -50,7 +51,7 @@ class Cache:
         kind: disk: under $XDG_CACHE_HOME, for later runs too; ram: under /dev/shm, until the last process that uses it
             ends (if it is killed: until the next cache is opened there).
         files: image and mask of each example.
-        values: the class of each mask value, by which `read` translates masks.
+        values: by which `read` translates masks.
         size: S.
         read: maps a position to image and mask, or raises Unreadable; called from several threads.
         value_range: by which `read` reads pictures of more than 8 bits.
@@ -63,7 +64,7 @@ class Cache:
         self,
         kind: str,
         files: Sequence[tuple[Path, Path]],
-        values: np.ndarray,
+        values: MaskValues,
         size: int,
         read: Callable[[int], tuple[np.ndarray, np.ndarray]],
         value_range: Range = None,
@@ -79,7 +80,7 @@ class Cache:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not is_private(folder, 0o022 if kind == "disk" else 0o077):
                 raise UserError(f"data.cache={kind}: {folder} is open to others, or theirs", advice=ADVICE[kind])
-            with _lock(folder):
+            with locked(folder):
                 _remove(folder.glob("*.partial"))  # of killed processes: no other process is building
                 if kind == "ram":
                     for path in set(folder.glob("*.squares")) - {self.path}:
@@ -196,11 +197,11 @@ def _open_nofollow(path: str, flags: int) -> int:
 
 
 def _fingerprints(
-    files: Sequence[tuple[Path, Path]], values: np.ndarray, size: int, value_range: Range
+    files: Sequence[tuple[Path, Path]], values: MaskValues, size: int, value_range: Range
 ) -> tuple[str, str]:
     """Return a hash of the files' names and of how they are read, and a hash of the files' present state."""
     options = f"{size} {None if value_range is None else [*map(float, value_range)]}"
-    names = hashlib.sha256(options.encode() + values.tobytes())
+    names = hashlib.sha256(options.encode() + values.table.tobytes() + values.reading.encode())
     state = hashlib.sha256(VERSION.encode())
     for path in itertools.chain.from_iterable(files):
         status = path.stat()
@@ -211,8 +212,8 @@ def _fingerprints(
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keep other processes from building and opening files of this folder."""
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from building and opening files of this folder during the block."""
     with open(folder / "lock", "w", opener=_open_nofollow) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -106,7 +106,7 @@ class SegmentationData(L.LightningDataModule):
             self._drops_last_batch(len(self.collection.splits["train"]))
         if launch.is_first() and self.check_files != "none":
             Console().print(table(self.collection, self.survey))
-            for line in remarks(self.collection, self.survey):
+            for line in [*self.collection.notes, *remarks(self.collection, self.survey)]:
                 print(line)
 
     def prepare_data(self) -> None:

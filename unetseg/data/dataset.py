@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
 from unetseg.data.cache import Cache
-from unetseg.data.pictures import Range, Unreadable, read_image, read_mask
+from unetseg.data.masks import MaskValues, read_mask
+from unetseg.data.pictures import Range, Unreadable, read_image
 from unetseg.data.transforms import Transform
 from unetseg.errors import UserError
 
@@ -64,16 +65,17 @@ class Collection:
 
     Examples:
         >>> train = [Example("cat_1", Path("images/cat_1.jpg"), Path("masks/cat_1.png"), "cat")]
-        >>> collection = Collection(("background", "cat"), np.arange(256, dtype=np.uint8), {"train": train})
+        >>> collection = Collection(("background", "cat"), MaskValues(np.arange(256, dtype=np.uint8)), {"train": train})
     """
 
     classes: tuple[str, ...]
-    values: np.ndarray
-    """256 uint8: the class of each mask value, IGNORE, or pictures.INVALID."""
+    values: MaskValues
     splits: Mapping[str, Sequence[Example]]
     """train, val and test, or the ones that are needed; all: every example of the set."""
     missing: Mapping[Path, Unreadable] = field(default_factory=dict)
     """The error to raise for each file that does not exist."""
+    notes: tuple[str, ...] = ()
+    """What the user is told about how the examples were found."""
 
 
 def missing_layout(root: Path, parts: Sequence[str]) -> list[str]:
@@ -128,7 +130,7 @@ class Examples(Dataset[Item]):
 
     Args:
         examples: the files.
-        values: the table of the Collection.
+        values: of the Collection.
         transform: applied to each example.
         seed: of the augmentation.
         skip_unreadable: return a SkippedExample for an example that can't be read, and don't raise.
@@ -139,7 +141,7 @@ class Examples(Dataset[Item]):
     def __init__(
         self,
         examples: Sequence[Example],
-        values: np.ndarray,
+        values: MaskValues,
         transform: Transform,
         seed: int,
         *,

@@ -1,80 +1,269 @@
-"""A user's own pictures:
+"""A user's own pictures, where and as they lie.
+
+Without patterns:
 
 images/NAME.jpg (or another of IMAGE_SUFFIXES)
-masks/NAME.png (or another, lossless): the class as the value, or 0/255 for two classes
+masks/NAME.png (or another of MASK_SUFFIXES): the class as the value, or 0/255 for two classes
 train.txt, val.txt, test.txt (optional): in each line one NAME, or the path of a picture, or the paths of a picture and
-    its mask; without these files the pictures are split by ratios with a seed
+    its mask
 
-NAME may begin with folders.
+With patterns (see layout.py) the files may lie and be called as they like, masks may be JSON files or one file an
+object, and the pattern may say the split. NAME may begin with folders. Splits that nothing says are drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
+from unetseg.data import drawn_masks, layout
 from unetseg.data.dataset import Collection, Example, missing_layout, read_list
-from unetseg.data.pictures import IMAGE_SUFFIXES, INVALID, Unreadable
+from unetseg.data.masks import INVALID, MaskValues, stated_values
+from unetseg.data.pictures import IMAGE_SUFFIXES, Unreadable
+from unetseg.data.splits import SPLITS, Drawing
+from unetseg.data.survey import mask_contents
 from unetseg.errors import UserError
 from unetseg.names import IGNORE, nearest_first
 
-SPLITS = {"train": "train.txt", "val": "val.txt", "test": "test.txt"}
+MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
+"""The endings, in small letters, by which a file counts as a mask."""
+LISTS = {split: f"{split}.txt" for split in SPLITS}
 ENDINGS = ", ".join(IMAGE_SUFFIXES)
+FLAG = re.compile(r"[-+]?\d+")
+"""What the second column of VOC's lists of one class holds."""
 
 
 def load(
     root: Path,
     *,
     classes: Sequence[str],
-    ignore_index: int | None,
-    ratios: Sequence[float],
-    split_seed: int,
-    needed: Sequence[str] = tuple(SPLITS),
+    drawing: Drawing,
+    images: str | None = None,
+    masks: str | None = None,
+    values: Mapping[str, Any] | None = None,
+    threshold: float | None = None,
+    instances: bool = False,
+    ignore_index: int | None = None,
+    stratify: bool = False,
+    needed: Sequence[str] = SPLITS,
 ) -> Collection:
     """Return the examples of a folder.
 
     Args:
-        root: holds images/ and masks/.
-        classes: names of the mask values 0, 1, ...
+        root: the folder.
+        classes: names of the classes 0, 1, ...
+        drawing: how splits are drawn that nothing says.
+        images: the pattern of the pictures; None: images/NAME.
+        masks: the pattern of the masks; None: masks/NAME. One that ends in .json is LabelMe's with {name}, COCO's
+            without.
+        values: the values or colours of each class, see `masks.stated_values`; None: 0, 1, ...
+        threshold: mask values above it are class 1, the others class 0.
+        instances: a mask is any number of files, one an object.
         ignore_index: the mask value that is left out, if any.
-        ratios: shares of train, validation and test where there are no split files.
-        split_seed: of the split by ratios.
-        needed: the splits to return; all: every listed picture, or every picture where there are no split files.
+        stratify: draw splits in which each class occurs in its share of the pictures.
+        needed: the splits to return; all: every listed picture, or every picture where there are no lists.
 
     Raises:
         UserError: the layout is another, a split is empty or lists a picture twice, or a name is ambiguous.
     """
-    absent = missing_layout(root, ("images", "masks"))
-    if absent:
-        raise UserError(f"data.root={root} lacks {', '.join(absent)}", accepted="a folder with images/ and masks/")
-    images = Files(root / "images")
-    lists = [name for name in SPLITS.values() if (root / name).exists()]
-    if lists and any(split != "all" and SPLITS[split] not in lists for split in needed):
-        raise UserError(f"{root} has {', '.join(lists)} only", accepted=f"all of {', '.join(SPLITS.values())}, or none")
-    masks = Files(root / "masks")
+    meaning = stated_values(values) if values else value_table(len(classes), ignore_index, threshold)
     missing: dict[Path, Unreadable] = {}
-    if lists:
-        members = _read_lists(root, images, masks, missing)
-        members["all"] = [example for part in members.values() for example in part]
-    else:
-        examples = _pair_by_name(images, masks, missing)
-        split_names = _split_names(list(examples), ratios, split_seed)
-        members = {split: [examples[name] for name in names] for split, names in split_names.items()}
-        members["all"] = list(examples.values())
-    for split in needed:
-        if not members[split]:
-            raise _empty_split(root, split, images)
-    for example in members["all"]:
-        if not example.name.isprintable() or any(0xD800 <= ord(letter) < 0xE000 for letter in example.name):
+    lists = [file for file in LISTS.values() if (root / file).exists()]
+    if images is None and masks is None:
+        absent = missing_layout(root, ("images", "masks"))
+        if absent:
             raise UserError(
-                f"{example.name!r} in {images.folder} can't be written into the tables of a run",
+                f"data.root={root} lacks {', '.join(absent)}",
+                accepted="a folder with images/ and masks/, or with a data.yaml that says where they lie",
+                advice=f"python -m unetseg.data {root}, which looks at the folder and writes one",
+            )
+        pictures = Files(root / "images", IMAGE_SUFFIXES)
+        truths = Files(root / "masks", MASK_SUFFIXES)
+        listed = _read_lists(root, pictures, truths, missing)
+        complete = len(lists) == len(LISTS)
+        examples = {} if complete or "train.txt" in lists else _pair_by_name(pictures, truths, missing, bool(lists))
+        examples |= {example.name: example for example, _ in listed.values()}
+        given = {name: split for name, (_, split) in listed.items()}
+    else:
+        examples, given = _pair_by_patterns(
+            root, images or "images/{name}.*", masks or "masks/{name}.*", missing, instances, meaning, classes
+        )
+        if lists:
+            examples, given = _select_listed(root, examples, lists)
+        if Path(masks or "").suffix == ".json" or instances:
+            meaning = value_table(len(classes), None, None)
+    for name in examples:
+        if not name.isprintable() or any(0xD800 <= ord(letter) < 0xE000 for letter in name):
+            raise UserError(
+                f"{name!r} in {root} can't be written into the tables of a run",
                 accepted="names of letters in UTF-8",
                 advice="another name for it",
             )
-    splits = {split: members[split] for split in needed}
-    return Collection(tuple(classes), value_table(len(classes), ignore_index), splits, missing)
+    if drawing.folds and given:
+        raise UserError(
+            f"data.folds={drawing.folds} with splits that {root} states", accepted="folds of pictures without splits"
+        )
+    present = _classes_in(examples, meaning) if stratify else None
+    members = drawing.split(list(examples), given, present)
+    notes = _notes(given, members, drawing, lists)
+    groups = {name: drawing.group_of(name) for name in examples}
+    own = {name: Example(name, e.image, e.mask, groups[name]) for name, e in examples.items()}
+    splits = {split: [own[name] for name in names] for split, names in members.items()}
+    splits["all"] = list(own.values())
+    for split in needed:
+        if not splits[split]:
+            raise _empty_split(root, split, len(own))
+    return Collection(tuple(classes), meaning, {split: splits[split] for split in needed}, missing, notes)
+
+
+def _empty_split(root: Path, split: str, count: int) -> UserError:
+    """Return the error for a split without pictures; it names the endings of files that are no pictures."""
+    others = {"".join(PurePosixPath(file).suffixes[-2:]) for file in layout.files_below(root)} - {".txt", ".yaml"}
+    others = {ending for ending in others if not ending.lower().endswith(MASK_SUFFIXES)}
+    beside = f", besides files that end in {', '.join(sorted(others))}" if others else ""
+    return UserError(
+        f"data.root={root} leaves the {split} split empty ({count} pictures{beside})",
+        accepted=f"enough pictures that end in {ENDINGS}",
+        advice="pictures in one of these formats" if others and not count else "other data.ratios or lists",
+    )
+
+
+def value_table(classes: int, ignore_index: int | None, threshold: float | None = None) -> MaskValues:
+    """Return the class of each mask value: with two classes 255 is read as 1 unless it is ignored."""
+    table = np.full(256, INVALID, dtype=np.uint8)
+    table[:classes] = np.arange(classes)
+    either = classes == 2 and ignore_index not in (1, 255) and threshold is None
+    if either:
+        table[255] = 1
+    if ignore_index is not None:
+        table[ignore_index] = IGNORE
+    return MaskValues(table, threshold=threshold, either=either)
+
+
+def _classes_in(examples: Mapping[str, Example], values: MaskValues) -> dict[str, frozenset[int]]:
+    """Return the classes that occur in the mask of each example."""
+    contents = mask_contents([example.mask for example in examples.values()], values)
+    found = {}
+    for name, example in examples.items():
+        content = contents[example.mask]
+        labels = [] if isinstance(content, Unreadable) else values.table[content["counts"] > 0].tolist()
+        found[name] = frozenset(label for label in labels if label < INVALID)
+    return found
+
+
+def _notes(
+    given: Mapping[str, str], members: Mapping[str, Sequence[str]], drawing: Drawing, lists: Sequence[str]
+) -> tuple[str, ...]:
+    """Return which splits were drawn, where others are given."""
+    drawn = [split for split in SPLITS if split not in given.values()]
+    if drawing.folds:
+        return (f"fold {drawing.fold} of {drawing.folds} is the test split",)
+    if not given or not drawn:
+        return ()
+    pool = "train" if "train" not in drawn else "the pictures in no list"
+    counts = ", ".join(f"{split} ({len(members[split])})" for split in drawn)
+    return (f"nothing says which pictures are for {counts}: drawn from {pool} with data.split_seed={drawing.seed}",)
+
+
+def _pair_by_patterns(
+    root: Path,
+    images: str,
+    masks: str,
+    missing: dict[Path, Unreadable],
+    instances: bool,
+    values: MaskValues,
+    classes: Sequence[str],
+) -> tuple[dict[str, Example], dict[str, str]]:
+    """Return the examples by name, and the splits that the pattern says; add masks that don't exist to `missing`."""
+    image_pattern, mask_pattern = layout.Pattern("data.images", images), layout.Pattern("data.masks", masks)
+    if "name" not in image_pattern.fields:
+        raise UserError(f"data.images={images} has no {{name}}", accepted="a pattern such as {split}/{name}.jpg")
+    files = layout.files_below(root)
+    pictures = layout.find(root, [f for f in files if f.lower().endswith(IMAGE_SUFFIXES)], image_pattern)
+    json = mask_pattern.text.endswith(".json")
+    endings = (".json",) if json else MASK_SUFFIXES
+    truths = layout.find(root, [file for file in files if file.lower().endswith(endings)], mask_pattern)
+    beside = {path for paths in truths.values() for path in paths}
+    found: dict[str, tuple[Path, layout.Place]] = {}
+    several = len({place.name for place in pictures}) < len(pictures)  # a name is used in two splits
+    for place, paths in pictures.items():
+        own = [path for path in paths if path not in beside]
+        name = f"{place.split}/{place.name}" if several else place.name
+        if len(own) > 1:
+            raise UserError(
+                f"{own[0]} and {own[1]} have the same name, {name}",
+                accepted="one picture of each name",
+                advice="a pattern in data.images that tells them apart",
+            )
+        if own:
+            found[name] = own[0], place
+    drawn: dict[str, Path] = {}
+    if json and "name" not in mask_pattern.fields:
+        relative = {name: path.relative_to(root).as_posix() for name, (path, _) in found.items()}
+        jobs = [job for file in sorted(beside) for job in drawn_masks.of_coco(file, relative, classes)]
+        drawn = drawn_masks.draw_all(jobs)
+    elif json or instances:
+        jobs = []
+        for name, (_, place) in found.items():
+            paths = truths.get(_key(place, mask_pattern), [])
+            if paths and json:
+                jobs.append(drawn_masks.of_labelme(name, paths[0], classes))
+            elif paths:
+                jobs.append(drawn_masks.of_objects(name, paths, values))
+        drawn = drawn_masks.draw_all(jobs)
+    examples, given = {}, {}
+    for name, (path, place) in found.items():
+        paths = (
+            [drawn[name]] if name in drawn else [] if json or instances else truths.get(_key(place, mask_pattern), [])
+        )
+        if len(paths) > 1:
+            raise UserError(
+                f"{path} has the masks {paths[0]} and {paths[1]}",
+                accepted="one mask of a picture",
+                advice="data.instances=true, where each is an object; otherwise another pattern in data.masks",
+            )
+        mask = paths[0] if paths else root / f"no mask of {name}"
+        if not paths:
+            missing[mask] = Unreadable(
+                f"{path} has no mask by data.masks={masks}",
+                accepted="a mask of each picture, or train.txt, val.txt, test.txt that list those which have one",
+            )
+        examples[name] = Example(name, path, mask, "")
+        if place.split:
+            given[name] = place.split
+    return examples, given
+
+
+def _key(place: layout.Place, pattern: layout.Pattern) -> layout.Place:
+    """Return under which place a picture's mask is found by the masks' pattern."""
+    return place if "split" in pattern.fields else layout.Place(place.name, "")
+
+
+def _select_listed(
+    root: Path, examples: dict[str, Example], lists: Sequence[str]
+) -> tuple[dict[str, Example], dict[str, str]]:
+    """Return the examples that lists name, or that may be drawn, and the split of those that are listed."""
+    names = {example.image.relative_to(root).as_posix(): name for name, example in examples.items()}
+    given: dict[str, str] = {}
+    for split, file in LISTS.items():
+        for line in read_list(root / file) if file in lists else []:
+            first = line.split()[0]
+            name = next((text for text in (line, first) if text in examples), names.get(line) or names.get(first))
+            if name is None:
+                near = ", ".join(nearest_first(line, list(examples)[:2000])[:3])
+                raise UserError(
+                    f"{root / file} lists {line}, which is no picture by data.images", accepted=f"{near}, ..."
+                )
+            if name in given:
+                raise UserError(f"{name} stands in {given[name]}.txt and in {file}", accepted="each picture once")
+            given[name] = split
+    if len(lists) == len(LISTS) or "train.txt" in lists:
+        return {name: examples[name] for name in given}, given
+    return examples, given
 
 
 class Files:
@@ -83,8 +272,8 @@ class Files:
     Hidden files are left out: macOS leaves ._NAME.jpg beside NAME.jpg on foreign disks.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, suffixes: Sequence[str]):
+        self.folder, self.suffixes = folder, suffixes
         self.named: dict[str, list[Path]] = {}
         """The files of each relative path without its ending."""
         self.others: list[Path] = []
@@ -95,7 +284,7 @@ class Files:
             below = path.relative_to(folder)
             if any(part.startswith(".") for part in below.parts) or path.is_dir():
                 continue
-            if path.suffix.lower() in IMAGE_SUFFIXES:
+            if path.suffix.lower() in suffixes:
                 self.named.setdefault(below.with_suffix("").as_posix(), []).append(path)
                 self.names.add(below.as_posix())
             else:
@@ -138,21 +327,21 @@ def _ending(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def _empty_split(root: Path, split: str, images: Files) -> UserError:
-    """Return the error for a split without pictures."""
-    count = sum(map(len, images.named.values()))
-    others = {path.suffix for path in images.others}
-    beside = f", besides files that end in {', '.join(sorted(others))}" if others else ""
-    return UserError(
-        f"data.root={root} leaves the {split} split empty ({count} pictures in images/{beside})",
-        accepted=f"pictures that end in {ENDINGS}",
-    )
+def _pair_by_name(
+    images: Files, masks: Files, missing: dict[Path, Unreadable], paired_only: bool
+) -> dict[str, Example]:
+    """Return an example for each picture, by its name; add the masks that don't exist to `missing`.
 
-
-def _pair_by_name(images: Files, masks: Files, missing: dict[Path, Unreadable]) -> dict[str, Example]:
-    """Return an example for each picture, by its name; add the masks that don't exist to `missing`."""
+    Args:
+        images: the pictures.
+        masks: the masks.
+        missing: see Collection.
+        paired_only: leave out the pictures without a mask.
+    """
     examples = {}
     for name in images.named:
+        if paired_only and not masks.named.get(name):
+            continue
         image, mask = images.one(name), masks.one(name)
         assert image is not None
         examples[name] = Example(name, image, mask or masks.folder / f"{name}.png", "")
@@ -169,31 +358,19 @@ def _pair_by_name(images: Files, masks: Files, missing: dict[Path, Unreadable]) 
     return examples
 
 
-def value_table(classes: int, ignore_index: int | None) -> np.ndarray:
-    """Return the class of each mask value, 256 uint8; with two classes 255 is read as 1 unless it is ignored."""
-    values = np.full(256, INVALID, dtype=np.uint8)
-    values[:classes] = np.arange(classes)
-    if classes == 2:
-        values[255] = 1
-    if ignore_index is not None:
-        values[ignore_index] = IGNORE
-    return values
-
-
-def _read_lists(root: Path, images: Files, masks: Files, missing: dict[Path, Unreadable]) -> dict[str, list[Example]]:
-    """Return the examples of each split file; add the pictures and masks that don't exist to `missing`."""
-    members: dict[str, list[Example]] = {split: [] for split in SPLITS}
-    file_of: dict[str, str] = {}
-    for split, file in SPLITS.items():
+def _read_lists(
+    root: Path, images: Files, masks: Files, missing: dict[Path, Unreadable]
+) -> dict[str, tuple[Example, str]]:
+    """Return the examples of the lists and their splits; add the pictures and masks that don't exist to `missing`."""
+    listed: dict[str, tuple[Example, str]] = {}
+    for split, file in LISTS.items():
         for line in read_list(root / file) if (root / file).exists() else []:
             example = _read_line(file, line, images, masks, missing)
-            if example.name in file_of:
-                raise UserError(
-                    f"{example.name} stands in {file_of[example.name]} and in {file}", accepted="each picture once"
-                )
-            file_of[example.name] = file
-            members[split].append(example)
-    return members
+            if example.name in listed:
+                first = LISTS[listed[example.name][1]]
+                raise UserError(f"{example.name} stands in {first} and in {file}", accepted="each picture once")
+            listed[example.name] = example, split
+    return listed
 
 
 def _read_line(file: str, line: str, images: Files, masks: Files, missing: dict[Path, Unreadable]) -> Example:
@@ -202,7 +379,7 @@ def _read_line(file: str, line: str, images: Files, masks: Files, missing: dict[
     columns = line.split()
     if image is None and len(columns) == 2:
         image, mask = _find_image(columns[0], images), _find_file(columns[1], masks)
-        if image and mask is None:
+        if image and mask is None and not FLAG.fullmatch(columns[1]):
             raise UserError(
                 f"{file} has the line '{line}', whose second column is no mask",
                 accepted="a NAME, or the paths of a picture and its mask, a line",
@@ -236,12 +413,3 @@ def _find_file(line: str, files: Files) -> Path | None:
     """Return the file that a line names by its path relative to the folder or to the folder's parent."""
     name = line.replace("\\", "/").removeprefix("./")
     return files.exactly(name.removeprefix(f"{files.folder.name}/")) or files.exactly(name)
-
-
-def _split_names(names: list[str], ratios: Sequence[float], seed: int) -> dict[str, list[str]]:
-    """Split the names by the ratios, the same for the same seed."""
-    order = np.random.default_rng(seed).permutation(len(names))
-    first = round(len(names) * ratios[0])
-    second = first + round(len(names) * ratios[1])
-    parts = {"train": order[:first], "val": order[first:second], "test": order[second:]}
-    return {split: sorted(names[i] for i in part) for split, part in parts.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from unetseg.data.dataset import Collection, Example, missing_layout, read_list
-from unetseg.data.pictures import INVALID
+from unetseg.data.masks import INVALID, MaskValues
 from unetseg.errors import UserError, first_line
 from unetseg.names import IGNORE, PETS_ROOT
 
@@ -62,7 +62,7 @@ def load(
         held_out = _stratified_indices(trainval, validation, seed)
     return Collection(
         classes=tuple(classes),
-        values=value_table(target, border),
+        values=mask_values(target, border),
         splits={
             "train": [example for i, example in enumerate(trainval) if i not in held_out],
             "val": [trainval[i] for i in sorted(held_out)],
@@ -71,12 +71,12 @@ def load(
     )
 
 
-def value_table(target: str, border: str) -> np.ndarray:
-    """Return the class of each trimap value, 256 uint8."""
-    values = np.full(256, INVALID, dtype=np.uint8)
-    values[[1, 2]] = 1, 0
-    values[3] = 2 if target == "trimap" else {"pet": 1, "background": 0, "ignore": IGNORE}[border]
-    return values
+def mask_values(target: str, border: str) -> MaskValues:
+    """Return the class of each trimap value."""
+    table = np.full(256, INVALID, dtype=np.uint8)
+    table[[1, 2]] = 1, 0
+    table[3] = 2 if target == "trimap" else {"pet": 1, "background": 0, "ignore": IGNORE}[border]
+    return MaskValues(table)
 
 
 def _examples(root: Path, split: Path) -> list[Example]:

@@ -1,4 +1,4 @@
-"""The one reader of pictures and masks: files, arrays and PIL images become upright RGB of 8 bits, read by rows.
+"""The one reader of pictures: files, arrays and PIL images become upright RGB of 8 bits, read by rows.
 
 Grey becomes RGB. More than 8 bits are mapped to 0..255 by a stated range; without one, 16 bits are mapped by their
 whole range (65535 is white), also where a camera filled 12 of them. Transparency is laid on white. EXIF orientation is
@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -39,10 +39,6 @@ MOST = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 """The most pixels of a picture that is read as a whole: PIL's own bound against forged sizes."""
 BLOCK = 2**22
 """Pixels that are converted at a time."""
-INVALID = 254
-"""Marks mask values without a meaning in a value table; classes go from 0 to 253, 255 is IGNORE."""
-MANY = 6
-"""A mask with so many values without a meaning looks anti-aliased, or like a JPEG."""
 END_OF_JPEG = b"\xff\xd9"
 ORIENTATION = 0x0112
 """EXIF's tag of a picture's orientation."""
@@ -82,17 +78,6 @@ class ArrayPicture:
         return self.array[start:stop]
 
 
-class RawMask(NamedTuple):
-    """A mask as it is stored."""
-
-    values: np.ndarray
-    """HxW uint8."""
-    bilevel: bool
-    """One bit a pixel: 1 is white, which may mean 1 or 255."""
-    palette: bytes
-    """Three bytes for each value; empty where the mask has no palette."""
-
-
 def read_image(path: Path, value_range: Range = None) -> np.ndarray:
     """Return a picture as HxWx3 uint8 RGB in an array of its own, see `open_picture`."""
     with open_picture(path, value_range) as picture:
@@ -100,99 +85,7 @@ def read_image(path: Path, value_range: Range = None) -> np.ndarray:
         return np.require(picture.rows(0, picture.height), requirements=["C", "W", "O"])
 
 
-def read_mask(path: Path, values: np.ndarray) -> np.ndarray:
-    """Return a mask as HxW uint8 classes (IGNORE included), upright.
-
-    Args:
-        path: a picture of one channel, grey or with a palette, with values up to 255.
-        values: 256 uint8: the class of each value, IGNORE, or INVALID.
-
-    Raises:
-        UserError: a picture of another kind, a value that is INVALID, or both 1 and 255 for one class.
-        Unreadable: the file does not exist or its bytes are no picture.
-    """
-    raw = read_raw_mask(path).values
-    mask = values[raw]
-    if (mask == INVALID).any() or values[1] == values[255] != INVALID:
-        present = np.bincount(raw.ravel(), minlength=256) > 0
-        check_values(path, present, values)
-    return mask
-
-
-def check_values(path: Path, present: np.ndarray, values: np.ndarray) -> None:
-    """Raise a UserError if one of the values present, 256 booleans, has no meaning by `values`, see `read_mask`."""
-    unknown = np.flatnonzero(present & (values == INVALID)).tolist()
-    if unknown:
-        accepted = np.flatnonzero(values != INVALID).tolist()
-        shown = ", ".join(map(str, unknown[:5]))
-        if len(unknown) > 5:
-            shown += ", ..."
-        if values[0] == INVALID:
-            advice = ["trimaps of 1 pet, 2 background, 3 boundary; data=folder for masks of another kind"]
-        elif len(unknown) >= MANY:
-            advice = [
-                "a threshold, as in 255 * (mask > 127), if its edges are anti-aliased or it was a JPEG",
-                "data.classes with a name for each value",
-            ]
-        else:
-            advice = ["data.classes with a name for each value, counted from 0, or data.ignore_index"]
-        raise UserError(
-            f"{path} has the {'values' if len(unknown) > 1 else 'value'} {shown}",
-            accepted=", ".join(map(str, accepted)),
-            advice=advice,
-        )
-    if present[1] and present[255] and values[1] == values[255]:
-        raise ambiguous_foreground(path, path)
-
-
-def ambiguous_foreground(one: Path, other: Path) -> UserError:
-    """Return the error for masks with both 1 and 255, of which only one can be the foreground."""
-    where = f"{one} has the values 1 and 255" if one == other else f"{one} has the value 1, {other} the value 255"
-    return UserError(
-        f"{where}: which is the foreground?",
-        accepted="0 and 1, or 0 and 255; a third value is to be ignored or a class of its own",
-        advice="data.ignore_index=255, or data.ignore_index=1",
-    )
-
-
-def read_raw_mask(path: Path) -> RawMask:
-    """Return a mask as it is stored, upright.
-
-    Raises:
-        UserError: the file is no picture of one channel with values up to 255.
-        Unreadable: the file does not exist or its bytes are no picture.
-    """
-    accepted = "one channel (grey or palette) with the class, 0 to 255, as the value"
-    with decoding_errors(path):
-        _check_file(path)
-        try:
-            # from memory: PIL would map a TIFF's file by its turned size and mix up the pixels
-            with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as picture:
-                if picture.format == "TIFF":
-                    _check_tiff(picture)
-                tags = getattr(picture, "tag_v2", {})
-                if _is_stretched(picture):
-                    raise UserError(
-                        f"{path} has neither 1 nor 8 nor 16 bits a pixel: are its values classes or greys?",
-                        accepted=accepted,
-                        advice="the same values in 8 bits",
-                    )
-                zero_is_white = picture.format == "TIFF" and tags.get(262) == 0 and picture.mode != "1"
-                one_channel = picture.mode in ("L", "P", "1", "I") or picture.mode.startswith("I;16")
-                if zero_is_white or not one_channel:
-                    kind = "TIFF whose 0 is white" if zero_is_white else f"mask of mode {picture.mode}"
-                    raise UserError(f"{path} is a {kind}", accepted=accepted)
-                upright = ImageOps.exif_transpose(picture)
-                palette = bytes(upright.getpalette("RGB") or ()) if picture.mode == "P" else b""
-                values, bilevel = np.asarray(upright), picture.mode == "1"
-        except UnidentifiedImageError:
-            values, palette, bilevel = _tiff_mask(path), b"", False
-        if values.dtype not in (np.uint8, np.bool_) and (values.min() < 0 or values.max() > 255):
-            raise UserError(f"{path} has values from {values.min()} to {values.max()}", accepted=accepted)
-        return RawMask(values.astype(np.uint8), bilevel, palette)
-
-
-def _is_stretched(image: Image.Image) -> bool:
+def is_stretched(image: Image.Image) -> bool:
     """Return whether PIL will stretch the values of a grey image, not loaded yet, to the range of 8 or 16 bits."""
     stored, *further = _layout(image)
     if image.format == "PPM":
@@ -210,17 +103,6 @@ def _layout(image: Image.Image) -> tuple[Any, ...]:
     return layout if isinstance(layout, tuple) else (str(layout),)
 
 
-def _tiff_mask(path: Path) -> np.ndarray:
-    """Return the values, HxW, of a mask in a TIFF that PIL can't read."""
-    if not _is_tiff(path):
-        raise UnidentifiedImageError
-    with closing(TiffPicture(path, photometrics=("MINISBLACK",))) as stored:
-        check_size(path, stored.height, stored.width)
-        if stored.page.samplesperpixel != 1 or stored.dtype.kind == "f":
-            raise ValueError(f"its values are {stored.page.samplesperpixel} of {stored.dtype} a pixel")
-        return stored.raw(0, stored.height)[..., 0]
-
-
 def image_size(path: Path, value_range: Range = None) -> tuple[int, int]:
     """Return H and W of a picture as it will be read, from the header of its file.
 
@@ -228,31 +110,17 @@ def image_size(path: Path, value_range: Range = None) -> tuple[int, int]:
         UserError: the header shows that the picture can't be read.
     """
     with decoding_errors(path):
-        _check_file(path)
-        if _is_tiff(path):
+        check_file(path)
+        if is_tiff(path):
             with suppress(UnknownLayout), closing(TiffPicture(path)) as stored:
                 check_type(stored.dtype, value_range)
                 return stored.height, stored.width
         with Image.open(path, formats=FORMATS) as picture:
             _check_kind(picture, value_range)
-            return _upright_size(picture)
+            return upright_size(picture)
 
 
-def mask_size(path: Path) -> tuple[int, int]:
-    """Return H and W of a mask as it will be read, from the header of its file."""
-    with decoding_errors(path):
-        _check_file(path)
-        try:
-            with Image.open(path, formats=FORMATS) as picture:
-                return _upright_size(picture)
-        except UnidentifiedImageError:
-            if not _is_tiff(path):
-                raise
-            with closing(TiffPicture(path)) as stored:
-                return stored.height, stored.width
-
-
-def _upright_size(picture: Image.Image) -> tuple[int, int]:
+def upright_size(picture: Image.Image) -> tuple[int, int]:
     width, height = picture.size
     turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)  # PIL has turned the size of a TIFF already
@@ -315,20 +183,20 @@ class _RgbTiff(TiffPicture):
             return rgb(self.raw(start, stop), self.value_range)
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
     """Raise an Unreadable where a path leads to a pipe or a device, which may never end, or to a folder."""
     if path.exists() and not path.is_file():
         raise Unreadable(f"{path} is no file", accepted="a picture")
 
 
-def _is_tiff(path: Path) -> bool:
+def is_tiff(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) in TIFF_MARKS
 
 
 def _open_file(path: Path, value_range: Range) -> Picture:
     layout = ""
-    if _is_tiff(path):
+    if is_tiff(path):
         try:
             picture = _RgbTiff(path, value_range)
             try:
@@ -392,7 +260,7 @@ def _orient(array: np.ndarray, orientation: int) -> np.ndarray:
     return array
 
 
-def _check_tiff(image: Image.Image) -> None:
+def check_tiff(image: Image.Image) -> None:
     """Raise a ValueError if PIL would ignore a part of a TIFF: further pages, or bands of an unknown meaning."""
     tags = image.tag_v2  # type: ignore[attr-defined]
     check_samples(tags.get(262, 1), tags.get(277, 1), tags.get(338, ()))
@@ -414,7 +282,7 @@ def _check_kind(image: Image.Image, value_range: Range) -> None:
     """Raise an error if the values of a PIL image have no one clear meaning."""
     kind, mode = image.format or "", image.mode
     if kind == "TIFF":
-        _check_tiff(image)
+        check_tiff(image)
         tags = image.tag_v2  # type: ignore[attr-defined]
         if tags.get(262) == 0 and mode not in ("1", "L"):
             raise ValueError("its 0 is white, in more than 8 bits")
@@ -436,7 +304,7 @@ def rgb_from_pil(image: Image.Image, value_range: Range = None) -> np.ndarray:
     """Return a PIL image of any mode as HxWx3 uint8 RGB, upright by its EXIF data."""
     _check_kind(image, value_range)
     kind = image.format
-    stretched = kind == "PNG" and _is_stretched(image) and "transparency" in image.info
+    stretched = kind == "PNG" and is_stretched(image) and "transparency" in image.info
     most = 2 ** int(_layout(image)[0][-1]) - 1 if stretched else 255
     image = ImageOps.exif_transpose(image)
     if stretched:  # PIL stretches the greys, but not the one that is transparent

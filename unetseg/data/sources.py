@@ -13,6 +13,7 @@ from rich.progress import track
 from unetseg.data import folder, pets, synthetic
 from unetseg.data.datamodule import SegmentationData
 from unetseg.data.dataset import Collection
+from unetseg.data.splits import Drawing
 from unetseg.names import PETS_ROOT, class_names
 
 SPLITS = ("train", "val", "test")
@@ -62,8 +63,14 @@ def find(data: Mapping[str, Any], seed: int, needed: Sequence[str] = SPLITS) -> 
     """Return the examples of the splits of a data set that are needed; its lists and folders must exist."""
     classes = class_names(data)
     if data["name"] == "folder":
-        options = {key: data[key] for key in ("ignore_index", "ratios", "split_seed")}
-        return folder.load(Path(data["root"]), classes=classes, needed=needed, **options)
+        drawing = Drawing(
+            ratios=data["ratios"],
+            seed=data["split_seed"],
+            **{key: data[key] for key in ("group", "folds", "fold") if data.get(key) is not None},
+        )
+        keys = ("images", "masks", "values", "threshold", "instances", "ignore_index", "stratify")
+        options = {key: data[key] for key in keys if data.get(key) is not None}  # older runs have fewer
+        return folder.load(Path(data["root"]), classes=classes, drawing=drawing, needed=needed, **options)
     root = generated_root(data) if data["name"] == "synthetic" else Path(data["root"] or PETS_ROOT)
     options = {key: data[key] for key in ("target", "border", "validation")}
     collection = pets.load(root, classes=classes, seed=seed, **options)

@@ -8,6 +8,7 @@ Legend: N masks.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -26,20 +27,13 @@ from rich.text import Text
 from unetseg import launch
 from unetseg.data.cache import cache_folder, is_private
 from unetseg.data.dataset import Collection, Example
-from unetseg.data.pictures import (
-    Range,
-    Unreadable,
-    ambiguous_foreground,
-    check_values,
-    image_size,
-    mask_size,
-    read_raw_mask,
-)
+from unetseg.data.masks import MaskValues, ambiguous_foreground, check_values, mask_size, read_raw_mask
+from unetseg.data.pictures import Range, Unreadable, image_size
 from unetseg.errors import UserError
 from unetseg.files import drafted
 from unetseg.names import IGNORE, shown
 
-VERSION = 1
+VERSION = 2
 """Of the store's format."""
 MASK = np.dtype(
     [("counts", np.int64, 256), ("palette", np.uint8, (256, 3)), ("coloured", np.bool_), ("bilevel", np.bool_)]
@@ -86,7 +80,8 @@ def survey(collection: Collection, check: str, value_range: Range = None) -> Sur
         sizes = _map_in_threads(size_or_error, range(len(examples)), "looking at the pictures")
     if check == "full":
         sized = [(example, size) for example, size in zip(examples, sizes, strict=True)]
-        contents = mask_contents([example.mask for example, size in sized if not isinstance(size, Unreadable)])
+        readable = [example.mask for example, size in sized if not isinstance(size, Unreadable)]
+        contents = mask_contents(readable, collection.values)
         masks = [contents.get(example.mask, size) for example, size in sized]
         check_masks(_readable(contents), collection)
     errors: dict[str, dict[int, Unreadable]] = {split: {} for split in collection.splits}
@@ -123,10 +118,10 @@ def example_size(example: Example, value_range: Range = None) -> tuple[int, int]
     return height, width
 
 
-def mask_content(path: Path) -> np.ndarray | Unreadable:
+def mask_content(path: Path, values: MaskValues) -> np.ndarray | Unreadable:
     """Return the content of a mask, of type MASK, or why it can't be read."""
     try:
-        raw = read_raw_mask(path)
+        raw = read_raw_mask(path, values)
     except Unreadable as error:
         return error
     colours = np.zeros((256, 3), np.uint8)
@@ -135,15 +130,16 @@ def mask_content(path: Path) -> np.ndarray | Unreadable:
     return np.array((counts, colours, bool(raw.palette), raw.bilevel), MASK)
 
 
-def mask_contents(paths: Sequence[Path]) -> dict[Path, Any]:
+def mask_contents(paths: Sequence[Path], values: MaskValues) -> dict[Path, Any]:
     """Return the content of each mask, of type MASK, or why it can't be read; unchanged masks come from the store."""
     states = {path: _file_state(path) for path in paths}
-    store = MaskStore(paths)
+    store = MaskStore(paths, values.reading)
     contents: dict[Path, Any] = {
         path: store.contents[path] for path in states if store.states.get(path) == states[path] != (0, 0)
     }
     changed = [path for path in states if path not in contents]
-    contents |= dict(zip(changed, _map_in_threads(mask_content, changed, "reading the masks"), strict=True))
+    read = functools.partial(mask_content, values=values)
+    contents |= dict(zip(changed, _map_in_threads(read, changed, "reading the masks"), strict=True))
     if changed:
         store.save({path: (states[path], content) for path, content in _readable(contents).items()})
     return contents
@@ -154,10 +150,11 @@ class MaskStore:
 
     Args:
         paths: of the masks; their names determine the file of the store.
+        reading: how they are read, see `MaskValues`.
     """
 
-    def __init__(self, paths: Sequence[Path]):
-        names = hashlib.sha256(b"%d" % VERSION)
+    def __init__(self, paths: Sequence[Path], reading: str):
+        names = hashlib.sha256(f"{VERSION}{reading}".encode())
         for path in paths:
             names.update(os.fsencode(path.absolute()) + b"\0")
         self.path = cache_folder("disk") / f"{names.hexdigest()[:16]}.masks.npz"
@@ -208,11 +205,11 @@ def check_masks(contents: Mapping[Path, np.ndarray], collection: Collection) -> 
         check_values(path, content["counts"] > 0, collection.values)
     full = {path: content for path, content in contents.items() if not content["bilevel"]}
     white = next((path for path, content in full.items() if content["counts"][255]), None)
-    if white and collection.values[1] == collection.values[255]:
+    if white and collection.values.either:
         one = next((path for path, content in full.items() if content["counts"][1]), None)
         if one:
             raise ambiguous_foreground(one, white)
-    if white and collection.values[255] == IGNORE:
+    if white and collection.values.table[255] == IGNORE:
         bits = next((path for path, content in contents.items() if content["bilevel"] and content["counts"][1]), None)
         if bits:
             raise UserError(
@@ -256,7 +253,9 @@ def table(collection: Collection, results: Survey) -> Table:
         rows.add_row("height", *(_range_text(sizes[:, 0]) for sizes in results.sizes.values()))
     if any(map(len, results.masks.values())):
         for label, name in [*enumerate(collection.classes), (IGNORE, "ignored")]:
-            counts = {split: class_counts(masks, collection.values, label) for split, masks in results.masks.items()}
+            counts = {
+                split: class_counts(masks, collection.values.table, label) for split, masks in results.masks.items()
+            }
             if label != IGNORE or any(pixels.any() for pixels in counts.values()):
                 cells = [
                     f"{pixels.sum() / max(results.masks[split]['counts'].sum(), 1):.2%} in {(pixels > 0).sum()}"
@@ -277,16 +276,16 @@ def remarks(collection: Collection, results: Survey) -> list[str]:
         absent = [
             name
             for label, name in enumerate(collection.classes)
-            if not class_counts(masks, collection.values, label).any()
+            if not class_counts(masks, collection.values.table, label).any()
         ]
         if absent and len(masks):
             lines.append(f"no mask of the {split} split has {', '.join(absent)}")
     return lines
 
 
-def class_counts(masks: np.ndarray, values: np.ndarray, label: int) -> np.ndarray:
+def class_counts(masks: np.ndarray, table: np.ndarray, label: int) -> np.ndarray:
     """Return the pixels of a class, or of IGNORE, in each of N masks: N int64."""
-    return masks["counts"][:, values == label].sum(1)
+    return masks["counts"][:, table == label].sum(1)
 
 
 def _range_text(lengths: np.ndarray) -> str:

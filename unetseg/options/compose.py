@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from unetseg.errors import UserError
 from unetseg.names import nearest_first
+from unetseg.options import data_file
 from unetseg.options.schema import Section
 from unetseg.options.trainer import lightnings_arguments
 from unetseg.options.validation import Schema, describe, unknown_option, validate
@@ -153,12 +154,13 @@ def _no_such_file(file: str, names: Sequence[str]) -> UserError:
 def plain_values(options: DictConfig, schema: type[Schema]) -> dict[str, Any]:
     """Return composed options, resolved, as plain dicts, lists, strings and numbers."""
     try:
-        return OmegaConf.to_container(options, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+        values: Any = OmegaConf.to_container(options, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = error.full_key or "an option"
         known: Any = OmegaConf.to_container(options)
         accepted = describe(schema, known).get(key, "a value")
         raise UserError(f"{key} is not given", accepted=accepted, advice=f"{key}=...") from None
+    return values | {"data": data_file.complete(values["data"])} if isinstance(values.get("data"), dict) else values
 
 
 def _parses(override: str) -> bool:

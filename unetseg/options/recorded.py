@@ -12,53 +12,20 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unetseg.errors import UserError, first_line
-from unetseg.files import no_link
+from unetseg.options import data_file, plain_yaml
 from unetseg.options.compose import CONF, as_override, compose_config, parse
 from unetseg.options.schema import DATA, Section, Train
 from unetseg.options.settings import flat
 from unetseg.options.validation import Schema, validate
 
-LARGEST = 2**20
-"""Bytes of a config.yaml; ours have some two thousand."""
-DEEPEST = 8
-MOST = 10_000
-"""Levels and values of a config.yaml; ours have three, and some hundred."""
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SECTIONS = ("model", "data", "trainer")
 """Sections of every config.yaml of a training, and hardly of another program's."""
 AS_RECORDED = ("trainer", "sweep")
 """Sections that conf/ doesn't complete: a run has no other arguments of the Trainer than those that it recorded."""
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Return the plain values of a YAML file.
-
-    Raises:
-        UserError: it can't be read, is no mapping, larger, deeper or fuller than options are, or holds anchors, tags,
-            dates, NUL or numbers beyond 64 bits.
-    """
-    accepted = "the config.yaml of a run folder"
-    try:
-        with open(path, "rb", opener=no_link) as file:
-            content = file.read(LARGEST + 1)
-        if len(content) > LARGEST:
-            raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
-        text = content.decode("utf-8")
-        _check_events(text)
-        values = yaml.load(text, Loader=LOADER)
-        _check_plain(values)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} can't be read: {first_line(error)}", accepted=accepted) from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no options", accepted=accepted)
-    return values
 
 
 def read_training(path: Path) -> dict[str, Any]:
@@ -67,9 +34,9 @@ def read_training(path: Path) -> dict[str, Any]:
     They are not validated yet: `apply_overrides` does it. `resume` and `allow_changes` are never taken from the file.
 
     Raises:
-        UserError: as `read`, or the file is not that of a training.
+        UserError: as `plain_yaml.read`, or the file is not that of a training.
     """
-    recorded = read(path)
+    recorded = plain_yaml.read(path)
     absent = [name for name in SECTIONS if not isinstance(recorded.get(name), dict)]
     if absent:
         raise UserError(
@@ -125,6 +92,9 @@ def apply_overrides(command: str, schema: type[Schema], recorded: dict[str, Any]
             continue
         for leaf in flat({key: value}) if isinstance(value, dict) else [key]:
             _set_option(options, {} if override.is_delete() else new_values, leaf.split("."))
+    given = {override.key_or_group.removeprefix("data.") for override, _ in own}
+    if "root" in given:
+        options["data"] = data_file.complete(options["data"], given)
     try:
         return validate(schema, options)
     except UserError as error:
@@ -157,41 +127,3 @@ def _set_option(options: dict[str, Any], new_values: dict[str, Any], path: list[
         options[name] = new_values[name]
     else:
         options.pop(name, None)
-
-
-def _check_events(text: str) -> None:
-    """Raise a ValueError at the first sign of more than a few plain values, before an object is built from the text."""
-    depth = 0
-    for count, event in enumerate(yaml.parse(text, Loader=LOADER)):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise ValueError("it has anchors or aliases")
-        if getattr(event, "tag", None) is not None:
-            raise ValueError(f"it has tags ({event.tag[:80]})")
-        if depth > DEEPEST or count > MOST:
-            raise ValueError(f"it is deeper than {DEEPEST} levels, or has more than {MOST} values")
-
-
-def _check_plain(value: Any) -> None:
-    """Raise a ValueError where a value, or one within, is no text, number, truth value, null, list or mapping."""
-    if isinstance(value, dict):
-        if not all(isinstance(key, str) for key in value):
-            raise ValueError("a key is no text")
-        for key, entry in value.items():
-            _check_plain(key)
-            _check_plain(entry)
-    elif isinstance(value, list):
-        for entry in value:
-            _check_plain(entry)
-    elif isinstance(value, str):
-        value.encode("utf-8")  # which no half of a surrogate pair can be
-        if "\0" in value:
-            raise ValueError("a text holds NUL")
-    elif isinstance(value, int):
-        if abs(value) >= 2**63:
-            raise ValueError("a number is beyond 64 bits")
-    elif value is not None and not isinstance(value, float):
-        raise ValueError(f"{value!r} is a {type(value).__name__}; in quotes it is text")

@@ -7,6 +7,7 @@ description is what `--help` prints.
 from __future__ import annotations
 
 import glob
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from unetseg.names import (
     ENCODERS,
     FLOWS,
+    IGNORED,
     LARGEST_SIZE,
     LEVELS,
     PETS_ROOT,
@@ -207,10 +209,35 @@ class Folder(Data):
 
     name: Literal["folder"] = Field(description="pets | folder | synthetic")
     root: ExistingFolder = Field(description="folder with images/ and masks/; train.txt, val.txt, test.txt if wanted")
-    classes: list[str] = Field(min_length=2, max_length=254, description="names of the mask values 0, 1, ...")
+    images: str | None = Field(
+        description="pattern of the pictures below the root, such as {split}/{name}_sat.jpg; null: images/{name}.*"
+    )
+    masks: str | None = Field(
+        description="pattern of the masks; one that ends in .json is LabelMe's with {name}, COCO's without; null: "
+        "masks/{name}.*"
+    )
+    classes: list[str] = Field(
+        min_length=2, max_length=254, description="names of the mask values 0, 1, ...; null: those of `values`"
+    )
+    values: dict[str, int | str | list[int | str]] | None = Field(
+        description='the mask values or colours of each class: {background:0,road:[1,255],ignore:"#ff0000"}'
+    )
+    threshold: float | None = Field(description="mask values above it are class 1, the others class 0")
+    instances: bool | None = Field(
+        description="true: a picture has many masks, one an object; data.masks fits them all"
+    )
     ignore_index: int | None = Field(ge=0, le=255, description="mask value that is left out of loss and metrics")
-    ratios: list[float] = Field(description="shares of train, validation and test where there are no split files")
+    group: str | None = Field(
+        description="pattern of the pictures' names with {group}, such as {group}_slice*: pictures of one group are "
+        "never in two splits, and are the units of intervals"
+    )
+    ratios: list[float] = Field(description="shares of train, validation and test where nothing says the split")
     split_seed: int = Field(ge=0, description="seed of that split; `seed` does not change it")
+    stratify: bool = Field(description="true: each split gets its share of the pictures with each class")
+    folds: int | None = Field(
+        ge=2, description="divide the pictures into so many parts, one of which is the test split"
+    )
+    fold: int = Field(ge=0, description="which of them, from 0; an axis of a sweep: data.fold=0,1,2,3,4")
 
     @field_validator("ratios")
     @classmethod
@@ -218,6 +245,36 @@ class Folder(Data):
         if len(value) != 3 or min(value) <= 0 or abs(sum(value) - 1) > 1e-6:
             raise rejected("three positive shares that sum to 1", "[0.7,0.15,0.15]")
         return value
+
+    @field_validator("group")
+    @classmethod
+    def _group(cls, value: str | None) -> str | None:
+        if value is not None and "{group}" not in value:
+            raise rejected("a pattern with {group} in it, and * for the rest", "data.group='{group}_*'")
+        return value
+
+    @field_validator("values")
+    @classmethod
+    def _values(cls, value: Any) -> Any:
+        accepted = "for each class, and for ignore, a whole number, a colour as #rrggbb, or a list of either"
+        entries = [one for own in (value or {}).values() for one in (own if isinstance(own, list) else [own])]
+        colours = [isinstance(entry, str) for entry in entries]
+        wrong = [e for e in entries if isinstance(e, str) and not re.fullmatch("#[0-9a-fA-F]{6}", e)]
+        if wrong or len({*colours}) > 1 or len({str(e).lower() for e in entries}) < len(entries) or len(entries) > 254:
+            raise rejected(f"{accepted}, each once", "data.values={background:0,vessel:255,ignore:128}")
+        return value
+
+    @model_validator(mode="after")
+    def _mask_values_fit(self) -> Folder:
+        if self.threshold is not None and (len(self.classes) != 2 or self.values or self.ignore_index is not None):
+            raise rejected("data.threshold with two classes, without data.values and data.ignore_index", "--help")
+        if self.values and self.ignore_index is not None:
+            raise rejected(f"data.values with {IGNORED}, in place of data.ignore_index", "data.ignore_index=null")
+        if self.instances and len(self.classes) != 2:
+            raise rejected("data.instances=true with two classes", "data.instances=null")
+        if self.fold >= (self.folds or 1):
+            raise rejected("data.fold from 0 to below data.folds", "data.folds=5")
+        return self
 
 
 DATA: dict[str | None, type[Data]] = {"pets": Pets, "folder": Folder, "synthetic": Synthetic}

@@ -19,7 +19,7 @@ import pandas as pd
 
 from unetseg.errors import UserError, first_line
 from unetseg.names import shown
-from unetseg.options import recorded
+from unetseg.options import plain_yaml
 from unetseg.options.settings import axes_of, setting_name, variant
 from unetseg.runs.folder import RunFolder
 from unetseg.runs.tables import read_csv, read_gradient_flow, read_metrics, read_per_image
@@ -218,7 +218,7 @@ def _run_folders(root: Path) -> Iterator[Run | str | tuple[str, str]]:
 def _read_options(path: Path) -> dict[str, Any]:
     """Return a run's config.yaml; raise Damaged if it is not a run's."""
     try:
-        options = recorded.read(path)
+        options = plain_yaml.read(path)
         variant(options["model"])
         if type(options["seed"]) is not int or not isinstance(options["data"]["name"], str):
             raise TypeError("it has no seed or no data")

@@ -1,0 +1,113 @@
+"""Where a data set's files lie: patterns such as {split}/images/{name}_sat.jpg.
+
+`{name}` stands for the name of a picture, which may contain folders; `{split}` for train, val or test as it is called
+there (training, validation, ...); `*` for anything within a name. A mask belongs to the picture of its `{name}` and
+`{split}`, where the pattern has one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from unetseg.errors import UserError
+from unetseg.names import nearest_first
+
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+}
+"""What the splits are called in data sets."""
+FIELDS = {"name": ".+", "split": "(?i:" + "|".join(sorted(SPLIT_WORDS, key=len, reverse=True)) + ")"}
+"""The regular expression of what a pattern's fields stand for."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a path says by a pattern."""
+
+    name: str
+    split: str
+    """train, val or test; empty where the pattern has no {split}."""
+
+
+class Pattern:
+    """Paths relative to a folder, with fields.
+
+    Raises:
+        UserError: the pattern has unknown fields, or leads out of the folder.
+
+    Examples:
+        >>> Pattern("data.images", "{split}/{name}_sat.jpg").place("valid/a/b_sat.jpg")
+        Place(name='a/b', split='val')
+    """
+
+    def __init__(self, option: str, text: str):
+        self.option, self.text = option, text
+        path = PurePosixPath(text)
+        if path.is_absolute() or ".." in path.parts or not text:
+            raise UserError(f"{option}={text} is not accepted", accepted="a pattern of paths below data.root")
+        parts = re.split(r"(\{\w*\}|\*)", str(path))
+        unknown = [part for part in parts if part.startswith("{") and part[1:-1] not in FIELDS]
+        if unknown:
+            accepted = ", ".join(f"{{{field}}}" for field in FIELDS)
+            raise UserError(f"{option}={text} has {', '.join(unknown)}", accepted=f"{accepted} and *")
+        self.fields = {part[1:-1] for part in parts if part.startswith("{")}
+        expression, seen = "", set()
+        for part in parts:
+            field = part[1:-1] if part.startswith("{") else ""
+            if not field:
+                expression += "[^/]*" if part == "*" else re.escape(part)
+            elif field in seen:
+                expression += f"(?P={field})"
+            else:
+                expression += f"(?P<{field}>{FIELDS[field]})"
+                seen.add(field)
+        self.expression = re.compile(expression)
+
+    def place(self, path: str) -> Place | None:
+        """Return what a relative path, with `/`, says; None if it doesn't fit."""
+        found = self.expression.fullmatch(path)
+        if not found:
+            return None
+        fields = found.groupdict()
+        return Place(fields.get("name", ""), SPLIT_WORDS.get(fields.get("split", "").lower(), ""))
+
+
+def files_below(root: Path) -> list[str]:
+    """Return the paths of all files below a folder, relative, sorted; hidden ones are left out.
+
+    macOS leaves ._NAME.jpg beside NAME.jpg on foreign disks.
+    """
+    found, seen = [], set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real not in seen:
+            found += [Path(folder, name).relative_to(root).as_posix() for name in names if not name.startswith(".")]
+        seen.add(real)  # links may lead in circles
+    return sorted(found)
+
+
+def find(root: Path, files: list[str], pattern: Pattern) -> dict[Place, list[Path]]:
+    """Return the files that fit a pattern, by name and split.
+
+    Raises:
+        UserError: none does.
+    """
+    found: dict[Place, list[Path]] = {}
+    for file in files:
+        place = pattern.place(file)
+        if place:
+            found.setdefault(place, []).append(root / file)
+    if not found:
+        near = nearest_first(pattern.text, files[:2000])[:3]
+        raise UserError(
+            f"no file below {root} fits {pattern.option}={pattern.text}",
+            accepted="a pattern that files fit" + (f"; there are {', '.join(near)}, ..." if near else ""),
+            advice=f"python -m unetseg.data {root}, which looks at the folder",
+        )
+    return found

@@ -1,0 +1,61 @@
+"""FOLDER/data.yaml: how a data set lies in its folder and what its masks mean, as options.
+
+It is data, whoever wrote it: plain values under a few known names. What the command line gives holds in its place.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from unetseg.errors import UserError
+from unetseg.names import IGNORED
+from unetseg.options import plain_yaml
+
+NAME = "data.yaml"
+KEYS = ("images", "masks", "classes", "values", "threshold", "instances", "ignore_index", "range", "group")
+"""The options that describe a data set wherever it lies."""
+DEFAULT_CLASSES = ["background", "foreground"]
+
+
+def complete(data: dict[str, Any], given: set[str] | None = None) -> dict[str, Any]:
+    """Return the data section of options, completed by the data.yaml in its root.
+
+    Args:
+        data: the section; of other data sets than `folder` it is returned as it is.
+        given: the keys that the user has given beside a new root; the others are replaced by the file, also where they
+            have a value. None: what is null is filled.
+
+    Raises:
+        UserError: the file can't be read or holds other keys, or classes are stated twice.
+    """
+    if data.get("name") != "folder" or not isinstance(data.get("root"), str):
+        return data
+    file = Path(data["root"]) / NAME
+    stated = read(file) if file.is_file() else {}
+    replaced = (
+        {key for key in KEYS if data.get(key) is None} if given is None else set(KEYS) - given if stated else set()
+    )
+    data = data | {key: stated.get(key) for key in replaced}
+    values = data.get("values")
+    names = [name for name in values if name != IGNORED] if isinstance(values, dict) else None
+    classes = data.get("classes")
+    if names and classes and names != classes and "classes" in replaced | (given or set()):
+        raise UserError(
+            f"data.classes names {', '.join(map(str, classes))}, data.values {', '.join(map(str, names))}",
+            accepted="data.values alone, which names the classes in their order",
+        )
+    return data | {"classes": names or classes or DEFAULT_CLASSES}
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Return the content of a data.yaml; a UserError where it is no mapping of KEYS."""
+    content = plain_yaml.read(file, accepted=f"a mapping of {', '.join(KEYS)}")
+    unknown = [str(key) for key in content if key not in KEYS]
+    if unknown:
+        raise UserError(
+            f"{file} has {', '.join(unknown)}",
+            accepted=", ".join(KEYS),
+            advice="options beside them are given to the command",
+        )
+    return content
