@@ -67,6 +67,11 @@ class Pair:
         return self.result.seeds == 1
 
     @property
+    def grouped(self) -> bool:
+        """Return whether a unit of the test set is more than one image."""
+        return self.result.units < self.by_image.units
+
+    @property
     def excludes_zero(self) -> bool:
         """Return whether the interval excludes 0."""
         return self.result.low > 0 or self.result.high < 0

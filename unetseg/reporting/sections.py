@@ -112,7 +112,7 @@ def paired_differences(
         return None
     if not differences["iou"]:
         return Section("Paired differences", "No two settings can be compared image by image.", left_out)
-    grouped = unit == "group"
+    grouped = any(pair.grouped for pairs in differences.values() for pair in pairs)
     columns = ["difference", "mean", "95 % interval", "p (Holm)", "smallest", "seeds", f"{unit}s", "shown"]
     columns += ["as if images were independent"] if grouped else []
     tables, panels = [], []
@@ -122,9 +122,9 @@ def paired_differences(
             result = pair.result
             tests = [p_value(pair.p), sentences.estimate(pair)] if not pair.one_seed else ["–", "–"]
             shown = "one seed" if pair.one_seed else "yes" if pair.shown else "no"
-            estimated = sentences.mean_and_interval(result, 4)
+            estimated = sentences.mean_and_interval(result)
             row = [pair.name, *estimated, *tests, str(result.seeds), str(result.units), shown]
-            rows.append([*row, *([" ".join(sentences.mean_and_interval(pair.by_image, 4))] if grouped else [])])
+            rows.append([*row, *([" ".join(sentences.mean_and_interval(pair.by_image))] if grouped else [])])
         tables.append(Table(columns, rows, caption=f"{title}, on the same {unit}s and seeds."))
         panels.append(charts.forest(f"differences_{metric}", title, differences[metric]))
     caption = (
