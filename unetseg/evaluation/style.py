@@ -37,7 +37,7 @@ styled = matplotlib.rc_context(STYLE)
 
 def legend_beside(axis: Axes, **options: Any) -> None:
     """Draw the legend of an axis at its right, where it hides no data."""
-    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0, handlelength=1.6, **options)
+    axis.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0.0, handlelength=1.6, **options)
 
 
 def zero_line(axis: Axes) -> None:

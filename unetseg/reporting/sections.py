@@ -18,6 +18,9 @@ COSTS = (
 )
 """The costs of a summary that are shown: entry, title, unit, digits, note."""
 
+GALLERY = 36
+"""The most images in the gallery: a page of some 0.6 MB more."""
+
 
 def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False) -> Document:
     """Return the whole report.
@@ -204,8 +207,9 @@ def examples(sweep: Sweep) -> Section:
         return Section(title, f"Not shown: checkpoints/best.ckpt is not there any more ({', '.join(absent)}).")
     from unetseg.reporting import examples as example_figures  # imports torch
 
+    worst = findings.worst_first(sweep)
     try:
-        rows = example_figures.examples(sweep, ranked)
+        *rows, gallery = example_figures.examples(sweep, ranked, worst[:GALLERY])
     except example_figures.MissingInput as reason:
         return Section(title, f"Not shown: {reason}.")
     lead = (
@@ -216,4 +220,8 @@ def examples(sweep: Sweep) -> Section:
         "Each setting with the best checkpoint of its first seed, predicted anew in float32, and the IoU that the run "
         "recorded. White: the outline of the truth."
     )
-    return Section(title, lead, [*rows, note])
+    order = (
+        f"{len(gallery.panels)} of {len(worst)} test images by their mean IoU over all settings and seeds, the worst "
+        f"first, with the prediction of {sweep.settings[0].name}, seed {first_runs[0].seed}:"
+    )
+    return Section(title, lead, [*rows, note, order, gallery])
