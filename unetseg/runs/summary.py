@@ -78,8 +78,10 @@ def show_groups(groups: pd.DataFrame, summary: dict[str, Any]) -> None:
     over_all = {name.removeprefix("test/"): value for name, value in summary.items() if name.startswith("test/")}
     group_rows = groups.to_dict("records") if len(groups) > 1 else []
     rows = [*group_rows, {"group": "all", **over_all}]
+    single = sum(row["images"] == 1 for row in group_rows)
+    of_one = f"; {single} of {len(group_rows)} groups are one image" if single else ""
     _print_table(
-        f"on the {summary['split']} split",
+        f"on the {summary['split']} split{of_one}",
         [{"group": row["group"], "images": str(row["images"]), **_scores(row)} for row in rows],
     )
     print(summary["folder"])
@@ -117,7 +119,7 @@ def _with_interval(row: pd.Series, name: str) -> str:
 
 def _scores(row: dict[str, Any]) -> dict[str, str]:
     names = {"IoU": "iou", "per image": "iou_per_image", "Dice": "dice", "boundary": "boundary_iou"}
-    return {title: f"{row[name]:.4f}" for title, name in names.items()}
+    return {title: f"{row[name]:.3f}" for title, name in names.items()}
 
 
 def _print_table(title: str, rows: Sequence[dict[str, str]]) -> None:
