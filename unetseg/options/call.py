@@ -1,7 +1,7 @@
 """Commands called from Python: `unetseg.train("model.skip=none", data="synthetic", seed=0)`.
 
 There is one form. Strings are options as on the command line, so that what --help, the README or an error says works
-here as well. Keywords are the options without a dot in their name; their values are taken as they are, `${...}` as text.
+here as well. Keywords are the options without a dot in their name; their values are taken as they are.
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ from unetseg.names import (
 from unetseg.options.messages import dose_per_level, format_value, one_of, one_or_per_level, rejected
 from unetseg.options.trainer import check_trainer
 
-
 Text = Annotated[str, Strict(False)]
 """A text of the user's own, which may look like a number: a class may be called 0, a folder 2024."""
 
