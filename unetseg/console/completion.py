@@ -101,8 +101,8 @@ def script(shell: str, names: Sequence[str]) -> str:
         line = f'words="{" ".join([*words, *FLAGS])}"' if shell == "bash" else f"words_of=({' '.join(words)})"
         cases.append(f"    {command}) {line} ;;")
     for command, arguments in (("completion", SHELLS), ("help", names)):
-        words = " ".join(arguments)
-        line = f'words="{words}"' if shell == "bash" else f"compadd -- {words}; return"
+        offered = " ".join(arguments)
+        line = f'words="{offered}"' if shell == "bash" else f"compadd -- {offered}; return"
         cases.append(f"    {command}) {line} ;;")
     text = {"bash": BASH, "zsh": ZSH}[shell]
     for mark, content in {

@@ -266,7 +266,10 @@ class Sweep:
         A damaged run is left out, and a warning names it.
         """
         for problem in self.damaged.values():
-            warnings.warn(f"left out, damaged: {problem}", stacklevel=2)
+            warnings.warn(f"left out, damaged: {problem}", stacklevel=3)  # 2 is cached_property
+        return self._table()
+
+    def _table(self) -> pd.DataFrame:
         axes = axes_of([run.config for run in self.runs], ("name", "output", "resume", "jobs", "sweep."))
         rows = {
             run.folder.name: {
@@ -283,7 +286,8 @@ class Sweep:
         return f"<Sweep {self.folder}, {len(self.runs)} runs{damaged}>"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(str(self.folder))}</p>{self.table.to_html()}"
+        damaged = "".join(f"<p>left out, damaged: {html.escape(problem)}</p>" for problem in self.damaged.values())
+        return f"<p>{html.escape(str(self.folder))}</p>{self._table().to_html()}{damaged}"
 
 
 def _damage(run: Run) -> str:
