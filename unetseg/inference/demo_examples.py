@@ -12,7 +12,7 @@ from unetseg.data.drawing import draw_animal
 from unetseg.data.pets import value_table
 from unetseg.names import PET_CLASSES
 
-BREEDS = ("striped", "pointed", "patched", "shaggy")
+BREEDS = ("striped", "pointed", "patched")
 SIZE, SIMILARITY, SEED = 256, 0.3, 7_000_000
 """Side in pixels and likeness of coat and scene; the numbers of data=synthetic's pictures don't reach the seed."""
 

@@ -48,7 +48,7 @@ NO_LEVELS = "No long skip of this model carries features from the encoder, so th
 PICTURES = {
     "intact": "all long skips on",
     "without": "without those switched off",
-    "changed": "what changed: blue lost, red gained",
+    "changed": "changed: blue lost, red gained",
     "truth": "the truth",
 }
 CSS = """
