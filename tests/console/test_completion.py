@@ -30,6 +30,8 @@ TYPED = [
     ("unetseg train trainer.max_ep", {"trainer.max_epochs="}),
     ("unetseg train --h", {"--help"}),
     ("unetseg completion ", {"bash", "zsh"}),
+    ("unetseg he", {"help"}),
+    ("unetseg help ev", {"evaluate"}),
     ("unetseg predict images=ph", {"photos"}),
     ("unetseg report seed=", set()),
 ]

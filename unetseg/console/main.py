@@ -20,6 +20,7 @@ COMMANDS = {
 }
 """What each command is for; its module has its name."""
 OWN = {
+    "help": "the same as COMMAND --help: unetseg help COMMAND",
     "doctor": "versions, devices, caches, network and disk, and what is missing",
     "completion": "completion for a shell: unetseg completion bash|zsh",
 }

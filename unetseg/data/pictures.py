@@ -13,6 +13,7 @@ Legend: H x W pixels.
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -287,7 +288,7 @@ def open_picture(image: Any, value_range: Range = None) -> Iterator[Picture]:
             array = rgb_from_pil(image, value_range)
         yield ArrayPicture(array)
     elif isinstance(image, str | Path):
-        path = Path(image)
+        path = Path(os.path.expanduser(image))
         if not path.is_file():
             raise Unreadable(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}", accepted="a picture")
         with decoding_errors(path):
