@@ -85,12 +85,21 @@ def test_keywords_are_the_options_of_the_command_line():
     assert {key: options[key] for key in given} == given
 
 
-@pytest.mark.parametrize("name", ["1e3", "true", "null", "a,b", "läufe", "it's"])
+@pytest.mark.parametrize(
+    "name",
+    ["1e3", "true", "null", "a,b", "läufe", "it's", "${oc.env:HOME}", r"a\b", r"\${x}\\", 'a "b"', "~nobody-here"],
+)
 def test_a_text_stays_what_it_is(name):
     from unetseg.options.compose import compose
     from unetseg.options.schema import Train
 
     assert compose("train", Train, overrides_of([], {"data": "synthetic", "name": name}, "")).name == name
+
+
+@pytest.mark.parametrize("value", [True, 3.0, "3"])
+def test_a_seed_is_a_whole_number(value):
+    with pytest.raises(UserError, match=r"seed=.* is not accepted\n  accepted: a whole number, not "):
+        unetseg.train(data="synthetic", seed=value)
 
 
 def test_numbers_of_numpy_are_numbers():
@@ -161,6 +170,37 @@ def test_a_damaged_summary_is_named(run, tmp_path):
     (tmp_path / "summary.json").write_text("[1]")
     with pytest.raises(UserError, match=r"summary\.json can't be read"):
         _ = unetseg.Run(tmp_path).summary
+
+
+def test_a_damaged_run_of_a_sweep_is_named_and_the_others_are_shown(run, tmp_path):
+    import shutil
+
+    for name in ("whole", "damaged"):
+        shutil.copytree(run.folder, tmp_path / name)
+    (tmp_path / "damaged/summary.json").write_text("{")
+    sweep = unetseg.Sweep(tmp_path)
+    with pytest.warns(UserWarning, match=r"left out, damaged: .*damaged/summary\.json can't be read"):
+        assert list(sweep.table.index) == ["whole"]
+    assert [one.folder.name for one in sweep.runs] == ["whole"]
+    assert list(sweep.damaged) == ["damaged"]
+    assert "1 runs, 1 damaged" in repr(sweep)
+    assert "summary.json can&#x27;t be read" in sweep._repr_html_()
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(run, tmp_path, monkeypatch):
+    import numpy as np
+    from PIL import Image
+
+    monkeypatch.setenv("HOME", str(run.folder.parent))
+    place = f"~/{run.folder.name}"
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(run.folder.parent / "picture.png")
+    assert unetseg.load(place)("~/picture.png").shape == (40, 60)
+    assert unetseg.Run(place).folder == run.folder
+    assert overrides_of([], {"checkpoint": place}, "") == overrides_of([], {"checkpoint": run.folder}, "")
+    unetseg.save_pretrained(place, "~/hub")
+    assert (run.folder.parent / "hub/config.json").is_file()
+    with pytest.raises(UserError, match=r"~nobody-here is not a run folder"):
+        unetseg.Run("~nobody-here")
 
 
 def test_an_unfinished_run_has_tables_without_rows(run, tmp_path):

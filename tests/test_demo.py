@@ -22,8 +22,11 @@ from PIL import Image
 import unetseg
 from unetseg.demo import check, free_port
 from unetseg.errors import UserError
-from unetseg.inference.demo_page import NO_LEVELS, CutMasks, SwitchedModel, page, sentence
+from unetseg.inference.demo_examples import draw_examples
+from unetseg.inference.demo_page import NO_LEVELS, CutMasks, SwitchedModel, iou, page, score, sentence
+from unetseg.inference.unet_drawing import draw_unet
 from unetseg.model import Segmenter, checkpoint
+from unetseg.names import IGNORE
 from unetseg.options.compose import compose
 from unetseg.options.schema import Demo, Train
 from unetseg.training import build
@@ -124,6 +127,40 @@ def test_what_changed_is_counted_said_and_drawn():
     assert lost[2] > lost[0]  # blue
     assert gained[0] > gained[2]  # red
     assert len(set(same)) == 1
+
+
+def test_examples_are_drawn_with_the_truth_that_the_model_was_trained_for():
+    for border, classes in (("pet", [0, 1]), ("ignore", [0, 1, IGNORE])):
+        examples = draw_examples(PETS, border)
+        assert len({example.name for example in examples}) == len(examples) >= 3
+        for example in examples:
+            assert example.picture.shape == (*example.truth.shape, 3)
+            assert np.unique(example.truth).tolist() == classes
+    assert np.unique(draw_examples(("background", "pet", "boundary"))[0].truth).tolist() == [0, 1, 2]
+
+
+def test_no_truth_is_known_for_other_classes_and_the_examples_are_the_same_each_time():
+    first, again = draw_examples(("background", "tumour")), draw_examples(PETS)
+    assert all(example.truth is None for example in first)
+    assert np.array_equal(first[0].picture, again[0].picture)
+
+
+def test_an_example_is_scored_by_its_truth_where_that_counts():
+    truth = np.array([[1, 1, 1, 1, 0, 0, 0, IGNORE]], np.uint8)
+    intact = np.array([[1, 1, 1, 0, 0, 0, 0, 1]], np.uint8)  # 3 of 4 are found, and the last pixel doesn't count
+    without = np.array([[1, 0, 0, 0, 1, 0, 0, 0]], np.uint8)  # 1 of 4 and another
+    masks = CutMasks(np.zeros((1, 8, 3), np.uint8), intact, without)
+    assert iou(truth, intact, 2) == 3 / 4
+    assert score(masks, truth, [], 2) == "IoU with the truth: 0.750"
+    assert score(masks, truth, [1], 2) == "IoU with the truth: 0.750, and 0.200 without the skips that are off"
+
+
+def test_the_drawing_says_what_each_level_carries():
+    drawn = draw_unet(["concat", "add", "none", "placebo"], carrying=[1, 2], off=[2])
+    assert "aria-label='U-Net: level 1: concat, level 2: off, level 3: none, level 4: placebo, no features'" in drawn
+    for state, count in (("carries", 1), ("off", 1), ("empty", 2)):
+        assert drawn.count(f"<g class='{state}'>") == count
+    assert "http" not in drawn
 
 
 def test_a_picture_that_is_too_large_for_a_page_is_refused(add, monkeypatch):
@@ -263,6 +300,26 @@ def test_a_tick_in_a_real_browser_shows_what_a_long_skip_did(server, browser, ad
     ActionChains(browser).click(boxes[1]).perform()
     until(browser, lambda: said(browser).startswith("The mask is "), "the mask again")
     until(browser, lambda: size_of(browser, "without") is None, "the others to go")
+
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)  # a phone
+    example = draw_examples(model.classes)[0]
+    browser.execute_script("arguments[0].click()", all_of(browser, "#examples button")[0])
+    until(browser, lambda: "IoU with the truth: " in said(browser), "the score of an example")
+    masks = model(example.picture)
+    assert said(browser).splitlines()[-1] == score(masks, example.truth, [], len(model.classes)) + "."
+    until(browser, lambda: size_of(browser, "truth") == [256, 256], "the truth")
+    tops = [
+        f"document.querySelector('#{part}').getBoundingClientRect().top" for part in ("given", "result", "controls")
+    ]
+    until(browser, lambda: abs(browser.execute_script(f"return {tops[1]}")) < 100, "the result on the screen")
+    assert sorted(tops, key=lambda top: browser.execute_script(f"return {top}")) == tops
+    assert browser.execute_script("return document.scrollingElement.scrollWidth <= innerWidth")
+    browser.execute_script("arguments[0].click()", boxes[0])
+    until(browser, lambda: "level 1: off" in all_of(browser, "#unet svg")[0].text, "the drawing")
+    until(browser, lambda: said(browser).startswith("Without level 1, "), "the comparison")
+    browser.execute_script("arguments[0].click()", boxes[0])
+    until(browser, lambda: said(browser).startswith("The mask is "), "the mask once more")
 
     (tmp_path / "damaged.jpg").write_bytes(b"no picture")
     until(browser, lambda: all_of(browser, "#picture button[aria-label='Clear']")[0], "a button to clear").click()

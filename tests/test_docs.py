@@ -52,6 +52,9 @@ def test_every_command_is_accepted(line, desk, drawn_set, monkeypatch):
     monkeypatch.chdir(desk)
     _, _, module, *words = shlex.split(line)
     command = module.removeprefix("unetseg.")
+    if command == "data":  # which takes a folder
+        assert words == ["FOLDER"]
+        return
     flags = {word for word in words if "=" not in word}
     assert flags <= OUR_FLAGS
     overrides = [
@@ -90,7 +93,7 @@ def test_every_option_that_a_page_names_exists():
     for page, text in TEXTS.items():
         if page != "docs/changelog.md":
             for key in re.findall(
-                r"(?<![/\w])((?:model|data|optimizer|wandb|trainer|gradients)\.[a-z_]+)(?=[=`])", text
+                r"(?<![/\w])(?!data\.yaml)((?:model|data|optimizer|wandb|trainer|gradients)\.[a-z_]+)(?=[=`])", text
             ):
                 assert key in known, (page, key)
 

@@ -15,7 +15,7 @@ FLOORS = (
     {"runs"},
     {"evaluation"},
     {"inference", "training", "reporting"},
-    {"train", "evaluate", "predict", "export", "demo", "ablate", "report", "exporting"},
+    {"train", "evaluate", "predict", "export", "demo", "ablate", "report", "exporting", "data.__main__"},
     {"__init__", "console"},
 )
 """From the ground up: a package imports from floors below its own, and from itself."""
@@ -33,8 +33,9 @@ FILES = sorted((ROOT / "unetseg").rglob("*.py"))
 
 
 def room_of(path) -> str:
-    """Return the file's package below unetseg, or its own name at the top."""
-    return path.relative_to(ROOT / "unetseg").with_suffix("").parts[0]
+    """Return the file's package below unetseg, or its own name at the top; a package's __main__ is a command."""
+    parts = path.relative_to(ROOT / "unetseg").with_suffix("").parts
+    return ".".join(parts) if parts[-1] == "__main__" else parts[0]
 
 
 def imported(path) -> set[str]:

@@ -1,4 +1,4 @@
-"""A local web page: drop a picture, see the mask, switch long skips off.
+"""A local web page: choose an example or drop a picture, see the mask, switch long skips off.
 
 python -m unetseg.demo checkpoint=runs/NAME               prints the page's address; Ctrl-C ends it
 python -m unetseg.demo checkpoint=FILE.ckpt port=8000     at a port of your choice, as for a tunnel
@@ -34,10 +34,12 @@ def demo(options: Demo) -> None:
         # gradio reads both when it is imported
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": pictures}
         from unetseg.inference import demo_page
+        from unetseg.inference.demo_examples import draw_examples
         from unetseg.model import checkpoint
 
         model, known = checkpoint.load(options.checkpoint)
-        page = demo_page.page(demo_page.SwitchedModel(model, known), options.checkpoint, known)
+        examples = draw_examples(known["classes"], known["data"].get("border", "pet"))
+        page = demo_page.page(demo_page.SwitchedModel(model, known), options.checkpoint, known, examples)
         address = demo_page.launch(page, HOST, free_port(options.port))
         say(f"{address}   (Ctrl-C ends it)")
         with suppress(KeyboardInterrupt):  # here Ctrl-C is the way to end, and no interruption

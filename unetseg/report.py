@@ -106,7 +106,7 @@ def write(contents: document.Document, output: Path) -> Path:
     if not page.exists():
         write_text(page, f'<meta name="generator" content="{MARK}"><p>This report is not finished.</p>\n')
     figures.mkdir(exist_ok=True)
-    earlier = re.findall(r"figures/([\w.-]+\.png)", text.read_text(errors="replace")) if text.is_file() else []
+    earlier = re.findall(r"figures/([\w.-]+\.(?:png|jpeg))", text.read_text(errors="replace")) if text.is_file() else []
     pictures = document.pictures(contents)
     for name, content in pictures.items():
         with drafted(figures / name) as draft:

@@ -52,7 +52,7 @@ def call(*overrides: str, callbacks: Sequence[Callback] = (), **options: Option)
 
     Examples:
         run = unetseg.train("model.skip=none", data="synthetic", seed=0)
-        run.summary["test/iou"]  # 0.652
+        run.summary["test/iou"]  # about 0.65
     """
     from unetseg.runs.run import Run
 

@@ -15,7 +15,7 @@ from unetseg.console.main import COMMANDS, OWN
 from unetseg.errors import UserError
 from unetseg.options.choices import choices
 from unetseg.options.compose import compose
-from unetseg.options.schema import Train
+from unetseg.options.schema import Folder, Synthetic, Train
 
 NAMES = [*COMMANDS, *OWN]
 TYPED = [
@@ -30,6 +30,8 @@ TYPED = [
     ("unetseg train trainer.max_ep", {"trainer.max_epochs="}),
     ("unetseg train --h", {"--help"}),
     ("unetseg completion ", {"bash", "zsh"}),
+    ("unetseg he", {"help"}),
+    ("unetseg help ev", {"evaluate"}),
     ("unetseg predict images=ph", {"photos"}),
     ("unetseg report seed=", set()),
 ]
@@ -38,7 +40,8 @@ TYPED = [
 def accepted(option: str) -> bool:
     """Return whether a training takes an option, or lacks the folder that this one needs alone."""
     key = option.partition("=")[0]
-    data = [] if key == "data" else ["data=synthetic"] if key != "data.ignore_index" else ["data=folder", "data.root=."]
+    of_folder = key.removeprefix("data.") in Folder.model_fields.keys() - Synthetic.model_fields.keys()
+    data = [] if key == "data" else ["data=folder", "data.root=."] if of_folder else ["data=synthetic"]
     others = ["data.target=pet", "model.weights=null"] if "data" not in key and key != "model.weights" else []
     try:
         compose("train", Train, [*data, *others, option])

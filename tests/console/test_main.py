@@ -43,6 +43,14 @@ def test_a_misspelt_command_is_refused_with_the_nearest():
     assert done.stderr.endswith("try: unetseg train\n")
 
 
+@pytest.mark.parametrize("command", console.COMMANDS)
+def test_a_stray_word_is_refused_by_every_command(command):
+    done = unetseg(command, "WORD")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"unetseg.{command}: WORD is not an option of {command}\n  accepted: OPTION=VALUE")
+    assert "usage: " not in done.stderr, "no text of Hydra's"
+
+
 @pytest.mark.parametrize("name", ["doctor", "completion"])
 def test_help_of_a_command_is_that_command_s(name):
     assert unetseg("help", name).stdout == unetseg(name, "--help").stdout

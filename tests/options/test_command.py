@@ -11,9 +11,9 @@ import pytest
 from conftest import ROOT
 
 from unetseg.errors import UserError
-from unetseg.options.command import TolerantStream, _check_names, check_flags, exit_on_error
+from unetseg.options.command import TolerantStream, _check_names, check_flags, check_words, exit_on_error
 from unetseg.options.compose import compose, runs_of, values_of
-from unetseg.options.schema import Train
+from unetseg.options.schema import Evaluate, Report, Train
 
 
 def options(*overrides):
@@ -62,6 +62,33 @@ def test_no_flag_is_needed(arguments):
 def test_a_flag_of_another_program_is_told_with_the_option(arguments):
     with pytest.raises(UserError, match=r"--epochs is not a flag of train(.|\n)*try: trainer\.max_epochs=3"):
         check_flags("train", Train, arguments)
+
+
+@pytest.mark.parametrize(
+    ("command", "schema", "word", "advice"),
+    [
+        ("train", Train, "none", "model.skip=none"),
+        ("train", Train, "synthetic", "data=synthetic"),
+        ("train", Train, "epochs", "trainer.max_epochs=..."),
+        ("train", Train, "folder-of-mine", "data=folder data.root=folder-of-mine"),
+        ("evaluate", Evaluate, "folder-of-mine", "checkpoint=folder-of-mine"),
+        ("report", Report, "folder-of-mine", "runs=folder-of-mine"),
+        ("train", Train, "WORD", "--help"),
+    ],
+)
+def test_a_word_that_is_no_option_is_told_with_the_likeliest(command, schema, word, advice, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder-of-mine").mkdir()
+    with pytest.raises(UserError) as caught:
+        check_words(command, schema, [word])
+    problem, accepted, way = str(caught.value).splitlines()
+    assert problem == f"{word} is not an option of {command}"
+    assert accepted.startswith("  accepted: OPTION=VALUE, and --help, --version")
+    assert way == f"  try: {advice}"
+
+
+def test_what_hydra_removes_is_no_word_too_many():
+    check_words("train", Train, ["data=synthetic", "~trainer.precision"])
 
 
 def test_one_name_for_several_runs_of_a_sweep_is_refused():

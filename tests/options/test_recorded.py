@@ -8,7 +8,7 @@ import yaml
 from conftest import TINY
 
 from unetseg.errors import UserError
-from unetseg.options import recorded
+from unetseg.options import plain_yaml, recorded
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
 
@@ -161,4 +161,4 @@ def test_what_is_no_file_is_named(tmp_path, kind):
     elif kind == "pipe":
         os.mkfifo(path)
     with pytest.raises(UserError, match=r"config\.yaml"):
-        recorded.read(path)
+        plain_yaml.read(path)

@@ -1,5 +1,6 @@
 """The report of an ablation: its numbers against pandas, its words against the intervals, its page in a browser."""
 
+import io
 import itertools
 import json
 import math
@@ -16,6 +17,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import TINY
+from PIL import Image
 
 from unetseg.errors import UserError
 from unetseg.evaluation.statistics import Components, Smallest, compare, holm
@@ -177,7 +179,7 @@ def test_differences_pair_the_same_images_and_seeds(sweep, text):
         expected = (scores(sweep, other, "boundary_iou") - scores(sweep, base, "boundary_iou")).mean()
         mean, span, p, smallest, seeds, images, shown = table[f"{other} − {base}"]
         smallest, ends = smallest.split(" ", 1)
-        assert mean == f"{expected:+.4f}".replace("-", "−")
+        assert mean == f"{expected:+.3f}".replace("-", "−")
         assert (seeds, images, shown) == ("2", "40", "no" if "none" not in (other, base) else "yes")
         low, high = (float(end.replace("−", "-")) for end in span.strip("[]").split(", "))
         assert low < expected < high
@@ -301,6 +303,15 @@ def test_an_image_without_a_group_is_a_group_of_its_own(copy, tmp_path):
             table, index=False
         )
     assert "The unit is the group (24 groups, 40 images)" in made(copy, tmp_path / "out")
+
+
+def test_groups_of_one_image_each_are_said_to_be(copy, tmp_path):
+    for table in copy.glob("*_seed?/per_image.csv"):
+        scores = pd.read_csv(table)
+        scores.assign(group=scores.name).to_csv(table, index=False)
+    text = made(copy, tmp_path / "out")
+    assert "The unit is the group, and each of the 40 groups is one image." in text
+    assert "as if images were independent" not in text
 
 
 def test_equal_settings_with_groups_have_no_width_to_compare(copy, tmp_path):
@@ -544,11 +555,35 @@ def test_the_short_skips_are_told_with_the_spread_over_readings_and_seeds(text):
     assert rows(text, section)["concat"] == ["0.53 (0.50 to 0.55)", "0.31 (0.30 to 0.33)"]
 
 
+def test_a_scatter_needs_more_than_a_handful_of_runs(sweep, output, monkeypatch, tmp_path):
+    from unetseg.reporting import mechanisms
+
+    assert not (output / "figures/vanishing_slope.png").exists(), "six runs are in the table only"
+    monkeypatch.setattr(mechanisms, "FEWEST_DOTS", 6)
+    made(sweep, tmp_path / "out")
+    assert (tmp_path / "out/figures/vanishing_slope.png").exists()
+
+
+def test_panels_that_are_compared_have_one_y_axis(sweep, monkeypatch):
+    from unetseg.reporting import charts, sections
+
+    limits: dict[str, set[tuple[float, float]]] = {}
+
+    def keep_limits(figure, name: str, alt: str) -> charts.Panel:
+        if figure.axes:
+            limits.setdefault(name.rstrip("0123456789"), set()).add(figure.axes[0].get_ylim())
+        return charts.Panel(name, b"", alt)
+
+    monkeypatch.setattr(charts, "_panel", keep_limits)
+    sections.report(read(sweep))
+    assert [len(limits[kind]) for kind in ("skip_share_level", "exits_")] == [1, 1]
+
+
 def test_commands_versions_and_runs_are_listed(text):
     part = text.partition("## Behind the numbers")[2]
     assert "```\npython -m unetseg.ablate there\npython -m unetseg.train -m here\n```" in part
     assert "| torch | 2.15.0 |" in part
-    assert "| add | add\\_seed1 | 1 | 0.6100 | 3 | 1:15 |" in part
+    assert "| add | add\\_seed1 | 1 | 0.610 | 3 | 1:15 |" in part
     assert "/gone" not in text
 
 
@@ -566,7 +601,9 @@ def test_names_from_outside_are_escaped(copy, tmp_path):
     record = json.loads((copy / "sweep.json").read_text())
     (copy / "sweep.json").write_text(json.dumps(record | {"command": "<script>alert(1)</script>"}))
     made(copy, tmp_path / "out")
-    assert "<script" not in (tmp_path / "out/report.html").read_text()
+    page = (tmp_path / "out/report.html").read_text()
+    assert "&lt;script&gt;alert(1)" in page
+    assert page.count("<script") == 1  # the page's own
 
 
 def test_only_a_report_is_replaced(copy, tmp_path):
@@ -658,6 +695,25 @@ def test_images_are_predicted_anew_and_shown_side_by_side(trained, of_trained):
     assert part.count("| truth |") == 6
 
 
+def test_all_images_are_in_a_gallery_the_worst_first(trained, of_trained, monkeypatch, tmp_path):
+    from unetseg.reporting import sections
+
+    text = (of_trained / "report.md").read_text()
+    tables = [pd.read_csv(trained / f"{skip}/per_image.csv", index_col="name") for skip in ("concat", "none")]
+    worst = (sum(table.iou for table in tables) / 2).sort_values()
+    part = text.partition("test images by their mean IoU over all settings and seeds")[2].replace("\\", "")
+    assert [f"{name} {iou:.3f}" for name, iou in worst.items()] == re.findall(
+        r"\d+: (\S+ \d\.\d{3}) \|", part.partition("\n## ")[0]
+    )
+    assert f"{len(worst)} of {len(worst)} test images" in text
+    thumbnails = sorted((of_trained / "figures").glob("gallery_*.jpeg"))
+    assert len(thumbnails) == len(worst)
+    assert max(path.stat().st_size for path in thumbnails) < 30_000
+    monkeypatch.setattr(sections, "GALLERY", 2)
+    assert f"2 of {len(worst)} test images" in made(trained, of_trained)
+    assert len([*(of_trained / "figures").glob("gallery_*.jpeg")]) == 2, "those of the earlier report are removed"
+
+
 def test_without_data_or_checkpoint_the_images_are_left_out_and_the_reason_is_given(trained, tmp_path, undrawn):
     copy = Path(shutil.copytree(trained, tmp_path / "copy", ignore=shutil.ignore_patterns("report")))
     options = yaml.safe_load((copy / "none/config.yaml").read_text())
@@ -707,3 +763,65 @@ def test_the_page_is_whole_in_a_browser(browser, request, which, width):
     assert min(sizes) > 0
     assert browser.execute_script("return document.scrollingElement.scrollWidth <= innerWidth")
     assert browser.execute_script("return innerWidth") == width
+
+
+def open_page(browser, page: Path, width: int, scheme: str) -> None:
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    browser.get(page.as_uri())
+
+
+def test_a_picture_is_enlarged_by_mouse_and_keyboard_and_closed_by_escape(browser, output):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    open_page(browser, output / "report.html", 1280, "light")
+    button, dialog = browser.find_element(By.CLASS_NAME, "zoom"), browser.find_element(By.TAG_NAME, "dialog")
+    small = button.find_element(By.TAG_NAME, "img")
+    for enlarge, close in (
+        (button.click, lambda: dialog.send_keys(Keys.ESCAPE)),
+        (lambda: button.send_keys(Keys.ENTER), lambda: browser.switch_to.active_element.send_keys(Keys.ENTER)),
+    ):
+        enlarge()
+        large = dialog.find_element(By.TAG_NAME, "img")
+        assert large.get_attribute("src") == small.get_attribute("src")
+        assert large.get_attribute("alt") == dialog.find_element(By.TAG_NAME, "p").text
+        assert large.size["width"] > small.size["width"]
+        close()
+        assert not dialog.is_displayed()
+        assert browser.switch_to.active_element == button
+
+
+def test_the_page_is_dark_where_it_is_asked_for_and_its_figures_stay_on_white(browser, output):
+    brightness = {}
+    for scheme in ("light", "dark"):
+        open_page(browser, output / "report.html", 1280, scheme)
+        colours = browser.execute_script(
+            "const style = getComputedStyle(document.body); return [style.backgroundColor, style.color]"
+        )
+        brightness[scheme] = [sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in colours]
+    (page, ink), (dark_page, dark_ink) = brightness["light"], brightness["dark"]
+    assert page - ink > 180
+    assert dark_ink - dark_page > 180
+    corner = np.asarray(Image.open(output / "figures/differences_iou.png").convert("RGBA"))[0, 0]
+    assert corner.tolist() == [255] * 4
+
+
+def test_a_table_with_more_columns_than_fit_has_a_shadow_at_its_end(browser, output):
+    """At 390 px; the shadow is gone when the table is scrolled to its end."""
+    from selenium.webdriver.common.by import By
+
+    open_page(browser, output / "report.html", 390, "light")
+    box = next(
+        box
+        for box in browser.find_elements(By.CLASS_NAME, "scroll")
+        if browser.execute_script("return arguments[0].scrollWidth > arguments[0].clientWidth + 60", box)
+    )
+    darkest = []
+    for place in (0, 10_000):
+        browser.execute_script("arguments[0].scrollIntoView(); arguments[0].scrollLeft = arguments[1]", box, place)
+        picture = np.asarray(Image.open(io.BytesIO(box.screenshot_as_png)).convert("L"))
+        darkest.append(int(picture[2, -3:].min()))  # above the words of the first row
+    assert darkest[0] < 200 < 250 < darkest[1]

@@ -396,11 +396,32 @@ def test_a_best_checkpoint_that_is_gone_is_said_and_the_last_weights_are_tested(
     assert 0 <= summary["test/iou"] <= 1
 
 
-def test_without_last_ckpt_a_run_goes_on_from_its_best(ended, capsys):
+def test_without_last_ckpt_a_run_is_not_begun_anew_over_its_best(ended):
     ended.last.unlink()
+    best = ended.best.read_bytes()
+    with pytest.raises(UserError, match=r"best\.ckpt has the weights alone(.|\n)*rm .*best\.ckpt"):
+        resume(ended)
+    assert ended.best.read_bytes() == best
+    ended.best.unlink()
     resume(ended)
-    assert "going on from best.ckpt" in capsys.readouterr().out
     assert torch.load(ended.last, weights_only=True)["global_step"] == 10
+
+
+def test_a_run_that_was_killed_before_its_first_last_ckpt_begins_anew(ended):
+    ended.last.unlink()
+    first = [line for line in ended.metrics.read_text().splitlines() if line.split(",")[1] in ("epoch", "0")]
+    ended.metrics.unlink()  # it may be shared with the fixture's
+    ended.metrics.write_text("\n".join(first) + "\n")
+    resume(ended)
+    assert torch.load(ended.last, weights_only=True)["global_step"] == 10
+
+
+def test_best_ckpt_has_the_weights_and_options_alone(ended):
+    best, last = (torch.load(file, weights_only=True) for file in (ended.best, ended.last))
+    assert best.keys() < last.keys()
+    assert best["hyper_parameters"] == last["hyper_parameters"]
+    assert best["state_dict"].keys() == last["state_dict"].keys()
+    assert not {"optimizer_states", "callbacks"} & best.keys()
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped"])
@@ -411,7 +432,7 @@ def test_a_damaged_last_ckpt_is_named_with_the_ways_on(ended, damage):
         content[middle : middle + 20] = bytes(byte ^ 255 for byte in content[middle : middle + 20])
     ended.last.unlink()
     ended.last.write_bytes({"cut": content[:middle], "empty": b""}.get(damage, content))
-    with pytest.raises(UserError, match=r"last\.ckpt can't be read(.|\n)*rm .*last\.ckpt.*goes on from best\.ckpt"):
+    with pytest.raises(UserError, match=r"last\.ckpt can't be read(.|\n)*rm .*last\.ckpt .*best\.ckpt, and"):
         resume(ended)
 
 

@@ -100,8 +100,10 @@ def script(shell: str, names: Sequence[str]) -> str:
         words = [f"{key}={value}" for key, values in options.items() for value in ("", *values)]
         line = f'words="{" ".join([*words, *FLAGS])}"' if shell == "bash" else f"words_of=({' '.join(words)})"
         cases.append(f"    {command}) {line} ;;")
-    shells = {"bash": 'words="bash zsh"', "zsh": "compadd bash zsh; return"}
-    cases.append(f"    completion) {shells[shell]} ;;")
+    for command, arguments in (("completion", SHELLS), ("help", names)):
+        offered = " ".join(arguments)
+        line = f'words="{offered}"' if shell == "bash" else f"compadd -- {offered}; return"
+        cases.append(f"    {command}) {line} ;;")
     text = {"bash": BASH, "zsh": ZSH}[shell]
     for mark, content in {
         "@NAMES@": " ".join(names),

@@ -20,6 +20,8 @@ COMMANDS = {
 }
 """What each command is for; its module has its name."""
 OWN = {
+    "data": "look at a folder of pictures and masks, and write a data.yaml: unetseg data FOLDER",
+    "help": "the same as COMMAND --help: unetseg help COMMAND",
     "doctor": "versions, devices, caches, network and disk, and what is missing",
     "completion": "completion for a shell: unetseg completion bash|zsh",
 }
@@ -30,7 +32,7 @@ def main() -> None:
     name, *arguments = sys.argv[1:] or ["--help"]
     if name == "help" and arguments:
         name, *arguments = arguments[0], "--help"
-    if name in COMMANDS:
+    if name in (*COMMANDS, "data"):
         sys.argv[1:] = arguments
         with launch.recorded_as(["python", "-m", f"unetseg.{name}", *arguments]):
             # as `python -m` does, so that Lightning starts the processes for further devices by the module's name

@@ -225,9 +225,10 @@ def _filled(outlines: Sequence[np.ndarray], height: int, width: int) -> np.ndarr
         fine = np.zeros(((bottom - top) * FINER, (right - left) * FINER), np.uint8)
         # OpenCV's coordinates are those of pixel centres, in units of 1/256
         points = np.rint(((outline - (left, top)) * FINER - 0.5).clip(-(2**20), 2**20) * 256).astype(np.int32)
-        cv2.fillPoly(fine, [points], 1, shift=8)
-        area = fine.reshape(bottom - top, FINER, right - left, FINER).sum((1, 3), dtype=np.int32)
-        filled[top:bottom, left:right] |= 2 * area > FINER**2
+        cv2.fillPoly(fine, [points], 2, shift=8)
+        cv2.polylines(fine, [points], True, 1, shift=8)  # half of what the outline touches is inside
+        twice = fine.reshape(bottom - top, FINER, right - left, FINER).sum((1, 3), dtype=np.int32)
+        filled[top:bottom, left:right] |= twice > FINER**2
     return filled
 
 

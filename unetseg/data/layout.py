@@ -56,16 +56,15 @@ class Pattern:
             accepted = ", ".join(f"{{{field}}}" for field in FIELDS)
             raise UserError(f"{option}={text} has {', '.join(unknown)}", accepted=f"{accepted} and *")
         self.fields = {part[1:-1] for part in parts if part.startswith("{")}
-        expression, seen = "", set()
-        for part in parts:
+        expression = ""
+        for number, part in enumerate(parts):
             field = part[1:-1] if part.startswith("{") else ""
             if not field:
                 expression += "[^/]*" if part == "*" else re.escape(part)
-            elif field in seen:
-                expression += f"(?P={field})"
-            else:
-                expression += f"(?P<{field}>{FIELDS[field]})"
-                seen.add(field)
+            elif field == "name" and "?P<name>" in expression:
+                expression += "(?P=name)"
+            else:  # the word for a split may be another in a file's name: testing/01_test.tif
+                expression += f"(?P<{field}{number if field == 'split' else ''}>{FIELDS[field]})"
         self.expression = re.compile(expression)
 
     def place(self, path: str) -> Place | None:
@@ -74,7 +73,8 @@ class Pattern:
         if not found:
             return None
         fields = found.groupdict()
-        return Place(fields.get("name", ""), SPLIT_WORDS.get(fields.get("split", "").lower(), ""))
+        splits = {SPLIT_WORDS[word.lower()] for field, word in fields.items() if field != "name"}
+        return Place(fields.get("name", ""), next(iter(splits), "")) if len(splits) < 2 else None
 
 
 def files_below(root: Path) -> list[str]:

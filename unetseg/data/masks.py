@@ -171,7 +171,7 @@ def read_raw_mask(path: Path, values: MaskValues) -> RawMask:
     with decoding_errors(path):
         check_file(path)
         if values.threshold is not None:
-            return RawMask((_one_channel(_stored_values(path)) > values.threshold).astype(np.uint8))
+            return RawMask((_one_channel(stored_values(path)) > values.threshold).astype(np.uint8))
         if values.listed:
             return RawMask(_positions(path, values.listed))
         return _read_plain(path)
@@ -243,7 +243,7 @@ def _positions(path: Path, listed: Sequence[tuple[int, ...]]) -> np.ndarray:
     Raises:
         UserError: a value or colour isn't listed.
     """
-    array = _stored_values(path, colours=len(listed[0]) == 3)
+    array = stored_values(path, colours=len(listed[0]) == 3)
     if array.ndim != (3 if len(listed[0]) == 3 else 2):
         raise UserError(f"{path} has shape {array.shape}", accepted="one value a pixel for values, three for colours")
     weights = np.array([1, 256, 65536][: len(listed[0])])
@@ -264,7 +264,7 @@ def _positions(path: Path, listed: Sequence[tuple[int, ...]]) -> np.ndarray:
     return positions
 
 
-def _stored_values(path: Path, colours: bool = False) -> np.ndarray:
+def stored_values(path: Path, colours: bool = False) -> np.ndarray:
     """Return the values as they are stored, HxW, or HxWx3 of any numbers; with `colours` a palette's colours."""
     if path.suffix.lower() == ".npy":
         return _array(path)

@@ -13,6 +13,7 @@ Legend: H x W pixels.
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -100,7 +101,8 @@ def _layout(image: Image.Image) -> tuple[Any, ...]:
     """
     tiles = getattr(image, "tile", None)
     layout = tiles[0][3] if tiles else ""
-    return layout if isinstance(layout, tuple) else (str(layout),)
+    stored, *further = layout if isinstance(layout, tuple) else (layout,)
+    return str(stored), *further  # a GIF's is its number of bits
 
 
 def image_size(path: Path, value_range: Range = None) -> tuple[int, int]:
@@ -155,7 +157,7 @@ def open_picture(image: Any, value_range: Range = None) -> Iterator[Picture]:
             array = rgb_from_pil(image, value_range)
         yield ArrayPicture(array)
     elif isinstance(image, str | Path):
-        path = Path(image)
+        path = Path(os.path.expanduser(image))
         if not path.is_file():
             raise Unreadable(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}", accepted="a picture")
         with decoding_errors(path):

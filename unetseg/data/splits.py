@@ -73,7 +73,11 @@ class Drawing:
         pool = [name for name in names if given.get(name, "train") == "train"]
         drawn = [split for split in SPLITS if not said[split] or split == "train"]
         if self.folds is not None:
-            parts = self._draw(pool, [1 / self.folds] * self.folds, classes)
+            if self.group is None and classes is None:
+                order = np.random.default_rng(self.seed).permutation(len(pool))
+                parts = [[pool[i] for i in part] for part in np.array_split(order, self.folds)]
+            else:
+                parts = self._draw(pool, [1 / self.folds] * self.folds, classes)
             said["test"] = sorted(parts[self.fold])
             pool = [name for number, part in enumerate(parts) if number != self.fold for name in part]
             drawn = ["train", "val"]

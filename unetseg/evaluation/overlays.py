@@ -6,12 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unetseg.data.colours import class_colours
 from unetseg.names import IGNORE
 
-PALETTE = np.array(
-    [[0, 0, 0], [255, 96, 55], [64, 160, 255], [120, 220, 90], [250, 210, 60], [200, 120, 250]], np.uint8
-)
-"""Colours of the classes 0, 1, ...; class 0 is not drawn."""
 MISSED, INVENTED = (64, 130, 255), (255, 60, 60)
 """Colours of errors: a class that is missed, and a class that is predicted where there is none."""
 
@@ -39,8 +36,7 @@ class Sample:
 def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.55) -> np.ndarray:
     """Return the picture, HxWx3 uint8, tinted by the classes of the mask, HxW; class 0 and IGNORE are not tinted."""
     drawn = (mask > 0) & (mask != IGNORE)
-    colours = PALETTE[np.where(drawn, (mask - 1) % (len(PALETTE) - 1) + 1, 0)]
-    mixed = (1 - opacity) * image + opacity * colours
+    mixed = (1 - opacity) * image + opacity * class_colours()[mask]
     return np.where(drawn[..., None], mixed, image).astype(np.uint8)
 
 

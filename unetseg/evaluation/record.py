@@ -82,7 +82,7 @@ class TestRecord(L.Callback):
             by_image.insert(0, "name", self.per_image.name.repeat(edges.shape[1]).to_numpy())
             by_image.insert(1, "from_px", [*errors.from_px] * len(edges))
             by_image.to_csv(self.run.edge_distance_per_image, index=False)
-            plots.edge_distance({"": errors}, self.run.figures / "edge_distance.png")
+            plots.edge_distance(errors, self.run.figures / "edge_distance.png")
             self._draw(trainer, module, dataset)
 
     def set_scores(self) -> dict[str, float]:

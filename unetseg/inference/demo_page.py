@@ -1,5 +1,7 @@
 """The demo's page: a picture's mask, the mask without some long skips, and the pixels that changed between them.
 
+An example has a known mask as well, by which both are scored.
+
 Legend: B pictures, C classes, H x W pixels of a picture.
 """
 
@@ -22,10 +24,12 @@ from unetseg.errors import UserError
 from unetseg.evaluation import overlays
 from unetseg.evaluation.lesions import levels_to_cut
 from unetseg.evaluation.metrics import COUNTS, scores
+from unetseg.inference.demo_examples import ExamplePicture
 from unetseg.inference.engines import TorchEngine
 from unetseg.inference.predictor import Predictor, argmax
+from unetseg.inference.unet_drawing import draw_unet
 from unetseg.model.segmenter import Segmenter, probabilities
-from unetseg.names import one_word
+from unetseg.names import IGNORE, LEVELS, one_word
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -44,18 +48,24 @@ NO_LEVELS = "No long skip of this model carries features from the encoder, so th
 PICTURES = {
     "intact": "all long skips on",
     "without": "without those switched off",
-    "changed": "what changed: blue lost, red gained",
+    "changed": "changed: blue lost, red gained",
+    "truth": "the truth",
 }
 CSS = """
+#page { display: grid; grid-template: "given result" auto "controls result" 1fr / minmax(280px, 1fr) 3fr }
+#given { grid-area: given } #result { grid-area: result } #controls { grid-area: controls }
+@media (max-width: 700px) { #page { grid-template: "given" auto "result" auto "controls" auto / 100% } }
 h1 { font-size: 1.4rem; margin: 0 }
 .say { font-size: 1.1rem; margin: 0; white-space: pre-line }
 .note { font-size: 0.85rem; margin: 0; opacity: 0.8 }
 .colour { display: inline-block; width: 0.8em; height: 0.8em; border-radius: 2px; margin: 0 0.35em 0 0.6em }
 #off .wrap { flex-direction: column }
 /* the label and the buttons would cover the picture */
-#intact, #without, #changed { padding-top: 30px }
-#intact .icon-button-wrapper, #without .icon-button-wrapper, #changed .icon-button-wrapper { top: -30px }
+.shown { padding-top: 30px }
+.shown .icon-button-wrapper { top: -30px }
 """
+TO_RESULT = "() => { if (innerWidth <= 700) document.querySelector('#result').scrollIntoView() }"
+"""Brings the result onto a phone's screen, where it lies below the picture or above the switches."""
 
 
 class CutEngine(TorchEngine):
@@ -111,15 +121,8 @@ class CutMasks:
         return float((self.intact != self.without).mean())
 
     def iou(self, classes: int) -> float:
-        """Return the IoU of the two masks as evaluate computes it, with the intact mask in place of the truth."""
-        cells = np.zeros(classes**2, np.int64)
-        for top in range(0, len(self.intact), BAND):
-            pairs = self.intact[top : top + BAND].astype(np.intp) * classes + self.without[top : top + BAND]
-            cells += np.bincount(pairs.ravel(), minlength=classes**2)
-        confusion = cells.reshape(classes, classes)
-        counts = np.zeros((classes, len(COUNTS)), np.int64)
-        counts[:, :3] = np.stack([confusion.diagonal(), confusion.sum(0), confusion.sum(1)], axis=-1)
-        return float(scores(torch.from_numpy(counts))["iou"])
+        """Return the IoU of the two masks, with the intact mask in place of the truth."""
+        return iou(self.intact, self.without, classes)
 
     def drawings(self) -> Iterator[np.ndarray]:
         """Yield the picture with the intact mask, with the other mask, and with the pixels that changed."""
@@ -130,6 +133,25 @@ class CutMasks:
     def _draw_bands(self, draw: Callable[..., np.ndarray], *masks: np.ndarray) -> np.ndarray:
         bands = [slice(top, top + BAND) for top in range(0, len(self.picture), BAND)]
         return np.concatenate([draw(self.picture[band], *(mask[band] for mask in masks)) for band in bands])
+
+
+def iou(truth: np.ndarray, mask: np.ndarray, classes: int) -> float:
+    """Return the IoU of a mask with the truth, both HxW uint8 classes, as evaluate computes it; IGNORE doesn't count.
+
+    Examples:
+        >>> iou(np.array([[1, 1, 0, IGNORE]], np.uint8), np.array([[1, 0, 0, 1]], np.uint8), classes=2)
+        0.5
+    """
+    cells = np.zeros(classes**2, np.int64)
+    for top in range(0, len(truth), BAND):
+        band, predicted = truth[top : top + BAND], mask[top : top + BAND]
+        counted = band != IGNORE
+        pairs = band[counted].astype(np.intp) * classes + predicted[counted]
+        cells += np.bincount(pairs, minlength=classes**2)
+    confusion = cells.reshape(classes, classes)
+    counts = np.zeros((classes, len(COUNTS)), np.int64)
+    counts[:, :3] = np.stack([confusion.diagonal(), confusion.sum(0), confusion.sum(1)], axis=-1)
+    return float(scores(torch.from_numpy(counts))["iou"])
 
 
 class SwitchedModel:
@@ -189,6 +211,12 @@ def sentence(masks: CutMasks, off: Sequence[int], classes: Sequence[str]) -> str
     return f"Without {levels}, {changed:.2f} % of the pixels changed; the IoU of the two masks is {iou:.3f}"
 
 
+def score(masks: CutMasks, truth: np.ndarray, off: Sequence[int], classes: int) -> str:
+    """Return one sentence on the IoU of the masks with the truth, HxW uint8 classes."""
+    intact = f"IoU with the truth: {iou(truth, masks.intact, classes):.3f}"
+    return f"{intact}, and {iou(truth, masks.without, classes):.3f} without the skips that are off" if off else intact
+
+
 def save_drawings(drawings: dict[str, np.ndarray], name: str) -> list[str]:
     """Write drawings, HxWx3 uint8, as NAME-PART.png into gradio's folder, in a quarter of gradio's own time."""
     folder = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR")))
@@ -198,36 +226,72 @@ def save_drawings(drawings: dict[str, np.ndarray], name: str) -> list[str]:
     return paths
 
 
-def page(model: SwitchedModel, checkpoint: str, known: dict[str, Any]) -> gr.Blocks:
+def page(
+    model: SwitchedModel, checkpoint: str, known: dict[str, Any], examples: Sequence[ExamplePicture] = ()
+) -> gr.Blocks:
     """Return the page; `launch` serves it.
 
     Args:
         model: the model of the page.
         checkpoint: its path, as the user wrote it.
         known: its hyper-parameters.
+        examples: pictures that can be chosen by a click.
     """
     import gradio as gr
 
+    kinds = known["model"]["skip"]
+    skips = [kinds] * LEVELS if isinstance(kinds, str) else kinds
+    files = [save_drawings({"example": example.picture}, example.name)[0] for example in examples]
+
     def show(file: str | None, off: Sequence[int] = ()) -> list[Any]:
-        """Return the sentence and the three pictures; the last two are visible if a level is off."""
-        empty = [None, gr.update(value=None, visible=False), gr.update(value=None, visible=False)]
+        """Return the sentences and the pictures; those that there are none of are hidden."""
         if file is None:
-            return ["", *empty]
+            return ["", *_images({})]
         try:
             masks = model(file, off)
         except UserError as error:
             text = html.escape(str(error).replace(file, Path(file).name))
-            return [f"<p class='say'>{text}</p>", *empty]
-        parts = list(PICTURES) if off else ["intact"]
-        paths = save_drawings(dict(zip(parts, masks.drawings(), strict=False)), Path(file).stem)
-        images = [gr.update(value=path, visible=True) for path in paths] if off else [*paths, *empty[1:]]
-        return [f"<p class='say'>{html.escape(sentence(masks, off, model.classes))}.</p>", *images]
+            return [f"<p class='say'>{text}</p>", *_images({})]
+        truth = next((e.truth for e in examples if np.array_equal(e.picture, masks.picture)), None)
+        parts = list(PICTURES)[: 3 if off else 1]
+        drawings = dict(zip(parts, masks.drawings(), strict=False))
+        sentences = [sentence(masks, off, model.classes)]
+        if truth is not None:
+            drawings["truth"] = overlays.overlay(masks.picture, truth)
+            sentences.append(score(masks, truth, off, len(model.classes)))
+        paths = dict(zip(drawings, save_drawings(drawings, Path(file).stem), strict=True))
+        return ["".join(f"<p class='say'>{html.escape(text)}.</p>" for text in sentences), *_images(paths)]
 
     with gr.Blocks(title=f"unetseg: {checkpoint}", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(_head(checkpoint, known))
-        with gr.Row():
-            with gr.Column(scale=1, min_width=280):
+        with gr.Row(elem_id="page"):
+            with gr.Column(elem_id="given"):
                 file = gr.File(label="Picture", height=140, elem_id="picture")
+                chosen = gr.Dataset(
+                    label="Examples, drawn here",
+                    components=[gr.Image(render=False)],
+                    samples=[[path] for path in files],
+                    type="index",
+                    visible=bool(files),
+                    elem_id="examples",
+                )
+            with gr.Column(elem_id="result"):
+                answer = gr.HTML("<p class='say'>Choose an example, or drop a picture.</p>", elem_id="said")
+                with gr.Row():
+                    pictures = [
+                        gr.Image(
+                            label=label,
+                            interactive=False,
+                            buttons=["download", "fullscreen"],
+                            visible=False,
+                            min_width=260,
+                            elem_id=name,
+                            elem_classes="shown",
+                        )
+                        for name, label in PICTURES.items()
+                    ]
+            with gr.Column(elem_id="controls"):
+                drawing = gr.HTML(draw_unet(skips, model.levels), elem_id="unet")
                 off = gr.CheckboxGroup(
                     [(f"level {level}, stride {2**level}", level) for level in model.levels],
                     label="Long skips that are switched off",
@@ -235,19 +299,9 @@ def page(model: SwitchedModel, checkpoint: str, known: dict[str, Any]) -> gr.Blo
                     elem_id="off",
                 )
                 gr.HTML(f"<p class='note'>{CUT if model.levels else NO_LEVELS}</p>")
-            with gr.Column(scale=3):
-                answer = gr.HTML("<p class='say'>Drop a picture at the left.</p>", elem_id="said")
-                with gr.Row():
-                    pictures = [
-                        gr.Image(
-                            label=label,
-                            interactive=False,
-                            buttons=["download", "fullscreen"],
-                            visible=name == "intact",
-                            elem_id=name,
-                        )
-                        for name, label in PICTURES.items()
-                    ]
+        quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        chosen.click(lambda number: files[number], chosen, file, **quiet)
+        off.change(lambda off: draw_unet(skips, model.levels, off), off, drawing, **quiet)
         gr.on(
             [file.change, off.change],
             show,
@@ -256,8 +310,15 @@ def page(model: SwitchedModel, checkpoint: str, known: dict[str, Any]) -> gr.Blo
             trigger_mode="always_last",
             show_progress="minimal",
             api_visibility="private",
-        )
+        ).then(None, js=TO_RESULT, api_visibility="private")
     return blocks
+
+
+def _images(paths: dict[str, str]) -> list[Any]:
+    """Return what the page's pictures become: those with a path are shown."""
+    import gradio as gr
+
+    return [gr.update(value=paths.get(name), visible=name in paths) for name in PICTURES]
 
 
 def launch(blocks: gr.Blocks, host: str, port: int) -> str:

@@ -15,6 +15,7 @@ import importlib
 import io
 import json
 import logging
+import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -193,7 +194,7 @@ def load_exported(path: str | Path, *, trust: bool = False) -> Engine:
         UserError: the file does not exist, is damaged or is of another origin, a .pt2 isn't trusted, or onnxruntime is
             not installed.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.suffix not in READERS:
         raise UserError(f"{path} is no exported model", accepted=", ".join(READERS))
     if path.suffix == ".pt2" and not trust:

@@ -13,6 +13,7 @@ import copy
 import io
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +122,7 @@ def save_pretrained(path: str | Path, folder: str | Path) -> None:
 
     The model card states the run's data and, where it is finished, its scores on the test split.
     """
+    path = os.path.expanduser(path)
     model, hyper_parameters = checkpoint.load(path)
     run, data = run_folder_of(path), hyper_parameters["data"]
     scores = json.loads(run.summary.read_text()) if run is not None and run.summary.exists() else {}

@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from unetseg.data import tiff
+from unetseg.data.colours import class_colours
 from unetseg.data.pictures import ArrayPicture, Picture
 from unetseg.errors import UserError
 from unetseg.evaluation import overlays
@@ -35,7 +36,7 @@ from unetseg.names import cell, shown
 LARGE = 100_000_000
 """Pixels above which masks and overlays are TIFFs, written by windows; other programs open no larger PNGs."""
 BAND = 512
-COLOURS = overlays.PALETTE[np.r_[0, np.arange(255) % (len(overlays.PALETTE) - 1) + 1]]
+COLOURS = class_colours()
 """256x3 uint8: the colour of each class, as in overlays.overlay."""
 
 Predict = Callable[[Picture], Iterator[np.ndarray]]

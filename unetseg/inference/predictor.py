@@ -9,6 +9,7 @@ Legend: H x W pixels, C classes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -194,14 +195,15 @@ def load(
     options: dict[str, Any] = {"tile": tile, "overlap": overlap, "tta": tta, "batch_size": batch_size}
     if str(path).startswith(artifact.PREFIX):
         path = artifact.fetch(str(path))
-    if Path(path).suffix in READERS:
+    path = Path(os.path.expanduser(path))
+    if path.suffix in READERS:
         if device not in ("auto", "cpu") or precision != "float32":
             raise UserError(
                 f"device={device} precision={precision} with {path}",
                 accepted=("an exported file runs on the CPU, in the precision that it was exported in"),
                 advice="the checkpoint",
             )
-        return Predictor(load_exported(Path(path), trust=trust), **options)
+        return Predictor(load_exported(path, trust=trust), **options)
     model, hyper_parameters = checkpoint.load(path)
     data = hyper_parameters["data"]
     engine = TorchEngine(

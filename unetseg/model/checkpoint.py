@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def read_hyper_parameters(path: str | Path) -> dict[str, Any]:
 
 def checkpoint_file(path: str | Path) -> Path:
     """Return the file itself, or a run folder's best checkpoint; its last, and print so, where it has no best."""
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
     if path.is_dir() and not file.is_file() and (last := file.with_name("last.ckpt")).is_file():
         print(f"{path} holds no best.ckpt; its last.ckpt is taken", file=sys.stderr)

@@ -7,6 +7,7 @@ gets a name for its encoder that smp refuses: smp would ignore the skip setting,
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class HubFolder(SMPHubMixin):
             save_directory: a folder, which is made.
             named: `dataset` (text) and `metrics` (scores by name) for the card; the rest as huggingface_hub takes it.
         """
-        return super().save_pretrained(save_directory, **{"config": self.hub_config(), **named})
+        return super().save_pretrained(os.path.expanduser(save_directory), **{"config": self.hub_config(), **named})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, strict: bool = True, **named: Any) -> Any:
@@ -97,6 +98,7 @@ class HubFolder(SMPHubMixin):
         """
         changes = {name: value for name, value in named.items() if name not in HUB_ARGUMENTS}
         hub_arguments = {name: value for name, value in named.items() if name in HUB_ARGUMENTS}
+        pretrained_model_name_or_path = os.path.expanduser(pretrained_model_name_or_path)
         local = Path(pretrained_model_name_or_path, "config.json")
         try:
             if local.is_file() and local.stat().st_size > LARGEST_CONFIG:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ def load_encoder(encoder: nn.Module, path: str | Path, *, strict: bool = True) -
         UserError: the file can't be read, is of another encoder, or not one of its names fits.
     """
     try:
-        state = archive.state_dict(Path(path))
+        state = archive.state_dict(Path(os.path.expanduser(path)))
         archive.check_finite(state)
     except Exception as error:  # damaged bytes make the unpickler fail in many ways
         raise UserError(

@@ -1,7 +1,7 @@
 """Commands called from Python: `unetseg.train("model.skip=none", data="synthetic", seed=0)`.
 
 There is one form. Strings are options as on the command line, so that what --help, the README or an error says works
-here as well. Keywords are the options without a dot in their name.
+here as well. Keywords are the options without a dot in their name; their values are taken as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -95,8 +94,7 @@ def _plain(key: str, value: Any) -> Any:
     if isinstance(value, Real):
         return float(value)
     if isinstance(value, str | os.PathLike):  # a Run is the path of its folder
-        text = str(os.fspath(value))
-        return str(Path(text).expanduser()) if text.startswith("~") else text
+        return os.path.expanduser(os.fspath(value))
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [_plain(key, entry) for entry in value]
     is_section = isinstance(value, Mapping) and value

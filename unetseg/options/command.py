@@ -20,6 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 import unetseg
 from unetseg import launch
 from unetseg.errors import INTERRUPTED, Halt, UserError
+from unetseg.names import shown
+from unetseg.options.choices import choices
 from unetseg.options.compose import (
     CONF,
     as_override,
@@ -57,6 +59,8 @@ HYDRAS_FLAGS = {
     "--experimental-rerun",
 }
 """Flags that Hydra handles, such as --cfg job."""
+BY_A_PATH = {"checkpoint": "checkpoint=", "runs": "runs=", "data.root": "data=folder data.root="}
+"""Options that are likely meant by the path of a file or folder alone, and how they are written."""
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 
@@ -107,6 +111,7 @@ def run(
         multirun = bool(flags & MULTIRUN)
         hydra_flags = flags - OUR_FLAGS
         overrides = [a for a in arguments if a not in flags and ("=" in a or not hydra_flags)]
+        check_words(command, schema, overrides)
         rest = [argument for argument in arguments if argument not in overrides]
 
         def check(options_of_runs: list[Schema]) -> None:
@@ -184,6 +189,23 @@ def sweep_of(
     return list(zip(runs, options_of_runs, strict=True))
 
 
+def check_words(command: str, schema: type[Section], words: list[str]) -> None:
+    """Raise a UserError for a word that is no OPTION=VALUE; a `~OPTION`, by which Hydra removes one, has no value."""
+    for word in words:
+        if "=" in word or word.startswith("~"):
+            continue
+        values = choices(command)
+        of_value = [f"{option}={word}" for option, accepted in values.items() if word in accepted]
+        of_path = [f"{start}{word}" for option, start in BY_A_PATH.items() if option in values and os.path.exists(word)]
+        meant = likeliest(word, known_options(schema))
+        advice = [*of_path, *of_value, f"{meant}=..." if meant else "--help"][0]
+        raise UserError(f"{shown(word)} is not an option of {command}", accepted=_accepted(command), advice=advice)
+
+
+def _accepted(command: str) -> str:
+    return "OPTION=VALUE, and --help, --version" + (", --multirun" if command == "train" else "")
+
+
 def check_flags(command: str, schema: type[Section], arguments: list[str]) -> None:
     """Raise a UserError for a flag that neither we nor Hydra have: `--epochs 3` is trainer.max_epochs=3 here."""
     for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
@@ -195,7 +217,7 @@ def check_flags(command: str, schema: type[Section], arguments: list[str]) -> No
         meant = likeliest(flag.lstrip("-").replace("-", "_"), known_options(schema))
         raise UserError(
             f"{flag} is not a flag of {command}",
-            accepted="OPTION=VALUE, and --help, --version" + (", --multirun" if command == "train" else ""),
+            accepted=_accepted(command),
             advice=f"{meant}={value or '...'}" if meant else "--help",
         )
 

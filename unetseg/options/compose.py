@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,7 +83,7 @@ def as_override(argument: str) -> str:
     """
     key, equals, value = argument.partition("=")
     of_trainer = key.startswith("trainer.") and key.split(".")[1] in lightnings_arguments()
-    value = str(Path(value).expanduser()) if value.startswith("~") else value
+    value = os.path.expanduser(value)
     name = f"++{key}" if of_trainer else key
     override = f"{name}{equals}{value}"
     escaped = value.replace("'", r"\'")

@@ -9,6 +9,17 @@ from pydantic_core import PydanticCustomError
 
 from unetseg.names import LEVELS, nearest_first
 
+KINDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a decimal number",
+    "str": "a text",
+    "list": "a list",
+    "dict": "a section of options",
+    "NoneType": "null",
+}
+"""What values are called, by the names of their types."""
+
 
 def rejected(accepted: str, advice: str = "", problem: str = "") -> PydanticCustomError:
     """Return the error that a validator raises.

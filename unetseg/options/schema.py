@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
 from unetseg.names import (
     ENCODERS,
@@ -28,12 +28,23 @@ from unetseg.names import (
 from unetseg.options.messages import dose_per_level, format_value, one_of, one_or_per_level, rejected
 from unetseg.options.trainer import check_trainer
 
+Text = Annotated[str, Strict(False)]
+"""A text of the user's own, which may look like a number: a class may be called 0, a folder 2024."""
+
 
 class Section(BaseModel):
-    """A group of options; unknown keys are errors and values don't change after validation."""
+    """A group of options; unknown keys are errors and values don't change after validation.
+
+    A value is of its option's own type: true is no number, "3" and 3.0 are no whole numbers, 1 is not true.
+    """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False, coerce_numbers_to_str=True
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        strict=True,
+        coerce_numbers_to_str=True,
     )
 
 
@@ -41,7 +52,7 @@ class Model(Section):
     """The U-Net."""
 
     encoder: str = Field(description="ResNet or DenseNet of smp: resnet18 ... 152, densenet121 ... 201")
-    weights: str | None = Field(description="imagenet (downloaded by smp) | null | PATH of a .pth or .safetensors")
+    weights: Text | None = Field(description="imagenet (downloaded by smp) | null | PATH of a .pth or .safetensors")
     strict_weights: bool = Field(description="false: of a file of weights take what fits, also of another encoder's")
     skip: str | list[str] = Field(
         description="long skips: concat | add | attention | placebo | none, or one per level, finest first"
@@ -135,9 +146,9 @@ def _existing_checkpoint(value: str) -> str:
     return value
 
 
-ExistingFolder = Annotated[str, AfterValidator(_existing_folder)]
+ExistingFolder = Annotated[Text, AfterValidator(_existing_folder)]
 ExistingCheckpoint = Annotated[
-    str,
+    Text,
     AfterValidator(_existing_checkpoint),
     Field(description="a checkpoint of unetseg.train, or its run folder"),
 ]
@@ -197,7 +208,7 @@ class Synthetic(Trimaps):
     """Generated animals in the layout of Oxford-IIIT Pet."""
 
     name: Literal["synthetic"] = Field(description="pets | folder | synthetic")
-    root: str = Field(description="folder under which generated sets are kept")
+    root: Text = Field(description="folder under which generated sets are kept")
     train_images: int = Field(ge=10, description="pictures generated for training and validation")
     test_images: int = Field(ge=1, description="pictures generated for the test")
     similarity: float = Field(ge=0, le=1, description="0..1 moves the animals' texture to the background's")
@@ -216,7 +227,7 @@ class Folder(Data):
         description="pattern of the masks; one that ends in .json is LabelMe's with {name}, COCO's without; null: "
         "masks/{name}.*"
     )
-    classes: list[str] = Field(
+    classes: list[Text] = Field(
         min_length=2, max_length=254, description="names of the mask values 0, 1, ...; null: those of `values`"
     )
     values: dict[str, int | str | list[int | str]] | None = Field(
@@ -323,8 +334,8 @@ class Wandb(Section):
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
         description="auto (online only with a key) | online | offline | disabled"
     )
-    project: str = Field(min_length=1, description="W&B project")
-    entity: str | None = Field(description="W&B user or team; null: the key's own")
+    project: Text = Field(min_length=1, description="W&B project")
+    entity: Text | None = Field(description="W&B user or team; null: the key's own")
     images: bool = Field(description="false: no pictures of the validation, only numbers and figures of them")
     log_model: bool = Field(description="true: upload best.ckpt as an artifact, when online")
 
@@ -349,11 +360,11 @@ class Train(Section):
     channels_last: bool = Field(description="memory layout with channels innermost: faster on CPUs and GPUs")
     compile: bool = Field(description="torch.compile: the first step takes a minute or more; needs a C++ compiler")
     seed: int = Field(ge=0, lt=2**32, description="seed of weights, order and augmentation")
-    name: str | None = Field(description="name of the run folder; null: made of the options and the time")
-    output: str = Field(description="folder that holds the run folders")
-    resume: str | None = Field(description="run folder of a training that was stopped: go on from its last.ckpt")
-    allow_changes: list[str] = Field(description="options that may differ from those the resumed run began with")
-    sweep: dict[str, str] = Field(description="an experiment's axes in Hydra's comma syntax: --multirun, ablate")
+    name: Text | None = Field(description="name of the run folder; null: made of the options and the time")
+    output: Text = Field(description="folder that holds the run folders")
+    resume: Text | None = Field(description="run folder of a training that was stopped: go on from its last.ckpt")
+    allow_changes: list[Text] = Field(description="options that may differ from those the resumed run began with")
+    sweep: dict[str, Text] = Field(description="an experiment's axes in Hydra's comma syntax: --multirun, ablate")
 
     @field_validator("trainer")
     @classmethod
@@ -404,17 +415,17 @@ class Evaluate(Section):
     checkpoint: ExistingCheckpoint
     data: Annotated[Pets | Folder | Synthetic, Field(discriminator="name")]
     split: Literal["train", "val", "test", "all"] = Field(description="part of the data: train | val | test | all")
-    accelerator: str = Field(description="auto | cpu | gpu ..., as Lightning's Trainer takes it")
+    accelerator: Text = Field(description="auto | cpu | gpu ..., as Lightning's Trainer takes it")
     lesion: bool = Field(description="true: cut every subset of the long skips, by zeros, means and other images")
     gradient: bool = Field(description="true: by how many residual branches of a ResNet the gradient of the loss comes")
-    output: str | None = Field(description="folder for the results; null: evaluation/... in the run folder")
+    output: Text | None = Field(description="folder for the results; null: evaluation/... in the run folder")
 
 
 class Report(Section):
     """The options of python -m unetseg.report."""
 
-    runs: str = Field(description="folder with run folders somewhere below it")
-    output: str | None = Field(description="folder for report.html and report.md; null: report/ in `runs`")
+    runs: Text = Field(description="folder with run folders somewhere below it")
+    output: Text | None = Field(description="folder for report.html and report.md; null: report/ in `runs`")
     wandb: bool = Field(description="true: make a W&B Report of it as well")
     plan: float | None = Field(gt=0, lt=1, description="say how many seeds and images would show this difference")
     pooled: bool = Field(description="true: take the spread over seeds as the same for all settings, which shows more")
@@ -439,11 +450,11 @@ def _existing_model(value: str) -> str:
 class Predict(Section):
     """The options of python -m unetseg.predict."""
 
-    checkpoint: Annotated[str, AfterValidator(_existing_model)] = Field(
+    checkpoint: Annotated[Text, AfterValidator(_existing_model)] = Field(
         description="a checkpoint of unetseg.train, its run folder, or an exported file"
     )
-    images: str = Field(description="a picture, a folder of pictures, or a pattern such as 'photos/**/*.jpg'")
-    output: str = Field(description="folder for the masks and predictions.csv; what it holds is kept")
+    images: Text = Field(description="a picture, a folder of pictures, or a pattern such as 'photos/**/*.jpg'")
+    output: Text = Field(description="folder for the masks and predictions.csv; what it holds is kept")
     overlay: bool = Field(description="true: also the pictures with the mask drawn, in overlay/")
     probability: bool = Field(description="true: also the probabilities, HxWxC float16, in probability/NAME.npy")
     overwrite: bool = Field(description="true: predict again what was predicted already")
@@ -486,7 +497,7 @@ class Export(Section):
     """The options of python -m unetseg.export."""
 
     checkpoint: ExistingCheckpoint
-    output: str = Field(description="FILE.onnx or FILE.pt2")
+    output: Text = Field(description="FILE.onnx or FILE.pt2")
     overwrite: bool = Field(description="true: replace a file that is there")
 
 

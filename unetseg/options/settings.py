@@ -6,6 +6,7 @@ Options are plain values, as in a config.yaml.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -67,8 +68,24 @@ def begins_with(key: str, keys: Sequence[str]) -> bool:
 
 
 def override(key: str, value: Any) -> str:
-    """Return a setting as an override for Hydra, which reads JSON's quotes, but not its escapes of letters."""
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+    r"""Return a setting as an override for Hydra. A text comes back as it was: nothing is put in the place of `${...}`.
+
+    Examples:
+        >>> print(override("name", "my run"), override("name", "${oc.env:HOME}"), override("allow_changes", ["seed"]))
+        name="my run" name="\${oc.env:HOME}" allow_changes=["seed"]
+    """
+    return f"{key}={_quoted(value)}"
+
+
+def _quoted(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_quoted, value))}]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    # backslashes are themselves, except those before OmegaConf's ${, a quote, and the end
+    no_interpolation = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    inside = re.sub(r'(\\*)"', r'\1\1\\"', no_interpolation)
+    return '"' + re.sub(r"(\\+)\Z", r"\1\1", inside) + '"'
 
 
 IN_THE_VARIANT = tuple(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
 from unetseg.names import nearest_first
-from unetseg.options.messages import rejected
+from unetseg.options.messages import KINDS, rejected
 
 LIMITED = "trainer.max_epochs=1 trainer.limit_train_batches=1 trainer.limit_val_batches=1 trainer.limit_test_batches=1"
 OURS = {
@@ -39,12 +40,17 @@ TRAINED_AND_TESTED = ("limit_train_batches", "limit_test_batches")
 
 
 @functools.cache
-def lightnings_arguments() -> tuple[str, ...]:
-    """Return the names of the Trainer's arguments, read from its source: importing it takes twelve seconds."""
+def lightnings_arguments() -> dict[str, set[str]]:
+    """Return the names of the types of each of the Trainer's arguments.
+
+    They are read from its source: importing it takes twelve seconds.
+    """
     root = importlib.util.find_spec("lightning").submodule_search_locations[0]  # type: ignore[union-attr,index]
     tree = ast.parse((Path(root) / "pytorch/trainer/trainer.py").read_text())
     init = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    return tuple(a.arg for a in init.args.args + init.args.kwonlyargs if a.arg != "self")
+    arguments = [argument for argument in init.args.args + init.args.kwonlyargs if argument.annotation]
+    types = {argument.arg: re.findall(r"\w+", ast.unparse(argument.annotation)) for argument in arguments}  # type: ignore[arg-type]
+    return {name: {*names} - {"Optional", "Union"} for name, names in types.items()}
 
 
 def trainer_arguments() -> tuple[str, ...]:
@@ -63,7 +69,8 @@ def check_trainer(arguments: dict[str, Any]) -> None:
             raise rejected(", ".join(nearest), f"trainer.{nearest[0]}=...", f"trainer.{name} is not an option")
         accepted = "" if value is None else _accepted_instead(name, value)
         if accepted:
-            example = {"strategy": "ddp", "max_epochs": 10, "max_steps": 10}.get(name, 1)
+            is_switch = lightnings_arguments()[name] == {"bool"}
+            example = {"strategy": "ddp", "max_epochs": 10, "max_steps": 10}.get(name, "true" if is_switch else 1)
             raise rejected(accepted, f"trainer.{name}={example}", f"trainer.{name}={value} is not accepted")
 
 
@@ -74,8 +81,19 @@ def _accepted_instead(name: str, value: Any) -> str:
         return f"a whole number for trainer.{name}: 1 or more, or -1 for no end"
     if name in COUNTS and not (whole and value > 0):
         return f"a whole number for trainer.{name}: 1 or more"
+    if not _is_of_its_kind(name, value):
+        kinds = " or ".join(kind for plain, kind in KINDS.items() if plain in lightnings_arguments()[name])
+        given = type(value).__name__
+        return f"as in Lightning's Trainer, {kinds or KINDS['str']}, not {KINDS.get(given, given)}"
     if name in TRAINED_AND_TESTED and not value:
         return "at least one batch: a run ends with the test of what it has trained"
     if name == "strategy" and any(way in str(value) for way in ("spawn", "fork", "notebook")):
         return "auto, ddp, or another strategy that starts its processes by the same command"
     return ""
+
+
+def _is_of_its_kind(name: str, value: Any) -> bool:
+    """Return whether an argument takes values of this type; Lightning checks those that may be texts or objects."""
+    types, given = lightnings_arguments()[name], type(value).__name__
+    takes_objects = not types <= {"bool", "int", "float"}
+    return given in types or (given == "int" and "float" in types) or (takes_objects and given != "bool")

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from unetseg.errors import UserError
 from unetseg.names import nearest_first
-from unetseg.options.messages import format_value
+from unetseg.options.messages import KINDS, format_value
 from unetseg.options.schema import DATA, Section
 from unetseg.options.trainer import trainer_arguments
 
@@ -39,6 +39,14 @@ ALIASES = {
     **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
 }
 """What options are called elsewhere."""
+WANTED = {
+    "int_type": KINDS["int"],
+    "float_type": "a number",
+    "bool_type": KINDS["bool"],
+    "string_type": KINDS["str"],
+    "list_type": KINDS["list"],
+}
+"""What an option takes, by the type of pydantic's error where a value of another kind is given."""
 
 
 def validate(schema: type[Schema], options: dict[str, Any]) -> Schema:
@@ -134,6 +142,9 @@ def _explain(schema: type[Section], options: dict[str, Any], error: Any) -> User
     if error["type"] in ("missing", "missing_argument"):
         accepted = describe(schema, options).get(key, "a value")
         return UserError(f"{key} is not given", accepted=accepted, advice=f"{key}=...")
+    if error["type"] in WANTED:
+        kind = type(error["input"]).__name__
+        accepted = f"{WANTED[error['type']]}, not {KINDS.get(kind, kind)}"
     advice = context.get("advice") or "--help"
     if context.get("problem"):
         return UserError(context["problem"], accepted=accepted, advice=advice)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
-import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from unetseg.evaluation import plots
+from unetseg.evaluation.style import INK, SOFT, integer_ticks, legend_beside, styled
 from unetseg.reporting.document import Panel
 from unetseg.reporting.findings import TIMES, Pair, Plan
 from unetseg.reporting.results import Setting
@@ -24,49 +24,54 @@ DPI = 250
 """Pages show panels at 100 to 125 pixels an inch; with twice as many they are sharp on screens of high resolution."""
 NARROW, WIDE = (3.0, 2.3), (4.3, 2.5)
 """Sizes in inches of panels; a wide screen shows three narrow or two wide ones side by side."""
-INK, SOFT = "#1b1f24", "#59636e"
-LOOK: Any = {
-    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "axes.labelcolor"), SOFT),
-    **dict.fromkeys(("text.color", "axes.titlecolor"), INK),
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
-    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "axes.labelsize", "legend.fontsize"), 7.5),
-    "axes.titlesize": 8.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.linewidth": 0.7,
-    "font.family": "DejaVu Sans",
-    "grid.color": "#e4e8ec",
-    "lines.linewidth": 1.5,
-}
 
 
-@matplotlib.rc_context(LOOK)
-def lines(name: str, title: str, x: str, tables: dict[Setting, pd.DataFrame], *, wide: bool = False) -> Panel:
-    """Return a line for each setting: the mean over its seeds (rows), in a band from the least to the greatest."""
+@styled
+def lines(
+    name: str,
+    quantity: str,
+    x: str,
+    tables: dict[Setting, pd.DataFrame],
+    *,
+    title: str = "",
+    limits: tuple[float, float] | None = None,
+    wide: bool = False,
+) -> Panel:
+    """Return a line for each setting: the mean over its seeds (rows), in a band from the least to the greatest.
+
+    Args:
+        name: of the panel's file.
+        quantity: the label of the y axis.
+        x: the label of the x axis.
+        tables: for each setting a row for each seed; the columns are epochs, steps, or names.
+        title: what sets the panel apart from others beside it.
+        limits: of the y axis, where panels are compared.
+        wide: WIDE instead of NARROW.
+    """
     figure, axis = _axes(title, WIDE if wide else NARROW)
     for setting, table in tables.items():
         ends = (table.min(), table.max()) if len(table) > 1 else None
         _line(axis, setting, table.mean(), ends)
     axis.set_xlabel(x)
-    if not isinstance(table.columns[0], str):
-        axis.locator_params(axis="x", integer=True, nbins=6)
-    axis.grid(True)
-    return _panel(figure, name, f"{title} by {x}")
+    axis.set_ylabel(quantity)
+    axis.set_ylim(limits)
+    integer_ticks(axis, [value for table in tables.values() for value in table.columns])
+    return _panel(figure, name, f"{title or quantity} by {x}")
 
 
-@matplotlib.rc_context(LOOK)
-def rates(name: str, title: str, x: str, tables: dict[Setting, pd.DataFrame]) -> Panel:
+@styled
+def rates(name: str, quantity: str, x: str, tables: dict[Setting, pd.DataFrame]) -> Panel:
     """Return a line for each setting: the row "rate", in a band from "low" to "high"."""
-    figure, axis = _axes(title, WIDE)
+    figure, axis = _axes("", WIDE)
     for setting, table in tables.items():
         _line(axis, setting, table.loc["rate"], (table.loc["low"], table.loc["high"]))
     axis.set_xlabel(x)
+    axis.set_ylabel(quantity)
     axis.set_ylim(bottom=0)
-    axis.grid(True)
-    return _panel(figure, name, f"{title} by {x}")
+    return _panel(figure, name, f"{quantity} by {x}")
 
 
-@matplotlib.rc_context(LOOK)
+@styled
 def forest(name: str, title: str, pairs: Sequence[Pair]) -> Panel:
     """Return the differences with their intervals; a filled dot was shown, the grey range could not have been shown."""
     names = [textwrap.fill(pair.name, 32) for pair in pairs]
@@ -87,14 +92,15 @@ def forest(name: str, title: str, pairs: Sequence[Pair]) -> Panel:
     axis.tick_params(axis="y", length=0, labelcolor=INK)
     axis.spines["left"].set_visible(False)
     axis.locator_params(axis="x", nbins=6)
-    axis.grid(True, axis="x")
+    axis.set_xlabel("difference of the means")
+    axis.grid(False, axis="y")
     return _panel(figure, name, f"{title}: {', '.join(pair.name for pair in pairs)}")
 
 
-@matplotlib.rc_context(LOOK)
+@styled
 def plan(name: str, title: str, plan: Plan, difference: float, unit: str) -> Panel:
     """Return the smallest difference that could be shown by number of seeds, with a line for each number of units."""
-    figure, axis = _axes(f"{title}: smallest difference", WIDE)
+    figure, axis = _axes(title, WIDE)
     seeds = (*range(3, 11), 12, 15, 20, 30, 40, 50)
     low, high = (plan.curve(parts, seeds, 1) for parts in (plan.least, plan.most))
     axis.fill_between(seeds, low, high, color=INK, alpha=0.1, linewidth=0)
@@ -107,23 +113,23 @@ def plan(name: str, title: str, plan: Plan, difference: float, unit: str) -> Pan
     axis.minorticks_off()
     axis.set_ylim(0, 1.05 * max(4 * difference, plan.curve(plan.parts, (5,), 1)[0]))
     axis.set_xlabel("seeds")
-    axis.grid(True)
-    axis.legend(frameon=False)
+    axis.set_ylabel("smallest difference")
+    legend_beside(axis)
     return _panel(figure, name, f"{title}: smallest difference that could be shown, by seeds and {unit}s")
 
 
-@matplotlib.rc_context(LOOK)
+@styled
 def heatmap(name: str, title: str, table: pd.DataFrame, low: float, high: float) -> Panel:
     """Return log10 of the gradient's rms, block (row) by step (column), in colours from `low` to `high`."""
     figure, axis = _axes(title, (NARROW[0], 2.5))
     image = plots.heatmap(axis, table, low, high)
     axis.tick_params(length=2)
-    bar = figure.colorbar(image, ax=axis, pad=0.02, aspect=28)
+    bar = figure.colorbar(image, ax=axis, pad=0.02, aspect=28, label="log10 of the rms")
     bar.outline.set_visible(False)  # type: ignore[operator]
     return _panel(figure, name, f"log10 of the gradient's rms, {title}: block by step")
 
 
-@matplotlib.rc_context(LOOK)
+@styled
 def reuse(name: str, title: str, table: pd.DataFrame) -> Panel:
     """Return a matrix of a dense block: by source (row) and reader (column)."""
     figure, axis = _axes(title, (NARROW[0], 2.5))
@@ -135,52 +141,61 @@ def reuse(name: str, title: str, table: pd.DataFrame) -> Panel:
     return _panel(figure, name, f"{title}: by source and reader")
 
 
-@matplotlib.rc_context(LOOK)
-def exits(name: str, title: str, table: pd.DataFrame) -> Panel:
-    """Return the shares of the exits (columns), stacked for each step (rows)."""
+@styled
+def exits(name: str, title: str, table: pd.DataFrame, limits: tuple[float, float]) -> Panel:
+    """Return the shares of the exits (columns), stacked for each step (rows); `limits` of y are those of all panels."""
     figure, axis = _axes(title, NARROW)
     plots.stacked_shares(axis, table)
+    axis.set_ylim(limits)
     axis.set_xlabel("step")
+    axis.set_ylabel("share of the gradient")
     return _panel(figure, name, f"share of the gradient by exit, {title}, by step")
 
 
-@matplotlib.rc_context(LOOK)
+@styled
 def exits_legend(exits: Sequence[str]) -> Panel:
     """Return the exits' colours and names."""
     figure = Figure(figsize=(6.5, 0.3), dpi=DPI // 2)
     boxes = [Rectangle((0, 0), 1, 1, color=plots.EXIT_COLOURS[name]) for name in exits]
-    figure.legend(boxes, list(exits), loc="center left", ncols=len(boxes), frameon=False)
+    figure.legend(boxes, list(exits), loc="center left", ncols=len(boxes))
     panel = _panel(figure, "exits_legend", f"Colours: {', '.join(exits)}")
     return replace(panel, colours={name: plots.EXIT_COLOURS[name] for name in exits})
 
 
-@matplotlib.rc_context(LOOK)
+@styled
 def scatter(name: str, title: str, x: str, table: pd.DataFrame, settings: Sequence[Setting]) -> Panel:
     """Return the IoU of each run against a column, in the settings' colours."""
-    figure, axis = _axes("test IoU over the set", WIDE)
+    figure, axis = _axes("", WIDE)
     for setting in settings:
         rows = table[table.setting == setting.name]
         axis.scatter(rows[x], rows.iou, color=setting.colour, s=26, edgecolor="white", linewidth=0.6, zorder=2)
     axis.set_xlabel(title)
-    axis.grid(True)
+    axis.set_ylabel("test IoU over the set")
     return _panel(figure, name, f"test IoU of each run against {title}")
 
 
-@matplotlib.rc_context(LOOK)
+@styled
 def legend(settings: Sequence[Setting]) -> Panel:
     """Return the settings' colours and names."""
     columns = min(4, len(settings))
     figure = Figure(figsize=(6.5, 0.1 + 0.2 * -(-len(settings) // columns)), dpi=DPI // 2)
     lines = [Line2D([], [], color=s.colour, linestyle=s.style) for s in settings]  # type: ignore[arg-type]
-    figure.legend(lines, [s.name for s in settings], loc="center left", ncols=columns, frameon=False)
+    figure.legend(lines, [s.name for s in settings], loc="center left", ncols=columns)
     panel = _panel(figure, "legend", f"Colours: {', '.join(s.name for s in settings)}")
     return replace(panel, colours={s.name: s.colour for s in settings})
 
 
+def limits_of(tables: Iterable[pd.DataFrame]) -> tuple[float, float]:
+    """Return limits of the y axis of panels that are compared: around all of their values, with some room."""
+    values = np.concatenate([table.to_numpy(float).ravel() for table in tables])
+    low, high = np.nanmin(values), np.nanmax(values)
+    room = 0.05 * (high - low) + 0.005
+    return low - room, high + room
+
+
 def _axes(title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    figure = Figure(figsize=size, dpi=DPI)
     axis = figure.subplots()
-    axis.set_axisbelow(True)
     axis.set_title(textwrap.fill(title, int(13 * size[0])))
     return figure, axis
 

@@ -15,6 +15,8 @@ from unetseg.names import shown
 
 UNSEEN = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 """Characters that are not allowed in a page: controls, changes of direction, bytes that are no UTF-8."""
+COLUMNS = 6
+"""The most pictures with captions side by side in Markdown."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,21 @@ class Panel:
     """A picture."""
 
     name: str
-    """The name of its file without .png."""
-    png: bytes
+    """The name of its file without the ending."""
+    content: bytes
+    """Of a PNG or JPEG file."""
     alt: str
     caption: str = ""
     colours: Mapping[str, str] = field(default_factory=dict)
     """Of a legend: the colours by what they stand for."""
+
+    @property
+    def format(self) -> str:
+        return "jpeg" if self.content.startswith(b"\xff\xd8") else "png"
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.{self.format}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ def html(report: Document, mark: str) -> str:
         undefined=jinja2.StrictUndefined,
         finalize=_show_unseen,
     )
-    environment.filters["base64"] = lambda png: base64.b64encode(png).decode()
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     return environment.get_template("report.html.jinja").render(report=report, mark=mark)
 
 
@@ -135,10 +146,10 @@ def text_sections(report: Document) -> list[tuple[str, str]]:
 
 
 def pictures(report: Document) -> dict[str, bytes]:
-    """Return the content of every PNG of the Markdown by file name."""
+    """Return the content of every picture of the Markdown by file name."""
     figures = [block for section in report.sections for block in section.blocks if isinstance(block, Figure)]
     panels = [panel for figure in figures for panel in (figure.legend, *figure.panels) if panel]
-    return {f"{panel.name}.png": panel.png for panel in panels}
+    return {panel.file: panel.content for panel in panels}
 
 
 def _texts(section: Section, figures: bool) -> list[str]:
@@ -167,12 +178,13 @@ def _table(table: Table) -> str:
 
 def _figure(figure: Figure) -> list[str]:
     """Return panels with captions as a table, panels without in a line."""
-    legend = [f"![{_escape(figure.legend.alt)}](figures/{figure.legend.name}.png)"] if figure.legend else []
-    images = [
-        f'<img src="figures/{p.name}.png" width="{figure.width}" alt="{_attribute(p.alt)}">' for p in figure.panels
-    ]
+    legend = [f"![{_escape(figure.legend.alt)}](figures/{figure.legend.file})"] if figure.legend else []
+    images = [f'<img src="figures/{p.file}" width="{figure.width}" alt="{_attribute(p.alt)}">' for p in figure.panels]
     if any(panel.caption for panel in figure.panels):
-        lines = [images, ["---"] * len(images), [_escape(panel.caption) for panel in figure.panels]]
+        captions = [_escape(panel.caption) for panel in figure.panels]
+        starts = range(0, len(images), COLUMNS)
+        lines = [cells[start : start + COLUMNS] for start in starts for cells in (images, captions)]
+        lines.insert(1, ["---"] * len(lines[0]))
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     else:
         body = "\n".join(images)

@@ -24,16 +24,24 @@ from unetseg.reporting.sentences import number
 
 ROOM, GAP = 960, 14
 """Width of a row of pictures and the gap between two, in pixels of the page."""
+THUMBNAIL = 256
+"""The longest side of a thumbnail in pixels: some 15 kB as JPEG, and enough to be enlarged."""
 
 
 class MissingInput(Exception):
     """Data or a checkpoint of the pictures do not exist any more; the message names them."""
 
 
-def examples(sweep: Sweep, ranked: Sequence[RankedImage]) -> list[Figure]:
-    """Return a row for each image: the picture, its truth, and the prediction of each setting's first run."""
+def examples(sweep: Sweep, ranked: Sequence[RankedImage], gallery: Sequence[RankedImage]) -> list[Figure]:
+    """Return a row for each ranked image, and one figure with the thumbnails of the gallery.
+
+    A row has the picture, its truth, and the prediction of each setting's first run; a thumbnail has the prediction of
+    the first setting's first run.
+    """
     names = [image.name for image in ranked]
-    samples = [_samples(setting.runs[0], names) for setting in sweep.settings]
+    base, *others = sweep.settings
+    of_base = _samples(base.runs[0], [*names, *(image.name for image in gallery)])
+    samples = [of_base, *(_samples(setting.runs[0], names) for setting in others)]
     cells = len(samples) + 2
     width = max(88, min(170, (ROOM - GAP * (cells - 1)) // cells))
     figures = []
@@ -45,11 +53,19 @@ def examples(sweep: Sweep, ranked: Sequence[RankedImage]) -> list[Figure]:
         ]
         for position, (setting, own) in enumerate(zip(sweep.settings, samples, strict=True), start=1):
             sample = own[row]
-            picture = draw_outline(overlay(sample.image, sample.predicted), sample.target)
             iou = setting.runs[0].per_image.iou[image.name]
-            panels.append(_panel(f"{stem}_setting_{position}", picture, f"{setting.name} {number(iou)}"))
+            panels.append(_panel(f"{stem}_setting_{position}", _prediction(sample), f"{setting.name} {number(iou)}"))
         figures.append(Figure(panels, width=width))
-    return figures
+    thumbnails = [
+        _panel(f"gallery_{image.rank}", _prediction(sample), f"{image.rank}: {image.name} {number(image.iou)}", "jpeg")
+        for image, sample in zip(gallery, of_base[len(ranked) :], strict=True)
+    ]
+    return [*figures, Figure(thumbnails, width=120)]
+
+
+def _prediction(sample: Sample) -> np.ndarray:
+    """Return the picture, HxWx3 uint8, tinted by the prediction, with the outline of the truth."""
+    return draw_outline(overlay(sample.image, sample.predicted), sample.target)
 
 
 def draw_outline(picture: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -69,7 +85,8 @@ def _samples(run: Run, names: Sequence[str]) -> list[Sample]:
         dataset: Examples = data.loader("test").dataset  # type: ignore[assignment]
         model, _ = checkpoint.load(run.folder.best)
         positions = {cell(example.name): position for position, example in enumerate(dataset.examples)}
-        return predict_samples(model, dataset, [positions[name] for name in names])
+        # one by one: dozens of large pictures in one batch may need more memory than there is
+        return [sample for name in names for sample in predict_samples(model, dataset, [positions[name]])]
     except KeyError as error:
         raise MissingInput(f"the data of {run.place} holds no test image {error}") from None
     # options and weights may come from anybody and be of any kind
@@ -77,7 +94,10 @@ def _samples(run: Run, names: Sequence[str]) -> list[Sample]:
         raise MissingInput(f"the data or the checkpoint of {run.place} can't be read ({first_line(error)})") from None
 
 
-def _panel(name: str, picture: np.ndarray, caption: str) -> Panel:
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, format="png")
+def _panel(name: str, picture: np.ndarray, caption: str, kind: str = "png") -> Panel:
+    """Return a picture as a PNG, or as a thumbnail in JPEG."""
+    image, content = Image.fromarray(picture), io.BytesIO()
+    if kind == "jpeg":
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.save(content, kind)
     return Panel(name, content.getvalue(), caption, caption)

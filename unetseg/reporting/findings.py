@@ -67,6 +67,11 @@ class Pair:
         return self.result.seeds == 1
 
     @property
+    def grouped(self) -> bool:
+        """Return whether a unit of the test set is more than one image."""
+        return self.result.units < self.by_image.units
+
+    @property
     def excludes_zero(self) -> bool:
         """Return whether the interval excludes 0."""
         return self.result.low > 0 or self.result.high < 0
@@ -113,9 +118,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class RankedImage:
-    """A test image chosen by its mean IoU over all settings: best, median or worst."""
+    """A test image ranked by its mean IoU over all settings and seeds."""
 
     rank: str
+    """Best, median or worst; or a number."""
     name: str
     iou: float
 
@@ -331,14 +337,25 @@ def levels(sweep: Sweep) -> list[str]:
 
 
 def ranked_images(sweep: Sweep) -> list[RankedImage]:
-    """Return images ranked by their mean IoU over settings and seeds; none if the settings have different images."""
+    """Return the best, median and worst images; none if the settings have different images."""
+    iou = _mean_iou(sweep)
+    ranks = best_median_worst(iou.to_numpy(), each=2)
+    return [RankedImage(rank, iou.index[i], float(iou.iloc[i])) for i, rank in ranks.items()]
+
+
+def worst_first(sweep: Sweep) -> list[RankedImage]:
+    """Return all images from the worst to the best, ranked 1, 2, ...; none if the settings have different images."""
+    iou = _mean_iou(sweep).sort_values(kind="stable")
+    return [RankedImage(str(rank), name, value) for rank, (name, value) in enumerate(iou.items(), start=1)]
+
+
+def _mean_iou(sweep: Sweep) -> pd.Series:
+    """Return each image's mean IoU over settings and seeds, where it has one, by the images' names."""
     names = sweep.settings[0].images
     if names is None or any(setting.images != names for setting in sweep.settings):
-        return []
-    iou = np.mean([setting.scores("iou").mean(0) for setting in sweep.settings], axis=0)
-    scored = np.flatnonzero(np.isfinite(iou))
-    ranks = best_median_worst(iou[scored], each=2)
-    return [RankedImage(rank, names[scored[i]], float(iou[scored[i]])) for i, rank in ranks.items()]
+        return pd.Series(dtype=float)
+    iou = pd.Series(np.mean([setting.scores("iou").mean(0) for setting in sweep.settings], axis=0), list(names))
+    return iou[np.isfinite(iou)]
 
 
 def _why_incomparable(base: Setting, other: Setting, seeds: list[int], unit: str) -> str:

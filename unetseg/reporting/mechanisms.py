@@ -14,6 +14,8 @@ from unetseg.reporting.results import Setting, Sweep
 from unetseg.reporting.sentences import change, interval, join_words, number
 
 INDICES = {"vanishing_slope": "vanishing slope", "centre_dip": "centre dip"}
+FEWEST_DOTS = 8
+"""With fewer runs a scatter of them shows no more than the table."""
 CUT = "mean"
 """The one of lesions.CUTS in the report's table: the most like the features that the decoder was trained on."""
 
@@ -49,12 +51,15 @@ def gradients(sweep: Sweep) -> Section | None:
     level, setting = max(medians, key=lambda key: medians[key])
     share = number(medians[level, setting], 2)
     lead += f"; the greatest skip share (median over steps) is {share}, {_level_name(level)} of {setting.name}"
+    limits = charts.limits_of(shares.values())
     panels = [
         charts.lines(
             f"skip_share_{level}",
-            f"skip share, {_level_name(level)}",
+            "skip share",
             "step",
             {setting: table for (own, setting), table in shares.items() if own == level},
+            title=_level_name(level),
+            limits=limits,
             wide=True,
         )
         for level in dict.fromkeys(level for level, _ in shares)
@@ -98,11 +103,17 @@ def routes(sweep: Sweep) -> Section | None:
         [setting.name, block, *(_over_seeds([t[name].median() for t in shares if name in t]) for name in exits)]
         for (block, setting), shares in tables.items()
     ]
-    panels = []
-    for number_, (setting, shares) in enumerate(((s, t) for (b, s), t in tables.items() if b == first), start=1):
-        steps = sorted(set.intersection(*(set(table.index) for table in shares)))
-        mean = sum(readings.loc[steps].fillna(0) for readings in shares) / len(shares)
-        panels.append(charts.exits(f"exits_{number_}", f"{setting.name}, {first}", mean))
+    means = {}
+    for (block, setting), shares in tables.items():
+        if block == first:
+            steps = sorted(set.intersection(*(set(table.index) for table in shares)))
+            means[setting] = sum(readings.loc[steps].fillna(0) for readings in shares) / len(shares)
+    stacks = [pd.DataFrame([mean.clip(upper=0).sum(axis=1), mean.clip(lower=0).sum(axis=1)]) for mean in means.values()]
+    limits = charts.limits_of(stacks)
+    panels = [
+        charts.exits(f"exits_{i}", f"{setting.name}, {first}", mean, limits)
+        for i, (setting, mean) in enumerate(means.items(), start=1)
+    ]
     caption = (
         "Every path from the loss to a weight of the encoder enters it by one exit: a level's long skip, or the "
         f"bottleneck{', or the auxiliary heads' if supervised else ''}. Bars: the mean over seeds of each reading's "
@@ -210,16 +221,17 @@ def _vanishing(sweep: Sweep) -> list[Block]:
         [name, *(change(of_setting[index].mean()) for index in INDICES), number(of_setting.iou.mean())]
         for name, of_setting in table.groupby("setting", sort=False)
     ]
-    panels = [charts.scatter(index, title, index, table, sweep.settings) for index, title in INDICES.items()]
-    dots = "Each dot: a run, its median over the readings. That an index explains the IoU is not claimed."
     caption = (
-        "Medians over the readings, the mean over seeds. Vanishing slope: of log10 rms against depth. Centre dip: "
+        "Medians over the readings, the mean over seeds. Vanishing slope: by how much log10 rms rises from a block to "
+        "the next; above 0, the first blocks get the smallest gradients. Centre dip: "
         "log10 of the bottleneck's rms over the geometric mean of the first and last block's."
     )
-    return [
-        Figure(panels, dots, width=340, legend=charts.legend(sweep.settings)),
-        Table(["setting", *INDICES.values(), "IoU over the set"], rows, caption=caption),
-    ]
+    indices = Table(["setting", *INDICES.values(), "IoU over the set"], rows, caption=caption)
+    if len(table) < FEWEST_DOTS:
+        return [indices]
+    panels = [charts.scatter(index, title, index, table, sweep.settings) for index, title in INDICES.items()]
+    dots = "Each dot: a run, its median over the readings. That an index explains the IoU is not claimed."
+    return [Figure(panels, dots, width=340, legend=charts.legend(sweep.settings)), indices]
 
 
 def edges(sweep: Sweep, unit: str) -> Section | None:
@@ -235,7 +247,7 @@ def edges(sweep: Sweep, unit: str) -> Section | None:
         f"({names[-1]}): {far}; the intervals cover the {unit}s only, of these trained models, and no difference is "
         "claimed from them."
     )
-    panels = [charts.rates("edge_distance", "share of wrong pixels", "pixels to the mask's edge", tables)]
+    panels = [charts.rates("edge_distance", "share of wrong pixels", "distance to the mask's edge (pixels)", tables)]
     caption = f"Pixels and errors summed over images and seeds. Bands: 95 % interval over {unit}s, of these models."
     without_table = [setting.name for setting in sweep.settings if setting not in tables]
     blocks: list[Block] = [

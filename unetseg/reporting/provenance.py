@@ -39,7 +39,7 @@ def provenance(sweep: Sweep) -> Section:
             setting.name,
             run.place,
             str(run.seed),
-            number(run.summary["test/iou"], 4),
+            number(run.summary["test/iou"]),
             str(run.summary.get("epochs", "–")),
             _time(run.summary.get("seconds")),
         ]

@@ -18,14 +18,13 @@ import numpy as np
 import pandas as pd
 
 from unetseg.errors import UserError, first_line
+from unetseg.evaluation.style import COLOURS
 from unetseg.names import shown
 from unetseg.options import plain_yaml
 from unetseg.options.settings import axes_of, setting_name, variant
 from unetseg.runs.folder import RunFolder
 from unetseg.runs.tables import read_csv, read_gradient_flow, read_metrics, read_per_image
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5539", "#000000")
-"""The settings' colours, in this order: distinct for any colour vision (Okabe and Ito 2008, with brown for yellow)."""
 STYLES = ("-", "--", ":", "-.")
 """The settings' line styles, one for each round through the colours."""
 NO_AXES = (

@@ -18,6 +18,9 @@ COSTS = (
 )
 """The costs of a summary that are shown: entry, title, unit, digits, note."""
 
+GALLERY = 36
+"""The most images in the gallery: a page of some 0.6 MB more."""
+
 
 def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False) -> Document:
     """Return the whole report.
@@ -112,7 +115,7 @@ def paired_differences(
         return None
     if not differences["iou"]:
         return Section("Paired differences", "No two settings can be compared image by image.", left_out)
-    grouped = unit == "group"
+    grouped = any(pair.grouped for pairs in differences.values() for pair in pairs)
     columns = ["difference", "mean", "95 % interval", "p (Holm)", "smallest", "seeds", f"{unit}s", "shown"]
     columns += ["as if images were independent"] if grouped else []
     tables, panels = [], []
@@ -122,9 +125,9 @@ def paired_differences(
             result = pair.result
             tests = [p_value(pair.p), sentences.estimate(pair)] if not pair.one_seed else ["–", "–"]
             shown = "one seed" if pair.one_seed else "yes" if pair.shown else "no"
-            estimated = sentences.mean_and_interval(result, 4)
+            estimated = sentences.mean_and_interval(result)
             row = [pair.name, *estimated, *tests, str(result.seeds), str(result.units), shown]
-            rows.append([*row, *([" ".join(sentences.mean_and_interval(pair.by_image, 4))] if grouped else [])])
+            rows.append([*row, *([" ".join(sentences.mean_and_interval(pair.by_image))] if grouped else [])])
         tables.append(Table(columns, rows, caption=f"{title}, on the same {unit}s and seeds."))
         panels.append(charts.forest(f"differences_{metric}", title, differences[metric]))
     caption = (
@@ -204,8 +207,9 @@ def examples(sweep: Sweep) -> Section:
         return Section(title, f"Not shown: checkpoints/best.ckpt is not there any more ({', '.join(absent)}).")
     from unetseg.reporting import examples as example_figures  # imports torch
 
+    worst = findings.worst_first(sweep)
     try:
-        rows = example_figures.examples(sweep, ranked)
+        *rows, gallery = example_figures.examples(sweep, ranked, worst[:GALLERY])
     except example_figures.MissingInput as reason:
         return Section(title, f"Not shown: {reason}.")
     lead = (
@@ -216,4 +220,8 @@ def examples(sweep: Sweep) -> Section:
         "Each setting with the best checkpoint of its first seed, predicted anew in float32, and the IoU that the run "
         "recorded. White: the outline of the truth."
     )
-    return Section(title, lead, [*rows, note])
+    order = (
+        f"{len(gallery.panels)} of {len(worst)} test images by their mean IoU over all settings and seeds, the worst "
+        f"first, with the prediction of {sweep.settings[0].name}, seed {first_runs[0].seed}:"
+    )
+    return Section(title, lead, [*rows, note, order, gallery])

@@ -135,7 +135,9 @@ def units(pairs_by_metric: dict[str, list[Pair]], unit: str) -> list[str]:
             "group are not independent of each other."
         )
         shares = [_width(pair.by_image) / _width(pair.result) for pair in pairs if _width(pair.result)]
-        if shares:
+        if not any(pair.grouped for pair in pairs):
+            note = f"The unit is the group, and each of the {groups} groups is one image."
+        elif shares:
             note += " Taken one by one, as if they were, they would have given intervals "
             note += f"{np.median(shares):.2f} times as wide (median; last column)."
         notes.append(note)

@@ -10,6 +10,7 @@ import html
 import io
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -59,7 +60,7 @@ class Results:
     KIND = "a folder of results"
 
     def __init__(self, folder: str | os.PathLike[str]):
-        self._files = RunFolder(Path(folder).expanduser())
+        self._files = RunFolder(Path(os.path.expanduser(folder)))
         if not (self.folder / self.MARK).is_file():
             raise UserError(
                 f"{self.folder} is not {self.KIND}",
@@ -216,6 +217,12 @@ class Evaluation(Results):
 class Sweep:
     """The finished runs below a folder, such as those of `unetseg.ablate`.
 
+    Attributes:
+        folder: its path.
+        runs: those whose files can be read, by the names of their folders.
+        damaged: what is wrong with each of the others, by the name of its folder.
+        table: a row for each of the runs.
+
     Args:
         folder: its path.
 
@@ -227,7 +234,7 @@ class Sweep:
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
-        self.folder = Path(folder).expanduser()
+        self.folder = Path(os.path.expanduser(folder))
         if not self.folder.is_dir():
             raise UserError(f"{self.folder} is not a folder", accepted="a folder with runs below it")
 
@@ -235,15 +242,34 @@ class Sweep:
         """Return the path of the folder, so that `unetseg.report(runs=sweep)` works."""
         return str(self.folder)
 
-    @cached_property
+    @property
     def runs(self) -> list[Run]:
-        """Return the finished runs, by the names of their folders."""
+        """Return the finished runs, by the names of their folders, without the damaged ones."""
+        return [run for run, problem in self._finished if not problem]
+
+    @property
+    def damaged(self) -> dict[str, str]:
+        """Return what is wrong with each run whose summary.json or config.yaml is damaged, by its folder's name."""
+        return {run.folder.name: problem for run, problem in self._finished if problem}
+
+    @cached_property
+    def _finished(self) -> list[tuple[Run, str]]:
+        """Return each finished run, and what is wrong with it."""
         folders = sorted(path.parent for path in self.folder.rglob("summary.json"))
-        return [Run(folder) for folder in folders if (folder / "config.yaml").is_file()]
+        runs = [Run(folder) for folder in folders if (folder / "config.yaml").is_file()]
+        return [(run, _damage(run)) for run in runs]
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """Return a row for each run, by the name of its folder: setting, seed, and scores in 0..1."""
+        """Return a row for each run, by the name of its folder: setting, seed, and scores in 0..1.
+
+        A damaged run is left out, and a warning names it.
+        """
+        for problem in self.damaged.values():
+            warnings.warn(f"left out, damaged: {problem}", stacklevel=3)  # 2 is cached_property
+        return self._table()
+
+    def _table(self) -> pd.DataFrame:
         axes = axes_of([run.config for run in self.runs], ("name", "output", "resume", "jobs", "sweep."))
         rows = {
             run.folder.name: {
@@ -256,10 +282,21 @@ class Sweep:
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def __repr__(self) -> str:
-        return f"<Sweep {self.folder}, {len(self.runs)} runs>"
+        damaged = f", {len(self.damaged)} damaged" if self.damaged else ""
+        return f"<Sweep {self.folder}, {len(self.runs)} runs{damaged}>"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(str(self.folder))}</p>{self.table.to_html()}"
+        damaged = "".join(f"<p>left out, damaged: {html.escape(problem)}</p>" for problem in self.damaged.values())
+        return f"<p>{html.escape(str(self.folder))}</p>{self._table().to_html()}{damaged}"
+
+
+def _damage(run: Run) -> str:
+    """Return what is wrong with a run's summary.json or config.yaml; an empty text if nothing is."""
+    try:
+        run.facts()
+    except UserError as error:
+        return str(error).partition("\n")[0]
+    return ""
 
 
 def _html(title: str, facts: Mapping[str, str], figure: Path | None) -> str:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from rich import box
@@ -22,6 +22,8 @@ from unetseg.names import minutes, shown
 if TYPE_CHECKING:
     import pandas as pd
 
+SPARE = ("images/s", "Dice", "weights", "per image", "time", "encoder", "boundary")
+"""Columns of the runs that are left out where they don't fit, the first ones first."""
 LESION_SCORES = (("IoU", "iou"), ("boundary", "boundary_iou"))
 PACKAGES = ("torch", "torchvision", "lightning", "segmentation-models-pytorch", "albumentations", "numpy")
 
@@ -50,7 +52,7 @@ def git_commit() -> str | None:
 
 
 def show(summaries: Sequence[dict[str, Any]]) -> None:
-    """Print the runs of a command, one row each."""
+    """Print the run of a command as a list, or its runs as a table of one row each."""
     rows = [
         {
             "skip": s["variant"],
@@ -63,7 +65,10 @@ def show(summaries: Sequence[dict[str, Any]]) -> None:
         }
         for s in summaries
     ]
-    _print_table("on the test split", rows)
+    if len(rows) == 1:
+        print("\n".join(["on the test split", *(f"  {name:10} {shown(value)}" for name, value in rows[0].items()), ""]))
+    else:
+        _print_table("on the test split", rows, SPARE)
     seeds_of: dict[tuple[Any, ...], set[int]] = {}
     for entry in summaries:
         seeds_of.setdefault((entry["variant"], entry["encoder"]), set()).add(entry["seed"])
@@ -78,8 +83,10 @@ def show_groups(groups: pd.DataFrame, summary: dict[str, Any]) -> None:
     over_all = {name.removeprefix("test/"): value for name, value in summary.items() if name.startswith("test/")}
     group_rows = groups.to_dict("records") if len(groups) > 1 else []
     rows = [*group_rows, {"group": "all", **over_all}]
+    single = sum(row["images"] == 1 for row in group_rows)
+    of_one = f"; {single} of {len(group_rows)} groups are one image" if single else ""
     _print_table(
-        f"on the {summary['split']} split",
+        f"on the {summary['split']} split{of_one}",
         [{"group": row["group"], "images": str(row["images"]), **_scores(row)} for row in rows],
     )
     print(summary["folder"])
@@ -89,16 +96,16 @@ def show_lesions(tables: dict[str, pd.DataFrame]) -> None:
     """Print the scores that are lost when each level alone and all levels are cut, and each level's Shapley value."""
     lesion, worth = tables["lesion"], tables["shapley"].set_index(["cut", "level"])
     levels = [str(level) for level in worth.index.unique("level")]
-    rows = []
-    for _, row in lesion[lesion.levels.isin([*levels, "+".join(levels)])].iterrows():
-        alone = row["levels"] in levels
-        line = {"cut by": row["cut"], "level": row["levels"] if alone else "all"}
-        for title, name in LESION_SCORES:
-            line[f"{title} lost"] = _with_interval(row, f"{name}_loss")
-            share = worth.loc[(row["cut"], int(row["levels"]))] if alone else None
-            line[f"{title} Shapley"] = "" if share is None else _with_interval(share, name)
-        rows.append(line)
-    _print_table("what this model loses without its long skips (95 % over the images)", rows)
+    shown_rows = lesion[lesion.levels.isin([*levels, "+".join(levels)])]
+    for title, name in LESION_SCORES:
+        rows = []
+        for _, row in shown_rows.iterrows():
+            alone = row["levels"] in levels
+            share = _with_interval(worth.loc[(row["cut"], int(row["levels"]))], name) if alone else ""
+            lost = _with_interval(row, f"{name}_loss")
+            level = row["levels"] if alone else "all"
+            rows.append({"cut by": row["cut"], "level": level, f"{title} lost": lost, f"{title} Shapley": share})
+        _print_table("what this model loses without its long skips (95 % over the images)", rows)
 
 
 def show_path_lengths(table: pd.DataFrame) -> None:
@@ -117,19 +124,38 @@ def _with_interval(row: pd.Series, name: str) -> str:
 
 def _scores(row: dict[str, Any]) -> dict[str, str]:
     names = {"IoU": "iou", "per image": "iou_per_image", "Dice": "dice", "boundary": "boundary_iou"}
-    return {title: f"{row[name]:.4f}" for title, name in names.items()}
+    return {title: f"{row[name]:.3f}" for title, name in names.items()}
 
 
-def _print_table(title: str, rows: Sequence[dict[str, str]]) -> None:
-    """Print rows of strings under their names; words stand left, numbers right."""
+def _print_table(title: str, rows: Sequence[dict[str, str]], spare: Sequence[str] = ()) -> None:
+    """Print rows of strings under their names, within the width of the terminal.
+
+    Args:
+        title: stands above.
+        rows: of the same names each; words stand left, numbers right.
+        spare: names that are left out where the terminal is too narrow for all, the first ones first. A group's name
+            goes on in the next line.
+    """
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    names = list(rows[0])
+    for least in spare:
+        if (
+            console.measure(_table(title, rows, names), options=console.options.update(width=1000)).maximum
+            <= console.width
+        ):
+            break
+        names.remove(least)
+    console.print(_table(title, rows, names))
+
+
+def _table(title: str, rows: Sequence[dict[str, str]], names: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in rows[0]:
-        table.add_column(
-            name, justify="left" if name in ("skip", "encoder", "group", "cut by") else "right", no_wrap=True
-        )
+    for name in names:
+        justify: Literal["left", "right"] = "left" if name in ("skip", "encoder", "group", "cut by") else "right"
+        table.add_column(name, justify=justify, no_wrap=name != "group", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(shown(value)) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+        table.add_row(*(Text(shown(row[name])) for name in names))
+    return table
 
 
 def _version(package: str) -> str | None:

@@ -272,12 +272,13 @@ def command_to_resume(run: RunFolder) -> str:
 def rewind(run: RunFolder) -> Path | None:
     """Return the checkpoint from which a run is resumed, None to start anew; cut the tables back to it.
 
-    It is best.ckpt where there is no last.ckpt.
-
     Raises:
-        UserError: the checkpoint is damaged, or not what training writes.
+        UserError: the checkpoint is damaged, or not what training writes; or it is gone, and beginning anew would
+            overwrite best.ckpt.
     """
-    file = run.last if run.last.exists() else run.best
+    file = run.last
+    present = [shlex.quote(str(path)) for path in (run.last, run.best) if path.exists()]
+    ways = ["the file from a copy", f"rm {' '.join(present)}, and the same command begins anew"]
     lengths: dict[str, int] = {}
     if file.exists():
         try:
@@ -287,10 +288,14 @@ def rewind(run: RunFolder) -> Path | None:
             lengths = restored.table_lengths(state)
             check_random_state(state.get("random"))
         except Exception as error:  # damaged bytes make the unpickler fail in many ways
-            raise damaged_checkpoint(file, error, _ways_around(run, file)) from None
+            raise damaged_checkpoint(file, error, ways) from None
+    elif run.best.exists() and _last_epoch(run):
+        raise UserError(
+            f"{file} is not there; best.ckpt has the weights alone, without the optimizer's state",
+            accepted="a run folder with its checkpoints/last.ckpt",
+            advice=ways,
+        )
     if launch.is_first():
-        if file == run.best and file.exists():
-            print(f"{run.last} is not there: going on from best.ckpt")
         for draft in run.checkpoints.glob("*.tmp"):
             if not draft.is_dir():
                 draft.unlink()
@@ -299,11 +304,14 @@ def rewind(run: RunFolder) -> Path | None:
     return file if file.exists() else None
 
 
-def _ways_around(run: RunFolder, file: Path) -> list[str]:
-    """Return the user's ways to go on where a checkpoint can't be used."""
-    delete = f"rm {shlex.quote(str(file))}, and the same command"
-    other = "goes on from best.ckpt" if file == run.last and is_whole(run.best) else "begins anew"
-    return ["the file from a copy", f"{delete} {other}"]
+def _last_epoch(run: RunFolder) -> int:
+    """Return the epoch of the last row of metrics.csv, from 0; 0 where there is none.
+
+    A run that was killed in its first epoch, between the two writes, has a best.ckpt alone: there it begins anew.
+    """
+    rows = run.metrics.read_text().splitlines() if run.metrics.is_file() else []
+    epoch = rows[-1].split(",")[1] if rows else ""
+    return int(epoch) if epoch.isdecimal() else 0
 
 
 def is_whole(file: Path) -> bool:
@@ -383,13 +391,13 @@ def explain_system_errors(run: RunFolder) -> Iterator[None]:
 
 
 def make_checkpointing(run: RunFolder) -> tuple[Checkpointing, Checkpointing]:
-    """Return the callbacks that write the best checkpoint by val/iou and the last checkpoint.
+    """Return the callbacks that write the best checkpoint by val/iou, weights and options alone, and the last one.
 
     They are two, because ModelCheckpoint(save_last=True) writes the last one only when it is the best so far.
     """
     names: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
-    best = Checkpointing(run.checkpoints, filename="best", monitor="val/iou", mode="max", **names)
-    return best, Checkpointing(run.checkpoints, filename="last", **names)
+    best: dict[str, Any] = {"filename": "best", "monitor": "val/iou", "mode": "max", "save_weights_only": True}
+    return Checkpointing(run.checkpoints, **best, **names), Checkpointing(run.checkpoints, filename="last", **names)
 
 
 def random_state() -> dict[str, Any]:

@@ -1,0 +1,87 @@
+"""A page of a data set's pictures with their masks on top."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from unetseg.data.colours import FIRST, class_colours, is_background
+from unetseg.data.dataset import Collection
+from unetseg.data.masks import read_mask
+from unetseg.data.pictures import Range, read_image
+from unetseg.files import drafted
+from unetseg.names import IGNORE, shown
+
+SIDE = 320
+"""Longest side of a picture on the page, in pixels."""
+COLUMNS = 4
+GAP = 8
+"""Pixels between pictures."""
+LINE = 22
+"""Height of a line of text, in pixels."""
+
+
+def sheet(collection: Collection, count: int, value_range: Range, path: Path) -> None:
+    """Write a PNG of pictures spread over the splits: each with its mask tinted and outlined, and a legend below.
+
+    Args:
+        collection: the data set.
+        count: pictures at most.
+        value_range: by which pictures of more than 8 bits are read.
+        path: of the PNG.
+    """
+    every = [(split, example) for split, examples in collection.splits.items() for example in examples]
+    chosen = [every[position] for position in np.linspace(0, len(every) - 1, min(count, len(every))).astype(int)]
+    tiles = []
+    for split, example in chosen:
+        image, mask = read_image(example.image, value_range), read_mask(example.mask, collection.values)
+        scale = SIDE / max(mask.shape)
+        size = (max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale)))
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        classes = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
+        tile = np.full((SIDE + LINE, SIDE + GAP, 3), 255, np.uint8)
+        tile[: size[1], GAP : GAP + size[0]] = _tinted(small, classes, 0 if is_background(collection.classes) else -1)
+        tiles.append(_write(tile, f"{split}: {shown(example.name)[-34:]}", GAP, size[1] + LINE - 7))
+    blank = np.full_like(tiles[0], 255)
+    rows = [tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)]
+    page = np.vstack([np.hstack(row + [blank] * (COLUMNS - len(row))) for row in rows])
+    page = np.vstack([page, _legend(collection.classes, page.shape[1])])
+    with drafted(path) as draft:
+        draft.write_bytes(cv2.imencode(".png", page[..., ::-1])[1].tobytes())
+
+
+def _tinted(image: np.ndarray, mask: np.ndarray, left_out: int) -> np.ndarray:
+    """Return a picture with each class but `left_out` in its colour, outlined; ignored pixels are white."""
+    colours = class_colours()
+    colours[0], colours[IGNORE] = FIRST, 255
+    mixed = np.where((mask == left_out)[..., None], image, 0.55 * image + 0.45 * colours[mask]).astype(np.uint8)
+    edge = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
+    mixed[edge] = colours[mask][edge]
+    return mixed
+
+
+def _legend(classes: tuple[str, ...], width: int) -> np.ndarray:
+    """Return lines of the classes' names beside their colours, wide enough for the page."""
+    colours = class_colours(len(classes))
+    if not is_background(classes):
+        colours[0] = FIRST
+    entries = [*zip(classes, colours, strict=True), ("ignored", np.array([255, 255, 255]))]
+    lines, left = [np.full((LINE, width, 3), 255, np.uint8)], 4
+    for name, colour in entries:
+        length = 30 + 9 * len(name)
+        if left + length > width:
+            lines.append(np.full((LINE, width, 3), 255, np.uint8))
+            left = 4
+        cv2.rectangle(lines[-1], (left, 4), (left + 14, 17), colour.tolist(), -1)
+        cv2.rectangle(lines[-1], (left, 4), (left + 14, 17), (90, 90, 90), 1)
+        _write(lines[-1], shown(name), left + 20, 16)
+        left += length
+    return np.vstack(lines)
+
+
+def _write(tile: np.ndarray, text: str, left: int, bottom: int) -> np.ndarray:
+    """Write into an image, and return it; OpenCV has no other letters than ASCII's."""
+    plain = text.encode("ascii", "replace").decode()
+    return cv2.putText(tile, plain, (left, bottom), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (40, 40, 40), 1, cv2.LINE_AA)
