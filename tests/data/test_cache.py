@@ -151,7 +151,9 @@ def test_the_threads_that_decode_outlive_it_because_a_fork_must_not_meet_their_e
 # What it was made from
 
 
-@pytest.mark.parametrize("change", ["picture", "picture of the same size and time", "mask", "size", "values", "order"])
+@pytest.mark.parametrize(
+    "change", ["picture", "picture of the same size and time", "mask", "size", "values", "reading", "order"]
+)
 def test_what_has_changed_is_decoded_again(change, examples):
     arguments = {"files": examples, "values": VALUES, "size": SIZE, "read": square}
     Cache("disk", **arguments)
@@ -164,7 +166,8 @@ def test_what_has_changed_is_decoded_again(change, examples):
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     made = {
         "size": {"size": 8, "read": lambda index: (np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8))},
-        "values": {"values": VALUES[::-1]},
+        "values": {"values": MaskValues(VALUES.table[::-1])},
+        "reading": {"values": MaskValues(VALUES.table, threshold=0)},
         "order": {"files": examples[::-1]},
     }.get(change, {})
     decoded = []

@@ -39,6 +39,7 @@ def fill(root, picture, mask, values=(0, 1), count=8):
         ("images/{i}_sat.jpg", "masks/{i}_mask.png", ("images/{name}_sat.jpg", "masks/{name}_mask.png")),
         ("{split}/{i}.png", "{split}annot/{i}.png", ("{split}/{name}.png", "{split}annot/{name}.png")),
         ("{split}/image/{i}.png", "{split}/gt/{i}.png", ("{split}/image/{name}.png", "{split}/gt/{name}.png")),
+        ("{split}2017/{i}.jpg", "{split}2017_gt/{i}.png", ("{split}2017/{name}.jpg", "{split}2017_gt/{name}.png")),
         ("a/x/{i}.png", "a/y/{i}.png", ("a/x/{name}.png", "a/y/{name}.png")),  # by their colours alone
     ],
 )
@@ -62,6 +63,8 @@ def test_pictures_of_several_endings_are_all_meant(tmp_path):
         ((1, 2), {"values": {"class1": 1, "class2": 2}}),
         ((0, 1, 2), {"classes": ["class0", "class1", "class2"]}),
         (range(0, 60, 3), {"threshold": 0}),
+        ((*range(10), 255), {"values": {f"class{i}": i for i in range(10)} | {"ignore": [255]}}),
+        (((0, 0, 0), (1, 1, 1), (2, 2, 2)), {"values": {f"class{i}": f"#{i:02x}{i:02x}{i:02x}" for i in range(3)}}),
         ((0, 0, 1, 3, 6, 120, 249, 250, 252, 253, 254, 255, 255, 255), {"threshold": 127}),
         (((0, 0, 0), (255, 0, 0)), {"values": {"class0": "#000000", "class1": "#ff0000"}}),
         (((0, 0, 0), (255, 255, 255)), {"threshold": 127}),
@@ -94,6 +97,21 @@ def test_coco_and_labelme_are_recognised_with_their_classes(tmp_path):
     assert guess(tmp_path / "l") == stated
 
 
+def test_two_masks_of_a_picture_are_told_apart_by_their_endings(tmp_path):
+    fill(tmp_path, "{i}L.jpg", "{i}L_1stHO.png")
+    fill(tmp_path, "{i}L.jpg", "{i}L_2ndHO.png")
+    assert guess(tmp_path) in [{"images": "{name}.jpg", "masks": f"{{name}}_{which}HO.png"} for which in ("1st", "2nd")]
+
+
+@pytest.mark.parametrize(
+    "content", ["[1, 2]", "{}", "[" * 10_000, "{", '{"images": 1, "annotations": 2, "categories": 3}']
+)
+def test_json_of_something_else_is_passed_over(content, tmp_path):
+    fill(tmp_path, "images/{i}.jpg", "masks/{i}.png")
+    (tmp_path / "x.json").write_text(content)
+    assert guess(tmp_path) == {}
+
+
 def test_a_folder_of_something_else_is_refused_with_what_is_there(tmp_path):
     (tmp_path / "a.mat").write_text("")
     with pytest.raises(UserError, match=r"files: 1 \.mat(.|\n)*as PNG, TIFF or NPY"):
@@ -107,6 +125,11 @@ def look(folder, *more):
 
 def test_the_command_writes_a_data_yaml_once_and_a_page_of_samples(tmp_path):
     fill(tmp_path / "set", "{i}.jpg", "{i}_mask.png", (0, 1, 7), count=20)
+    (tmp_path / "set").rename(tmp_path / "a,b ${x}")
+    first = look(tmp_path / "a,b ${x}")
+    assert first.returncode == 0, first.stderr
+    (tmp_path / "a,b ${x}").rename(tmp_path / "set")
+    (tmp_path / "set/data.yaml").unlink()
     first = look(tmp_path / "set")
     assert first.returncode == 0, first.stderr
     assert "set/data.yaml is written" in first.stdout
@@ -120,6 +143,7 @@ def test_the_command_writes_a_data_yaml_once_and_a_page_of_samples(tmp_path):
     assert again.returncode == 0, again.stderr
     assert "written" not in again.stdout
     assert (tmp_path / "set/data.yaml").read_text() == own
+    assert (tmp_path / "set_samples_2.png").exists(), "the first is kept"
     wrong = look(tmp_path / "set", "data.thresold=3")
     assert wrong.returncode == 2
     assert "data.threshold" in wrong.stderr

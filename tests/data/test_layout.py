@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 
 from unetseg.data import drawn_masks
-from unetseg.data.layout import Pattern, Place
+from unetseg.data.layout import Pattern, Place, files_below
 from unetseg.data.masks import read_mask
 from unetseg.data.sources import find
 from unetseg.data.survey import survey
 from unetseg.errors import UserError
 from unetseg.options.compose import compose
+from unetseg.options.data_file import complete
 from unetseg.options.schema import Train
 
 HEIGHT, WIDTH = 12, 16
@@ -95,6 +96,10 @@ def test_a_data_yaml_says_it_once_and_the_command_line_beats_it(root):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("threshold: 0\nthreshold: 9\n", "'threshold' twice"),
+        ("classes: [a, a]\n", "each name once"),
+        ("masks: c.json\nthreshold: 3\n", "data.classes alone"),
+        ("images: '*a*a*a{name}.png'\n", "too many"),
         ("batch_size: 3\n", "data.yaml has batch_size"),
         ("- images\n", "holds no options"),
         ("images: !!python/object/apply:os.system [ls]\n", "tags"),
@@ -211,7 +216,9 @@ def test_a_polygon_has_the_pixels_that_lie_in_it_by_most_of_their_area():
             crosses = (y0 > rows) != (y1 > rows)
             inside ^= crosses & (columns < x0 + (rows - y0) * (x1 - x0) / (y1 - y0))
         area = inside.reshape(40, 16, 60, 16).mean((1, 3))
-        filled = drawn_masks._filled([outline], 40, 60)
+        top, left, pixels = drawn_masks._filled([outline], 40, 60)
+        filled = np.zeros((40, 60), bool)
+        filled[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
         wrong += (filled != (area > 0.5))[abs(area - 0.5) > 0.08].sum()
     assert wrong == 0, "but for pixels whose area is close to a half"
 
@@ -244,3 +251,133 @@ def test_a_pattern_that_no_file_fits_is_told_with_what_is_there(root):
     pictures(root, ["x/a.jpg", "x/b.jpg"])
     with pytest.raises(UserError, match=r"no file below(.|\n)*x/a\.jpg(.|\n)*unetseg\.data"):
         collection(root, "data.images=y/{name}.jpg", "data.masks={name}.png")
+
+
+def test_an_ignored_value_of_an_object_stays_ignored(root):
+    pictures(root, [f"p{i}/i/a.png" for i in range(8)])
+    for i in range(8):
+        put(root / f"p{i}/m/x.png", np.where(square(0), 255, 0))
+        put(root / f"p{i}/m/y.png", square(2))
+    options = ["data.images={name}/i/a.png", "data.masks={name}/m/*.png", "data.instances=true"]
+    expected = np.where(square(2), 1, np.where(square(0), 255, 0))
+    for more in (["data.values={no:0,yes:1,ignore:255}"], ["data.ignore_index=255"]):
+        assert all(np.array_equal(mask, expected) for mask in masks(collection(root, *options, *more)).values())
+    with pytest.raises(UserError, match="has the value 255"):
+        collection(root, *options, "data.values={no:0,yes:1}")
+
+
+def test_a_mask_is_that_of_one_picture(root):
+    for split in ("train", "val", "test"):
+        pictures(root, [f"{split}/{i}.png" for i in range(2)])
+    for i in range(2):
+        put(root / f"m/{i}.png", square(i))
+    with pytest.raises(UserError, match=r"would be the mask of(.|\n)*\{split\} in data\.masks"):
+        collection(root, "data.images={split}/{name}.png", "data.masks=m/{name}.png")
+
+
+CONTRADICTIONS = {
+    "file_name": {"images": [{"id": i, "file_name": "p0.jpg", "height": 12, "width": 16} for i in range(2)]},
+    "id": {"images": [{"id": 0, "file_name": f"p{i}.jpg", "height": 12, "width": 16} for i in range(2)]},
+    "category": {"categories": [{"id": 3, "name": "cat"}, {"id": 3, "name": "dog"}]},
+    "stray": {"annotations": [{"image_id": "0", "category_id": 3, "segmentation": [[0, 0, 4, 0, 4, 4]]}]},
+    "box": {"annotations": [{"image_id": 0, "category_id": 3, "segmentation": []}]},
+    "line": {"annotations": [{"image_id": 0, "category_id": 3, "segmentation": [[0, 0, 4, 0]]}]},
+    "code": {"annotations": [{"image_id": 0, "category_id": 3, "segmentation": {"counts": [192], "size": [16, 12]}}]},
+    "huge": {"annotations": [{"image_id": 0, "category_id": 3, "segmentation": {"counts": [1e13], "size": [12, 16]}}]},
+    "nothing": {"annotations": None},
+}
+
+
+@pytest.mark.parametrize("changes", CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_a_coco_file_that_contradicts_itself_is_refused(changes, root):
+    pictures(root, [f"p{i}.jpg" for i in range(8)])
+    coco(root, [f"p{i}.jpg" for i in range(8)], **changes)
+    with pytest.raises(UserError, match=r"c\.json"):
+        collection(root, "data.images={name}.jpg", "data.masks=c.json", "data.classes=[background,cat,dog]")
+
+
+def test_pictures_of_one_name_in_two_folders_have_masks_of_their_own(root):
+    names = [f"{folder}/{i}.png" for folder in "ab" for i in range(8)]
+    pictures(root, names)
+    box = [[0, 0, 4, 0, 4, 4, 0, 4]]
+    coco(root, names, annotations=[{"image_id": i, "category_id": 3, "segmentation": box} for i in range(8)])
+    options = ["data.masks=c.json", "data.classes=[background,cat]"]
+    first, second = (masks(collection(root, f"data.images={folder}/{{name}}.png", *options)) for folder in "ab")
+    assert all(mask.sum() == 16 for mask in first.values())
+    assert not any(mask.any() for mask in second.values())
+    notes = collection(root, "data.images=a/{name}.png", *options).notes
+    assert any("8 pictures that data.images doesn't find" in note for note in notes)
+
+
+def test_coco_files_say_the_splits_and_a_picture_has_one(root):
+    pictures(root, [f"i/{i}.jpg" for i in range(6)])
+    parts = {"train": range(4), "val": (4,), "test": (5,)}
+    for split, part in parts.items():
+        coco(root, [f"{i}.jpg" for i in part])
+        (root / "c.json").rename(root / f"{split}.json")
+    options = ["data.images=i/{name}.jpg", "data.classes=[background,cat,dog]"]
+    found = collection(root, *options, "data.masks={split}.json")
+    assert {split: [e.name for e in part] for split, part in found.splits.items()} == {
+        split: [str(i) for i in part] for split, part in parts.items()
+    }
+    (root / "more.json").write_text((root / "val.json").read_text())
+    with pytest.raises(UserError, match=r"described by(.|\n)*and by"):
+        collection(root, *options, "data.masks=*.json")
+
+
+def test_lists_beside_patterns_name_pictures_and_their_own_masks(root):
+    pictures(root, [f"i/p{i}.png" for i in range(6)])
+    for i in range(6):
+        put(root / f"m/p{i}_m.png", square(i))
+    options = ["data.images=i/{name}.png", "data.masks=m/{name}_m.png"]
+    (root / "train.txt").write_text("p0\np1  1\n")
+    (root / "val.txt").write_text("i/p2.png\n")
+    (root / "test.txt").write_text("i/p3.png m/p3_m.png\n")
+    found = collection(root, *options)
+    assert [[e.name for e in part] for part in found.splits.values()] == [["p0", "p1"], ["p2"], ["p3"]]
+    for line in ("i/p3.png m/p4_m.png", "p3 cat", "p9"):
+        (root / "test.txt").write_text(f"{line}\n")
+        with pytest.raises(UserError, match=f"has the line '{line}'"):
+            collection(root, *options)
+
+
+def test_what_is_left_over_is_told(root):
+    pictures(root, [f"i/p{i}.png" for i in range(8)] + ["i/up.PNG", "holdout/x.png"])
+    for i in range(9):
+        put(root / f"m/p{i}.png", square(1))
+    notes = collection(root, "data.images=i/{name}.png", "data.masks=m/{name}.png").notes
+    assert "2 files (holdout/x.png, i/up.PNG)" in notes[0]
+    assert "1 files (m/p8.png)" in notes[1]
+
+
+def test_linked_folders_are_read_and_circles_are_not(root):
+    pictures(root, [f"a/{i}.png" for i in range(4)])
+    (root / "b").symlink_to(root / "a")
+    (root / "a/again").symlink_to(root)
+    assert files_below(root) == [f"{folder}/{i}.png" for folder in "ab" for i in range(4)]
+
+
+def test_a_group_that_the_data_set_itself_divides_is_told(root):
+    for split in ("train", "val", "test"):
+        pictures(root, [f"{split}/i/p{split}_s1.png", f"{split}/i/shared_s{split}.png"])
+        put(root / f"{split}/m/p{split}_s1.png", square(1))
+        put(root / f"{split}/m/shared_s{split}.png", square(1))
+    options = ["data.images={split}/i/{name}.png", "data.masks={split}/m/{name}.png", "data.group={group}_s*"]
+    with pytest.raises(UserError, match="the group shared has pictures in train and in val"):
+        collection(root, *options)
+
+
+def test_of_another_folder_its_data_yaml_holds_and_what_the_checkpoint_knows_beside_it(root):
+    pictures(root, ["images/a.png", "masks/a.png"])
+    known = {"name": "folder", "root": str(root), "range": [0, 4095], "classes": ["no", "yes"], "ignore_index": 9}
+    known |= {"images": "x/{name}.png", "threshold": None, "values": None, "group": "{group}_*"}
+    assert complete(known, {"root"}) == known, "without a file"
+    (root / "data.yaml").write_text("masks: masks/{name}.png\n")
+    told = complete(known, {"root"})
+    assert (told["range"], told["classes"], told["ignore_index"]) == ([0, 4095], ["no", "yes"], 9)
+    assert (told["images"], told["masks"], told["group"]) == (None, "masks/{name}.png", None)
+    (root / "data.yaml").write_text("values: {a: 3, b: 4}\n")
+    told = complete(known, {"root"})
+    assert (told["classes"], told["ignore_index"], told["values"]) == (["a", "b"], None, {"a": 3, "b": 4})
+    told = complete(known | {"threshold": 5}, {"root", "threshold"})
+    assert (told["threshold"], told["values"]) == (5, None)

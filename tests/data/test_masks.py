@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from unetseg.data.folder import value_table
-from unetseg.data.masks import INVALID, MaskValues, mask_size, read_mask, stated_values
+from unetseg.data.masks import INVALID, MaskValues, mask_size, read_mask, read_raw_mask, stated_values
 from unetseg.errors import UserError
 from unetseg.names import IGNORE
 
@@ -65,7 +65,7 @@ def test_a_colour_that_is_not_stated_is_named(tmp_path):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_values_above_a_threshold_are_class_1(end, channels, tmp_path):
     grey = np.repeat(np.repeat(np.array([[0, 90], [130, 255]], np.uint8), 16, 0), 16, 1)
-    array = grey if channels == 1 else np.dstack([grey] * 3)
+    array = grey if channels == 1 or end == "npy" else np.dstack([grey] * 3)
     mask = saved(tmp_path / f"m.{end}", array)
     assert np.array_equal(read_mask(mask, value_table(2, None, 110)), grey > 110)
 
@@ -93,3 +93,50 @@ def test_a_grey_gif_is_a_mask(tmp_path):
 
 def test_values_without_a_meaning_are_invalid():
     assert (stated_values({"a": 0, "b": 9}).table == INVALID).sum() == 254
+
+
+@pytest.mark.parametrize("mode", ["1", "P"])
+def test_a_threshold_is_laid_on_what_is_seen(mode, tmp_path):
+    white = np.array([[False, True]])
+    picture = Image.fromarray(white) if mode == "1" else Image.fromarray(white.astype(np.uint8), mode="P")
+    if mode == "P":
+        picture.putpalette([255, 255, 255, 0, 0, 0])  # index 0 is white
+    picture.save(tmp_path / "m.png")
+    expected = [[0, 1]] if mode == "1" else [[1, 0]]
+    assert read_mask(tmp_path / "m.png", value_table(2, None, 127)).tolist() == expected
+
+
+def test_signed_bytes_are_read_as_they_are(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "m.tif", np.array([[0, -1, 1]], np.int8))
+    assert read_mask(tmp_path / "m.tif", stated_values({"a": 0, "b": 1, "ignore": -1})).tolist() == [[0, IGNORE, 1]]
+    with pytest.raises(UserError, match="from -1 to 1"):
+        read_mask(tmp_path / "m.tif", PLAIN)
+
+
+def test_the_palette_is_kept_with_stated_values_so_that_palettes_can_be_compared(tmp_path):
+    picture = Image.fromarray(np.array([[0, 1]], np.uint8), mode="P")
+    picture.putpalette([9, 9, 9, 200, 0, 0])
+    picture.save(tmp_path / "m.png")
+    raw = read_raw_mask(tmp_path / "m.png", stated_values({"a": [1, 1000], "b": 0}))
+    assert raw.values.tolist() == [[2, 0]]
+    assert raw.palette[:3] + raw.palette[-3:] == bytes([200, 0, 0, 9, 9, 9])
+
+
+@pytest.mark.parametrize("values", [{"a": "#ff0000", "b": "#000000"}, None])
+def test_transparent_pixels_have_no_class(values, tmp_path):
+    array = np.full((2, 2, 4), 255, np.uint8)
+    array[0, 0] = (255, 0, 0, 0)
+    mask = saved(tmp_path / "m.png", array)
+    with pytest.raises(UserError, match="transparent"):
+        read_mask(mask, stated_values(values) if values else value_table(2, None, 127))
+
+
+def test_arrays_that_a_threshold_or_colours_do_not_fit_are_refused(tmp_path):
+    mask = tmp_path / "m.npy"
+    with pytest.raises(UserError, match="no numbers"):
+        read_mask(saved(mask, np.array([[0.0, np.nan]])), value_table(2, None, 0.5))
+    with pytest.raises(UserError, match="HxW with a threshold"):
+        read_mask(saved(mask, np.eye(3)[None]), value_table(2, None, 0.5))
+    with pytest.raises(UserError, match="three channels of 8 bits"):
+        read_mask(saved(mask, np.full((2, 2, 3), 256)), stated_values({"a": "#000100", "b": "#000000"}))

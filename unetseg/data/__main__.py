@@ -6,6 +6,7 @@ python -m unetseg.data FOLDER data.threshold=0  with other options of data=folde
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from unetseg.options import data_file
 from unetseg.options.command import exit_on_error
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
+from unetseg.options.settings import override
 
 SAMPLES = 12
 """Pictures on the page."""
@@ -54,11 +56,14 @@ def look(root: Path, overrides: list[str]) -> Path:
     from unetseg.data.samples import sheet
     from unetseg.data.sources import make_data
 
-    options = compose("train", Train, ["data=folder", f"data.root={root}", "data.workers=0", *overrides])
+    place = override("data.root", str(root))
+    options = compose("train", Train, ["data=folder", place, "data.workers=0", *overrides])
     data = make_data(options.data.model_dump(), options.seed)
     data.check()
     assert data.collection is not None
-    page = Path(f"{root.resolve().name}_samples.png")
+    name = f"{root.resolve().name}_samples"
+    names = (f"{name}.png" if number == 1 else f"{name}_{number}.png" for number in itertools.count(1))
+    page = next(path for path in map(Path, names) if not path.exists())
     sheet(data.collection, SAMPLES, options.data.range, page)
     return page
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,16 @@ import numpy as np
 from rich.progress import track
 
 from unetseg.data.cache import cache_folder, is_private, locked
-from unetseg.data.masks import MaskValues, read_raw_mask
-from unetseg.data.pictures import MOST, decoding_errors
-from unetseg.errors import UserError
+from unetseg.data.masks import MaskValues, read_mask
+from unetseg.data.pictures import MOST
+from unetseg.errors import UserError, first_line
 from unetseg.files import drafted
+from unetseg.names import IGNORE
 
 VERSION = 1
 """Of how masks are drawn."""
+BAND = 64
+"""Rows of a picture that are drawn at a time."""
 FINER = 8
 """A polygon is drawn in pixels that are FINER times smaller; a pixel belongs to it if most of its area does."""
 
@@ -84,23 +88,24 @@ def draw_all(masks: Sequence[Drawn]) -> dict[str, Path]:
 
 
 def of_objects(name: str, files: Sequence[Path], values: MaskValues) -> Drawn:
-    """Return the mask of pictures of one object each: 1 where any of them isn't 0 (by `values`, its foreground)."""
+    """Return the mask of pictures of one object each: 1 where any is 1 by `values`, else IGNORE where any is that."""
 
     def draw() -> np.ndarray:
-        masks = [values.table[read_raw_mask(path, values).values] for path in files]
+        masks = [read_mask(path, values) for path in files]
         shapes = {mask.shape for mask in masks}
         if len(shapes) > 1:
             raise UserError(f"the objects of {name} differ in size: {shapes}", accepted="masks of the picture's size")
-        return np.maximum.reduce(masks)
+        stack = np.stack(masks)
+        return np.where((stack == 1).any(0), 1, np.where((stack == IGNORE).any(0), IGNORE, 0)).astype(np.uint8)
 
-    return Drawn(name, tuple(files), draw, f"{values.reading}{values.table.tobytes().hex()}")
+    return Drawn(name, tuple(files), draw, f"{values.reading}{values.either}{values.table.tobytes().hex()}")
 
 
 def of_labelme(name: str, file: Path, classes: Sequence[str]) -> Drawn:
     """Return the mask of a JSON file of LabelMe; its shapes' labels are names of classes."""
 
     def draw() -> np.ndarray:
-        with decoding_errors(file):
+        with json_errors(file):
             content = json.loads(file.read_bytes())
             size = _size(content["imageHeight"], content["imageWidth"])
             shapes = content["shapes"]
@@ -111,8 +116,8 @@ def of_labelme(name: str, file: Path, classes: Sequence[str]) -> Drawn:
     return Drawn(name, (file,), draw, str(list(classes)))
 
 
-def of_coco(file: Path, images: Mapping[str, str], classes: Sequence[str]) -> list[Drawn]:
-    """Return the masks of those pictures that a COCO file describes.
+def of_coco(file: Path, images: Mapping[str, str], classes: Sequence[str]) -> tuple[list[Drawn], int]:
+    """Return the masks of those pictures that a COCO file describes, and how many it describes that aren't there.
 
     Args:
         file: the JSON.
@@ -122,26 +127,31 @@ def of_coco(file: Path, images: Mapping[str, str], classes: Sequence[str]) -> li
     Raises:
         UserError: the file is no COCO JSON, a category is no class, or a `file_name` is that of two pictures.
     """
-    with decoding_errors(file):
+    with json_errors(file):
         content = json.loads(file.read_bytes())
-        entries = {entry["file_name"]: entry for entry in content["images"]}
-        labels = {entry["id"]: entry["name"] for entry in content["categories"]}
+        entries = _by_key(content["images"], "file_name", file)
+        identities = _by_key(content["images"], "id", file)
+        labels = {number: own["name"] for number, own in _by_key(content["categories"], "id", file).items()}
         objects: dict[Any, list[Any]] = {}
         for annotation in content["annotations"]:
             objects.setdefault(annotation["image_id"], []).append(annotation)
+        strays = [identity for identity in objects if identity not in identities]
+        if strays:
+            raise ValueError(f"its annotations are of a picture {strays[0]!r}, which is none of its images")
         used = sorted({labels[annotation["category_id"]] for own in objects.values() for annotation in own})
     numbers = {label: _class_of(label, classes, file) for label in used}
 
     def drawn(name: str, entry: Mapping[str, Any]) -> Drawn:
         def draw() -> np.ndarray:
-            with decoding_errors(file):
+            with json_errors(file):
                 size = _size(entry["height"], entry["width"])
                 own = objects.get(entry["id"], [])
                 return _painted(
-                    [(numbers[labels[o["category_id"]]], _coco_object(o["segmentation"], *size)) for o in own], *size
+                    [(numbers[labels[o["category_id"]]], _coco_object(o.get("segmentation"), *size)) for o in own],
+                    *size,
                 )
 
-        return Drawn(name, (file,), draw, str(list(classes)))
+        return Drawn(name, (file,), draw, f"{list(classes)} {entry['file_name']}")
 
     masks: list[Drawn] = []
     owners: dict[str, str] = {}
@@ -158,14 +168,36 @@ def of_coco(file: Path, images: Mapping[str, str], classes: Sequence[str]) -> li
             )
         owners[ending] = path
         masks.append(drawn(name, entries[ending]))
-    return masks
+    return masks, len(entries) - len(owners)
+
+
+@contextmanager
+def json_errors(file: Path) -> Iterator[None]:
+    """Turn an error of a stranger's JSON into a UserError that names the file."""
+    try:
+        yield
+    except UserError as error:
+        raise (error if str(file) in str(error) else UserError(f"{file}: {error}")) from None
+    except OSError:
+        raise
+    except Exception as error:  # it may hold anything
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+        raise UserError(f"{file} can't be read: {reason}", accepted="JSON of COCO or LabelMe") from None
+
+
+def _by_key(entries: Any, key: str, file: Path) -> dict[Any, Any]:
+    """Return the entries of a COCO file by a key that must tell them apart."""
+    found = {entry[key]: entry for entry in entries}
+    if len(found) < len(entries):
+        raise UserError(f"{file} has several entries of one {key}", accepted=f"a {key} of its own for each")
+    return found
 
 
 def _class_of(label: object, classes: Sequence[str], file: Path) -> int:
-    if label not in classes:
+    if label not in classes[1:]:
         raise UserError(
             f"{file} has objects of the class {label!r}",
-            accepted=f"the classes {', '.join(classes)}",
+            accepted=f"the classes {', '.join(classes[1:])} ({classes[0]} is what lies in no object)",
             advice=f"'data.classes=[background,{label},...]' with all of its classes after the background",
         )
     return classes.index(str(label))
@@ -188,53 +220,61 @@ def _outline(shape: Mapping[str, Any]) -> np.ndarray:
         angles = np.linspace(0, 2 * np.pi, 256, endpoint=False)
         return points[0] + np.hypot(*(points[1] - points[0])) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     if kind != "polygon":
-        raise UserError(f"a shape is a {kind}", accepted="polygon, rectangle, circle")
+        raise ValueError(f"a shape is a {kind}; polygons, rectangles and circles are read")
     return points
 
 
-def _coco_object(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """Return the pixels of a COCO object, HxW bool: of polygons [x0, y0, x1, ...], or of a run-length code."""
-    if isinstance(segmentation, list):
+Region = tuple[int, int, np.ndarray]
+"""Top row, left column, and the pixels from there, hxw bool."""
+
+
+def _coco_object(segmentation: Any, height: int, width: int) -> Region:
+    """Return the pixels of a COCO object: of polygons [x0, y0, x1, ...], or of a run-length code."""
+    if isinstance(segmentation, list) and segmentation:
         return _filled([np.array(points, float).reshape(-1, 2) for points in segmentation], height, width)
-    counts = segmentation["counts"]
+    if not segmentation:
+        raise ValueError("an object has a box alone, and no segmentation")
+    counts, size = segmentation["counts"], segmentation["size"]
+    if [*size] != [height, width]:
+        raise ValueError(f"a run-length code is of size {size}, its picture of {[height, width]}")
     if isinstance(counts, str):
         try:
             from pycocotools import mask
         except ImportError:
             raise UserError("a run-length code is compressed", advice="pip install pycocotools") from None
-        return mask.decode(segmentation).astype(bool)
-    pixels = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-    return pixels.reshape(width, height).T  # raises where it isn't H x W pixels
+        return 0, 0, mask.decode(segmentation).astype(bool)
+    if sum(counts) != height * width or min(counts) < 0:
+        raise ValueError("a run-length code doesn't have the picture's pixels")
+    return 0, 0, np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
 
 
-def _filled(outlines: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
-    """Return the pixels, HxW bool, of which most of the area lies within one of the outlines, each Nx2 (x, y).
+def _filled(outlines: Sequence[np.ndarray], height: int, width: int) -> Region:
+    """Return the pixels of which most of the area lies within one of the outlines, each Nx2 (x, y).
 
     Coordinates are those of COCO and LabelMe: the first pixel reaches from 0 to 1.
     """
-    filled = np.zeros((height, width), bool)
-    for outline in outlines:
-        if not np.isfinite(outline).all():
-            raise ValueError("a coordinate is no number")
-        if len(outline) < 3:
-            continue
-        left, top = np.floor(outline.min(0)).clip(0).astype(int)
-        right, bottom = np.minimum(np.ceil(outline.max(0)), (width, height)).astype(int)
-        if right <= left or bottom <= top:
-            continue
-        fine = np.zeros(((bottom - top) * FINER, (right - left) * FINER), np.uint8)
-        # OpenCV's coordinates are those of pixel centres, in units of 1/256
-        points = np.rint(((outline - (left, top)) * FINER - 0.5).clip(-(2**20), 2**20) * 256).astype(np.int32)
-        cv2.fillPoly(fine, [points], 2, shift=8)
-        cv2.polylines(fine, [points], True, 1, shift=8)  # half of what the outline touches is inside
-        twice = fine.reshape(bottom - top, FINER, right - left, FINER).sum((1, 3), dtype=np.int32)
-        filled[top:bottom, left:right] |= twice > FINER**2
-    return filled
+    if any(len(outline) < 3 or not np.isfinite(outline).all() for outline in outlines):
+        raise ValueError("a polygon has fewer than three corners, or one that is no number")
+    corners = np.concatenate(outlines)
+    left, top = np.floor(corners.min(0)).clip(0, (width, height)).astype(int)
+    right, bottom = np.ceil(corners.max(0)).clip((left, top), (width, height)).astype(int)
+    filled = np.zeros((bottom - top, right - left), bool)
+    for first in range(top, bottom if right > left else top, BAND):  # so that the finer pixels need little memory
+        rows = min(BAND, bottom - first)
+        for outline in outlines:
+            fine = np.zeros((rows * FINER, (right - left) * FINER), np.uint8)
+            # OpenCV's coordinates are those of pixel centres, in units of 1/256
+            points = np.rint(((outline - (left, first)) * FINER - 0.5).clip(-(2**20), 2**20) * 256).astype(np.int32)
+            cv2.fillPoly(fine, [points], 2, shift=8)
+            cv2.polylines(fine, [points], True, 1, shift=8)  # half of what the outline touches is inside
+            twice = fine.reshape(rows, FINER, right - left, FINER).sum((1, 3), dtype=np.int32)
+            filled[first - top : first - top + rows] |= twice > FINER**2
+    return top, left, filled
 
 
-def _painted(objects: Sequence[tuple[int, np.ndarray]], height: int, width: int) -> np.ndarray:
-    """Return a mask, HxW uint8, with the class of each object, HxW bool; smaller ones lie on top."""
+def _painted(objects: Sequence[tuple[int, Region]], height: int, width: int) -> np.ndarray:
+    """Return a mask, HxW uint8, with the class of each object; smaller ones lie on top."""
     mask = np.zeros((height, width), np.uint8)
-    for label, pixels in sorted(objects, key=lambda entry: -entry[1].sum()):
-        mask[pixels] = label
+    for label, (top, left, pixels) in sorted(objects, key=lambda entry: -int(entry[1][2].sum())):
+        mask[top : top + pixels.shape[0], left : left + pixels.shape[1]][pixels] = label
     return mask

@@ -13,28 +13,25 @@ object, and the pattern may say the split. NAME may begin with folders. Splits t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from unetseg.data import drawn_masks, layout
+from unetseg.data import layout, published
 from unetseg.data.dataset import Collection, Example, missing_layout, read_list
-from unetseg.data.masks import INVALID, MaskValues, stated_values
+from unetseg.data.masks import INVALID, MASK_SUFFIXES, MaskValues, stated_values
 from unetseg.data.pictures import IMAGE_SUFFIXES, Unreadable
 from unetseg.data.splits import SPLITS, Drawing
 from unetseg.data.survey import mask_contents
 from unetseg.errors import UserError
 from unetseg.names import IGNORE, nearest_first
 
-MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
-"""The endings, in small letters, by which a file counts as a mask."""
 LISTS = {split: f"{split}.txt" for split in SPLITS}
 ENDINGS = ", ".join(IMAGE_SUFFIXES)
-FLAG = re.compile(r"[-+]?\d+")
-"""What the second column of VOC's lists of one class holds."""
+FLAG = "1"
+"""The second column of VOC's lists of one class, where the picture has it; what others mean isn't guessed."""
 
 
 def load(
@@ -72,6 +69,7 @@ def load(
     """
     meaning = stated_values(values) if values else value_table(len(classes), ignore_index, threshold)
     missing: dict[Path, Unreadable] = {}
+    remarks: list[str] = []
     lists = [file for file in LISTS.values() if (root / file).exists()]
     if images is None and masks is None:
         absent = missing_layout(root, ("images", "masks"))
@@ -89,13 +87,13 @@ def load(
         examples |= {example.name: example for example, _ in listed.values()}
         given = {name: split for name, (_, split) in listed.items()}
     else:
-        examples, given = _pair_by_patterns(
-            root, images or "images/{name}.*", masks or "masks/{name}.*", missing, instances, meaning, classes
-        )
+        patterns = images or "images/{name}.*", masks or "masks/{name}.*"
+        found = published.pair(root, *patterns, instances=instances, values=meaning, classes=classes)
         if lists:
-            examples, given = _select_listed(root, examples, lists)
-        if Path(masks or "").suffix == ".json" or instances:
-            meaning = value_table(len(classes), None, None)
+            found = published.select_listed(root, found, lists)
+        examples, given, missing, remarks = found.examples, found.splits, found.missing, found.notes
+        if patterns[1].endswith(".json") or instances:
+            meaning = value_table(len(classes), IGNORE)  # of the masks that have been drawn
     for name in examples:
         if not name.isprintable() or any(0xD800 <= ord(letter) < 0xE000 for letter in name):
             raise UserError(
@@ -109,19 +107,40 @@ def load(
         )
     present = _classes_in(examples, meaning) if stratify else None
     members = drawing.split(list(examples), given, present)
-    notes = _notes(given, members, drawing, lists)
+    notes = (*remarks, *_notes(given, members, drawing))
     groups = {name: drawing.group_of(name) for name in examples}
+    _check_groups(groups, members)
     own = {name: Example(name, e.image, e.mask, groups[name]) for name, e in examples.items()}
     splits = {split: [own[name] for name in names] for split, names in members.items()}
     splits["all"] = list(own.values())
     for split in needed:
         if not splits[split]:
-            raise _empty_split(root, split, len(own))
+            raise _empty_split(root, split, len(own), drawing)
     return Collection(tuple(classes), meaning, {split: splits[split] for split in needed}, missing, notes)
 
 
-def _empty_split(root: Path, split: str, count: int) -> UserError:
+def _check_groups(groups: Mapping[str, str], members: Mapping[str, Sequence[str]]) -> None:
+    """Raise a UserError where pictures of one group are in two splits, which the data set says then."""
+    split_of: dict[str, str] = {}
+    for split, names in members.items():
+        for name in names:
+            first = split_of.setdefault(groups[name], split) if groups[name] else split
+            if first != split:
+                raise UserError(
+                    f"the group {groups[name]} has pictures in {first} and in {split}, as the data set says its splits",
+                    accepted="splits that share no group",
+                    advice="other lists or patterns, or data.group=null",
+                )
+
+
+def _empty_split(root: Path, split: str, count: int, drawing: Drawing) -> UserError:
     """Return the error for a split without pictures; it names the endings of files that are no pictures."""
+    if count and (drawing.folds or drawing.group):
+        return UserError(
+            f"the {split} split has no pictures, of {count} in data.root={root}",
+            accepted="more pictures and groups than splits and folds",
+            advice="fewer data.folds" if drawing.folds else "a data.group of which there are more",
+        )
     others = {"".join(PurePosixPath(file).suffixes[-2:]) for file in layout.files_below(root)} - {".txt", ".yaml"}
     others = {ending for ending in others if not ending.lower().endswith(MASK_SUFFIXES)}
     beside = f", besides files that end in {', '.join(sorted(others))}" if others else ""
@@ -136,12 +155,12 @@ def value_table(classes: int, ignore_index: int | None, threshold: float | None 
     """Return the class of each mask value: with two classes 255 is read as 1 unless it is ignored."""
     table = np.full(256, INVALID, dtype=np.uint8)
     table[:classes] = np.arange(classes)
-    either = classes == 2 and ignore_index not in (1, 255) and threshold is None
+    either = classes == 2 and threshold is None
     if either:
         table[255] = 1
     if ignore_index is not None:
         table[ignore_index] = IGNORE
-    return MaskValues(table, threshold=threshold, either=either)
+    return MaskValues(table, threshold=threshold, either=either and ignore_index not in (1, 255))
 
 
 def _classes_in(examples: Mapping[str, Example], values: MaskValues) -> dict[str, frozenset[int]]:
@@ -155,9 +174,7 @@ def _classes_in(examples: Mapping[str, Example], values: MaskValues) -> dict[str
     return found
 
 
-def _notes(
-    given: Mapping[str, str], members: Mapping[str, Sequence[str]], drawing: Drawing, lists: Sequence[str]
-) -> tuple[str, ...]:
+def _notes(given: Mapping[str, str], members: Mapping[str, Sequence[str]], drawing: Drawing) -> tuple[str, ...]:
     """Return which splits were drawn, where others are given."""
     drawn = [split for split in SPLITS if split not in given.values()]
     if drawing.folds:
@@ -167,103 +184,6 @@ def _notes(
     pool = "train" if "train" not in drawn else "the pictures in no list"
     counts = ", ".join(f"{split} ({len(members[split])})" for split in drawn)
     return (f"nothing says which pictures are for {counts}: drawn from {pool} with data.split_seed={drawing.seed}",)
-
-
-def _pair_by_patterns(
-    root: Path,
-    images: str,
-    masks: str,
-    missing: dict[Path, Unreadable],
-    instances: bool,
-    values: MaskValues,
-    classes: Sequence[str],
-) -> tuple[dict[str, Example], dict[str, str]]:
-    """Return the examples by name, and the splits that the pattern says; add masks that don't exist to `missing`."""
-    image_pattern, mask_pattern = layout.Pattern("data.images", images), layout.Pattern("data.masks", masks)
-    if "name" not in image_pattern.fields:
-        raise UserError(f"data.images={images} has no {{name}}", accepted="a pattern such as {split}/{name}.jpg")
-    files = layout.files_below(root)
-    pictures = layout.find(root, [f for f in files if f.lower().endswith(IMAGE_SUFFIXES)], image_pattern)
-    json = mask_pattern.text.endswith(".json")
-    endings = (".json",) if json else MASK_SUFFIXES
-    truths = layout.find(root, [file for file in files if file.lower().endswith(endings)], mask_pattern)
-    beside = {path for paths in truths.values() for path in paths}
-    found: dict[str, tuple[Path, layout.Place]] = {}
-    several = len({place.name for place in pictures}) < len(pictures)  # a name is used in two splits
-    for place, paths in pictures.items():
-        own = [path for path in paths if path not in beside]
-        name = f"{place.split}/{place.name}" if several else place.name
-        if len(own) > 1:
-            raise UserError(
-                f"{own[0]} and {own[1]} have the same name, {name}",
-                accepted="one picture of each name",
-                advice="a pattern in data.images that tells them apart",
-            )
-        if own:
-            found[name] = own[0], place
-    drawn: dict[str, Path] = {}
-    if json and "name" not in mask_pattern.fields:
-        relative = {name: path.relative_to(root).as_posix() for name, (path, _) in found.items()}
-        jobs = [job for file in sorted(beside) for job in drawn_masks.of_coco(file, relative, classes)]
-        drawn = drawn_masks.draw_all(jobs)
-    elif json or instances:
-        jobs = []
-        for name, (_, place) in found.items():
-            paths = truths.get(_key(place, mask_pattern), [])
-            if paths and json:
-                jobs.append(drawn_masks.of_labelme(name, paths[0], classes))
-            elif paths:
-                jobs.append(drawn_masks.of_objects(name, paths, values))
-        drawn = drawn_masks.draw_all(jobs)
-    examples, given = {}, {}
-    for name, (path, place) in found.items():
-        paths = (
-            [drawn[name]] if name in drawn else [] if json or instances else truths.get(_key(place, mask_pattern), [])
-        )
-        if len(paths) > 1:
-            raise UserError(
-                f"{path} has the masks {paths[0]} and {paths[1]}",
-                accepted="one mask of a picture",
-                advice="data.instances=true, where each is an object; otherwise another pattern in data.masks",
-            )
-        mask = paths[0] if paths else root / f"no mask of {name}"
-        if not paths:
-            missing[mask] = Unreadable(
-                f"{path} has no mask by data.masks={masks}",
-                accepted="a mask of each picture, or train.txt, val.txt, test.txt that list those which have one",
-            )
-        examples[name] = Example(name, path, mask, "")
-        if place.split:
-            given[name] = place.split
-    return examples, given
-
-
-def _key(place: layout.Place, pattern: layout.Pattern) -> layout.Place:
-    """Return under which place a picture's mask is found by the masks' pattern."""
-    return place if "split" in pattern.fields else layout.Place(place.name, "")
-
-
-def _select_listed(
-    root: Path, examples: dict[str, Example], lists: Sequence[str]
-) -> tuple[dict[str, Example], dict[str, str]]:
-    """Return the examples that lists name, or that may be drawn, and the split of those that are listed."""
-    names = {example.image.relative_to(root).as_posix(): name for name, example in examples.items()}
-    given: dict[str, str] = {}
-    for split, file in LISTS.items():
-        for line in read_list(root / file) if file in lists else []:
-            first = line.split()[0]
-            name = next((text for text in (line, first) if text in examples), names.get(line) or names.get(first))
-            if name is None:
-                near = ", ".join(nearest_first(line, list(examples)[:2000])[:3])
-                raise UserError(
-                    f"{root / file} lists {line}, which is no picture by data.images", accepted=f"{near}, ..."
-                )
-            if name in given:
-                raise UserError(f"{name} stands in {given[name]}.txt and in {file}", accepted="each picture once")
-            given[name] = split
-    if len(lists) == len(LISTS) or "train.txt" in lists:
-        return {name: examples[name] for name in given}, given
-    return examples, given
 
 
 class Files:
@@ -379,7 +299,7 @@ def _read_line(file: str, line: str, images: Files, masks: Files, missing: dict[
     columns = line.split()
     if image is None and len(columns) == 2:
         image, mask = _find_image(columns[0], images), _find_file(columns[1], masks)
-        if image and mask is None and not FLAG.fullmatch(columns[1]):
+        if image and mask is None and columns[1] != FLAG:
             raise UserError(
                 f"{file} has the line '{line}', whose second column is no mask",
                 accepted="a NAME, or the paths of a picture and its mask, a line",

@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from unetseg.data.folder import MASK_SUFFIXES
 from unetseg.data.layout import SPLIT_WORDS, files_below
-from unetseg.data.masks import MANY, stored_values
+from unetseg.data.masks import MANY, MASK_SUFFIXES, stored_values
 from unetseg.data.pictures import IMAGE_SUFFIXES, decoding_errors
 from unetseg.errors import UserError
 from unetseg.names import IGNORED
@@ -89,11 +88,14 @@ def _by_json(root: Path, files: Sequence[str]) -> dict[str, Any]:
     jsons = [file for file in files if file.endswith(".json") and (root / file).stat().st_size < LARGEST_JSON]
     pictures = _largest([file for file in files if file.lower().endswith(IMAGE_SUFFIXES)])
     for file in jsons[:20] if pictures else []:
-        with suppress(ValueError, OSError, KeyError, TypeError):
+        with suppress(
+            ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError
+        ):  # anything may be in it
             content = json.loads((root / file).read_bytes())
             if {"images", "annotations", "categories"} <= content.keys():
-                labels = [str(category["name"]) for category in content["categories"]]
-                return {"images": pictures, "masks": _split_in(file), "classes": ["background", *labels]}
+                labels = dict.fromkeys(str(category["name"]) for category in content["categories"])
+                masks = "/".join(_split_in(part) for part in file.split("/"))
+                return {"images": pictures, "masks": masks, "classes": ["background", *labels]}
             if {"shapes", "imageHeight"} <= content.keys():
                 every = [json.loads((root / own).read_bytes()) for own in jsons]
                 named = sorted({str(shape["label"]) for one in every for shape in one.get("shapes", [])})
@@ -111,10 +113,13 @@ def _families(files: Sequence[str]) -> list[Family]:
     """Group files by folder and ending, and the names of a folder by what they end with."""
     own_folders = _folders_of_one_picture(files)
     places: dict[tuple[str, str], list[PurePosixPath]] = {}
+    known: dict[str, set[str]] = {}
     for path in map(PurePosixPath, files):
         own = own_folders.get(_shape(path))
         parts = ["{name}" if depth == own else _split_in(part) for depth, part in enumerate(path.parts[:-1])]
-        places.setdefault(("".join(f"{part}/" for part in parts), path.suffix), []).append(path)
+        folder = "".join(f"{part}/" for part in parts)
+        places.setdefault((folder, path.suffix), []).append(path)
+        known.setdefault(folder, set()).add(path.stem)
     families = []
     for (folder, ending), members in places.items():
         if "{name}" in folder:
@@ -127,7 +132,7 @@ def _families(files: Sequence[str]) -> list[Family]:
         of_stem: dict[str, list[str]] = {}
         for path in members:
             of_stem.setdefault(_split_in(path.stem) if "{split}" in folder else path.stem, []).append(str(path))
-        for after, stems in _by_endings([*of_stem]).items():
+        for after, stems in _by_endings([*of_stem], known[folder]).items():
             own_names = {stem[: len(stem) - len(after)]: of_stem[stem] for stem in stems}
             families.append(Family(f"{folder}{{name}}{after}{ending}", own_names))
     return _joined(families)
@@ -164,13 +169,16 @@ def _folders_of_one_picture(files: Sequence[str]) -> dict[tuple[int, str], int]:
     return found
 
 
-def _by_endings(stems: Sequence[str]) -> dict[str, list[str]]:
+def _by_endings(stems: Sequence[str], known: set[str]) -> dict[str, list[str]]:
     """Group the names of a folder by what stands behind the name of a picture.
 
     A name and the same name with something behind it are a picture and its mask. What all names of a group have in
     common at their ends, from a `_`, `-` or `.` on, is no part of a name.
+
+    Args:
+        stems: names of files of one ending.
+        known: names of all files of the folder.
     """
-    known = set(stems)
     behind: dict[str, list[str]] = {}
     for stem in stems:
         shorter = next((stem[:cut] for cut in range(1, len(stem)) if stem[cut] in "_-. " and stem[:cut] in known), stem)
@@ -193,7 +201,9 @@ def _common_end(texts: Sequence[str]) -> str:
 def _split_in(part: str) -> str:
     """Return a name with {split} in place of the word for a split: trainannot becomes {split}annot."""
     words = "|".join(sorted(SPLIT_WORDS, key=len, reverse=True))
-    return re.sub(rf"(?i)^({words})(?=$|[_\-. ]|annot|label|mask)|(?<=[_\-. ])({words})(?=$|[_\-. ])", "{split}", part)
+    return re.sub(
+        rf"(?i)^({words})(?=$|[_\-. \d]|annot|label|mask)|(?<=[_\-. ])({words})(?=$|[_\-. \d])", "{split}", part
+    )
 
 
 def _is_pair(root: Path, images: Family, masks: Family) -> bool:
@@ -212,7 +222,7 @@ def _is_pair(root: Path, images: Family, masks: Family) -> bool:
 def _colours(path: Path) -> int:
     """Return how many values or colours a file has; 0 where it can't be read."""
     with suppress(UserError), decoding_errors(path):
-        array = stored_values(path)
+        array, _ = stored_values(path)
         return len(np.unique(array.reshape(-1, *array.shape[2:]), axis=0))
     return 0
 
@@ -220,10 +230,11 @@ def _colours(path: Path) -> int:
 def _meaning(masks: Sequence[Path]) -> dict[str, Any]:
     """Return what the values of some of these masks seem to mean; empty where they are 0 and 1, or 0 and 255."""
     counts: Counter[tuple[int, ...]] = Counter()
-    grey_colours = False
+    grey_colours = palettes = False
     for path in masks[:: max(1, len(masks) // LOOKED_AT)][:LOOKED_AT]:
         with suppress(UserError), decoding_errors(path):
-            array = stored_values(path)
+            array, palette = stored_values(path)
+            palettes |= bool(palette)
             if array.ndim == 3 and (array == array[..., :1]).all():
                 array, grey_colours = array[..., 0], True
             found, numbers = np.unique(array.reshape(-1, *array.shape[2:]), axis=0, return_counts=True)
@@ -236,13 +247,17 @@ def _meaning(masks: Sequence[Path]) -> dict[str, Any]:
     values = [value for (value,) in stored]
     drawn = sum(number for (value,), number in counts.items() if value)
     bright = sum(number for (value,), number in counts.items() if BRIGHT <= value <= 255)
-    if grey_colours or (len(values) > MANY and bright > drawn / 4):
+    if any(value != int(value) for value in values):
+        return {"threshold": (min(values) + max(values)) / 2}
+    if bright > drawn / 4 and (grey_colours or len(values) > MANY) and not palettes:
         return {"threshold": 127}
+    if grey_colours:
+        return {"values": {f"class{value}": f"#{value:02x}{value:02x}{value:02x}" for value in values}}
     if set(values) <= {0, 1} or set(values) <= {0, 255}:
         return {}
-    if values == list(range(len(values))) and len(values) <= 2 * MANY:
+    if values == list(range(len(values))) and (palettes or len(values) <= 2 * MANY):
         return {"classes": [f"class{value}" for value in values]}
-    if 0 in values and len(values) > MANY:
+    if 0 in values and len(values) > MANY and not palettes and 255 not in values:
         return {"threshold": 0}  # objects, each with a number of its own
     binary = {0, 255} <= set(values) and 1 not in values
     left_out = [value for value in values if (value not in (0, 255) if binary else value in (255, -1))]

@@ -25,6 +25,10 @@ FIELDS = {"name": ".+", "split": "(?i:" + "|".join(sorted(SPLIT_WORDS, key=len, 
 """The regular expression of what a pattern's fields stand for."""
 
 
+MOST_STARS = 2
+"""More of them in one name would take too long to compare."""
+
+
 @dataclass(frozen=True)
 class Place:
     """What a path says by a pattern."""
@@ -55,6 +59,8 @@ class Pattern:
         if unknown:
             accepted = ", ".join(f"{{{field}}}" for field in FIELDS)
             raise UserError(f"{option}={text} has {', '.join(unknown)}", accepted=f"{accepted} and *")
+        if any(part.count("*") > MOST_STARS for part in path.parts):
+            raise UserError(f"{option}={text} has too many *", accepted=f"up to {MOST_STARS} in a name")
         self.fields = {part[1:-1] for part in parts if part.startswith("{")}
         expression = ""
         for number, part in enumerate(parts):
@@ -82,27 +88,31 @@ def files_below(root: Path) -> list[str]:
 
     macOS leaves ._NAME.jpg beside NAME.jpg on foreign disks.
     """
-    found, seen = [], set()
+    found: list[str] = []
+    reals: dict[str, str] = {}
     for folder, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
-        if real not in seen:
-            found += [Path(folder, name).relative_to(root).as_posix() for name in names if not name.startswith(".")]
-        seen.add(real)  # links may lead in circles
+        reals[folder] = os.path.realpath(folder)
+        below = "" if folder == str(root) else os.path.relpath(folder, root).replace(os.sep, "/") + "/"
+        parents = [str(parent) for parent in Path(folder).parents]
+        if any(reals.get(parent) == reals[folder] for parent in parents):  # a link that leads in a circle
+            folders[:] = []
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [below + name for name in names if not name.startswith(".")]
     return sorted(found)
 
 
-def find(root: Path, files: list[str], pattern: Pattern) -> dict[Place, list[Path]]:
+def find(root: Path, files: list[str], pattern: Pattern) -> dict[Place, list[str]]:
     """Return the files that fit a pattern, by name and split.
 
     Raises:
         UserError: none does.
     """
-    found: dict[Place, list[Path]] = {}
+    found: dict[Place, list[str]] = {}
     for file in files:
         place = pattern.place(file)
         if place:
-            found.setdefault(place, []).append(root / file)
+            found.setdefault(place, []).append(file)
     if not found:
         near = nearest_first(pattern.text, files[:2000])[:3]
         raise UserError(

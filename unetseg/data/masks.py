@@ -10,8 +10,8 @@ Legend: H x W pixels.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from unetseg.data.pictures import (
     FORMATS,
+    IMAGE_SUFFIXES,
     check_file,
     check_size,
     check_tiff,
@@ -37,8 +38,8 @@ INVALID = 254
 """Marks mask values without a meaning in a value table; classes go from 0 to 253, 255 is IGNORE."""
 MANY = 6
 """A mask with so many values without a meaning looks anti-aliased, or like a JPEG."""
-MOST_LISTED = 254
-"""The most values and colours that can be stated one by one."""
+MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
+"""The endings, in small letters, by which a file counts as a mask."""
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,9 @@ def read_raw_mask(path: Path, values: MaskValues) -> RawMask:
     with decoding_errors(path):
         check_file(path)
         if values.threshold is not None:
-            return RawMask((_one_channel(stored_values(path)) > values.threshold).astype(np.uint8))
+            return RawMask(_above(path, values.threshold))
         if values.listed:
-            return RawMask(_positions(path, values.listed))
+            return _read_listed(path, values.listed)
         return _read_plain(path)
 
 
@@ -183,20 +184,9 @@ def _read_plain(path: Path) -> RawMask:
         raw = RawMask(_array(path))
     else:
         try:
-            # from memory: PIL would map a TIFF's file by its turned size and mix up the pixels
-            with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as picture:
-                if picture.format == "TIFF":
-                    check_tiff(picture)
-                tags = getattr(picture, "tag_v2", {})
-                if is_stretched(picture):
-                    raise UserError(
-                        f"{path} has neither 1 nor 8 nor 16 bits a pixel: are its values classes or greys?",
-                        accepted=accepted,
-                        advice="the same values in 8 bits",
-                    )
-                zero_is_white = picture.format == "TIFF" and tags.get(262) == 0 and picture.mode != "1"
-                if zero_is_white or not _is_one_channel(picture):
-                    raise _no_classes(path, picture, zero_is_white, accepted)
+            with _opened(path) as picture:
+                if not _is_one_channel(picture):
+                    raise _no_classes(path, picture, accepted)
                 upright = ImageOps.exif_transpose(picture)
                 palette = bytes(upright.getpalette("RGB") or ()) if picture.mode == "P" else b""
                 raw = RawMask(np.asarray(upright), picture.mode == "1", palette)
@@ -220,10 +210,40 @@ def _is_one_channel(picture: Image.Image) -> bool:
     return picture.mode in ("L", "P", "1", "I") or picture.mode.startswith("I;16")
 
 
-def _no_classes(path: Path, picture: Image.Image, zero_is_white: bool, accepted: str) -> UserError:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a mask as a PIL image whose values are those of the file.
+
+    Raises:
+        UserError: PIL would stretch or turn its values, or some of its pixels are transparent.
+        UnidentifiedImageError: PIL can't read the file, or would read signed values as others.
+    """
+    # from memory: PIL would map a TIFF's file by its turned size and mix up the pixels
+    with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as picture:
+        tags: Any = getattr(picture, "tag_v2", {})
+        if picture.format == "TIFF":
+            check_tiff(picture)
+            if tags.get(262) == 0 and picture.mode != "1":
+                raise UserError(f"{path} is a TIFF whose 0 is white", accepted="a mask whose 0 is black")
+            if picture.mode == "L" and 2 in tags.get(339, ()):
+                raise UnidentifiedImageError  # signed, which PIL takes for 0 ... 255
+        if is_stretched(picture):
+            raise UserError(
+                f"{path} has neither 1 nor 8 nor 16 bits a pixel: are its values classes or greys?",
+                accepted="masks of 1, 8 or 16 bits a pixel",
+                advice="the same values in 8 bits",
+            )
+        if "A" in picture.getbands() and picture.getchannel("A").getextrema() != (255, 255):
+            raise UserError(
+                f"{path} has transparent pixels: what class are they?",
+                accepted="masks without transparency",
+                advice="a value or colour of its own for what is transparent",
+            )
+        yield picture
+
+
+def _no_classes(path: Path, picture: Image.Image, accepted: str) -> UserError:
     """Return the error for a mask without one channel of classes; it states the colours of one that has few."""
-    if zero_is_white:
-        return UserError(f"{path} is a TIFF whose 0 is white", accepted=accepted)
     colours: list[Any] = picture.convert("RGB").getcolors(MANY**2) or []
     stated = [f'NAME:"#{bytes(colour).hex()}"' for _, colour in sorted(colours, reverse=True)]
     example = ",".join(stated) or 'NAME:"#ff0000",...'
@@ -237,21 +257,22 @@ def _no_classes(path: Path, picture: Image.Image, zero_is_white: bool, accepted:
     )
 
 
-def _positions(path: Path, listed: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """Return the position in `listed` of each pixel's value or colour, HxW uint8.
+def _read_listed(path: Path, listed: Sequence[tuple[int, ...]]) -> RawMask:
+    """Return the position in `listed` of each pixel's value or colour, and with a palette the colours of the values.
 
     Raises:
         UserError: a value or colour isn't listed.
     """
-    array = stored_values(path, colours=len(listed[0]) == 3)
-    if array.ndim != (3 if len(listed[0]) == 3 else 2):
-        raise UserError(f"{path} has shape {array.shape}", accepted="one value a pixel for values, three for colours")
+    coloured = len(listed[0]) == 3
+    array, palette = stored_values(path, colours=coloured)
+    if array.ndim != (3 if coloured else 2) or (coloured and array.dtype != np.uint8):
+        accepted = "three channels of 8 bits for colours" if coloured else "one channel for values"
+        raise UserError(f"{path} has {array.dtype} of shape {array.shape}", accepted=accepted)
     weights = np.array([1, 256, 65536][: len(listed[0])])
-    codes = array.astype(np.int64) @ weights if array.ndim == 3 else array
+    codes = array.astype(np.int64) @ weights if coloured else array
     known = np.array([np.dot(value, weights) for value in listed])
     order = np.argsort(known)
-    found = np.searchsorted(known[order], codes).clip(max=len(known) - 1)
-    positions = order[found].astype(np.uint8)
+    positions = order[np.searchsorted(known[order], codes).clip(max=len(known) - 1)].astype(np.uint8)
     unknown = known[positions] != codes
     if unknown.any():
         others = np.unique(array[unknown], axis=0)[:3].tolist()
@@ -261,28 +282,40 @@ def _positions(path: Path, listed: Sequence[tuple[int, ...]]) -> np.ndarray:
             accepted=f"{len(listed)} values or colours that it does",
             advice="its meaning in data.values; ignore is the name of what doesn't count",
         )
-    return positions
+    places = [3 * value[0] for value in listed if palette and 0 <= value[0] <= 255]
+    return RawMask(positions, palette=b"".join(palette[place : place + 3].ljust(3, b"\0") for place in places))
 
 
-def stored_values(path: Path, colours: bool = False) -> np.ndarray:
-    """Return the values as they are stored, HxW, or HxWx3 of any numbers; with `colours` a palette's colours."""
+def _above(path: Path, threshold: float) -> np.ndarray:
+    """Return 1 where the grey of a mask is above a threshold, HxW uint8; of colours the brightest channel counts."""
+    array, palette = stored_values(path)
+    if palette:
+        array, _ = stored_values(path, colours=True)
+    if array.ndim == 3 and path.suffix.lower() == ".npy":
+        raise UserError(f"{path} has shape {array.shape}", accepted="HxW with a threshold")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise UserError(f"{path} has values that are no numbers (nan or infinite)", accepted="numbers")
+    return ((array if array.ndim == 2 else array.max(axis=2)) > threshold).astype(np.uint8)
+
+
+def stored_values(path: Path, colours: bool = False) -> tuple[np.ndarray, bytes]:
+    """Return the values as they are stored, HxW, or HxWx3 colours, and the palette, if there is one.
+
+    Args:
+        path: of the mask.
+        colours: return colours for greys and palettes, too.
+    """
     if path.suffix.lower() == ".npy":
-        return _array(path)
+        return _array(path), b""
     try:
-        with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as picture:
-            if picture.format == "TIFF":
-                check_tiff(picture)
+        with _opened(path) as picture:
             upright = ImageOps.exif_transpose(picture)
+            palette = bytes(upright.getpalette("RGB") or ()) if picture.mode == "P" else b""
             if colours or not (_is_one_channel(picture) or picture.mode == "F"):
-                return np.asarray(upright.convert("RGB"))
-            return np.asarray(upright)
+                return np.asarray(upright.convert("RGB")), palette
+            return np.asarray(upright.convert("L") if picture.mode == "1" else upright), palette
     except UnidentifiedImageError:
-        return _tiff_mask(path)
-
-
-def _one_channel(array: np.ndarray) -> np.ndarray:
-    """Return the brightest channel, HxW: grey that a JPEG has stored as colours differs by little."""
-    return array if array.ndim == 2 else array.max(axis=2)
+        return _tiff_mask(path), b""
 
 
 def _array(path: Path) -> np.ndarray:

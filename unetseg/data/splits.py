@@ -17,6 +17,8 @@ import numpy as np
 from unetseg.errors import UserError
 
 SPLITS = ("train", "val", "test")
+MOST_STARS = 2
+"""More of them in a pattern would take too long to compare."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Drawing:
         """
         if self.group is None:
             return ""
+        if self.group.count("*") > MOST_STARS:
+            raise UserError(f"data.group={self.group} has too many *", accepted=f"up to {MOST_STARS}")
         parts = [re.escape(part) for part in self.group.replace("{group}", "\0").split("*")]
         found = re.fullmatch(".*".join(parts).replace("\0", "(?P<group>.+?)", 1).replace("\0", "(?P=group)"), name)
         if not found:
@@ -69,7 +73,7 @@ class Drawing:
             classes: of each name, the classes that occur: each split gets its share of the pictures with each class,
                 as far as that is possible; None: the classes don't matter.
         """
-        said = {split: [name for name in names if given.get(name) == split] for split in SPLITS}
+        said = {split: [name for name, own in given.items() if own == split] for split in SPLITS}
         pool = [name for name in names if given.get(name, "train") == "train"]
         drawn = [split for split in SPLITS if not said[split] or split == "train"]
         if self.folds is not None:

@@ -24,7 +24,7 @@ TILE = 512
 MAX_WIDTH = 2**17
 MAX_SEGMENT = 2**28
 """Bytes of a tile or strip."""
-TYPES = ("uint8", "uint16", "int16", "uint32", "int32", "float16", "float32", "float64")
+TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "float32", "float64")
 LARGE = 200_000_000
 """Above so many pixels a file must be large enough to hold them."""
 DENSEST = 1100

@@ -15,6 +15,14 @@ from unetseg.options import plain_yaml
 NAME = "data.yaml"
 KEYS = ("images", "masks", "classes", "values", "threshold", "instances", "ignore_index", "range", "group")
 """The options that describe a data set wherever it lies."""
+LAYOUT = ("images", "masks", "values", "threshold", "instances", "group")
+"""Those that hold for one folder alone; the others are also what a checkpoint knows of its data."""
+EXCLUSIVE = {
+    "values": ("threshold", "ignore_index", "classes"),
+    "threshold": ("values", "ignore_index"),
+    "ignore_index": ("values", "threshold"),
+}
+"""Which of them say the same thing in another way."""
 DEFAULT_CLASSES = ["background", "foreground"]
 
 
@@ -33,14 +41,19 @@ def complete(data: dict[str, Any], given: set[str] | None = None) -> dict[str, A
         return data
     file = Path(data["root"]) / NAME
     stated = read(file) if file.is_file() else {}
-    replaced = (
-        {key for key in KEYS if data.get(key) is None} if given is None else set(KEYS) - given if stated else set()
-    )
-    data = data | {key: stated.get(key) for key in replaced}
+    if given is None:
+        given = {key for key in KEYS if data.get(key) is not None}
+    elif stated:  # the options are those of another folder
+        data = data | dict.fromkeys({*LAYOUT} - given)
+    beaten = given.union(*(EXCLUSIVE.get(key, ()) for key in given))
+    taken = {key: value for key, value in stated.items() if key not in beaten}
+    for key in taken:
+        data = data | dict.fromkeys({*EXCLUSIVE.get(key, ())} - given)
+    data = data | taken
     values = data.get("values")
     names = [name for name in values if name != IGNORED] if isinstance(values, dict) else None
     classes = data.get("classes")
-    if names and classes and names != classes and "classes" in replaced | (given or set()):
+    if names and classes and names != classes:
         raise UserError(
             f"data.classes names {', '.join(map(str, classes))}, data.values {', '.join(map(str, names))}",
             accepted="data.values alone, which names the classes in their order",

@@ -32,6 +32,7 @@ def read(path: Path, accepted: str = "the config.yaml of a run folder") -> dict[
             raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
         text = content.decode("utf-8")
         _check_events(text)
+        _check_keys(yaml.compose(text, Loader=LOADER))
         values = yaml.load(text, Loader=LOADER)
         _check_plain(values)
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -57,6 +58,18 @@ def _check_events(text: str) -> None:
             raise ValueError(f"it has tags ({event.tag[:80]})")
         if depth > DEEPEST or count > MOST:
             raise ValueError(f"it is deeper than {DEEPEST} levels, or has more than {MOST} values")
+
+
+def _check_keys(node: Any) -> None:
+    """Raise a ValueError where a mapping has a key twice, of which YAML would take the last."""
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise ValueError(f"it has the key {twice!r} twice")
+    for child in getattr(node, "value", ()) if isinstance(node, yaml.CollectionNode) else ():
+        for part in child if isinstance(child, tuple) else (child,):
+            _check_keys(part)
 
 
 def _check_plain(value: Any) -> None:

@@ -283,6 +283,14 @@ class Folder(Data):
             raise rejected(f"data.values with {IGNORED}, in place of data.ignore_index", "data.ignore_index=null")
         if self.instances and len(self.classes) != 2:
             raise rejected("data.instances=true with two classes", "data.instances=null")
+        if len({*self.classes}) < len(self.classes):
+            raise rejected("data.classes with each name once", "--help")
+        drawn = (self.masks or "").endswith(".json")
+        if drawn and (self.threshold is not None or self.values or self.ignore_index is not None or self.instances):
+            raise rejected(
+                "data.masks in JSON with data.classes alone; it has no values, threshold, ignore_index or instances",
+                "'data.classes=[background,cat,dog]'",
+            )
         if self.fold >= (self.folds or 1):
             raise rejected("data.fold from 0 to below data.folds", "data.folds=5")
         return self
