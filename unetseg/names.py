@@ -89,6 +89,11 @@ def cell(name: object) -> str:
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: 1 run, 2 runs."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def minutes(seconds: float) -> str:
     """Return a duration as minutes and seconds: 4:05."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from unetseg.names import AUXILIARY, BOTTLENECK, EXITS
 from unetseg.reporting import charts, findings
@@ -16,6 +17,7 @@ from unetseg.reporting.sentences import change, interval, join_words, number
 INDICES = {"vanishing_slope": "vanishing slope", "centre_dip": "centre dip"}
 FEWEST_DOTS = 8
 """With fewer runs a scatter of them shows no more than the table."""
+SEEDS_OF_AN_INTERVAL = 3
 CUT = "mean"
 """The one of lesions.CUTS in the report's table: the most like the features that the decoder was trained on."""
 
@@ -89,7 +91,7 @@ def routes(sweep: Sweep) -> Section | None:
         return None
     first = blocks[0]
     skipped = {
-        setting.name: _over_seeds(
+        setting.name: _with_interval(
             [(1 - table.filter([BOTTLENECK, AUXILIARY]).sum(axis=1)).median() for table in shares]
         )
         for (block, setting), shares in tables.items()
@@ -205,6 +207,15 @@ def _over_readings(seeds: Sequence[pd.Series]) -> str:
 def _direct(reuse: pd.DataFrame) -> float:
     """Return the mean share that came by the block's output, over its layers."""
     return float(reuse.drop(index="0")["out"].mean())
+
+
+def _with_interval(values: Sequence[float]) -> str:
+    """Return 0.79 [0.75, 0.83], Student's 95 % interval over seeds, where there are three or more; else the range."""
+    if len(values) < SEEDS_OF_AN_INTERVAL:
+        return _over_seeds(values)
+    half = stats.t.ppf(0.975, len(values) - 1) * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    mean = float(np.mean(values))
+    return f"{number(mean, 2)} {interval(mean - half, mean + half, 2)}"
 
 
 def _over_seeds(values: Sequence[float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from unetseg.names import counted
 from unetseg.reporting import charts, findings, sentences
 from unetseg.reporting.document import Block, Document, Figure, Section, Table
 from unetseg.reporting.findings import METRICS, Pair
@@ -52,7 +53,8 @@ def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False) -> 
     )
     facts = (
         f"U-Net with {common(sweep, 'model.encoder')} on {common(sweep, 'data.name')} at {common(sweep, 'data.size')} "
-        f"px, {common(sweep, 'trainer.max_epochs')} epochs; {len(sweep.settings)} settings, {len(sweep.runs)} runs"
+        f"px, {common(sweep, 'trainer.max_epochs')} epochs; {counted(len(sweep.settings), 'setting')}, "
+        f"{counted(len(sweep.runs), 'run')}"
     )
     colours = {setting.name: setting.colour for setting in sweep.settings}
     return Document("Long skips: an ablation", asked, facts, [section for section in sections if section], colours)

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unetseg import launch
-from unetseg.names import minutes, shown
+from unetseg.names import counted, minutes, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +36,7 @@ def provenance() -> dict[str, Any]:
         "command": launch.command_line(),
         "versions": {"python": platform.python_version(), **versions},
         "git_commit": git_commit(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads{gpu}",
+        "machine": f"{platform.machine()}, {counted(torch.get_num_threads(), 'thread')}{gpu}",
     }
 
 

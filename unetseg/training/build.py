@@ -19,7 +19,7 @@ from unetseg.errors import UserError, first_line
 from unetseg.model.auxiliary import AuxiliaryHeads
 from unetseg.model.segmenter import Segmenter
 from unetseg.model.weights import load_encoder
-from unetseg.names import class_names
+from unetseg.names import class_names, counted
 from unetseg.options.schema import Train
 from unetseg.runs.folder import RunFolder
 from unetseg.runs.metrics_csv import LongCsv
@@ -143,7 +143,7 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
 def describe_start(trainer: L.Trainer, module: SegmentationModule, run: RunFolder) -> str:
     """Return where a run computes, how, and where it writes to, in a line."""
     device = trainer.strategy.root_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else counted(torch.get_num_threads(), "thread")
     parameters = sum(parameter.numel() for parameter in module.parameters())
     several = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
     return f"on {several}{device.type} ({name}), {trainer.precision}, {parameters / 1e6:.2f} M parameters: {run.path}"
