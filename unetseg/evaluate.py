@@ -124,6 +124,8 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
         **summary.provenance(),
     }
     write_json(folder.summary, content)
+    if len(classes) > 2:
+        summary.show_classes(record.per_class)
     summary.show_groups(groups, content)
     if options.lesion:
         measure_lesions(model, len(classes), data.loader(options.split, shuffle=True), trainer, folder)

@@ -10,6 +10,8 @@ from torchmetrics.functional.classification import binary_f1_score
 from unetseg.evaluation.metrics import (
     EDGE_DISTANCES,
     SegmentationScores,
+    class_table,
+    confusion,
     edge_bands,
     edge_table,
     erode,
@@ -230,3 +232,28 @@ def test_errors_are_counted_in_their_band_and_ignored_pixels_in_none():
     assert list(table.from_px) == [1, 2, 3, 5, 9, 17, 33]
     np.testing.assert_array_equal(table.error_rate, table.errors / table.pixels)
     assert np.isnan(table.error_rate.iloc[-1])  # no pixel is that far here
+
+
+def test_scores_of_classes_and_the_confusion_matrix_agree_with_slow_counts():
+    rng = np.random.default_rng(0)
+    target, predicted = rng.integers(0, 4, (5, 20, 24)), rng.integers(0, 4, (5, 20, 24))
+    target[target == 3] = 255  # class 3 is predicted, and never true
+    target[0], predicted[0] = 0, 1
+    counts = image_counts(torch.from_numpy(predicted), torch.from_numpy(target), 5).numpy()
+    table = class_table(counts, ["a", "b", "c", "d", "e"]).set_index("class")
+    for label, name in enumerate("abcd"):
+        true, found = (target == label), (predicted == label) & (target != 255)
+        both = (true & found).sum()
+        row = table.loc[name]
+        assert row.pixels == true.sum()
+        assert row.images == sum(image.any() for image in true)
+        assert row.iou == pytest.approx(both / (true | found).sum())
+        assert row.dice == pytest.approx(2 * both / (true.sum() + found.sum()))
+        assert row.precision == pytest.approx(both / found.sum())
+        if true.any():
+            assert row.recall == pytest.approx(both / true.sum())
+    assert np.isnan(table.recall["d"]), "nothing to be found"
+    assert table.loc["e", ["iou", "dice", "precision", "recall"]].isna().all(), "neither there nor predicted"
+    matrix = confusion(torch.from_numpy(predicted), torch.from_numpy(target), 5)
+    slow = [[((target == true) & (predicted == label)).sum() for label in range(5)] for true in range(5)]
+    assert matrix.tolist() == slow

@@ -131,3 +131,12 @@ def test_matplotlibs_own_settings_are_as_before(figures, tmp_path):
     before = dict(matplotlib.rcParams)
     draw("edge_distance", tmp_path)
     assert dict(matplotlib.rcParams) == before
+
+
+def test_the_confusion_matrix_names_its_classes_and_writes_its_shares(figures, tmp_path):
+    table = pd.DataFrame([[90, 10], [0, 0]], ["sky", "bird"], ["sky", "bird"])
+    plots.confusion(table, tmp_path / "c.png")
+    axis = figures[0].axes[0]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted", "true")
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["sky", "bird"]
+    assert [text.get_text() for text in axis.texts] == ["0.90", "0.10"], "nothing for a class that isn't there"

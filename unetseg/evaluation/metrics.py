@@ -58,6 +58,49 @@ def image_counts(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
     return torch.stack([area.sum((-2, -1)) for pair in pairs for area in pair], dim=-1)
 
 
+def confusion(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
+    """Count the pixels of each true class (rows) by the class that is predicted (columns): CxC int64.
+
+    Args:
+        predicted: BxHxW integers, 0 ... C-1.
+        target: BxHxW integers, 0 ... C-1 or IGNORE.
+        classes: C.
+    """
+    valid = target != IGNORE
+    cells = target[valid].long() * classes + predicted[valid].long()
+    return torch.bincount(cells, minlength=classes**2).view(classes, classes)
+
+
+def class_table(counts: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
+    """Return the scores of each class over a set, in 0..1; nan where a class is neither there nor predicted.
+
+    Args:
+        counts: NxCx6 counts of N images in the order of COUNTS.
+        names: of the C classes.
+
+    Returns:
+        A row for each class: class, iou, dice, boundary_iou, precision (share of the predicted pixels that are right),
+        recall (share of the true pixels that are found), pixels (true ones), images (that have any of them).
+    """
+    import pandas as pd
+
+    total = counts.sum(0, dtype=np.float64)
+    intersection, predicted, true, *boundary = total.T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return pd.DataFrame(
+            {
+                "class": list(names),
+                "iou": intersection / (predicted + true - intersection),
+                "dice": 2 * intersection / (predicted + true),
+                "boundary_iou": boundary[0] / (boundary[1] + boundary[2] - boundary[0]),
+                "precision": intersection / predicted,
+                "recall": intersection / true,
+                "pixels": true.astype(np.int64),
+                "images": (counts[..., COUNTS.index("true")] > 0).sum(0),
+            }
+        )
+
+
 def edge_bands(target: Tensor, classes: int) -> Tensor:
     """Return the band of EDGE_DISTANCES of each pixel, BxHxW int64: 0 ... 6, and 7 where the target is IGNORE.
 

@@ -15,11 +15,13 @@ from matplotlib.patches import Rectangle
 
 from unetseg.evaluation.overlays import INVENTED, MISSED, Sample, errors, overlay
 from unetseg.evaluation.style import INK, SOFT, integer_ticks, legend_beside, styled, zero_line
-from unetseg.names import AUXILIARY, EXITS, LEVELS
+from unetseg.names import AUXILIARY, EXITS, LEVELS, shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
+MOST_WRITTEN = 14
+"""Classes of a confusion matrix in which the numbers are written."""
 RESOLUTION = 2.0**-25
 """Half the relative spacing of float32 numbers: a smaller update doesn't change a weight."""
 
@@ -308,6 +310,34 @@ def edge_distance(table: pd.DataFrame, path: Path) -> None:
     """Write the error rate by distance to the mask's edge, in its interval."""
     figure = Figure(figsize=(5, 3.2))
     _error_rates(figure.subplots(), {"": (table, "C0")})
+    figure.savefig(path)
+
+
+@styled
+def confusion(table: pd.DataFrame, path: Path) -> None:
+    """Write the shares of each true class's pixels by the class that is predicted, as a map; each row sums to 1.
+
+    Args:
+        table: CxC pixels, a row for each true class, a column for each predicted one.
+        path: of the PNG.
+    """
+    count = len(table)
+    shares = (table / table.sum(axis=1).to_numpy()[:, None].clip(1)).to_numpy()
+    side = 2.2 + 0.42 * min(count, 30)
+    figure = Figure(figsize=(side + 0.8, side))
+    axis = figure.subplots()
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    names = [name if len(name) < 18 else f"{name[:16]}…" for name in map(shown, table.columns)]
+    axis.set_xticks(range(count), names, rotation=90 if count > 4 else 0)
+    axis.set_yticks(range(count), names)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    axis.grid(False)
+    for row, column in np.ndindex(shares.shape) if count <= MOST_WRITTEN else ():
+        if table.iloc[row, column]:
+            colour = "white" if shares[row, column] > 0.5 else INK
+            axis.text(column, row, f"{shares[row, column]:.2f}", ha="center", va="center", color=colour, fontsize=6.5)
+    figure.colorbar(image, ax=axis, label="share of the true class's pixels", shrink=0.8)
     figure.savefig(path)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, distributed, nn
 
 from unetseg.data.dataset import Batch, Examples, collate
 from unetseg.evaluation import plots
-from unetseg.evaluation.metrics import edge_bands, edge_table, errors_by_band, scores
+from unetseg.evaluation.metrics import class_table, confusion, edge_bands, edge_table, errors_by_band, scores
 from unetseg.evaluation.overlays import Sample
 from unetseg.evaluation.statistics import best_median_worst
 from unetseg.model.segmenter import class_map
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class TestRecord(L.Callback):
-    """Writes per_image.csv, edge_distance.csv and figures of both, and keeps the scores over the set.
+    """Writes per_image.csv, per_class.csv, confusion.csv, edge_distance.csv and figures, and keeps the set's scores.
 
     Each of several processes counts its own images; together they have every image once.
 
@@ -38,7 +38,9 @@ class TestRecord(L.Callback):
         self.run, self.each = run, each
         self.counts: dict[int, Tensor] = {}
         self.edges: dict[int, Tensor] = {}
+        self.confusion: Tensor | int = 0
         self.per_image: pd.DataFrame
+        self.per_class: pd.DataFrame
 
     def on_test_batch_end(
         self,
@@ -54,6 +56,7 @@ class TestRecord(L.Callback):
         errors = errors_by_band(outputs["predicted"], batch.masks, edge_bands(batch.masks, counts.shape[1]))
         self.counts.update(zip(indices, counts.cpu(), strict=True))
         self.edges.update(zip(indices, errors.cpu(), strict=True))
+        self.confusion += confusion(outputs["predicted"], batch.masks, counts.shape[1]).cpu()
 
     def on_test_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Gather the counts of all processes and write the tables and figures."""
@@ -61,8 +64,9 @@ class TestRecord(L.Callback):
 
         if trainer.world_size > 1:
             parts: list[Any] = [None] * trainer.world_size
-            distributed.all_gather_object(parts, (self.counts, self.edges))
-            for counts, edges in parts:
+            distributed.all_gather_object(parts, (self.counts, self.edges, self.confusion))
+            self.confusion = sum(confused for _, _, confused in parts)
+            for counts, edges, _ in parts:
                 self.counts |= counts
                 self.edges |= edges
         self.counts = dict(sorted(self.counts.items()))
@@ -73,8 +77,14 @@ class TestRecord(L.Callback):
             {"name": [cell(e.name) for e in examples], "group": [cell(e.group) for e in examples]}
             | {name: columns[name] for name in ("iou", "dice", "boundary_iou")}
         )
+        names = [cell(name) for name in trainer.datamodule.collection.classes]  # type: ignore[attr-defined]
+        self.per_class = class_table(torch.stack([*self.counts.values()]).numpy(), names)
         if trainer.is_global_zero:
             self.per_image.to_csv(self.run.per_image, index=False)
+            self.per_class.to_csv(self.run.per_class, index=False)
+            table = pd.DataFrame(torch.as_tensor(self.confusion).numpy(), pd.Index(names, name="true"), names)
+            table.to_csv(self.run.confusion)
+            plots.confusion(table, self.run.figures / "confusion.png")
             edges = torch.stack([*self.edges.values()]).numpy()
             errors = edge_table(edges, list(self.per_image.group))
             errors.to_csv(self.run.edge_distance, index=False)

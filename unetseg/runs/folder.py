@@ -49,6 +49,8 @@ class RunFolder:
         self.metrics = self.path / "metrics.csv"
         self.summary = self.path / "summary.json"
         self.per_image = self.path / "per_image.csv"
+        self.per_class = self.path / "per_class.csv"
+        self.confusion = self.path / "confusion.csv"
         self.edge_distance = self.path / "edge_distance.csv"
         self.edge_distance_per_image = self.path / "edge_distance_per_image.csv"
         self.gradient_flow = self.path / "gradient_flow.csv"
@@ -63,7 +65,8 @@ class RunFolder:
     @property
     def results(self) -> tuple[Path, ...]:
         """The files that the test at the end of a run writes; the summary, which marks a finished run, comes first."""
-        return self.summary, self.per_image, self.edge_distance, self.edge_distance_per_image
+        tables = self.per_image, self.per_class, self.confusion, self.edge_distance, self.edge_distance_per_image
+        return self.summary, *tables
 
     @classmethod
     def create(cls, options: Train, check: Callable[[], object] = lambda: None) -> RunFolder:

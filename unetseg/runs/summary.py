@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import subprocess
 import sys
@@ -90,6 +91,26 @@ def show_groups(groups: pd.DataFrame, summary: dict[str, Any]) -> None:
         [{"group": row["group"], "images": str(row["images"]), **_scores(row)} for row in rows],
     )
     print(summary["folder"])
+
+
+def show_classes(classes: pd.DataFrame) -> None:
+    """Print the scores of each class."""
+    rows = [
+        {
+            "class": row["class"],
+            "IoU": _score(row["iou"]),
+            "boundary": _score(row["boundary_iou"]),
+            "precision": _score(row["precision"]),
+            "recall": _score(row["recall"]),
+            "images": str(row["images"]),
+        }
+        for row in classes.to_dict("records")
+    ]
+    _print_table("by class, over all pixels", rows)
+
+
+def _score(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}"
 
 
 def show_lesions(tables: dict[str, pd.DataFrame]) -> None:
