@@ -280,3 +280,18 @@ def test_no_log_is_written_through_a_link(fake, tmp_path, part):
     with pytest.raises(UserError, match="is a link"):
         run_sweep(tmp_path, "name=one", "seed=0", "model.skip=none", axes=AXES[:1])
     assert not list(other.iterdir()) if part == "folder" else other.read_text() == "mine"
+
+
+def test_two_runs_never_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rates = ("optimizer.lr=0.00012345671", "optimizer.lr=0.00012345672")
+    runs = [[*TINY, rate] for rate in rates]
+    options = [compose("ablate", Ablate, run) for run in runs]
+    folders = set()
+    monkeypatch.setattr(ablate, "show", lambda runs, jobs: folders.update(run.name for run in runs))
+    ablate.ablate(list(zip(runs, options, strict=True)))
+    assert len(folders) == 2
+    runs = [[*TINY, f"data.root={root}"] for root in ("x/a-b", "x/a/b")]
+    options = [compose("ablate", Ablate, run) for run in runs]
+    with pytest.raises(UserError, match="two runs of the sweep would have the folder"):
+        ablate.ablate(list(zip(runs, options, strict=True)))

@@ -5,11 +5,13 @@ import inspect
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
+import yaml
 from conftest import ROOT, TINY
 
 import unetseg
@@ -172,9 +174,28 @@ def test_a_damaged_summary_is_named(run, tmp_path):
         _ = unetseg.Run(tmp_path).summary
 
 
-def test_a_damaged_run_of_a_sweep_is_named_and_the_others_are_shown(run, tmp_path):
-    import shutil
+def test_runs_of_one_name_in_two_folders_are_two_rows(run, tmp_path):
+    for place in ("x/a", "y/a"):
+        shutil.copytree(run.folder, tmp_path / place)
+    assert list(unetseg.Sweep(tmp_path).table.index) == ["x/a", "y/a"]
 
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [("summary.json", "test/iou", value) for value in (None, "high", True, 2.0)]
+    + [("config.yaml", "seed", "x"), ("config.yaml", "model", {"skip": None})],
+)
+def test_a_run_of_other_kinds_of_values_is_damaged(file, key, value, run, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "a")
+    path = tmp_path / "a" / file
+    content = yaml.safe_load(path.read_text())
+    path.write_text(json.dumps(content | {key: value}))
+    sweep = unetseg.Sweep(tmp_path)
+    assert list(sweep.damaged) == ["a"]
+    assert repr(sweep)
+
+
+def test_a_damaged_run_of_a_sweep_is_named_and_the_others_are_shown(run, tmp_path):
     for name in ("whole", "damaged"):
         shutil.copytree(run.folder, tmp_path / name)
     (tmp_path / "damaged/summary.json").write_text("{")

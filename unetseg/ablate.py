@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -86,11 +87,18 @@ def ablate(jobs: list[tuple[list[str], Ablate]]) -> list[SweepRun]:
     first = jobs[0][1]
     axes = axes_of([options.model_dump() for _, options in jobs], ignored=("sweep.",))
     folder = Path(first.output) / (first.name or sweep_name(jobs, axes))
-    runs = []
+    runs: list[SweepRun] = []
     for overrides, options in jobs:
         name = run_name(options.model_dump(), axes)
         own = [o for o in overrides if o.lstrip("+").partition("=")[0] not in SWEEP_OPTIONS]
         run = SweepRun(name, own, options, RunFolder(folder / name), folder / "logs" / f"{name}.log")
+        twin = next((other for other in runs if other.name == name), None)
+        if twin:
+            raise UserError(
+                f"two runs of the sweep would have the folder {name}: {' '.join(twin.overrides)} and {' '.join(own)}",
+                accepted="values that differ in a name, within twelve digits",
+                advice="two sweeps",
+            )
         run.check_folder()
         runs.append(run)
     logs = folder / "logs"
@@ -162,7 +170,8 @@ def main() -> None:
         if failed := failures(runs):
             print(failed, file=sys.stderr)
             sys.exit(1)
-        print(f"all {len(runs)} runs are done; next: python -m unetseg.report runs={runs[0].folder.path.parent}")
+        folder = shlex.quote(str(runs[0].folder.path.parent))
+        print(f"all {len(runs)} runs are done; next: python -m unetseg.report runs={folder}")
 
 
 sys.modules[__name__].__class__ = CallableModule

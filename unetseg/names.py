@@ -55,7 +55,7 @@ def nearest_first(wanted: str, names: Sequence[str]) -> list[str]:
 def one_word(per_level: str | float | Sequence[str] | Sequence[float]) -> str:
     """Return a setting as one word: concat, 0.5, or none-concat-add-concat (finest first)."""
     entries = [per_level] if isinstance(per_level, str | float | int) else per_level
-    return "-".join(entry if isinstance(entry, str) else f"{entry:g}" for entry in entries)
+    return "-".join(entry if isinstance(entry, str) else f"{entry:.12g}" for entry in entries)
 
 
 def class_names(data: Mapping[str, Any]) -> tuple[str, ...]:

@@ -140,3 +140,14 @@ def test_an_output_that_is_full_is_an_error():
         with pytest.raises(OSError, match="No space left"):
             print("x", file=TolerantStream(stream), flush=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # what is left of it
+
+
+@pytest.mark.parametrize("wrong", ["data=1.5", "data=true", "data=null", "=3", "@x=3", "data={a:1}"])
+def test_what_is_no_group_and_no_option_is_told(wrong):
+    with pytest.raises(UserError):
+        compose("train", Train, [wrong])
+
+
+def test_values_that_cannot_be_enumerated_are_no_sweep():
+    with pytest.raises(UserError, match="commas between"):
+        runs_of(["seed=interval(0,3)"])

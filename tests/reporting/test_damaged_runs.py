@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from test_report import made, sweep, undrawn, write_run  # noqa: F401 (fixtures)
@@ -248,3 +249,29 @@ def test_a_summary_with_values_that_no_run_has_takes_its_run_out(runs, tmp_path,
     ((place, reason),) = results.read(runs).damaged
     assert place == "seed1"
     assert reason.startswith(f"summary.json: {next(iter(entry))}")
+
+
+def test_scores_beyond_0_and_1_take_their_run_out(runs):
+    (runs / "seed0/per_image.csv").write_text(
+        re.sub(r"(?m)^(.*?),([\d.]+),", r"\1,5.0,", (runs / "seed0/per_image.csv").read_text())
+    )
+    summary = runs / "seed1/summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"test/iou": 7.5}))
+    with pytest.raises(UserError, match=r"seed0 can't be used: per_image\.csv has scores(.|\n)*seed1"):
+        results.read(runs)
+
+
+def test_edge_counts_of_other_pictures_give_no_interval(runs):
+    from unetseg.reporting import findings
+
+    (setting,) = results.read(runs).settings
+    bands = pd.read_csv(runs / "seed0/edge_distance.csv").from_px
+    rows = [f"{name},{band},10,{number % 7}" for number, name in enumerate(setting.images) for band in bands]
+    for seed in (0, 1):
+        path = runs / f"seed{seed}/edge_distance_per_image.csv"
+        path.write_text("\n".join(["name,from_px,pixels,errors", *rows]) + "\n")
+    before = findings.edge_errors(setting, "image")
+    assert before.loc["low"].notna().all()
+    path.write_text("\n".join(["name,from_px,pixels,errors", *(f"zz_{row}" for row in rows)]) + "\n")
+    after = findings.edge_errors(setting, "image")
+    assert after.loc[["low", "high"]].isna().all(axis=None)

@@ -7,7 +7,7 @@ import sys
 
 import unetseg
 from unetseg import launch
-from unetseg.names import nearest_first
+from unetseg.names import nearest_first, shown
 
 COMMANDS = {
     "train": "train and test a U-Net with the long skips of your choice",
@@ -52,7 +52,7 @@ def main() -> None:
     else:
         nearest = nearest_first(name, [*COMMANDS, *OWN])
         print(
-            f"unetseg: {name} is not a command\n  accepted: {', '.join(nearest)}\n  try: unetseg {nearest[0]}",
+            f"unetseg: {shown(name)} is not a command\n  accepted: {', '.join(nearest)}\n  try: unetseg {nearest[0]}",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -56,7 +56,10 @@ def runs_of(overrides: list[str]) -> list[list[str]]:
     """Return the overrides of every run of a sweep that is written in Hydra's comma syntax."""
     axes = []
     for override in parse(overrides):
-        values = override.sweep_string_iterator() if override.is_sweep_override() else [None]
+        try:
+            values = [*override.sweep_string_iterator()] if override.is_sweep_override() else [None]
+        except HydraException as error:
+            raise UserError(f"{override.input_line}: {error}", accepted="values with commas between them") from None
         key = override.get_key_element()
         axes.append([override.input_line if value is None else f"{key}={value}" for value in values])
     return [list(run) for run in itertools.product(*axes)]
@@ -101,12 +104,17 @@ def compose_config(command: str, schema: type[Schema], overrides: list[str]) -> 
             return hydra.compose(command, overrides=overrides)
     except MissingConfigException as error:
         raise _no_such_file(str(error.missing_cfg_file), error.options or []) from None
-    except ValueError as error:  # data=null, which Hydra names no group in
+    except ValueError as error:  # data=null or data=1.5, which Hydra names no group in
         if "Config group override must be" not in str(error):
             raise
-        chosen = {o.lstrip("+").partition("=")[0]: o.partition("=")[2] for o in overrides}
-        group = next(key for key, value in chosen.items() if value == "null" and (CONF / key).is_dir())
-        raise _no_such_file(f"{group}/null", sorted(path.stem for path in (CONF / group).glob("*.yaml"))) from None
+        chosen = {o.lstrip("+").partition("=")[0].partition("@")[0]: o.partition("=")[2] for o in overrides}
+        words = ("null", "true", "false")
+        wrong = {key: value for key, value in chosen.items() if not value[:1].isalpha() or value in words}
+        group = next((key for key in wrong if key and (CONF / key).is_dir()), None)
+        if group is None:
+            raise UserError(f"{' '.join(overrides)} has no option", accepted="OPTION=VALUE", advice="--help") from None
+        names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        raise _no_such_file(f"{group}/{wrong[group]}", names) from None
     except HydraException as error:
         if ambiguous := re.match(r"Ambiguous value for argument '(.+?)=(.+)'\n", str(error)):
             key, value = ambiguous.groups()
@@ -122,7 +130,8 @@ def compose_config(command: str, schema: type[Schema], overrides: list[str]) -> 
         if unknown is None:
             raise UserError(str(error), advice="--help") from None
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            groups = [override for override in overrides if (CONF / override.partition("=")[0]).is_dir()]
+            named = {override: CONF / f"{override.replace('=', '/', 1)}.yaml" for override in overrides}
+            groups = [override for override, file in named.items() if file.is_file()]
             defaults: Any = OmegaConf.to_container(hydra.compose(command, overrides=groups))
         key = unknown[1]
         values = [o.partition("=")[2] for o in overrides if o.lstrip("+").partition("=")[0] == key]

@@ -313,6 +313,10 @@ def edge_errors(setting: Setting, unit: str) -> pd.DataFrame:
         return pd.DataFrame([rate, np.nan * rate, np.nan * rate], ["rate", "low", "high"], bands)
     counts = pd.concat([pd.read_csv(path, dtype={"name": str}) for path in paths])
     by_image = counts.groupby(["name", "from_px"])[["pixels", "errors"]].sum()  # in the order of setting.images
+    if list(by_image.index.unique("name")) != sorted(setting.images) or len(by_image) != len(setting.images) * len(
+        bands
+    ):
+        return pd.DataFrame([rate, np.nan * rate, np.nan * rate], ["rate", "low", "high"], bands)  # of other images
     groups = _groups(setting.runs[0]) if unit == "group" else [""] * len(setting.images)
     rates = rates_with_interval(by_image.to_numpy().reshape(len(groups), -1, 2), groups)
     return pd.DataFrame(rates, ["rate", "low", "high"], bands)

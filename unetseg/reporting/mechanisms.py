@@ -310,5 +310,7 @@ def _level_name(level: str) -> str:
 
 def _power_of_ten(exponent: float) -> str:
     """Return 10^exponent as 1.5e-3."""
+    if not np.isfinite(exponent):
+        return "0" if exponent < 0 else number(exponent)
     digits, _, power = f"{10**exponent:.1e}".partition("e")
     return f"{digits}e{int(power)}"

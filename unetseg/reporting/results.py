@@ -48,6 +48,9 @@ MAY_BE_EMPTY = ("metrics.csv", "gradient_flow.csv")
 """Tables that may have no rows."""
 LARGEST = 16_000_000
 """The most bytes of a config.yaml or a JSON file; they usually have some thousands."""
+SHARES = ["iou", "dice", "boundary_iou"]
+"""Columns of per_image.csv whose values are in 0..1, or nan."""
+LARGEST_COUNT = 10**9
 LARGEST_NUMBER = 2**63
 """Numbers of a summary are below it."""
 
@@ -234,7 +237,8 @@ def _read_summary(path: Path) -> dict[str, Any]:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise Damaged(f"{path.name}: {name} is no number")
         unscored = name == "test/iou" and value != value  # nan, where all pixels are ignored
-        if not unscored and not abs(value) < LARGEST_NUMBER:
+        most = 1 if name == "test/iou" else LARGEST_NUMBER
+        if not unscored and not 0 <= value <= most:
             raise Damaged(f"{path.name}: {name} is no number that a run can have")
     commit = summary.get("git_commit")
     if not isinstance(summary.get("versions", {}), dict) or not isinstance(summary.get("command", ""), str):
@@ -285,6 +289,10 @@ def _check_tables(run: RunFolder, summary: dict[str, Any]) -> None:
         table = _read_table(path, str(name))
         if path == run.per_image and len(table) != summary.get("test/images", len(table)):
             raise Damaged(f"{name} has {len(table)} rows, and summary.json says {summary['test/images']} test images")
+        if path == run.per_image and ((table[SHARES] < 0) | (table[SHARES] > 1)).any(axis=None):
+            raise Damaged(f"{name} has scores that are not in 0..1")
+        if path == run.metrics and len(table) and table.epoch.max() > LARGEST_COUNT:
+            raise Damaged(f"{name} has an epoch that no run can have")
         if path == run.metrics and len(table) and table.epoch.max() + 1 < summary.get("epochs", 0):
             raise Damaged(
                 f"{name} ends in epoch {table.epoch.max():g}, and summary.json says {summary['epochs']} epochs"

@@ -202,7 +202,7 @@ def examples(sweep: Sweep) -> Section:
     title = "Best, median and worst images"
     ranked = findings.ranked_images(sweep)
     if not ranked:
-        return Section(title, "Not shown: the settings have different test images.")
+        return Section(title, "Not shown: the settings have no images with scores in common.")
     first_runs = [setting.runs[0] for setting in sweep.settings]
     absent = [run.place for run in first_runs if not run.folder.best.is_file()]
     if absent:
@@ -223,7 +223,7 @@ def examples(sweep: Sweep) -> Section:
         "recorded. White: the outline of the truth."
     )
     order = (
-        f"{len(gallery.panels)} of {len(worst)} test images by their mean IoU over all settings and seeds, the worst "
-        f"first, with the prediction of {sweep.settings[0].name}, seed {first_runs[0].seed}:"
+        f"{len(gallery.panels)} of {len(worst)} scored test images by their mean IoU over all settings and seeds, "
+        f"the worst first, with the prediction of {sweep.settings[0].name}, seed {first_runs[0].seed}:"
     )
     return Section(title, lead, [*rows, note, order, gallery])

@@ -223,7 +223,7 @@ def best(sweep: Sweep) -> str:
     """Return which setting has the highest IoU over the set, without a claim on the differences."""
     means = {s: mean for s in sweep.settings if not math.isnan(mean := s.mean("test/iou"))}
     if not means:
-        return "No setting has a test IoU: no test pixel was scored."
+        return "No setting has a test IoU in all of its runs: in some no test pixel was scored."
     top, bottom = (choose(means, key=lambda setting: means[setting]) for choose in (max, min))
     if len(sweep.settings) == 1:
         return f"One setting is finished, {top.name}, with a test IoU of {number(means[top])} over the set."

@@ -219,8 +219,8 @@ class Sweep:
 
     Attributes:
         folder: its path.
-        runs: those whose files can be read, by the names of their folders.
-        damaged: what is wrong with each of the others, by the name of its folder.
+        runs: those whose files can be read, in the order of their folders.
+        damaged: what is wrong with each of the others, by its folder relative to the sweep's.
         table: a row for each of the runs.
 
     Args:
@@ -250,7 +250,11 @@ class Sweep:
     @property
     def damaged(self) -> dict[str, str]:
         """Return what is wrong with each run whose summary.json or config.yaml is damaged, by its folder's name."""
-        return {run.folder.name: problem for run, problem in self._finished if problem}
+        return {self._place(run): problem for run, problem in self._finished if problem}
+
+    def _place(self, run: Run) -> str:
+        """Return a run's folder as its table names it: relative to the sweep's."""
+        return run.folder.relative_to(self.folder).as_posix()
 
     @cached_property
     def _finished(self) -> list[tuple[Run, str]]:
@@ -272,7 +276,7 @@ class Sweep:
     def _table(self) -> pd.DataFrame:
         axes = axes_of([run.config for run in self.runs], ("name", "output", "resume", "jobs", "sweep."))
         rows = {
-            run.folder.name: {
+            self._place(run): {
                 "setting": " ".join(setting_name(run.config, [axis for axis in axes if axis in flat(run.config)])),
                 "seed": run.config["seed"],
                 **{title: run.summary.get(key) for title, key in SCORES.items()},
@@ -294,8 +298,16 @@ def _damage(run: Run) -> str:
     """Return what is wrong with a run's summary.json or config.yaml; an empty text if nothing is."""
     try:
         run.facts()
+        setting_name(run.config, [])
+        score = run.summary.get("test/iou")
+        if type(run.config.get("seed")) is not int:
+            return f"{run.folder}/config.yaml has no seed"
+        if isinstance(score, bool) or not isinstance(score, int | float) or score < 0 or score > 1:
+            return f"{run.folder}/summary.json has no test/iou in 0..1"
     except UserError as error:
         return str(error).partition("\n")[0]
+    except (TypeError, AttributeError, LookupError, ValueError):  # options of other kinds
+        return f"{run.folder}/config.yaml is not a run's"
     return ""
 
 
