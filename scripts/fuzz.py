@@ -273,6 +273,7 @@ def texts(folder: Path) -> Iterator[Kind]:
     from PIL import Image
 
     from unetseg.data import folder as own_pictures
+    from unetseg.data.splits import Drawing
     from unetseg.inference.outputs import Outputs
     from unetseg.options import recorded
     from unetseg.options.compose import compose
@@ -318,8 +319,7 @@ def texts(folder: Path) -> Iterator[Kind]:
         for name, member in (("train", "a"), ("val", "b"), ("test", "c")):
             (own / f"{name}.txt").write_text(f"{member}\n")
         (own / "train.txt").write_bytes(path.read_bytes())
-        ratios = (0.7, 0.15, 0.15)
-        return own_pictures.load(own, classes=("x", "y"), ignore_index=None, ratios=ratios, split_seed=0)
+        return own_pictures.load(own, classes=("x", "y"), drawing=Drawing())
 
     yield Kind("split file", "train.txt", [b"a\n", b"a.png\nimages/d.png\n"], split, reworded)
 

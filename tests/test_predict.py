@@ -18,6 +18,7 @@ from PIL import Image
 
 from unetseg import predict as door
 from unetseg.data import tiff
+from unetseg.data.colours import class_colours
 from unetseg.data.pictures import open_picture
 from unetseg.errors import Halt, UserError
 from unetseg.evaluation import overlays
@@ -81,7 +82,7 @@ def test_a_folders_pictures_give_masks_with_a_palette_overlays_probabilities_and
         mask, proba = segment(path), segment.probability(path)
         assert stored.mode == "P"
         assert np.array_equal(np.asarray(stored), mask)
-        assert np.array_equal(np.unique(stored.convert("RGB")), np.unique(overlays.PALETTE[np.unique(mask)]))
+        assert np.array_equal(np.unique(stored.convert("RGB")), np.unique(class_colours()[np.unique(mask)]))
         probabilities = np.load(output / f"probability/{path.stem}.npy")
         assert probabilities.dtype == np.float16
         np.testing.assert_allclose(probabilities, proba, atol=3e-4)

@@ -447,7 +447,7 @@ def test_the_range_of_iou_is_told_of_settings_that_have_one():
     assert best(a=0.642, b=0.6421).startswith("Test IoU over the set is 0.642 with a and b;")
     told = best(a=math.nan, b=0.6, c=0.5)
     assert told.startswith("Test IoU over the set reaches from 0.500 (c) to 0.600 (b; one seed); a run of a has none;")
-    assert best(a=math.nan) == "No setting has a test IoU: no test pixel was scored."
+    assert best(a=math.nan) == "No setting has a test IoU in all of its runs: in some no test pixel was scored."
 
 
 def test_groups_that_can_not_be_the_unit_are_named(copy, tmp_path):
@@ -507,7 +507,7 @@ def test_settings_with_different_test_images_are_not_compared(copy, tmp_path):
     assert "none and concat are not compared: their test images differ." in text
     assert "none − concat" not in text
     assert "add − concat" in text
-    assert "Not shown: the settings have different test images." in text
+    assert "Not shown: the settings have no images with scores in common." in text
 
 
 def test_other_options_that_differ_are_part_of_the_setting(tmp_path, undrawn):
@@ -705,12 +705,12 @@ def test_all_images_are_in_a_gallery_the_worst_first(trained, of_trained, monkey
     assert [f"{name} {iou:.3f}" for name, iou in worst.items()] == re.findall(
         r"\d+: (\S+ \d\.\d{3}) \|", part.partition("\n## ")[0]
     )
-    assert f"{len(worst)} of {len(worst)} test images" in text
+    assert f"{len(worst)} of {len(worst)} scored test images" in text
     thumbnails = sorted((of_trained / "figures").glob("gallery_*.jpeg"))
     assert len(thumbnails) == len(worst)
     assert max(path.stat().st_size for path in thumbnails) < 30_000
     monkeypatch.setattr(sections, "GALLERY", 2)
-    assert f"2 of {len(worst)} test images" in made(trained, of_trained)
+    assert f"2 of {len(worst)} scored test images" in made(trained, of_trained)
     assert len([*(of_trained / "figures").glob("gallery_*.jpeg")]) == 2, "those of the earlier report are removed"
 
 

@@ -41,7 +41,7 @@ def test_one_run_is_a_list_of_names_and_values(terminal, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "on the test split"
     assert "  skip       none-concat-add-concat backward matched" in lines
-    assert "  boundary   0.5000" in lines
+    assert "  boundary   0.500" in lines
     assert "  time       1:00" in lines
     assert max(map(len, lines)) <= 80
 
@@ -52,7 +52,7 @@ def test_a_table_of_runs_has_the_columns_that_fit_and_cuts_nothing(variant, term
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
-    for whole in (variant, "seed", "IoU", "0.5000"):
+    for whole in (variant, "seed", "IoU", "0.500"):
         assert whole in text
 
 
@@ -63,7 +63,7 @@ def test_a_long_name_of_a_group_leaves_the_scores_whole(terminal, capsys):
     summary.show_groups(groups, {**whole, "split": "test", "folder": "runs/a"})
     text = capsys.readouterr().out
     assert "…" not in text
-    assert text.count("0.5000") == 12
+    assert text.count("0.500") == 12
     assert max(map(len, text.splitlines())) <= 80
 
 

@@ -157,10 +157,10 @@ def wait_for(condition, seconds=600):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system with room for two checkpoints and not for a third."""
+    """A file system with room for a best and a last checkpoint, and not for a second last one."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", folder], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
         pytest.skip("only root can make a small file system")
     yield folder

@@ -66,6 +66,8 @@ def show(summaries: Sequence[dict[str, Any]]) -> None:
         }
         for s in summaries
     ]
+    if len({(row["skip"], row["encoder"], row["seed"]) for row in rows}) < len(rows):  # they differ in something else
+        rows = [{"run": Path(s["folder"]).name, **row} for s, row in zip(summaries, rows, strict=True)]
     if len(rows) == 1:
         print("\n".join(["on the test split", *(f"  {name:10} {shown(value)}" for name, value in rows[0].items()), ""]))
     else:
