@@ -46,7 +46,7 @@ WRONG = [
     ("data.size=abc", "data.size=abc", "a whole number, not a text", "try:"),
     ("seed=true", "seed=true", "a whole number, not true or false", "try:"),
     ("seed=3.0", "seed=3", "a whole number, not a decimal number", "try:"),
-    ("seed='3'", "seed=3", "a whole number, not a text", "try:"),
+    ("seed='3'", "seed='3'", "a whole number, not a text", "try:"),
     ("optimizer.lr=true", "optimizer.lr=true", "a number, not true or false", "try:"),
     ("data.range=[0,true]", "data.range.1=true", "a number, not true or false", "try:"),
     ("compile=1", "compile=1", "true or false, not a whole number", "try:"),
@@ -332,3 +332,19 @@ def test_names_alike_come_first():
 def test_numbers_that_no_machine_takes_are_refused(option):
     with pytest.raises(UserError, match=option.partition("=")[0]):
         compose("train", Train, ["data=synthetic", option])
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("seed=3.0", r"seed=3\.0 is not accepted"),
+        ("seed='3'", "seed='3' is not accepted"),
+        ("model.dropout=0.5", "try: --help"),
+        ("optimizer.name=sgd", "try: --help"),
+        ("model.encodr=resnet18", r"try: model\.encoder=resnet18"),
+        ("data.fold=1", "try: data=folder"),
+    ],
+)
+def test_a_message_shows_what_was_given_and_advises_only_what_is_like_it(given, shown):
+    with pytest.raises(UserError, match=shown):
+        compose("train", Train, ["data=synthetic", given])

@@ -43,8 +43,9 @@ def compose_runs(command: str, schema: type[Schema], runs: list[list[str]]) -> l
             twin = runs[options_of_runs.index(options)]
             only_in_twin = " ".join(override for override in twin if override not in overrides)
             only_here = " ".join(override for override in overrides if override not in twin)
+            same = f"{only_in_twin} and {only_here}" if only_here else f"both {' '.join(overrides)}"
             raise UserError(
-                f"two runs of the sweep would be the same: {only_in_twin} and {only_here}",
+                f"two runs of the sweep would be the same: {same}",
                 accepted="a sweep whose runs differ; what comes last holds",
                 advice="leave one of the axes out",
             )

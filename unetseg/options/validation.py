@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -49,6 +50,10 @@ WANTED = {
 """What an option takes, by the type of pydantic's error where a value of another kind is given."""
 
 
+COMMON = ("name", "root", "mode")
+"""Last words of options that say nothing without their sections."""
+
+
 def validate(schema: type[Schema], options: dict[str, Any]) -> Schema:
     """Return `options` as a `schema`, or raise a UserError that lists everything that is wrong."""
     try:
@@ -72,7 +77,7 @@ def unknown_option(schema: type[Section], options: dict[str, Any], key: str, val
     others = [data for data, fields in DATA.items() if section == "data" and name in fields.model_fields]
     if others:
         problem = f"{key} is not an option of data={options['data']['name']}, but of data={', '.join(map(str, others))}"
-        return UserError(problem, accepted=", ".join(siblings[:8]), advice=f"{siblings[0]}=...")
+        return UserError(problem, accepted=", ".join(siblings[:8]), advice=f"data={others[0]}")
     meant = likeliest(key, known)
     accepted = dict.fromkeys([meant, *siblings] if meant else siblings)
     advice = f"{meant}={value}" if meant else "--help"
@@ -91,13 +96,12 @@ def likeliest(key: str, known: Sequence[str]) -> str:
     """
     section, _, name = key.rpartition(".")
     last_words = {option.rpartition(".")[2]: option for option in reversed(known)}
-    meant = last_words.get(name.lower()) or ALIASES.get(name.lower(), "")
+    meant = (name not in COMMON and last_words.get(name.lower())) or ALIASES.get(name.lower(), "")
     if meant in known or (meant == "data" and "data.name" in known):
         return meant
-    siblings = [option for option in known if option.rpartition(".")[0] == section]
-    if section and siblings:
-        return nearest_first(key, siblings)[0]
-    return next((last_words[word] for word in difflib.get_close_matches(name, last_words, n=1)), "")
+    siblings = {option.rpartition(".")[2]: option for option in known if option.rpartition(".")[0] == section}
+    words = siblings if section and siblings else last_words
+    return next((words[word] for word in difflib.get_close_matches(name, words, n=1)), "")
 
 
 def known_options(schema: type[Section]) -> list[str]:
@@ -118,6 +122,13 @@ def describe(schema: type[Section], options: dict[str, Any]) -> dict[str, str]:
         else:
             lines[name] = field.description or ""
     return lines
+
+
+def _as_given(value: object) -> str:
+    """Return a value as it was written where it may be mistaken for one of another kind: 3.0 and '3' are not 3."""
+    if isinstance(value, str) and re.fullmatch(r"[-+.\d]+|true|false|null", value):
+        return f"'{value}'"
+    return str(value) if isinstance(value, float) and value.is_integer() else format_value(value)
 
 
 def _explain(schema: type[Section], options: dict[str, Any], error: Any) -> UserError:
@@ -149,7 +160,7 @@ def _explain(schema: type[Section], options: dict[str, Any], error: Any) -> User
     if context.get("problem"):
         return UserError(context["problem"], accepted=accepted, advice=advice)
     value = error["input"]
-    problem = key if isinstance(value, dict) or not key else f"{key}={format_value(value)} is not accepted"
+    problem = key if isinstance(value, dict) or not key else f"{key}={_as_given(value)} is not accepted"
     is_setting = "=" in advice or advice.startswith("--") or not key
     return UserError(
         problem or "these options don't go together",
