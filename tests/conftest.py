@@ -56,7 +56,8 @@ def drawn_set(drawn: Path) -> Path:
     """The root of the set that the runs of TINY use."""
     from unetseg.data.sources import generate
     from unetseg.options.compose import compose
-    from unetseg.options.schema import Synthetic, Train
+    from unetseg.options.data_schema import Synthetic
+    from unetseg.options.schema import Train
 
     options = compose("train", Train, [*TINY, f"data.root={drawn}"]).data
     assert isinstance(options, Synthetic)

@@ -21,7 +21,8 @@ from benchmarks.processes import training
 from benchmarks.report import Result, Row, listed
 from unetseg.data.sources import make_data
 from unetseg.options.compose import compose
-from unetseg.options.schema import Pets, Train
+from unetseg.options.data_schema import Pets
+from unetseg.options.schema import Train
 
 WORKERS = (0, 1, 2)
 DECODING = "decode only"

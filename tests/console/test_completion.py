@@ -15,7 +15,8 @@ from unetseg.console.main import COMMANDS, OWN
 from unetseg.errors import UserError
 from unetseg.options.choices import choices
 from unetseg.options.compose import compose
-from unetseg.options.schema import Folder, Synthetic, Train
+from unetseg.options.data_schema import Folder, Synthetic
+from unetseg.options.schema import Train
 
 NAMES = [*COMMANDS, *OWN]
 TYPED = [

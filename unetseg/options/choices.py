@@ -7,7 +7,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from unetseg.names import ENCODERS, FLOWS, SKIPS
 from unetseg.options.compose import CONF
-from unetseg.options.schema import DATA, Ablate, Demo, Evaluate, Export, Predict, Report, Section, Train
+from unetseg.options.data_schema import DATA
+from unetseg.options.schema import Ablate, Demo, Evaluate, Export, Predict, Report, Train
+from unetseg.options.section import Section
 from unetseg.options.trainer import trainer_arguments
 
 COMMANDS: dict[str, type[Section]] = {

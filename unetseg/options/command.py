@@ -34,7 +34,7 @@ from unetseg.options.compose import (
 )
 from unetseg.options.help import help_text
 from unetseg.options.output import FULL, shown_lines
-from unetseg.options.schema import Section
+from unetseg.options.section import Section
 from unetseg.options.validation import Schema, known_options, likeliest, validate
 
 Result = TypeVar("Result")

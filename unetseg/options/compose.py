@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from unetseg.errors import UserError
 from unetseg.names import nearest_first
 from unetseg.options import data_file
-from unetseg.options.schema import Section
+from unetseg.options.section import Section
 from unetseg.options.trainer import lightnings_arguments
 from unetseg.options.validation import Schema, describe, unknown_option, validate
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from unetseg.options.compose import CONF
 from unetseg.options.messages import format_value
-from unetseg.options.schema import Section, Train
+from unetseg.options.schema import Train
+from unetseg.options.section import Section
 from unetseg.options.validation import describe
 
 WIDTH = 100

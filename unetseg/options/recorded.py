@@ -18,7 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 from unetseg.errors import UserError, first_line
 from unetseg.options import data_file, plain_yaml
 from unetseg.options.compose import CONF, as_override, compose_config, parse
-from unetseg.options.schema import DATA, Section, Train
+from unetseg.options.data_schema import DATA
+from unetseg.options.schema import Train
+from unetseg.options.section import Section
 from unetseg.options.settings import flat
 from unetseg.options.validation import Schema, validate
 

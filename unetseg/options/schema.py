@@ -7,45 +7,24 @@ description is what `--help` prints.
 from __future__ import annotations
 
 import glob
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from unetseg.names import (
     ENCODERS,
     FLOWS,
-    IGNORED,
-    LARGEST_SIZE,
     LEVELS,
-    PETS_ROOT,
     RESNETS,
     SKIPS,
     class_names,
     has_gradient,
 )
+from unetseg.options.data_schema import Folder, Pets, Synthetic
 from unetseg.options.messages import dose_per_level, format_value, one_of, one_or_per_level, rejected
+from unetseg.options.section import Section, Text
 from unetseg.options.trainer import check_trainer
-
-Text = Annotated[str, Strict(False)]
-"""A text of the user's own, which may look like a number: a class may be called 0, a folder 2024."""
-
-
-class Section(BaseModel):
-    """A group of options; unknown keys are errors and values don't change after validation.
-
-    A value is of its option's own type: true is no number, "3" and 3.0 are no whole numbers, 1 is not true.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        protected_namespaces=(),
-        allow_inf_nan=False,
-        strict=True,
-        coerce_numbers_to_str=True,
-    )
 
 
 class Model(Section):
@@ -134,169 +113,17 @@ class Model(Section):
         return self
 
 
-def _existing_folder(value: str) -> str:
-    if not Path(value).is_dir():
-        raise rejected("a folder that exists", "data=synthetic, which needs no data, or another data.root=FOLDER")
-    return value
-
-
 def _existing_checkpoint(value: str) -> str:
     if not Path(value).exists():
         raise rejected("a checkpoint file or a run folder that exists", "checkpoint=runs/NAME/checkpoints/best.ckpt")
     return value
 
 
-ExistingFolder = Annotated[Text, AfterValidator(_existing_folder)]
 ExistingCheckpoint = Annotated[
     Text,
     AfterValidator(_existing_checkpoint),
     Field(description="a checkpoint of unetseg.train, or its run folder"),
 ]
-
-
-class Data(Section):
-    """The options that every data set has."""
-
-    size: int = Field(ge=32, le=LARGEST_SIZE, description="side in pixels of the square that pictures are resized to")
-    batch_size: int = Field(ge=1, description="pictures per step and device")
-    workers: int = Field(ge=0, le=256, description="loader processes; 0 loads in the training process")
-    augment: bool = Field(description="random flip, scale, rotation and colour while training")
-    cache: Literal["auto", "none", "ram", "disk", "device"] = Field(description="auto | none | ram | disk | device")
-    global_batch_size: int | None = Field(ge=1, description="pictures per step over all devices; null: what comes out")
-    range: list[float] | None = Field(
-        description="[low,high]: the values of more than 8 bits that become black and white; null: 0 and 65535"
-    )
-    check: Literal["full", "headers", "none"] = Field(
-        description="what is read before training: full (every mask) | headers (sizes) | none"
-    )
-
-    @field_validator("range")
-    @classmethod
-    def _range(cls, value: list[float] | None) -> list[float] | None:
-        if value is not None and (len(value) != 2 or not value[0] < value[1]):
-            raise rejected("two numbers, the lower one first, or null", "data.range=[0,4095]")
-        return value
-
-
-class Trimaps(Data):
-    """The options of sets in the layout of Oxford-IIIT Pet."""
-
-    target: Literal["pet", "trimap"] = Field(description="classes: pet (two) | trimap (three)")
-    border: Literal["pet", "background", "ignore"] = Field(
-        description="target=pet: what trimap value 3 (boundary) counts as: pet | background | ignore"
-    )
-    validation: Literal["every_10th"] | float = Field(
-        description="every_10th line of trainval, or a share of it (0..0.5) stratified by breed and drawn with `seed`"
-    )
-
-    @field_validator("validation", mode="before")
-    @classmethod
-    def _validation(cls, value: object) -> object:
-        if value == "every_10th" or (isinstance(value, float) and 0 < value <= 0.5):
-            return value
-        raise rejected("every_10th, or a share above 0 and up to 0.5", "every_10th")
-
-
-class Pets(Trimaps):
-    """Oxford-IIIT Pet."""
-
-    name: Literal["pets"] = Field(description="pets | folder | synthetic")
-    root: ExistingFolder | None = Field(description=f"folder of images/, annotations/; null: {PETS_ROOT}, downloaded")
-
-
-class Synthetic(Trimaps):
-    """Generated animals in the layout of Oxford-IIIT Pet."""
-
-    name: Literal["synthetic"] = Field(description="pets | folder | synthetic")
-    root: Text = Field(description="folder under which generated sets are kept")
-    train_images: int = Field(ge=10, description="pictures generated for training and validation")
-    test_images: int = Field(ge=1, description="pictures generated for the test")
-    similarity: float = Field(ge=0, le=1, description="0..1 moves the animals' texture to the background's")
-    generator_seed: int = Field(ge=0, description="seed of the generator; `seed` does not change the pictures")
-
-
-class Folder(Data):
-    """A user's own pictures and masks."""
-
-    name: Literal["folder"] = Field(description="pets | folder | synthetic")
-    root: ExistingFolder = Field(description="folder with images/ and masks/; train.txt, val.txt, test.txt if wanted")
-    images: str | None = Field(
-        description="pattern of the pictures below the root, such as {split}/{name}_sat.jpg; null: images/{name}.*"
-    )
-    masks: str | None = Field(
-        description="pattern of the masks; one that ends in .json is LabelMe's with {name}, COCO's without; null: "
-        "masks/{name}.*"
-    )
-    classes: list[Text] = Field(
-        min_length=2, max_length=254, description="names of the mask values 0, 1, ...; null: those of `values`"
-    )
-    values: dict[str, int | str | list[int | str]] | None = Field(
-        description='the mask values or colours of each class: {background:0,road:[1,255],ignore:"#ff0000"}'
-    )
-    threshold: float | None = Field(description="mask values above it are class 1, the others class 0")
-    instances: bool | None = Field(
-        description="true: a picture has many masks, one an object; data.masks fits them all"
-    )
-    ignore_index: int | None = Field(ge=0, le=255, description="mask value that is left out of loss and metrics")
-    group: str | None = Field(
-        description="pattern of the pictures' names with {group}, such as {group}_slice*: pictures of one group are "
-        "never in two splits, and are the units of intervals"
-    )
-    ratios: list[float] = Field(description="shares of train, validation and test where nothing says the split")
-    split_seed: int = Field(ge=0, description="seed of that split; `seed` does not change it")
-    stratify: bool = Field(description="true: each split gets its share of the pictures with each class")
-    folds: int | None = Field(
-        ge=2, description="divide the pictures into so many parts, one of which is the test split"
-    )
-    fold: int = Field(ge=0, description="which of them, from 0; an axis of a sweep: data.fold=0,1,2,3,4")
-
-    @field_validator("ratios")
-    @classmethod
-    def _ratios(cls, value: list[float]) -> list[float]:
-        if len(value) != 3 or min(value) <= 0 or abs(sum(value) - 1) > 1e-6:
-            raise rejected("three positive shares that sum to 1", "[0.7,0.15,0.15]")
-        return value
-
-    @field_validator("group")
-    @classmethod
-    def _group(cls, value: str | None) -> str | None:
-        if value is not None and "{group}" not in value:
-            raise rejected("a pattern with {group} in it, and * for the rest", "data.group='{group}_*'")
-        return value
-
-    @field_validator("values")
-    @classmethod
-    def _values(cls, value: Any) -> Any:
-        accepted = "for each class, and for ignore, a whole number, a colour as #rrggbb, or a list of either"
-        entries = [one for own in (value or {}).values() for one in (own if isinstance(own, list) else [own])]
-        colours = [isinstance(entry, str) for entry in entries]
-        wrong = [e for e in entries if isinstance(e, str) and not re.fullmatch("#[0-9a-fA-F]{6}", e)]
-        if wrong or len({*colours}) > 1 or len({str(e).lower() for e in entries}) < len(entries) or len(entries) > 254:
-            raise rejected(f"{accepted}, each once", "data.values={background:0,vessel:255,ignore:128}")
-        return value
-
-    @model_validator(mode="after")
-    def _mask_values_fit(self) -> Folder:
-        if self.threshold is not None and (len(self.classes) != 2 or self.values or self.ignore_index is not None):
-            raise rejected("data.threshold with two classes, without data.values and data.ignore_index", "--help")
-        if self.values and self.ignore_index is not None:
-            raise rejected(f"data.values with {IGNORED}, in place of data.ignore_index", "data.ignore_index=null")
-        if self.instances and len(self.classes) != 2:
-            raise rejected("data.instances=true with two classes", "data.instances=null")
-        if len({*self.classes}) < len(self.classes):
-            raise rejected("data.classes with each name once", "--help")
-        drawn = (self.masks or "").endswith(".json")
-        if drawn and (self.threshold is not None or self.values or self.ignore_index is not None or self.instances):
-            raise rejected(
-                "data.masks in JSON with data.classes alone; it has no values, threshold, ignore_index or instances",
-                "'data.classes=[background,cat,dog]'",
-            )
-        if self.fold >= (self.folds or 1):
-            raise rejected("data.fold from 0 to below data.folds", "data.folds=5")
-        return self
-
-
-DATA: dict[str | None, type[Data]] = {"pets": Pets, "folder": Folder, "synthetic": Synthetic}
 
 
 class Optimizer(Section):

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from unetseg.errors import UserError
 from unetseg.names import nearest_first
+from unetseg.options.data_schema import DATA
 from unetseg.options.messages import KINDS, format_value
-from unetseg.options.schema import DATA, Section
+from unetseg.options.section import Section
 from unetseg.options.trainer import trainer_arguments
 
 Schema = TypeVar("Schema", bound=Section)

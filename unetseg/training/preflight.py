@@ -12,7 +12,8 @@ from urllib.request import Request, urlopen
 
 from unetseg.errors import UserError
 from unetseg.names import PETS_ROOT
-from unetseg.options.schema import Pets, Train
+from unetseg.options.data_schema import Pets
+from unetseg.options.schema import Train
 from unetseg.runs.folder import check_resume
 
 if TYPE_CHECKING:
