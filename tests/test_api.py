@@ -204,7 +204,7 @@ def test_a_damaged_run_of_a_sweep_is_named_and_the_others_are_shown(run, tmp_pat
         assert list(sweep.table.index) == ["whole"]
     assert [one.folder.name for one in sweep.runs] == ["whole"]
     assert list(sweep.damaged) == ["damaged"]
-    assert "1 runs, 1 damaged" in repr(sweep)
+    assert "1 run, 1 damaged" in repr(sweep)
     assert "summary.json can&#x27;t be read" in sweep._repr_html_()
 
 

@@ -25,7 +25,7 @@ from rich.text import Text
 from unetseg import launch
 from unetseg.errors import Halt, UserError
 from unetseg.files import write_json
-from unetseg.names import minutes
+from unetseg.names import counted, minutes
 from unetseg.options import command
 from unetseg.options.call import CallableModule, Option, interruptible, overrides_of
 from unetseg.options.compose import values_of
@@ -87,20 +87,19 @@ def ablate(jobs: list[tuple[list[str], Ablate]]) -> list[SweepRun]:
     first = jobs[0][1]
     axes = axes_of([options.model_dump() for _, options in jobs], ignored=("sweep.",))
     folder = Path(first.output) / (first.name or sweep_name(jobs, axes))
-    runs: list[SweepRun] = []
+    runs: dict[str, SweepRun] = {}
     for overrides, options in jobs:
         name = run_name(options.model_dump(), axes)
         own = [o for o in overrides if o.lstrip("+").partition("=")[0] not in SWEEP_OPTIONS]
         run = SweepRun(name, own, options, RunFolder(folder / name), folder / "logs" / f"{name}.log")
-        twin = next((other for other in runs if other.name == name), None)
-        if twin:
+        if name in runs:
             raise UserError(
-                f"two runs of the sweep would have the folder {name}: {' '.join(twin.overrides)} and {' '.join(own)}",
+                f"two runs of the sweep would have the folder {name}: {' '.join(runs[name].overrides)} and {' '.join(own)}",
                 accepted="values that differ in a name, within twelve digits",
                 advice="two sweeps",
             )
         run.check_folder()
-        runs.append(run)
+        runs[name] = run
     logs = folder / "logs"
     if logs.is_symlink():
         raise UserError(f"{logs} is a link", accepted="a folder of its own", advice="another name=... or output=...")
@@ -108,12 +107,15 @@ def ablate(jobs: list[tuple[list[str], Ablate]]) -> list[SweepRun]:
     record = {
         "command": launch.command_line(),
         "axes": axes,
-        "cells": [{"name": run.name, "overrides": run.overrides} for run in runs],
+        "cells": [{"name": run.name, "overrides": run.overrides} for run in runs.values()],
     }
     write_json(folder / "sweep.json", record)
-    print(f"{folder}: {len(runs)} runs, {sum(run.state == 'done' for run in runs)} of them finished before")
-    show(runs, first.jobs)
-    return runs
+    all_runs = [*runs.values()]
+    print(
+        f"{folder}: {counted(len(runs), 'run')}, {sum(run.state == 'done' for run in all_runs)} of them finished before"
+    )
+    show(all_runs, first.jobs)
+    return all_runs
 
 
 def sweep_name(jobs: list[tuple[list[str], Ablate]], axes: Iterable[str]) -> str:

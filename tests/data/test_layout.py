@@ -347,7 +347,7 @@ def test_what_is_left_over_is_told(root):
         put(root / f"m/p{i}.png", square(1))
     notes = collection(root, "data.images=i/{name}.png", "data.masks=m/{name}.png").notes
     assert "2 files (holdout/x.png, i/up.PNG)" in notes[0]
-    assert "1 files (m/p8.png)" in notes[1]
+    assert "1 file (m/p8.png)" in notes[1]
 
 
 def test_linked_folders_are_read_and_circles_are_not(root):

@@ -25,6 +25,7 @@ from unetseg.evaluation.statistics import (
     pooled_seeds,
     rates_with_interval,
     resampled_sums,
+    seed_interval,
     seeds_needed,
     spread_of,
     sum_by_unit,
@@ -373,3 +374,10 @@ def test_the_script_that_counts_coverage_prints_its_tables(table):
     widths = {line.count("|") for line in printed.getvalue().splitlines()}
     assert len(widths) == 1
     assert "nan" not in printed.getvalue()
+
+
+def test_the_interval_over_seeds_is_students():
+    values = [0.883, 0.936, 0.944]
+    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert seed_interval(values) == pytest.approx((low, high))
+    assert seed_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 import sys
 from pathlib import Path
 
 from unetseg.errors import UserError
 from unetseg.files import write_text
 from unetseg.options import data_file
-from unetseg.options.command import exit_on_error
+from unetseg.options.command import exit_on_error, protect_output
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
 from unetseg.options.settings import override
@@ -38,18 +39,17 @@ def look(root: Path, overrides: list[str]) -> Path:
     if not root.is_dir():
         raise UserError(f"{root} is no folder", accepted="a folder of pictures and masks")
     file = root / data_file.NAME
-    plain = (root / "images").is_dir() and (root / "masks").is_dir()
     if not file.exists():
         from unetseg.data.guess import guess
 
+        stated = {}
         try:
             stated = guess(root)
         except UserError:
-            if not plain:
+            if not ((root / "images").is_dir() and (root / "masks").is_dir()):  # which need no statement
                 raise
-            stated = {}
-        text = "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in stated.items())
         if stated:
+            text = "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in stated.items())
             doubts = "".join(f"# {key}: {DOUBTS[key]}\n" for key in stated if key in DOUBTS)
             write_text(file, f"# A guess of python -m unetseg.data: read and mend it.\n{text}{doubts}")
             print(f"{file} is written:\n{text}{doubts}")
@@ -72,11 +72,12 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(__doc__)
         sys.exit(0 if len(sys.argv) > 1 else 2)
+    protect_output()
     with exit_on_error("data"):
         root = Path(sys.argv[1]).expanduser()
         page = look(root, sys.argv[2:])
         print(f"next: look at {page}: do the masks lie on their pictures?")
-        print(f"      python -m unetseg.train data=folder data.root={root}")
+        print(f"      python -m unetseg.train data=folder data.root={shlex.quote(str(root))}")
 
 
 if __name__ == "__main__":

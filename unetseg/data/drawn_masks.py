@@ -24,6 +24,7 @@ from rich.progress import track
 from unetseg.data.cache import cache_folder, is_private, locked
 from unetseg.data.masks import MaskValues, read_mask
 from unetseg.data.pictures import MOST
+from unetseg.data.survey import file_state
 from unetseg.errors import UserError, first_line
 from unetseg.files import drafted
 from unetseg.names import IGNORE
@@ -57,14 +58,11 @@ def draw_all(masks: Sequence[Drawn]) -> dict[str, Path]:
     """
     folder = cache_folder("disk") / "masks"
     files: dict[str, Path] = {}
-    states: dict[Path, str] = {}
+    states = {path: file_state(path) for path in {path for mask in masks for path in mask.sources}}
     for mask in masks:
         key = hashlib.sha256(f"{VERSION} {mask.name} {mask.options}".encode(errors="surrogateescape"))
         for path in mask.sources:
-            if path not in states:
-                status = path.stat()
-                states[path] = f"{path.absolute()} {status.st_size} {status.st_ctime_ns}"
-            key.update(states[path].encode(errors="surrogateescape"))
+            key.update(f"{path.absolute()} {states[path]}".encode(errors="surrogateescape"))
         files[mask.name] = folder / f"{key.hexdigest()[:32]}.png"
 
     def write(mask: Drawn) -> None:

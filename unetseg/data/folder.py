@@ -23,15 +23,12 @@ from unetseg.data import layout, published
 from unetseg.data.dataset import Collection, Example, missing_layout, read_list
 from unetseg.data.masks import INVALID, MASK_SUFFIXES, MaskValues, stated_values
 from unetseg.data.pictures import IMAGE_SUFFIXES, Unreadable
-from unetseg.data.splits import SPLITS, Drawing
+from unetseg.data.splits import FLAG, LISTS, SPLITS, Drawing
 from unetseg.data.survey import mask_contents
 from unetseg.errors import UserError
 from unetseg.names import IGNORE, nearest_first
 
-LISTS = {split: f"{split}.txt" for split in SPLITS}
 ENDINGS = ", ".join(IMAGE_SUFFIXES)
-FLAG = "1"
-"""The second column of VOC's lists of one class, where the picture has it; what others mean isn't guessed."""
 
 
 def load(
@@ -187,28 +184,22 @@ def _notes(given: Mapping[str, str], members: Mapping[str, Sequence[str]], drawi
 
 
 class Files:
-    """The pictures in a folder and its subfolders, by their paths relative to it.
-
-    Hidden files are left out: macOS leaves ._NAME.jpg beside NAME.jpg on foreign disks.
-    """
+    """The pictures in a folder and its subfolders, by their paths relative to it."""
 
     def __init__(self, folder: Path, suffixes: Sequence[str]):
-        self.folder, self.suffixes = folder, suffixes
+        self.folder = folder
         self.named: dict[str, list[Path]] = {}
         """The files of each relative path without its ending."""
         self.others: list[Path] = []
         """Files that are no pictures by their endings."""
         self.names: set[str] = set()
         """Relative paths with their endings."""
-        for path in sorted(folder.rglob("*")):
-            below = path.relative_to(folder)
-            if any(part.startswith(".") for part in below.parts) or path.is_dir():
-                continue
-            if path.suffix.lower() in suffixes:
-                self.named.setdefault(below.with_suffix("").as_posix(), []).append(path)
-                self.names.add(below.as_posix())
+        for file in layout.files_below(folder):
+            if _ending(file) in suffixes:
+                self.named.setdefault(_stem(file), []).append(folder / file)
+                self.names.add(file)
             else:
-                self.others.append(path)
+                self.others.append(folder / file)
 
     def one(self, name: str) -> Path | None:
         """Return the only file of this name without its ending, or None; raise a UserError if there are two."""

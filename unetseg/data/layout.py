@@ -84,7 +84,7 @@ class Pattern:
 
 
 def files_below(root: Path) -> list[str]:
-    """Return the paths of all files below a folder, relative, sorted; hidden ones are left out.
+    """Return the paths of all files below a folder, relative, sorted by folder; hidden ones are left out.
 
     macOS leaves ._NAME.jpg beside NAME.jpg on foreign disks.
     """
@@ -99,7 +99,7 @@ def files_below(root: Path) -> list[str]:
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [below + name for name in names if not name.startswith(".")]
-    return sorted(found)
+    return sorted(found, key=lambda file: file.split("/"))
 
 
 def find(root: Path, files: list[str], pattern: Pattern) -> dict[Place, list[str]]:

@@ -11,9 +11,9 @@ from unetseg.data.dataset import Example, read_list
 from unetseg.data.layout import Pattern, Place, files_below, find
 from unetseg.data.masks import MASK_SUFFIXES, MaskValues
 from unetseg.data.pictures import IMAGE_SUFFIXES, Unreadable
-from unetseg.data.splits import SPLITS
+from unetseg.data.splits import FLAG, LISTS
 from unetseg.errors import UserError
-from unetseg.names import nearest_first
+from unetseg.names import counted, nearest_first
 
 
 @dataclass
@@ -138,7 +138,7 @@ def _masks(
                 own = {name: path for name, (path, at) in pictures.items() if at.split in ("", place.split or at.split)}
                 described, absent = drawn_masks.of_coco(root / file, own, classes)
                 if absent:
-                    found.notes.append(f"{file} describes {absent} pictures that data.images doesn't find")
+                    found.notes.append(f"{file} describes {counted(absent, 'picture')} that data.images doesn't find")
                 for job in described:
                     if job.name in jobs:
                         raise UserError(
@@ -180,7 +180,7 @@ def _tell(what: str, files: set[str], found: Found) -> None:
     """Note files that are left over."""
     if files:
         first = ", ".join(sorted(files)[:3]) + (", ..." if len(files) > 3 else "")
-        found.notes.append(f"not used, as they don't fit {what}: {len(files)} files ({first})")
+        found.notes.append(f"not used, as they don't fit {what}: {counted(len(files), 'file')} ({first})")
 
 
 def select_listed(root: Path, found: Found, lists: Sequence[str]) -> Found:
@@ -194,8 +194,7 @@ def select_listed(root: Path, found: Found, lists: Sequence[str]) -> Found:
         return Found(found.examples, found.splits, found.missing, notes)
     files = {example.image.relative_to(root).as_posix(): name for name, example in found.examples.items()}
     given: dict[str, str] = {}
-    for split in SPLITS:
-        file = f"{split}.txt"
+    for split, file in LISTS.items():
         for line in read_list(root / file) if file in lists else []:
             name = _listed(line, root, found.examples, files)
             if name is None:
@@ -205,9 +204,9 @@ def select_listed(root: Path, found: Found, lists: Sequence[str]) -> Found:
                     accepted=f"a NAME, or the paths of a picture and its mask; names are {near}, ...",
                 )
             if name in given:
-                raise UserError(f"{name} stands in {given[name]}.txt and in {file}", accepted="each picture once")
+                raise UserError(f"{name} stands in {LISTS[given[name]]} and in {file}", accepted="each picture once")
             given[name] = split
-    all_listed = len(lists) == len(SPLITS) or "train.txt" in lists
+    all_listed = len(lists) == len(LISTS) or "train.txt" in lists
     examples = {name: found.examples[name] for name in given} if all_listed else found.examples
     return Found(examples, given, found.missing, found.notes)
 
@@ -217,6 +216,6 @@ def _listed(line: str, root: Path, examples: Mapping[str, Example], files: Mappi
     name = line if line in examples else files.get(line)
     if name is None and len(columns := line.split()) == 2:
         name = columns[0] if columns[0] in examples else files.get(columns[0])
-        if name is not None and columns[1] != "1" and (root / columns[1]) != examples[name].mask:
+        if name is not None and columns[1] != FLAG and (root / columns[1]) != examples[name].mask:
             return None
     return name

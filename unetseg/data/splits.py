@@ -17,6 +17,10 @@ import numpy as np
 from unetseg.errors import UserError
 
 SPLITS = ("train", "val", "test")
+LISTS = {split: f"{split}.txt" for split in SPLITS}
+"""The files in a data set's folder that list its splits."""
+FLAG = "1"
+"""The second column of VOC's lists of one class, where the picture has it; what others mean isn't guessed."""
 MOST_STARS = 2
 """More of them in a pattern would take too long to compare."""
 

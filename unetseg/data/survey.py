@@ -132,7 +132,7 @@ def mask_content(path: Path, values: MaskValues) -> np.ndarray | Unreadable:
 
 def mask_contents(paths: Sequence[Path], values: MaskValues) -> dict[Path, Any]:
     """Return the content of each mask, of type MASK, or why it can't be read; unchanged masks come from the store."""
-    states = {path: _file_state(path) for path in paths}
+    states = {path: file_state(path) for path in paths}
     store = MaskStore(paths, values.reading)
     contents: dict[Path, Any] = {
         path: store.contents[path] for path in states if store.states.get(path) == states[path] != (0, 0)
@@ -186,7 +186,7 @@ class MaskStore:
                     np.savez_compressed(file, places=places, states=states, **columns)
 
 
-def _file_state(path: Path) -> tuple[int, int]:
+def file_state(path: Path) -> tuple[int, int]:
     """Return size and time of the last change (st_ctime, which no program can set); zeros if there is no file."""
     try:
         status = path.stat()

@@ -286,6 +286,12 @@ def interval(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
+def seed_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of Student's interval at LEVEL of the mean of one value a seed, two or more."""
+    half = stdtrit(len(values) - 1, (1 + LEVEL) / 2) * np.std(values, ddof=1) / len(values) ** 0.5
+    return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
 def rates_with_interval(counts: np.ndarray, groups: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return errors / pixels over all images, B values, and the ends of its interval; nan where there is no pixel.
 

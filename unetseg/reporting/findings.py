@@ -269,7 +269,9 @@ def reuse(setting: Setting) -> tuple[str, dict[str, pd.DataFrame]] | None:
     block = str(flow[0].groupby("block").metric.nunique().idxmax())
     medians = [rows[rows.block == block].groupby("metric").value.median() for rows in flow]
     mean = pd.concat(medians).groupby(level=0).mean()
-    return block, {name: reuse_matrix(mean, name) for name in ("reuse", "weight")}
+    matrices = {name: reuse_matrix(mean, name) for name in ("reuse", "weight")}
+    reuse = matrices["reuse"]  # a stranger's table may hold other metrics
+    return (block, matrices) if "out" in reuse.columns and "0" in reuse.index else None
 
 
 def gradient_rms(setting: Setting) -> pd.DataFrame:
@@ -308,15 +310,15 @@ def edge_errors(setting: Setting, unit: str) -> pd.DataFrame:
     table = pd.concat([pd.read_csv(path) for path in paths]).groupby(["from_px", "to_px"])[["pixels", "errors"]].sum()
     bands = band_labels(table.index)
     rate = (table.errors / table.pixels.where(table.pixels > 0)).to_numpy()
+    without_interval = pd.DataFrame([rate, np.nan * rate, np.nan * rate], ["rate", "low", "high"], bands)
     paths = [run.folder.edge_distance_per_image for run in setting.runs]
     if setting.images is None or not all(path.exists() for path in paths):
-        return pd.DataFrame([rate, np.nan * rate, np.nan * rate], ["rate", "low", "high"], bands)
+        return without_interval
     counts = pd.concat([pd.read_csv(path, dtype={"name": str}) for path in paths])
     by_image = counts.groupby(["name", "from_px"])[["pixels", "errors"]].sum()  # in the order of setting.images
-    if list(by_image.index.unique("name")) != sorted(setting.images) or len(by_image) != len(setting.images) * len(
-        bands
-    ):
-        return pd.DataFrame([rate, np.nan * rate, np.nan * rate], ["rate", "low", "high"], bands)  # of other images
+    of_these = list(by_image.index.unique("name")) == sorted(setting.images)
+    if not of_these or len(by_image) != len(setting.images) * len(bands):
+        return without_interval
     groups = _groups(setting.runs[0]) if unit == "group" else [""] * len(setting.images)
     rates = rates_with_interval(by_image.to_numpy().reshape(len(groups), -1, 2), groups)
     return pd.DataFrame(rates, ["rate", "low", "high"], bands)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from unetseg.evaluation.statistics import seed_interval
 from unetseg.names import AUXILIARY, BOTTLENECK, EXITS
 from unetseg.reporting import charts, findings
 from unetseg.reporting.document import Block, Figure, Section, Table
@@ -18,6 +18,7 @@ INDICES = {"vanishing_slope": "vanishing slope", "centre_dip": "centre dip"}
 FEWEST_DOTS = 8
 """With fewer runs a scatter of them shows no more than the table."""
 SEEDS_OF_AN_INTERVAL = 3
+"""With two the interval is so wide that it says nothing."""
 CUT = "mean"
 """The one of lesions.CUTS in the report's table: the most like the features that the decoder was trained on."""
 
@@ -213,9 +214,7 @@ def _with_interval(values: Sequence[float]) -> str:
     """Return 0.79 [0.75, 0.83], Student's 95 % interval over seeds, where there are three or more; else the range."""
     if len(values) < SEEDS_OF_AN_INTERVAL:
         return _over_seeds(values)
-    half = stats.t.ppf(0.975, len(values) - 1) * float(np.std(values, ddof=1)) / len(values) ** 0.5
-    mean = float(np.mean(values))
-    return f"{number(mean, 2)} {interval(mean - half, mean + half, 2)}"
+    return f"{number(float(np.mean(values)), 2)} {interval(*seed_interval(values), 2)}"
 
 
 def _over_seeds(values: Sequence[float]) -> str:

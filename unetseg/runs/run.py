@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from unetseg.errors import UserError, first_line
+from unetseg.names import counted
 from unetseg.options import recorded
 from unetseg.options.settings import axes_of, flat, setting_name
 from unetseg.runs.folder import RunFolder
@@ -287,7 +288,7 @@ class Sweep:
 
     def __repr__(self) -> str:
         damaged = f", {len(self.damaged)} damaged" if self.damaged else ""
-        return f"<Sweep {self.folder}, {len(self.runs)} runs{damaged}>"
+        return f"<Sweep {self.folder}, {counted(len(self.runs), 'run')}{damaged}>"
 
     def _repr_html_(self) -> str:
         damaged = "".join(f"<p>left out, damaged: {html.escape(problem)}</p>" for problem in self.damaged.values())
