@@ -293,5 +293,5 @@ def test_two_runs_never_share_a_folder(tmp_path, monkeypatch):
     assert len(folders) == 2
     runs = [[*TINY, f"data.root={root}"] for root in ("x/a-b", "x/a/b")]
     options = [compose("ablate", Ablate, run) for run in runs]
-    with pytest.raises(UserError, match="two runs of the sweep would have the folder"):
+    with pytest.raises(UserError, match="two runs of the sweep would have one folder"):
         ablate.ablate(list(zip(runs, options, strict=True)))

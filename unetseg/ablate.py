@@ -93,8 +93,9 @@ def ablate(jobs: list[tuple[list[str], Ablate]]) -> list[SweepRun]:
         own = [o for o in overrides if o.lstrip("+").partition("=")[0] not in SWEEP_OPTIONS]
         run = SweepRun(name, own, options, RunFolder(folder / name), folder / "logs" / f"{name}.log")
         if name in runs:
+            both = f"{' '.join(runs[name].overrides)} and {' '.join(own)}"
             raise UserError(
-                f"two runs of the sweep would have the folder {name}: {' '.join(runs[name].overrides)} and {' '.join(own)}",
+                f"two runs of the sweep would have one folder, {name}: {both}",
                 accepted="values that differ in a name, within twelve digits",
                 advice="two sweeps",
             )
@@ -111,9 +112,8 @@ def ablate(jobs: list[tuple[list[str], Ablate]]) -> list[SweepRun]:
     }
     write_json(folder / "sweep.json", record)
     all_runs = [*runs.values()]
-    print(
-        f"{folder}: {counted(len(runs), 'run')}, {sum(run.state == 'done' for run in all_runs)} of them finished before"
-    )
+    finished = sum(run.state == "done" for run in all_runs)
+    print(f"{folder}: {counted(len(runs), 'run')}, {finished} of them finished before")
     show(all_runs, first.jobs)
     return all_runs
 
