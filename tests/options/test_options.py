@@ -257,17 +257,14 @@ def test_two_equal_runs_in_a_sweep_are_refused():
 
 
 EXPERIMENTS = sorted((ROOT / "conf/experiment").glob("*.yaml"))
-WITHOUT_RESULT = {"dose"}
-"""Experiments of which no result is recorded."""
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_composes_and_opens_with_purpose_command_duration_and_result(path, tmp_path, monkeypatch):
     head = path.read_text().partition("\ndefaults")[0]
     assert head.startswith("# @package _global_")
-    for word in ("Purpose:", "Command:", "Duration:", f"experiment={path.stem}"):
+    for word in ("Purpose:", "Command:", "Duration:", "Result:", f"experiment={path.stem}"):
         assert word in head, word
-    assert ("Result:" in head) is (path.stem not in WITHOUT_RESULT)
     axes = experiment_axes("train", Train, [f"experiment={path.stem}"])
     runs = compose_runs("train", Train, runs_of([*axes, f"experiment={path.stem}"]))
     assert len({variant(run.model.model_dump()) for run in runs}) > 1

@@ -57,17 +57,17 @@ def _tinted(image: np.ndarray, mask: np.ndarray, left_out: int) -> np.ndarray:
     colours = class_colours()
     colours[0], colours[IGNORE] = FIRST, 255
     mixed = np.where((mask == left_out)[..., None], image, 0.55 * image + 0.45 * colours[mask]).astype(np.uint8)
-    edge = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
+    edge = (cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0) & (mask != left_out)
     mixed[edge] = colours[mask][edge]
     return mixed
 
 
 def _legend(classes: tuple[str, ...], width: int) -> np.ndarray:
     """Return lines of the classes' names beside their colours, wide enough for the page."""
-    colours = class_colours(len(classes))
-    if not is_background(classes):
-        colours[0] = FIRST
-    entries = [*zip(classes, colours, strict=True), ("ignored", np.array([255, 255, 255]))]
+    entries = [*zip(classes, class_colours(len(classes)), strict=True), ("ignored", np.array([255, 255, 255]))]
+    entries[0] = classes[0], np.array(FIRST)
+    if is_background(classes):
+        del entries[0]  # it isn't drawn
     lines, left = [np.full((LINE, width, 3), 255, np.uint8)], 4
     for name, colour in entries:
         length = 30 + 9 * len(name)
