@@ -36,6 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "batch_size": {"default": 16, "help": "pictures of a step"},
     "steps": {"default": 26, "help": "training steps of an epoch; with 26, one of the 25 that count has a reading"},
     "epochs": {"default": 1, "help": "epochs of a training"},
+    "crop": {"default": 0, "help": "side of crops of the pictures, in place of squares of --size; 0: none"},
     "workers": {"default": 2, "help": "loader processes"},
     "cache": {"default": "auto", "help": "data.cache of ours: auto, none, ram, disk or device"},
     "rounds": {"default": 8, "help": "rounds in which all alternatives take turns"},
@@ -52,7 +53,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 MEASUREMENTS: dict[str, dict[str, Any]] = {
     "train": {"pets": ..., "encoder": ..., "size": ..., "batch_size": ..., "steps": ..., "epochs": ..., "workers": ...,
-              "cache": ..., "rounds": 3},
+              "cache": ..., "rounds": 3, "crop": ...},
     "data": {"pets": ..., "size": ..., "batch_size": ..., "steps": ..., "rounds": 5},
     "gradients": {"encoder": ..., "size": ..., "batch_size": ..., "rounds": ...},
     "metrics": {"encoder": ..., "size": ..., "batch_size": ..., "rounds": ...},

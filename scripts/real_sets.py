@@ -27,6 +27,7 @@ from unetseg.data.folder import value_table
 from unetseg.data.masks import read_mask
 from unetseg.data.pictures import read_image
 from unetseg.data.transforms import Transform
+from unetseg.data.view import View
 
 SIZE = 64
 TOLERANCE = 1e-6
@@ -107,7 +108,7 @@ def compare(folder: Path, root: Path, classes: tuple[str, ...], ignore: int | No
     precision = json.loads((folder / "scores/summary.json").read_text())["precision"]
     scores = pd.read_csv(folder / "scores/per_image.csv", dtype={"name": str}).set_index("name").iou
 
-    resize, values = Transform(SIZE, augment=False).resize, value_table(len(classes), ignore)
+    resize, values = Transform(View(SIZE), augment=False).resize, value_table(len(classes), ignore)
     (folder / "squares").mkdir()
     targets = {}
     for name in scores.index:

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from conftest import TINY
 
+from unetseg.data.view import View
+
 
 class Brightness:
     """The probability of class 1 is the mean brightness over (2 radius + 1)^2 pixels; beyond the border all is black.
@@ -16,8 +18,7 @@ class Brightness:
     """
 
     classes = ("dark", "bright")
-    size = 64
-    value_range = None
+    view = View(64)
 
     def __init__(self, radius: int = 0):
         self.radius = radius

@@ -99,13 +99,14 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
             f"gradient=true: the encoder of {options.checkpoint}, {known['model']['encoder']}, has no residual blocks",
             accepted="a checkpoint of a ResNet with short_skips=true",
         )
-    data = make_data(options.data.model_dump(), known["seed"], test_split=options.split)
+    measured = {name: known["data"].get(name) for name in ("mean", "std")}
+    data = make_data(options.data.model_dump() | measured, known["seed"], test_split=options.split)
     data.check()
     folder = RunFolder(output_folder(options))
     if os.path.lexists(folder.path):
         raise UserError(f"{folder.path} exists", accepted="a new folder", advice="another output=...")
     check_writable(folder.path)
-    module = SegmentationModule(model, make_loss(known["loss"], len(classes)), classes=len(classes))
+    module = SegmentationModule(model, make_loss(known["loss"], len(classes)), classes=len(classes), view=data.view)
     record = TestRecord(folder)
     trainer = build.make_trainer({"accelerator": options.accelerator, "devices": 1}, [], [record], folder.path)
     with explain_write_errors(folder.path), new_folder(folder):
@@ -115,7 +116,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
         groups.to_csv(folder.path / "per_group.csv", index=False)
     content = {
         **record.set_scores(),
-        **cost(module.model, options.data.size),
+        **cost(module.model, data.view.side, data.view.channels),
         "checkpoint": options.checkpoint,
         "split": options.split,
         "data": options.data.model_dump(),
@@ -129,9 +130,9 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
         summary.show_classes(record.per_class)
     summary.show_groups(groups, content)
     if options.lesion:
-        measure_lesions(model, len(classes), data.loader(options.split, shuffle=True), trainer, folder)
+        measure_lesions(model, len(classes), data.loader(options.split, shuffle=True, crops=True), trainer, folder)
     if options.gradient:
-        measure_path_lengths(module, data.loader(options.split), trainer, folder)
+        measure_path_lengths(module, data.loader(options.split, crops=True), trainer, folder)
     return content
 
 
@@ -200,7 +201,10 @@ def output_folder(options: Evaluate) -> Path:
     return next(parent / name for name in names if not (parent / name).exists())
 
 
-KEPT_FOR_OTHER_DATA = ("size", "range", "batch_size", "target", "border")
+KEPT_FOR_OTHER_DATA = (
+    *("size", "fit", "crop", "scale", "channels", "range", "mean", "std", "shown"),
+    *("batch_size", "target", "border"),
+)
 """The data options of a run that hold for other data sets too."""
 
 

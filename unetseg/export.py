@@ -70,13 +70,15 @@ def metadata(path: str, known: dict[str, Any]) -> dict[str, Any]:
     """
     from unetseg.runs.summary import provenance
 
+    channels = known["data"].get("channels", 3)
+    kind = "3, uint8 RGB" if channels == 3 else f"{channels}, float32 as stored in the files"
     return {
-        "input": "images: pictures x height x width x 3, uint8 RGB",
+        "input": f"images: pictures x height x width x {kind}",
         "output": "probabilities: pictures x classes x height x width, float32 in 0..1",
         **{name: known[name] for name in ("classes", "loss", "seed")},
         "data": known["data"]["name"],
-        "size": known["data"]["size"],
-        "range": known["data"].get("range"),
+        **{name: known["data"].get(name) for name in ("range", "mean", "std", "shown")},
+        **{name: known["data"][name] for name in ("size", "fit", "crop", "scale", "channels") if name in known["data"]},
         **{name: value for name, value in known["model"].items() if name not in ("classes", "channels_last")},
         "checkpoint": path,
         **provenance(),

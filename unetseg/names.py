@@ -63,6 +63,20 @@ def class_names(data: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(data["classes"]) if data["name"] == "folder" else PET_CLASSES[data["target"]]
 
 
+def view_text(data: Mapping[str, Any]) -> str:
+    """Return how a model sees pictures by the data section of a run's options, in words.
+
+    Examples:
+        >>> view_text({"size": 256}), view_text({"size": 256, "crop": 128, "scale": 0.5})
+        ('256 px', 'crops of 128 px at scale 0.5')
+    """
+    channels = "" if data.get("channels", 3) == 3 else f", {counted(data['channels'], 'channel')}"
+    if data.get("crop") is None:
+        return f"{data['size']} px{', padded' if data.get('fit') == 'pad' else ''}{channels}"
+    scale = data.get("scale", 1)
+    return f"crops of {data['crop']} px{'' if scale == 1 else f' at scale {scale:g}'}{channels}"
+
+
 def shown(name: object) -> str:
     r"""Return a name in which controls of a terminal, invisible characters and bytes that are no UTF-8 are escaped.
 

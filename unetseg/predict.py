@@ -89,6 +89,7 @@ def predict(options: Predict) -> list[Path]:
                 overlay=options.overlay,
                 probability=options.probability,
                 overwrite=options.overwrite,
+                view=model.view,
             )
             selection = select_files(options.images, output)
             due = [path for path in selection.files if not outputs.is_complete(path)]
@@ -122,7 +123,7 @@ def predict_each(paths: list[Path], model: Predictor, outputs: Outputs) -> list[
     left_out = []
     for path in track(paths, "predicting", console=console):
         try:
-            with open_picture(path, model.value_range) as picture:
+            with open_picture(path, model.view) as picture:
                 outputs.write(path, picture, bands)
         # the name may be too long, or the picture need more memory than there is: go on with the others
         except (UserError, OSError, MemoryError, RuntimeError) as error:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from unetseg import launch
 from unetseg.files import write_json
-from unetseg.names import one_word
+from unetseg.names import one_word, view_text
 from unetseg.options import command
 from unetseg.options.call import CallableModule, Option, interruptible, overrides_of, stop_at_once
 from unetseg.options.compose import values_of
@@ -103,7 +103,7 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
     data = make_data(
         options.data.model_dump(), options.seed, skip_unreadable=skip_unreadable, batch_normalisation=normalised
     )
-    module = build.make_module(options)
+    module = build.make_module(options, data.measured_view())
     # made before there is a run folder, which its callbacks need: arguments and sizes that are refused leave none
     planned = build.make_trainer(options.trainer, [], [], Path(options.output))
     batch = build.set_batch_size_and_learning_rate(options, planned, data, module)
@@ -137,7 +137,7 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
         trainer.test(module, data, ckpt_path=best.best_model_path or None, verbose=False, weights_only=True)
         summary = {
             **record.set_scores(),
-            **cost(module.model, options.data.size),
+            **cost(module.model, data.view.side, data.view.channels),
             "auxiliary_parameters": sum(p.numel() for p in module.auxiliary.parameters()) if module.auxiliary else 0,
             **speed.measurements(),
             **guard.counts(),
@@ -148,7 +148,7 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
             "skip_gradient": one_word(options.model.skip_gradient),
             **options.model.model_dump(include={"encoder", "short_skips", "match_parameters", "auxiliary"}),
             "data": options.data.name,
-            "size": options.data.size,
+            "size": data.view.side,
             "epochs": trainer.current_epoch,
             "val/iou": None if best.best_model_score is None else best.best_model_score.item(),
             "precision": str(trainer.precision),
@@ -170,7 +170,7 @@ def plan(options: Train) -> str:
     data, length = options.data, options.trainer.get("max_epochs")
     epochs = f"{length} epochs" if length and length > 0 else "no fixed number of epochs"
     verb, setting = "resuming" if options.resume else "training", variant(options.model.model_dump())
-    where = f"data={data.name}, {data.size} px, batches of {data.batch_size}, {epochs}"
+    where = f"data={data.name}, {view_text(data.model_dump())}, batches of {data.batch_size}, {epochs}"
     return f"{verb} {options.model.encoder}, skip {setting}, seed {options.seed}: {where}"
 
 

@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.comparison import interleaved, spread, timed
 from benchmarks.report import Result, Row, listed
+from unetseg.data.view import View
 from unetseg.inference.engines import TorchEngine, load_exported
 from unetseg.inference.export import export
 from unetseg.inference.predictor import TILE, Predictor
@@ -49,7 +50,7 @@ def predictor(kind: str, encoder: str, size: int, tile: int, exported: Path) -> 
         return Predictor(load_exported(exported), tile=tile)
     model = segmenter(encoder)
     if kind == "unetseg":
-        return Predictor(TorchEngine(model, classes=("background", "pet"), size=size, device="cpu"), tile=tile)
+        return Predictor(TorchEngine(model, classes=("background", "pet"), view=View(size), device="cpu"), tile=tile)
     net = smp.Unet(encoder, encoder_weights=None).eval()
     net.load_state_dict(model.net.state_dict())
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)

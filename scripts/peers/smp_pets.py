@@ -49,7 +49,7 @@ class Pets(Dataset):
         name = self.names[index]
         image = Image.open(self.root / f"images/{name}.jpg").convert("RGB").resize(self.size, Image.BILINEAR)
         trimap = np.asarray(Image.open(self.root / f"annotations/trimaps/{name}.png"))
-        mask = resize_mask((trimap != 2).astype(np.uint8), self.size[0])  # 1 pet, 2 background, 3 boundary
+        mask = resize_mask((trimap != 2).astype(np.uint8), *self.size)  # 1 pet, 2 background, 3 boundary
         return pil_to_tensor(image), torch.from_numpy(mask)[None]
 
 

@@ -17,10 +17,11 @@ import torch
 from conftest import TINY
 
 from unetseg.data import cache, dataset
-from unetseg.data.cache import Cache
+from unetseg.data.cache import Cache, cache_bytes
 from unetseg.data.masks import MaskValues
 from unetseg.data.pictures import Unreadable
 from unetseg.data.sources import make_data
+from unetseg.data.view import View
 from unetseg.errors import UserError
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
@@ -116,7 +117,7 @@ def room(monkeypatch, total: int, free: int | None = None) -> None:
 
 @pytest.mark.parametrize(("quarters", "kept"), [(4, {"train", "val"}), (3.99, {"val"})])
 def test_by_itself_it_keeps_in_memory_what_takes_at_most_a_quarter_of_it(quarters, kept, drawn, plain, monkeypatch):
-    room(monkeypatch, int(quarters * 18 * (4 * 48**2 + 1)))
+    room(monkeypatch, int(quarters * cache_bytes(View(48), 18)))
     options = compose("train", Train, [*TINY, f"data.root={drawn}", "data.size=48"]).data
     assert options.cache == "auto"
     data = make_data(options.model_dump(), 0)
@@ -142,7 +143,7 @@ def test_the_threads_that_decode_outlive_it_because_a_fork_must_not_meet_their_e
         decoders.add(threading.current_thread())
         return square(index)
 
-    Cache("ram", examples, VALUES, SIZE, read)
+    Cache("ram", examples, VALUES, View(SIZE), read)
     assert decoders
     assert all(thread.is_alive() for thread in decoders)
     assert threading.current_thread() not in decoders
@@ -155,7 +156,7 @@ def test_the_threads_that_decode_outlive_it_because_a_fork_must_not_meet_their_e
     "change", ["picture", "picture of the same size and time", "mask", "size", "values", "reading", "order"]
 )
 def test_what_has_changed_is_decoded_again(change, examples):
-    arguments = {"files": examples, "values": VALUES, "size": SIZE, "read": square}
+    arguments = {"files": examples, "values": VALUES, "view": View(SIZE), "read": square}
     Cache("disk", **arguments)
     if change in ("picture", "mask"):
         path = examples[3][0] if change == "picture" else examples[3][1]
@@ -165,7 +166,7 @@ def test_what_has_changed_is_decoded_again(change, examples):
         path.write_bytes(bytes(before.st_size))
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     made = {
-        "size": {"size": 8, "read": lambda index: (np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8))},
+        "size": {"view": View(8), "read": lambda index: (np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8))},
         "values": {"values": MaskValues(VALUES.table[::-1])},
         "reading": {"values": MaskValues(VALUES.table, threshold=0)},
         "order": {"files": examples[::-1]},
@@ -188,13 +189,13 @@ def test_a_picture_that_cannot_be_read_leaves_a_gap(examples):
             raise Unreadable("5")
         return square(index)
 
-    squares = Cache("disk", examples, VALUES, SIZE, read)
+    squares = Cache("disk", examples, VALUES, View(SIZE), read)
     assert squares[5] is None
     assert squares[6][1][0, 0] == 106
 
 
 def test_a_process_that_is_not_forked_maps_the_file_itself(examples):
-    squares = Cache("disk", examples, VALUES, SIZE, square)
+    squares = Cache("disk", examples, VALUES, View(SIZE), square)
     content = pickle.dumps(squares)
     assert len(content) < 2000
     assert holds_all(pickle.loads(content))
@@ -214,7 +215,7 @@ def test_processes_that_start_together_decode_each_picture_once(kind, examples, 
             return square(index)
 
         start.wait()
-        squares = Cache(kind, examples, VALUES, SIZE, read)
+        squares = Cache(kind, examples, VALUES, View(SIZE), read)
         answers.put(holds_all(squares))
         start.wait()  # all use it at once
 
@@ -239,7 +240,7 @@ def test_a_kill_while_it_is_built_leaves_nothing_that_is_used(kind, examples):
                 time.sleep(60)
             return square(index)
 
-        Cache(kind, examples, VALUES, SIZE, read)
+        Cache(kind, examples, VALUES, View(SIZE), read)
 
     process = FORK.Process(target=killed)
     process.start()
@@ -247,7 +248,7 @@ def test_a_kill_while_it_is_built_leaves_nothing_that_is_used(kind, examples):
     assert [path.suffix for path in files(kind)] == [".partial"]
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    squares = Cache(kind, examples, VALUES, SIZE, square)
+    squares = Cache(kind, examples, VALUES, View(SIZE), square)
     assert holds_all(squares)
     assert files(kind) == [squares.path]
 
@@ -256,7 +257,7 @@ def test_a_kill_while_it_is_built_leaves_nothing_that_is_used(kind, examples):
 
 
 def test_what_is_in_memory_is_removed_when_its_last_user_ends(examples):
-    first, second = (Cache("ram", examples, VALUES, SIZE, read) for read in (square, refused))
+    first, second = (Cache("ram", examples, VALUES, View(SIZE), read) for read in (square, refused))
     path = first.path
     del first
     assert path.exists()
@@ -266,7 +267,7 @@ def test_what_is_in_memory_is_removed_when_its_last_user_ends(examples):
 
 
 def test_a_loaders_process_removes_nothing(examples):
-    squares = Cache("ram", examples, VALUES, SIZE, square)
+    squares = Cache("ram", examples, VALUES, View(SIZE), square)
     loader = FORK.Process(target=squares.__getitem__, args=(0,))
     loader.start()
     loader.join()
@@ -280,11 +281,12 @@ from pathlib import Path
 import numpy as np
 from unetseg.data import cache
 from unetseg.data.masks import MaskValues
+from unetseg.data.view import View
 folder = Path(sys.argv[1])
 cache.SHARED_MEMORY = folder / "ram"
 square = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
 files = [(folder / "0.jpg", folder / "0.png")]
-kept = cache.Cache("ram", files, MaskValues(np.arange(256, dtype=np.uint8)), 8, lambda index: square)
+kept = cache.Cache("ram", files, MaskValues(np.arange(256, dtype=np.uint8)), View(8), lambda index: square)
 assert kept.path.exists()
 if sys.argv[2] == "killed":
     os.kill(os.getpid(), 9)
@@ -299,7 +301,7 @@ def test_it_is_removed_at_the_end_of_a_process_or_if_that_is_killed_by_the_next_
     assert files("ram") == []
     assert run("killed") == -9
     assert len(files("ram")) == 1
-    squares = Cache("ram", examples, VALUES, SIZE, square)
+    squares = Cache("ram", examples, VALUES, View(SIZE), square)
     assert files("ram") == [squares.path]
 
 
@@ -310,8 +312,8 @@ def test_it_is_removed_at_the_end_of_a_process_or_if_that_is_killed_by_the_next_
 def test_too_little_room_is_told_with_the_bytes_needed_and_the_ways_on(kind, examples, monkeypatch):
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: SimpleNamespace(free=4321))
     with pytest.raises(UserError) as caught:
-        Cache(kind, examples, VALUES, SIZE, refused)
-    needed = LENGTH * (4 * SIZE * SIZE + 1)
+        Cache(kind, examples, VALUES, View(SIZE), refused)
+    needed = cache_bytes(View(SIZE), LENGTH)
     folder = cache.cache_folder(kind)
     assert f"data.cache={kind} needs {needed:,} bytes in {folder}: 4,321 are free" in str(caught.value)
     assert {"ram": "try: data.cache=disk", "disk": "try: XDG_CACHE_HOME=FOLDER"}[kind] in str(caught.value)
@@ -319,15 +321,15 @@ def test_too_little_room_is_told_with_the_bytes_needed_and_the_ways_on(kind, exa
 
 def test_room_that_runs_out_meanwhile_is_told_and_given_back(examples, monkeypatch):
     monkeypatch.setattr(cache.os, "pwrite", lambda file, content, at: len(content) // 2)  # what a full disk does
-    with pytest.raises(UserError, match=r"data\.cache=disk needs 81,940 bytes in .*disk/unetseg: No space left"):
-        Cache("disk", examples, VALUES, SIZE, square)
+    with pytest.raises(UserError, match=r"data\.cache=disk needs 81,944 bytes in .*disk/unetseg: No space left"):
+        Cache("disk", examples, VALUES, View(SIZE), square)
     assert files("disk") == []
 
 
 def test_a_folder_that_cannot_be_written_is_told(examples, tmp_path):
     (tmp_path / "disk").write_text("no folder")
     with pytest.raises(UserError, match=r"data\.cache=disk needs"):
-        Cache("disk", examples, VALUES, SIZE, square)
+        Cache("disk", examples, VALUES, View(SIZE), square)
 
 
 # Files of others
@@ -335,17 +337,17 @@ def test_a_folder_that_cannot_be_written_is_told(examples, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_that_was_cut_short_is_made_anew(kind, examples):
-    squares = Cache(kind, examples, VALUES, SIZE, square)
+    squares = Cache(kind, examples, VALUES, View(SIZE), square)
     path = squares.path
     del squares
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"\0" * 1000)
-    assert holds_all(Cache(kind, examples, VALUES, SIZE, square))
+    assert holds_all(Cache(kind, examples, VALUES, View(SIZE), square))
 
 
 def test_other_ranges_are_other_files(examples):
-    first = Cache("disk", examples, VALUES, SIZE, square)
-    second = Cache("disk", examples, VALUES, SIZE, square, [0, 4095])
+    first = Cache("disk", examples, VALUES, View(SIZE), square)
+    second = Cache("disk", examples, VALUES, View(SIZE, value_range=[0, 4095]), square)
     assert first.path != second.path
 
 
@@ -363,12 +365,12 @@ def test_shared_memory_that_somebody_else_has_made_is_not_used(what, examples, t
     else:
         folder.mkdir()
         folder.chmod(0o755)
-    squares = Cache("ram", examples, VALUES, SIZE, square)
+    squares = Cache("ram", examples, VALUES, View(SIZE), square)
     assert holds_all(squares)
     assert squares.path.parent not in (folder, elsewhere)
     assert squares.path.parent.stat().st_mode & 0o077 == 0
     assert (elsewhere / "lock").read_text() == "precious"
-    assert Cache("ram", examples, VALUES, SIZE, refused).path == squares.path, "another process finds it"
+    assert Cache("ram", examples, VALUES, View(SIZE), refused).path == squares.path, "another process finds it"
 
 
 def test_a_lock_that_is_a_link_empties_no_file(examples, tmp_path):
@@ -377,5 +379,5 @@ def test_a_lock_that_is_a_link_empties_no_file(examples, tmp_path):
     (tmp_path / "mine").write_text("precious")
     (folder / "lock").symlink_to(tmp_path / "mine")
     with pytest.raises(UserError, match=r"data\.cache=disk needs"):
-        Cache("disk", examples, VALUES, SIZE, square)
+        Cache("disk", examples, VALUES, View(SIZE), square)
     assert (tmp_path / "mine").read_text() == "precious"

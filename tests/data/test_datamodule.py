@@ -9,6 +9,7 @@ import torch
 from unetseg.data.dataset import EpochSampler
 from unetseg.data.sources import make_data
 from unetseg.data.transforms import Transform
+from unetseg.data.view import View
 from unetseg.names import IGNORE
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
@@ -73,7 +74,7 @@ def test_epochs_differ_in_order_and_augmentation(make):
 def test_pictures_of_one_epoch_are_augmented_differently():
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     mask = np.zeros((40, 50), np.uint8)
-    transform = Transform(32, augment=True)
+    transform = Transform(View(32), augment=True)
     drawn = [transform(image, mask, (0, 0, index))[0].tobytes() for index in range(12)]
     assert len(set(drawn)) >= 9, "one in fifty is neither moved nor coloured, so a few may be alike"
 

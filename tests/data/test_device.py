@@ -125,8 +125,8 @@ def test_what_cannot_be_read_is_left_out_of_its_batch(drawn, monkeypatch):
 
     def without_the_fourth(cache, *arguments):
         real(cache, *arguments)
-        cache.records = np.array(cache.records)
-        cache.records["whole"][3] = False
+        cache.content = np.array(cache.content)
+        cache.content[3] = 0
 
     monkeypatch.setattr(Cache, "__init__", without_the_fourth)
     found = batches(data, data.train_dataloader())

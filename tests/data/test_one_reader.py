@@ -14,6 +14,7 @@ from unetseg.data.dataset import Example, Examples
 from unetseg.data.masks import INVALID, MaskValues, mask_size, read_mask
 from unetseg.data.pictures import IMAGE_SUFFIXES, image_size, open_picture, read_image
 from unetseg.data.transforms import Transform, resize_image
+from unetseg.data.view import View
 from unetseg.errors import UserError
 from unetseg.inference.engines import OnnxEngine
 from unetseg.inference.predictor import Predictor
@@ -110,10 +111,10 @@ WITH_RANGE = {  # low and high are black and white
 class Watching:
     """An engine that keeps what it is given."""
 
-    classes, size = ("no", "yes"), SIZE
+    classes = ("no", "yes")
 
     def __init__(self, value_range=None):
-        self.value_range = value_range
+        self.view = View(SIZE, value_range=value_range)
 
     def probabilities(self, images):
         self.seen = images
@@ -123,11 +124,11 @@ class Watching:
 def trained_on(path: Path, value_range=None) -> np.ndarray:
     """Return the square that training, evaluation and the report are given."""
     mask = path.with_name(f"mask_of_{path.name}.png")
-    save(mask, np.zeros(read_image(path, value_range).shape[:2], np.uint8))
+    save(mask, np.zeros(read_image(path, View(value_range=value_range)).shape[:2], np.uint8))
     values = np.full(256, INVALID, np.uint8)
     values[:2] = 0, 1
     examples = [Example("a", path, mask, "")]
-    dataset = Examples(examples, MaskValues(values), Transform(SIZE, augment=False), 0, value_range=value_range)
+    dataset = Examples(examples, MaskValues(values), Transform(View(SIZE, value_range=value_range), augment=False), 0)
     return dataset.load(0, 0)[0]
 
 
@@ -146,8 +147,8 @@ def test_the_same_square_is_trained_on_scored_and_asked_about(name, tmp_path):
     read = read_image(tmp_path / name)
     assert image_size(tmp_path / name) == read.shape[:2] == whole.shape[:2]
     assert np.abs(read.astype(int) - whole).max() <= (1 if "jp2" in name else 0)
-    assert np.array_equal(trained_on(tmp_path / name), resize_image(read, SIZE))
-    assert np.array_equal(predicted_on(tmp_path / name), resize_image(read, SIZE))
+    assert np.array_equal(trained_on(tmp_path / name), resize_image(read, SIZE, SIZE))
+    assert np.array_equal(predicted_on(tmp_path / name), resize_image(read, SIZE, SIZE))
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.avif", "cmyk.jpg", "cmyk.tif", "turned.jpg", "ycbcr.tif"])
@@ -157,8 +158,8 @@ def test_what_is_stored_with_losses_or_in_other_colours_is_the_same_square_too(n
     picture.save(tmp_path / name, **({} if name == "a.avif" else options))
     read = read_image(tmp_path / name)
     assert read.shape[:2] == image_size(tmp_path / name) == ((WIDTH, HEIGHT) if "turned" in name else (HEIGHT, WIDTH))
-    assert np.array_equal(trained_on(tmp_path / name), resize_image(read, SIZE))
-    assert np.array_equal(predicted_on(tmp_path / name), resize_image(read, SIZE))
+    assert np.array_equal(trained_on(tmp_path / name), resize_image(read, SIZE, SIZE))
+    assert np.array_equal(predicted_on(tmp_path / name), resize_image(read, SIZE, SIZE))
 
 
 def test_transparent_colours_of_a_palette_are_laid_on_white(tmp_path):
@@ -173,13 +174,14 @@ def test_transparent_colours_of_a_palette_are_laid_on_white(tmp_path):
 def test_a_stated_range_makes_the_same_square_of_more_than_8_bits(name, tmp_path):
     how, array, value_range = WITH_RANGE[name]
     how(tmp_path / name, array)
-    read = read_image(tmp_path / name, value_range)
+    read = read_image(tmp_path / name, View(value_range=value_range))
     assert np.array_equal(read, RGB if "rgb" in name else np.dstack([GREY] * 3))
-    assert image_size(tmp_path / name, value_range) == (HEIGHT, WIDTH)
-    assert np.array_equal(trained_on(tmp_path / name, value_range), resize_image(read, SIZE))
-    assert np.array_equal(predicted_on(tmp_path / name, value_range), resize_image(read, SIZE))
+    assert image_size(tmp_path / name, View(value_range=value_range)) == (HEIGHT, WIDTH)
+    assert np.array_equal(trained_on(tmp_path / name, value_range), resize_image(read, SIZE, SIZE))
+    assert np.array_equal(predicted_on(tmp_path / name, value_range), resize_image(read, SIZE, SIZE))
     assert np.array_equal(
-        predicted_on(array, value_range) if array.ndim == 2 else resize_image(read, SIZE), resize_image(read, SIZE)
+        predicted_on(array, value_range) if array.ndim == 2 else resize_image(read, SIZE, SIZE),
+        resize_image(read, SIZE, SIZE),
     )
 
 
@@ -276,7 +278,7 @@ def test_a_tiff_that_states_12_bits_is_not_read_as_if_it_had_16(tmp_path):
     for read in (image_size, read_image):
         with pytest.raises(UserError, match=r"(?s)12 bits.*data\.range=\[0,4095\]"):
             read(tmp_path / "a.tif")
-    assert np.array_equal(read_image(tmp_path / "a.tif", [0, 16 * 255])[..., 0], GREY)
+    assert np.array_equal(read_image(tmp_path / "a.tif", View(value_range=[0, 16 * 255]))[..., 0], GREY)
 
 
 @pytest.mark.parametrize("bits", [2, 4])
@@ -301,14 +303,14 @@ def test_the_order_of_bytes_of_an_array_does_not_matter():
 def test_values_that_are_no_numbers_are_refused(tmp_path):
     tiff(tmp_path / "a.tif", np.where(GREY == 0, np.nan, GREY).astype(np.float32))
     with pytest.raises(UserError, match=r"a\.tif.*no numbers"):
-        read_image(tmp_path / "a.tif", [0, 255])
+        read_image(tmp_path / "a.tif", View(value_range=[0, 255]))
 
 
 @pytest.mark.parametrize("end", ["pgm", "jp2"])
 def test_a_range_is_not_laid_on_values_that_a_format_has_scaled(end, tmp_path):
     save(tmp_path / f"a.{end}", as16(GREY) if end == "pgm" else GREY)
     with pytest.raises(UserError, match="with a range"):
-        read_image(tmp_path / f"a.{end}", [0, 4095])
+        read_image(tmp_path / f"a.{end}", View(value_range=[0, 4095]))
 
 
 def test_a_file_that_would_run_a_program_is_no_picture(tmp_path):
@@ -344,12 +346,12 @@ def test_an_exported_model_knows_the_range_and_is_given_the_square(tmp_path):
     save_untrained(tmp_path / "a.ckpt", "data.range=[0,4080]")
     export(compose("export", Export, [f"checkpoint={tmp_path / 'a.ckpt'}", f"output={tmp_path / 'a.onnx'}"]))
     engine = OnnxEngine((tmp_path / "a.onnx").read_bytes())
-    assert engine.value_range == (0, 4080)
+    assert tuple(engine.view.value_range) == (0, 4080)
     seen = []
     engine.probabilities = lambda images: seen.append(images) or Watching.probabilities(Watching(), images)
     save(tmp_path / "a.png", GREY.astype(np.uint16) * 16)
     Predictor(engine)(tmp_path / "a.png")
-    assert np.array_equal(seen[0][0], resize_image(np.dstack([GREY] * 3), engine.size))
+    assert np.array_equal(seen[0][0], resize_image(np.dstack([GREY] * 3), engine.view.size, engine.view.size))
 
 
 @pytest.mark.parametrize("orientation", TURNED)

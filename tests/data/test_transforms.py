@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from unetseg.data.transforms import Transform
+from unetseg.data.view import View
 
 CHANCES = {"HorizontalFlip": 0.5, "Affine": 0.8, "ColorJitter": 0.8}
 
@@ -13,7 +14,7 @@ CHANCES = {"HorizontalFlip": 0.5, "Affine": 0.8, "ColorJitter": 0.8}
 @pytest.fixture(scope="module")
 def drawn():
     """Return, for each of 1,000 pictures, what each step drew: nothing where it was left out."""
-    transform, found = Transform(32, augment=True), []
+    transform, found = Transform(View(32), augment=True), []
     image, mask = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8)
     for index in range(1000):
         transform(image, mask, (0, 0, index))

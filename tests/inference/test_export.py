@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import unetseg
+from unetseg.data.view import View
 from unetseg.errors import UserError
 from unetseg.export import export, work
 from unetseg.inference import export as exporters
@@ -79,13 +80,13 @@ def trusted(path: Path) -> Engine:
 
 def engine_of(path: Path) -> TorchEngine:
     model, known = checkpoint.load(path)
-    return TorchEngine(model, classes=tuple(known["classes"]), size=known["data"]["size"], device="cpu")
+    return TorchEngine(model, classes=tuple(known["classes"]), view=View.of(known["data"]), device="cpu")
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_an_export_is_the_checkpoint_at_every_size(saved, exports, suffix):
     ours, theirs = engine_of(saved), load_exported(exports[suffix], trust=True)
-    assert (theirs.classes, theirs.size) == (ours.classes, ours.size) == (("background", "pet", "boundary"), 64)
+    assert (theirs.classes, theirs.view) == (ours.classes, ours.view) == (("background", "pet", "boundary"), View(64))
     for shape in ODD:
         found = theirs.probabilities(pictures(*shape))
         assert found.dtype == np.float32

@@ -9,11 +9,12 @@ from fake_engine import Brightness, save_untrained
 from PIL import Image
 
 import unetseg
+from unetseg.data.tiling import GRID, tile_starts, tile_weights
 from unetseg.data.transforms import Transform, resize_image
+from unetseg.data.view import View
 from unetseg.errors import UserError
 from unetseg.inference import predictor
 from unetseg.inference.predictor import Predictor
-from unetseg.inference.tiling import GRID, tile_starts, tile_weights
 from unetseg.model import checkpoint
 from unetseg.model.segmenter import class_map
 
@@ -89,8 +90,8 @@ def test_options_that_cannot_be_are_refused_with_what_can(run, options, message)
 @pytest.mark.parametrize("shape", [(100, 80), (64, 64), (40, 30), (40, 200), (375, 500)], ids=str)
 def test_a_picture_is_squashed_exactly_as_in_training_and_evaluation(shape):
     image = noise(*shape)
-    wanted, _ = Transform(64, augment=False)(image, np.zeros(shape, np.uint8), (0,))
-    assert np.array_equal(resize_image(image, 64), wanted)
+    wanted, _ = Transform(View(64), augment=False).resize(image, np.zeros(shape, np.uint8))
+    assert np.array_equal(resize_image(image, 64, 64), wanted)
 
 
 def test_masks_agree_with_the_class_map_that_evaluate_scores(run):
@@ -119,7 +120,7 @@ def test_enlarging_is_bilinear_as_torch_does_it():
     image = noise(64, 64)
     big = np.asarray(Image.fromarray(image).resize((64, 64)))
     square = engine.probabilities(big[None])
-    from unetseg.inference.tiling import enlarge
+    from unetseg.data.tiling import enlarge
 
     found = np.concatenate(list(enlarge(square[0], 1200, 333)))
     wanted = torch.nn.functional.interpolate(torch.from_numpy(square), size=(1200, 333), mode="bilinear")[0]

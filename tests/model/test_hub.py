@@ -195,7 +195,7 @@ def test_a_run_becomes_a_folder_whose_card_has_its_data_and_scores(tiny, tmp_pat
     theirs = smp.from_pretrained(tmp_path / "hub")
     assert torch.equal(theirs(IMAGES), net(IMAGES))
     card = (tmp_path / "hub/README.md").read_text()
-    assert "| data | synthetic at 64 px: background, pet |" in card
+    assert "| data | synthetic, 64 px: background, pet |" in card
     assert f'"test/iou": {json.loads(run.summary.read_text())["test/iou"]}' in card
 
 

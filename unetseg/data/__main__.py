@@ -64,7 +64,7 @@ def look(root: Path, overrides: list[str]) -> Path:
     name = f"{root.resolve().name}_samples"
     names = (f"{name}.png" if number == 1 else f"{name}_{number}.png" for number in itertools.count(1))
     page = next(path for path in map(Path, names) if not path.exists())
-    sheet(data.collection, SAMPLES, options.data.range, page)
+    sheet(data.collection, SAMPLES, data.view, page)
     return page
 
 

@@ -1,4 +1,4 @@
-"""Resized images and masks in one memory-mapped file, shared by all processes of a machine.
+"""Images and masks as a view resizes them, in one memory-mapped file that all processes of a machine share.
 
 A file is written under another name and renamed when it is complete, so that a process may be killed at any moment.
 Its name is a fingerprint of the pictures: if they change, a new file is built. A process holds the folder's lock while
@@ -30,31 +30,32 @@ from PIL import __version__ as pillow
 from rich.progress import track
 
 from unetseg.data.masks import MaskValues
-from unetseg.data.pictures import Range, Unreadable
+from unetseg.data.pictures import Unreadable
+from unetseg.data.view import RGB, View
 from unetseg.errors import UserError
 
-VERSION = f"3 {cv2.__version__} {pillow}"
+VERSION = f"4 {cv2.__version__} {pillow}"
 """Versions of the file's format and of the decoders."""
 SHARED_MEMORY = Path("/dev/shm")
 QUARTER = 4
 """`auto` takes at most one part in QUARTER of the shared memory, which is half of the machine's RAM by default."""
 ADVICE = {
-    "ram": "data.cache=disk, a smaller data.size, or a larger /dev/shm (docker run --shm-size=...)",
+    "ram": "data.cache=disk, a smaller data.size or data.scale, or a larger /dev/shm (docker run --shm-size=...)",
     "disk": "XDG_CACHE_HOME=FOLDER in the environment, or data.cache=none",
 }
 
 
 class Cache:
-    """The resized examples of a split, N of them: image SxSx3 and mask SxS, uint8.
+    """The examples of a split, N of them, as a view resizes them: image hxwxC uint8 or float32, and mask hxw uint8.
 
     Args:
         kind: disk: under $XDG_CACHE_HOME, for later runs too; ram: under /dev/shm, until the last process that uses it
             ends (if it is killed: until the next cache is opened there).
         files: image and mask of each example.
         values: by which `read` translates masks.
-        size: S.
+        view: by which `read` reads and resizes pictures.
         read: maps a position to image and mask, or raises Unreadable; called from several threads.
-        value_range: by which `read` reads pictures of more than 8 bits.
+        sizes: Nx2, height and width of the files' pictures; needed where the view doesn't make squares of them.
 
     Raises:
         UserError: there is not enough room, or the folder belongs to somebody else.
@@ -65,17 +66,15 @@ class Cache:
         kind: str,
         files: Sequence[tuple[Path, Path]],
         values: MaskValues,
-        size: int,
+        view: View,
         read: Callable[[int], tuple[np.ndarray, np.ndarray]],
-        value_range: Range = None,
+        sizes: Sequence[Sequence[int]] | np.ndarray | None = None,
     ):
         folder = cache_folder(kind)
-        names, state = _fingerprints(files, values, size, value_range)
+        names, state = _fingerprints(files, values, view)
         self.path = folder / f"{names}-{state}.squares"
-        self.record = np.dtype(
-            [("image", np.uint8, (size, size, 3)), ("mask", np.uint8, (size, size)), ("whole", np.bool_)]
-        )
-        self.length, self.size = len(files), size
+        self.shapes, self.starts = _layout(view, len(files), sizes)
+        self.channels, self.dtype = view.channels, pixel_type(view)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not is_private(folder, 0o022 if kind == "disk" else 0o077):
@@ -86,55 +85,77 @@ class Cache:
                     for path in set(folder.glob("*.squares")) - {self.path}:
                         with suppress(FileNotFoundError):
                             _release(path.open("rb"), path, os.getpid())  # removes it unless a process uses it
-                file = _open_shared(self.path, self.length * self.record.itemsize)
+                file = _open_shared(self.path, self.nbytes)
                 if file is None:
                     _remove(folder.glob(f"{names}-*.squares"))  # the same pictures, in an earlier state
-                    self._build(read)
+                    self._build(read, files)
                     file = self.path.open("rb")
                     fcntl.flock(file, fcntl.LOCK_SH)
         except OSError as error:
-            needed = f"data.cache={kind} needs {self.length * self.record.itemsize:,} bytes in {folder}"
+            needed = f"data.cache={kind} needs {self.nbytes:,} bytes in {folder}"
             raise UserError(f"{needed}: {error.strerror}", advice=ADVICE[kind]) from None
-        self.records = self._map_records()
+        self.content = np.asarray(np.memmap(self.path, np.uint8, "r"))
         if kind == "disk":
             file.close()
         else:
             weakref.finalize(self, _release, file, self.path, os.getpid())
 
+    def __len__(self) -> int:
+        return len(self.shapes)
+
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return copies of an example's image and mask, or None if they could not be read."""
-        record = self.records[index]
-        return (np.array(record["image"]), np.array(record["mask"])) if record["whole"] else None
+        """Return an example's image and mask, in memory that can't be written, or None if they could not be read."""
+        if not self.content[index]:
+            return None
+        height, width = self.shapes[index].tolist()
+        start, pixels = int(self.starts[index]), height * width
+        middle = start + pixels * self.channels * self.dtype.itemsize
+        image = self.content[start:middle].view(self.dtype).reshape(height, width, self.channels)
+        return image, self.content[middle : middle + pixels].reshape(height, width)
+
+    @property
+    def nbytes(self) -> int:
+        """Length of the file: a byte for each example, 1 if it could be read, then the examples."""
+        return int(self.starts[-1])
+
+    @property
+    def whole(self) -> np.ndarray:
+        """N bool: which examples could be read."""
+        return np.array(self.content[: len(self)], bool)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the records: a process that isn't forked maps the file itself."""
-        return {name: value for name, value in self.__dict__.items() if name != "records"}
+        """Leave out the content: a process that isn't forked maps the file itself."""
+        return {name: value for name, value in self.__dict__.items() if name != "content"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        self.records = self._map_records()
+        self.content = np.asarray(np.memmap(self.path, np.uint8, "r"))
 
-    def _map_records(self) -> np.ndarray:
-        return np.memmap(self.path, self.record, "r", shape=(self.length,))
-
-    def _build(self, read: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> None:
+    def _build(self, read: Callable[[int], tuple[np.ndarray, np.ndarray]], files: Sequence[tuple[Path, Path]]) -> None:
         """Decode all examples into the file."""
-        itemsize = self.record.itemsize
         partial = self.path.with_suffix(".partial")
         free = shutil.disk_usage(partial.parent).free
-        if free < self.length * itemsize:
+        if free < self.nbytes:
             raise OSError(errno.ENOSPC, f"{free:,} are free")
 
         def write(index: int) -> None:
-            with suppress(Unreadable):  # its record stays zero
-                record = np.array((*read(index), True), self.record)
-                if os.pwrite(file.fileno(), record.tobytes(), index * itemsize) < itemsize:
+            with suppress(Unreadable):  # its bytes stay zero
+                image, mask = read(index)
+                check(index, image, mask)
+                parts = ((image.tobytes() + mask.tobytes(), int(self.starts[index])), (b"\1", index))
+                if any(os.pwrite(file.fileno(), part, place) < len(part) for part, place in parts):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def check(index: int, image: np.ndarray, mask: np.ndarray) -> None:
+            height, width = self.shapes[index].tolist()
+            found, expected = (image.shape, image.dtype, mask.shape), (height, width, self.channels)
+            if found != (expected, self.dtype, expected[:2]):
+                raise UserError(f"{files[index][0]} has changed since the files were checked", advice="start again")
 
         try:
             with open(partial, "wb", opener=_open_nofollow) as file:
-                file.truncate(self.length * itemsize)
-                futures = [_decoders(os.getpid()).submit(write, index) for index in range(self.length)]
+                file.truncate(self.nbytes)
+                futures = [_decoders(os.getpid()).submit(write, index) for index in range(len(self))]
                 try:
                     for future in track(futures, "decoding pictures", transient=True):
                         future.result()
@@ -158,10 +179,34 @@ def _decoders(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor()
 
 
-def fits_in_memory(length: int, size: int) -> bool:
-    """Return whether `auto` keeps a split of this length in RAM: it must take little of the shared memory."""
+def pixel_type(view: View) -> np.dtype:
+    """Return the type of an image's values: RGB is 8-bit, other channels are as stored, in float32."""
+    return np.dtype(np.uint8 if view.channels == RGB else np.float32)
+
+
+def cache_bytes(view: View, length: int, sizes: Sequence[Sequence[int]] | np.ndarray | None = None) -> int:
+    """Return the length of a cache's file; arguments as for `Cache`, of so many examples."""
+    return int(_layout(view, length, sizes)[1][-1])
+
+
+def _layout(
+    view: View, length: int, sizes: Sequence[Sequence[int]] | np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the shapes of N examples, Nx2, and where each begins in the file, with the file's end, N+1 int64."""
+    if view.crop is None:
+        shapes = np.full((length, 2), view.size)
+    else:
+        assert sizes is not None
+        shapes = np.array([view.resized(*map(int, size)) for size in sizes], np.int64).reshape(-1, 2)
+    each = shapes.prod(1) * (view.channels * pixel_type(view).itemsize + 1)
+    aligned = -(-np.concatenate([[length], each]) // 8) * 8
+    return shapes, aligned.cumsum()
+
+
+def fits_in_memory(nbytes: int) -> bool:
+    """Return whether `auto` keeps so many bytes in RAM: they must be little of the shared memory."""
     try:
-        return length * (4 * size**2 + 1) <= shutil.disk_usage(SHARED_MEMORY).total / QUARTER
+        return nbytes <= shutil.disk_usage(SHARED_MEMORY).total / QUARTER
     except OSError:  # a system without /dev/shm
         return False
 
@@ -196,11 +241,11 @@ def _open_nofollow(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
-def _fingerprints(
-    files: Sequence[tuple[Path, Path]], values: MaskValues, size: int, value_range: Range
-) -> tuple[str, str]:
+def _fingerprints(files: Sequence[tuple[Path, Path]], values: MaskValues, view: View) -> tuple[str, str]:
     """Return a hash of the files' names and of how they are read, and a hash of the files' present state."""
-    options = f"{size} {None if value_range is None else [*map(float, value_range)]}"
+    ends = None if view.value_range is None else [*map(float, view.value_range)]
+    kind = (view.crop is not None, view.size if view.crop is None else view.scale, view.fit, ends, view.channels)
+    options = repr((*kind, None if view.mean is None else [*view.mean]))
     names = hashlib.sha256(options.encode() + values.table.tobytes() + values.reading.encode())
     state = hashlib.sha256(VERSION.encode())
     for path in itertools.chain.from_iterable(files):

@@ -6,21 +6,26 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from rich.console import Console
+from rich.progress import track
 from torch.utils.data import DataLoader
 
 from unetseg import launch
 from unetseg.data import device
-from unetseg.data.cache import Cache, fits_in_memory
-from unetseg.data.dataset import Batch, Collection, EpochSampler, Examples, Listing, collate
+from unetseg.data.cache import Cache, cache_bytes, fits_in_memory
+from unetseg.data.channels import statistics
+from unetseg.data.dataset import Batch, Collection, EpochSampler, Examples, Listing, WholeExamples, collate
 from unetseg.data.device import AugmentationBatch, AugmentationExamples, DeviceImages
-from unetseg.data.pictures import Range, Unreadable
+from unetseg.data.pictures import Unreadable, image_size, read_image
 from unetseg.data.survey import Survey, remarks, survey, table
 from unetseg.data.transforms import Transform
+from unetseg.data.view import RGB, View
 from unetseg.errors import UserError
 
 SEVERAL_VALUES = 64
@@ -32,7 +37,7 @@ class SegmentationData(L.LightningDataModule):
 
     Args:
         find: returns the Collection; called once, before training, on every process.
-        size: side of the square that pictures are resized to.
+        view: how the model sees pictures: as squares, or in crops, which are whole pictures in validation and test.
         batch_size: examples per step and device.
         workers: loader processes; 0 loads in this one.
         augment: random flip, scale, rotation and colour while training.
@@ -41,9 +46,11 @@ class SegmentationData(L.LightningDataModule):
         test_split: the split of a test.
         cache: none, or where the resized pictures are kept between epochs: ram | disk; auto: in RAM where they need
             little of it and there is room, and only the splits that are read in each epoch; device: these splits are
-            kept on the trainer's device, which augments them too.
+            kept on the trainer's device, which augments them too. Of a model of crops only the training pictures are
+            kept: to predict a whole picture takes far longer than to read it.
         skip_unreadable: leave out pictures that can't be read, and don't end the run.
-        value_range: the values of pictures of more than 8 bits that become black and white.
+        foreground: the share of crops that are centred on a rare class, 0..1.
+        crops: of each picture in an epoch; None: as many as its area holds, at least one.
         check_files: full (read every mask and every picture's header before training), headers or none.
         batch_normalisation: whether the model has any: a training batch of one picture is left out, or refused.
     """
@@ -52,7 +59,7 @@ class SegmentationData(L.LightningDataModule):
         self,
         find: Callable[[], Collection],
         *,
-        size: int,
+        view: View,
         batch_size: int,
         workers: int,
         augment: bool,
@@ -61,16 +68,18 @@ class SegmentationData(L.LightningDataModule):
         test_split: str = "test",
         cache: str = "none",
         skip_unreadable: bool = False,
-        value_range: Range = None,
+        foreground: float = 0.0,
+        crops: int | None = None,
         check_files: str = "full",
         batch_normalisation: bool = True,
     ):
         super().__init__()
         self.find, self.prepare, self.test_split = find, prepare, test_split
-        self.size, self.batch_size, self.workers = size, batch_size, workers
+        self.view, self.batch_size, self.workers = view, batch_size, workers
+        self.foreground, self.crops = foreground, crops
         self.augment, self.seed = augment, seed
         self.cache, self.skip_unreadable = cache, skip_unreadable
-        self.value_range, self.check_files, self.batch_normalisation = value_range, check_files, batch_normalisation
+        self.check_files, self.batch_normalisation = check_files, batch_normalisation
         self.caches: dict[str, Cache | None] = {}
         self.on_device: dict[str, DeviceImages] = {}
         self.collection: Collection | None = None
@@ -78,6 +87,7 @@ class SegmentationData(L.LightningDataModule):
         """With skip_unreadable: names of the pictures of all splits that could not be read."""
         self.done = (0, 0)
         self.survey: Survey | None = None
+        self.sizes: dict[str, np.ndarray] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch that a resumed run continues, and how many of its examples all ranks together have had."""
@@ -103,11 +113,31 @@ class SegmentationData(L.LightningDataModule):
         assert self.collection is not None
         assert self.survey is not None
         if "train" in self.collection.splits:
-            self._drops_last_batch(len(self.collection.splits["train"]))
+            self._drops_last_batch(self.examples_of("train"))
         if launch.is_first() and self.check_files != "none":
             Console().print(table(self.collection, self.survey))
             for line in [*self.collection.notes, *remarks(self.collection, self.survey)]:
                 print(line)
+
+    def measured_view(self) -> View:
+        """Return the view, with mean and standard deviation of the training pictures' channels where it needs them."""
+        if self.view.channels != RGB and self.view.mean is None:
+            self.prepare_data()
+            self.setup()
+            assert self.collection is not None
+            examples = self.collection.splits["train"]
+            paths = track(list(examples), "measuring the channels", transient=True, disable=not launch.is_first())
+            mean, std = statistics(picture for e in paths if (picture := self._readable(e.image)) is not None)
+            self.view = replace(self.view, mean=mean, std=std)
+        return self.view
+
+    def _readable(self, path: Path) -> np.ndarray | None:
+        try:
+            return read_image(path, self.view)
+        except Unreadable:
+            if self.skip_unreadable:
+                return None
+            raise
 
     def prepare_data(self) -> None:
         self.prepare()
@@ -116,7 +146,7 @@ class SegmentationData(L.LightningDataModule):
         """Find the files and check them, once."""
         if self.collection is None:
             collection = self.find()
-            self.survey = survey(collection, self.check_files, self.value_range)
+            self.survey = survey(collection, self.check_files, self.view)
             unreadable = self.survey.unreadable
             self._check_unreadable(collection, unreadable)
             readable = {
@@ -151,12 +181,13 @@ class SegmentationData(L.LightningDataModule):
             return False
         if length > self.batch_size > 1:
             return True
-        if self.size < SEVERAL_VALUES:
+        if self.view.side < SEVERAL_VALUES:
             batches = f"{length} training pictures in batches of {self.batch_size}"
+            option = "data.size" if self.view.crop is None else "data.crop"
             raise UserError(
-                f"{batches} at data.size={self.size}: batch normalisation can't do with one value a channel",
-                accepted="batches of two and more, or a larger data.size",
-                advice="data.batch_size=2" if length > 1 else f"data.size={SEVERAL_VALUES}",
+                f"{batches} at {option}={self.view.side}: batch normalisation can't do with one value a channel",
+                accepted=f"batches of two and more, or a larger {option}",
+                advice="data.batch_size=2" if length > 1 else f"{option}={SEVERAL_VALUES}",
             )
         return False
 
@@ -168,25 +199,37 @@ class SegmentationData(L.LightningDataModule):
         augment: bool = False,
         each_epoch: bool = False,
         training: bool = False,
+        crops: bool = False,
     ) -> DataLoader[Any]:
-        """Return a loader of a split, or of this rank's share of it where an attached trainer has several ranks."""
+        """Return a loader of a split, or of this rank's share of it where an attached trainer has several ranks.
+
+        Args:
+            split: its name.
+            shuffle: in a new order in each epoch.
+            augment: with random flips and so on.
+            each_epoch: it is read in every epoch, so a cache is worth its memory.
+            training: leave out a last batch that can't be normalised.
+            crops: where the view has crops, yield random ones and not whole pictures, one in a batch.
+        """
         assert self.collection is not None, "call setup() first"
         examples = self.collection.splits[split]
+        whole = self.view.crop is not None and not crops
         share: dict[str, Any] = {}
         if self.trainer:
             share = {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size}
         if shuffle:
             share["done"] = self.done
         on_device = self.cache == "device" and each_epoch
-        dataset = (AugmentationExamples if on_device else Examples)(
+        kind = WholeExamples if whole else AugmentationExamples if on_device else Examples
+        dataset = kind(
             examples,
             self.collection.values,
-            Transform(self.size, augment),
+            Transform(self.view, augment, self.foreground if training else 0.0),
             self.seed,
             skip_unreadable=self.skip_unreadable,
-            value_range=self.value_range,
+            crops=self._crops_of(split) if crops and self.view.crop is not None else None,
         )
-        sampler = EpochSampler(len(examples), shuffle=shuffle, seed=self.seed, **share)
+        sampler = EpochSampler(len(dataset), shuffle=shuffle, seed=self.seed, **share)
         drop_last = training and self._drops_last_batch(len(sampler))
         if drop_last and launch.is_first():
             batches = f"{len(sampler)} training pictures in batches of {self.batch_size}"
@@ -194,17 +237,17 @@ class SegmentationData(L.LightningDataModule):
         collate_fn: Callable[[list[Any]], Any] = collate
         if isinstance(dataset, AugmentationExamples):
             if split not in self.on_device:
-                cache = Cache("ram", *self._cache_arguments(dataset))
+                cache = Cache("ram", *self._cache_arguments(dataset, split))
                 self.on_device[split] = DeviceImages(split, cache, self._device())
             dataset.whole = self.on_device[split].whole
-            collate_fn = partial(device.collate, split, self.size)
-        else:
+            collate_fn = partial(device.collate, split, self.view.size)
+        elif not whole:
             if split not in self.caches:
-                self.caches[split] = self._cache(dataset, each_epoch)
+                self.caches[split] = self._cache(dataset, split, each_epoch)
             dataset.cache = self.caches[split]
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,
+            batch_size=1 if whole else self.batch_size,
             sampler=sampler,
             drop_last=drop_last,
             num_workers=self.workers,
@@ -215,20 +258,53 @@ class SegmentationData(L.LightningDataModule):
             generator=torch.Generator().manual_seed(self.seed),  # the process-wide one stays as it is
         )
 
-    def _cache(self, dataset: Examples, each_epoch: bool) -> Cache | None:
+    def examples_of(self, split: str) -> int:
+        """Return the examples of an epoch of a split: pictures, or crops of those in training."""
+        assert self.collection is not None, "call setup() first"
+        if split == "train" and self.view.crop is not None:
+            return int(self._crops_of(split).sum())
+        return len(self.collection.splits[split])
+
+    def batches_of(self, split: str, ranks: int) -> int:
+        """Return the batches of an epoch of a split on each of several ranks, the last one included."""
+        size = 1 if split != "train" and self.view.crop is not None else self.batch_size
+        return -(-self.examples_of(split) // (size * ranks))
+
+    def _crops_of(self, split: str) -> np.ndarray:
+        """Return how many crops of each picture an epoch has: as many as its area holds, or as were asked for."""
+        areas = np.array([np.prod(self.view.resized(*map(int, size)), dtype=float) for size in self._sizes(split)])
+        covering = np.rint(areas / self.view.side**2).astype(np.int64).clip(1)
+        return covering if self.crops is None else np.full_like(covering, self.crops)
+
+    def _sizes(self, split: str) -> np.ndarray:
+        """Return height and width of the pictures of a split, Nx2 int; 0 by 0 of one that can't be read."""
+        assert self.collection is not None
+        assert self.survey is not None
+        if self.check_files != "none":
+            return self.survey.sizes[split]
+        if split not in self.sizes:
+            self.sizes[split] = np.array([_size(e.image, self.view) for e in self.collection.splits[split]])
+        return self.sizes[split]
+
+    def _cache(self, dataset: Examples, split: str, each_epoch: bool) -> Cache | None:
         """Return the cache of a split, if it has one; ranks with and without a cache load the same examples."""
-        arguments = self._cache_arguments(dataset)
+        arguments = self._cache_arguments(dataset, split)
         if self.cache in ("ram", "disk"):
             return Cache(self.cache, *arguments)
-        if self.cache == "auto" and each_epoch and fits_in_memory(len(dataset), self.size):
-            with suppress(UserError):  # there is no room after all
-                return Cache("ram", *arguments)
+        needed = cache_bytes(self.view, len(dataset.examples), arguments[-1])
+        if self.cache == "auto" and each_epoch:
+            if fits_in_memory(needed):
+                with suppress(UserError):  # there is no room after all
+                    return Cache("ram", *arguments)
+            if self.view.crop is not None and launch.is_first():
+                print(f"each crop reads its picture again: data.cache=disk keeps them decoded, {needed:,} bytes")
         return None
 
-    def _cache_arguments(self, dataset: Examples) -> tuple[Any, ...]:
+    def _cache_arguments(self, dataset: Examples, split: str) -> tuple[Any, ...]:
         """Return the arguments of Cache after its kind."""
         files = [(e.image, e.mask) for e in dataset.examples]
-        return files, dataset.values, self.size, dataset.load_resized, self.value_range
+        sizes = None if self.view.crop is None else self._sizes(split)
+        return files, dataset.values, self.view, dataset.load_resized, sizes
 
     def _device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
@@ -239,10 +315,17 @@ class SegmentationData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the shuffled, augmented training examples; a last batch of one picture may be left out."""
-        return self.loader("train", shuffle=True, augment=self.augment, each_epoch=True, training=True)
+        return self.loader("train", shuffle=True, augment=self.augment, each_epoch=True, training=True, crops=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self.loader("val", each_epoch=True)
 
     def test_dataloader(self) -> DataLoader[Any]:
         return self.loader(self.test_split)
+
+
+def _size(path: Path, view: View) -> tuple[int, int]:
+    try:
+        return image_size(path, view)
+    except Unreadable:
+        return 0, 0

@@ -1,6 +1,8 @@
 """A data set as the list of its files, and how its examples become batches.
 
 An example is read, resized and augmented in the same way by any number of loader processes.
+
+Legend: H x W pixels of a picture, S side of a square or a crop, C channels.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from torch.utils.data import Dataset, Sampler, default_collate
 
 from unetseg.data.cache import Cache
 from unetseg.data.masks import MaskValues, read_mask
-from unetseg.data.pictures import Range, Unreadable, read_image
-from unetseg.data.transforms import Transform
+from unetseg.data.pictures import Unreadable, read_image
+from unetseg.data.transforms import Transform, fit_image
 from unetseg.errors import UserError
 
 
@@ -99,12 +101,12 @@ def read_list(file: Path) -> list[str]:
 
 
 class Batch(NamedTuple):
-    """B examples of size S."""
+    """B examples of size S; or a whole picture at its own size, where a model of crops is evaluated."""
 
     images: Tensor
-    """Bx3xSxS uint8 RGB, channels innermost in memory."""
+    """BxCxSxS, channels innermost in memory: uint8 RGB, or float32; of a whole picture 1xCxhxw, at the view's scale."""
     masks: Tensor
-    """BxSxS uint8 classes, IGNORE included."""
+    """BxSxS uint8 classes, IGNORE included; of a whole picture 1xHxW."""
     indices: Tensor
     """B int64: positions in the split."""
     unreadable: Tensor = torch.zeros(0, dtype=torch.int64)
@@ -120,11 +122,11 @@ class SkippedExample(NamedTuple):
 
 T = TypeVar("T")
 Item = tuple[np.ndarray, np.ndarray, int] | SkippedExample
-"""Image SxSx3 and mask SxS, uint8, with their position in the split; or a SkippedExample."""
+"""Image SxSxC and mask SxS, with the picture's position in the split; or a SkippedExample."""
 
 
 class Examples(Dataset[Item]):
-    """Reads and transforms one example, addressed by (epoch, index).
+    """Reads and transforms one example, addressed by (epoch, position).
 
     The epoch is part of the address because a worker process that lives through all epochs can't learn it otherwise.
 
@@ -134,8 +136,7 @@ class Examples(Dataset[Item]):
         transform: applied to each example.
         seed: of the augmentation.
         skip_unreadable: return a SkippedExample for an example that can't be read, and don't raise.
-        value_range: the values of pictures of more than 8 bits that become black and white, see
-            `pictures.open_picture`.
+        crops: of each picture in an epoch, N numbers from 1; None: one example a picture.
     """
 
     def __init__(
@@ -146,26 +147,29 @@ class Examples(Dataset[Item]):
         seed: int,
         *,
         skip_unreadable: bool = False,
-        value_range: Range = None,
+        crops: np.ndarray | None = None,
     ):
         self.examples, self.values, self.transform, self.seed = examples, values, transform, seed
-        self.skip_unreadable, self.value_range = skip_unreadable, value_range
+        self.skip_unreadable = skip_unreadable
+        self.ends = None if crops is None else crops.cumsum()
+        """Before which position each picture's crops end."""
         self.cache: Cache | None = None
         """If set, the results of `load_resized`."""
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.examples) if self.ends is None else int(self.ends[-1])
 
     def __getitem__(self, address: tuple[int, int]) -> Item:
         return self.load(*address)
 
-    def load(self, epoch: int, index: int) -> Item:
-        """Return an example with the augmentation of this epoch."""
+    def load(self, epoch: int, position: int) -> Item:
+        """Return an example with the crop and the augmentation of this epoch."""
+        index = position if self.ends is None else int(np.searchsorted(self.ends, position, "right"))
         try:
             image, mask = (self.cache and self.cache[index]) or self.load_resized(index)
         except Unreadable as error:
             return self.skip(index, error)
-        image, mask = self.transform(image, mask, (self.seed, epoch, index))
+        image, mask = self.transform(image, mask, (self.seed, epoch, position))
         return image, mask, index
 
     def skip(self, index: int, error: Unreadable) -> SkippedExample:
@@ -175,9 +179,25 @@ class Examples(Dataset[Item]):
         raise UserError(str(error)) from None  # options.command looks for this name in a loader process's report
 
     def load_resized(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Read an example and resize it: image SxSx3 and mask SxS, uint8."""
+        """Read an example and resize it: image hxwxC and mask hxw."""
+        return self.transform.resize(*self.read(index))
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return an example as its files hold it: image HxWxC and mask HxW."""
         example = self.examples[index]
-        return self.transform.resize(read_image(example.image, self.value_range), read_mask(example.mask, self.values))
+        return read_image(example.image, self.transform.view), read_mask(example.mask, self.values)
+
+
+class WholeExamples(Examples):
+    """Whole pictures for a model of crops: the image as the view scales it, the mask at its own size."""
+
+    def load(self, epoch: int, position: int) -> Item:
+        """Return an example; it is the same in every epoch."""
+        try:
+            image, mask = self.read(position)
+        except Unreadable as error:
+            return self.skip(position, error)
+        return fit_image(image, self.transform.view), mask, position
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -231,7 +251,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def collate(items: list[Item]) -> Batch:
-    """Stack examples; the images stay HxWx3 in memory, the layout that channels_last models read.
+    """Stack examples; the images stay HxWxC in memory, the layout that channels_last models read.
 
     Raises:
         UserError: no example could be read.

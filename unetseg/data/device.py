@@ -17,7 +17,8 @@ from torch.nn.functional import affine_grid, grid_sample
 from unetseg.data.cache import Cache
 from unetseg.data.dataset import Batch, Examples, SkippedExample, split_skipped
 from unetseg.data.pictures import Unreadable
-from unetseg.data.transforms import FILL, Augmentation
+from unetseg.data.transforms import Augmentation
+from unetseg.data.view import COLOUR
 from unetseg.errors import UserError
 from unetseg.names import IGNORE
 
@@ -67,22 +68,25 @@ class DeviceImages:
     """
 
     def __init__(self, split: str, cache: Cache, device: torch.device):
-        records, size = cache.records, cache.size
+        length, size = len(cache), int(cache.shapes[0][0])
         if device.type == "cuda":
-            needed, free = len(records) * 4 * size**2, torch.cuda.mem_get_info(device)[0]
+            needed, free = length * 4 * size**2, torch.cuda.mem_get_info(device)[0]
             if needed > free / 2:
                 raise UserError(
                     f"data.cache=device: the {split} split takes {needed:,} bytes, {free:,} of {device} are free",
                     accepted="splits that take at most half of what is free",
                     advice="data.cache=ram",
                 )
-        self.images = torch.empty(len(records), size, size, 3, dtype=torch.uint8, device=device)
-        self.masks = torch.empty(len(records), size, size, dtype=torch.uint8, device=device)
-        for start in range(0, len(records), CHUNK):
-            part = slice(start, start + CHUNK)
-            self.images[part] = torch.from_numpy(np.array(records["image"][part]))
-            self.masks[part] = torch.from_numpy(np.array(records["mask"][part]))
-        self.whole = np.array(records["whole"])
+        self.images = torch.zeros(length, size, size, 3, dtype=torch.uint8, device=device)
+        self.masks = torch.zeros(length, size, size, dtype=torch.uint8, device=device)
+        self.whole = cache.whole
+        for start in range(0, length, CHUNK):
+            held = np.flatnonzero(self.whole[start : start + CHUNK]) + start
+            examples = [cache[index] for index in held.tolist()]
+            if examples:
+                images, masks = zip(*examples, strict=True)  # type: ignore[arg-type]  # they could be read
+                self.images[held] = torch.from_numpy(np.stack(images)).to(device)
+                self.masks[held] = torch.from_numpy(np.stack(masks)).to(device)
 
     @torch.no_grad()
     def batch(self, batch: AugmentationBatch) -> Batch:
@@ -112,7 +116,7 @@ def collate(split: str, size: int, items: list[tuple[Augmentation | None, int] |
 def warp(images: Tensor, masks: Tensor, grids: Tensor) -> tuple[Tensor, Tensor]:
     """Map images Bx3xSxS uint8 and masks BxSxS uint8 to images in 0..1 and masks, each moved by its Bx2x3 grid."""
     grid = affine_grid(grids, list(images.shape), align_corners=True)
-    fill = torch.tensor(FILL, dtype=torch.float32).to(images.device, non_blocking=True).view(1, 3, 1, 1)
+    fill = torch.tensor(COLOUR, dtype=torch.float32).to(images.device, non_blocking=True).view(1, 3, 1, 1)
     # grid_sample puts zeros outside of a picture: sample the difference to the fill value
     images = grid_sample(images - fill, grid, align_corners=True) + fill
     nearest = grid_sample(masks[:, None].float() - IGNORE, grid, "nearest", align_corners=True)[:, 0] + IGNORE

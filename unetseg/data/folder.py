@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from unetseg.data import layout, published
+from unetseg.data import layout, published, volumes
 from unetseg.data.dataset import Collection, Example, missing_layout, read_list
 from unetseg.data.masks import INVALID, MASK_SUFFIXES, MaskValues, stated_values
 from unetseg.data.pictures import IMAGE_SUFFIXES, Unreadable
@@ -76,7 +76,7 @@ def load(
                 accepted="a folder with images/ and masks/, or with a data.yaml that says where they lie",
                 advice=f"python -m unetseg.data {root}, which looks at the folder and writes one",
             )
-        pictures = Files(root / "images", IMAGE_SUFFIXES)
+        pictures = Files(root / "images", (*IMAGE_SUFFIXES, ".npy"))
         truths = Files(root / "masks", MASK_SUFFIXES)
         listed = _read_lists(root, pictures, truths, missing)
         complete = len(lists) == len(LISTS)
@@ -91,6 +91,7 @@ def load(
         examples, given, missing, remarks = found.examples, found.splits, found.missing, found.notes
         if patterns[1].endswith(".json") or instances:
             meaning = value_table(len(classes), IGNORE)  # of the masks that have been drawn
+    examples, given, drawing, cut = volumes.expand(examples, given, drawing)
     for name in examples:
         if not name.isprintable() or any(0xD800 <= ord(letter) < 0xE000 for letter in name):
             raise UserError(
@@ -104,7 +105,7 @@ def load(
         )
     present = _classes_in(examples, meaning) if stratify else None
     members = drawing.split(list(examples), given, present)
-    notes = (*remarks, *_notes(given, members, drawing))
+    notes = (*remarks, *cut, *_notes(given, members, drawing))
     groups = {name: drawing.group_of(name) for name in examples}
     _check_groups(groups, members)
     own = {name: Example(name, e.image, e.mask, groups[name]) for name, e in examples.items()}

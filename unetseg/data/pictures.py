@@ -1,5 +1,6 @@
 """The one reader of pictures: files, arrays and PIL images become upright RGB of 8 bits, read by rows.
 
+A view of another number of channels gets them as stored (channels.py).
 Grey becomes RGB. More than 8 bits are mapped to 0..255 by a stated range; without one, 16 bits are mapped by their
 whole range (65535 is white), also where a camera filled 12 of them. Transparency is laid on white. EXIF orientation is
 applied. CMYK is converted as PIL does it. The first picture of an animation is taken. Pictures without one clear
@@ -15,7 +16,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +25,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from unetseg.data.channels import FORMATS, as_channels, channels_size, read_channels
 from unetseg.data.tiff import LAYOUTS, TIFF_MARKS, TiffPicture, UnknownLayout, check_pages, check_samples
+from unetseg.data.view import RGB, Range, View
 from unetseg.errors import UserError, first_line
 
 IMAGE_SUFFIXES = (
@@ -32,8 +35,6 @@ IMAGE_SUFFIXES = (
     *(".avif", ".avifs", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 """The endings, in small letters, by which a file in a folder counts as a picture."""
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
-"""The formats that PIL may open: some of the others run programs (EPS) or ask the network."""
 OWN_RANGE = ("PPM", "JPEG2000", "AVIF")
 """The formats that PIL scales by a depth that the file states: a range would be applied to other values."""
 MOST = 2 * (Image.MAX_IMAGE_PIXELS or 0)
@@ -43,9 +44,6 @@ BLOCK = 2**22
 END_OF_JPEG = b"\xff\xd9"
 ORIENTATION = 0x0112
 """EXIF's tag of a picture's orientation."""
-
-Range = Sequence[float] | None
-"""The two values of a picture of more than 8 bits that become black and white; None: 0 and 65535, for 16 bits."""
 
 
 class Unreadable(UserError):
@@ -59,11 +57,15 @@ class Picture(Protocol):
     width: int
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Return the rows from start to before stop, hxWx3 uint8 RGB; raise a UserError if they can't be read."""
+        """Return the rows from start to before stop, hxWx3 uint8 RGB, or hxWxC float32 of other channels.
+
+        Raises:
+            UserError: they can't be read.
+        """
 
 
 class ArrayPicture:
-    """A picture in memory, HxWx3 uint8 RGB.
+    """A picture in memory, HxWx3 uint8 RGB, or HxWxC float32.
 
     Examples:
         >>> picture = ArrayPicture(np.zeros((4, 6, 3), np.uint8))
@@ -79,9 +81,12 @@ class ArrayPicture:
         return self.array[start:stop]
 
 
-def read_image(path: Path, value_range: Range = None) -> np.ndarray:
-    """Return a picture as HxWx3 uint8 RGB in an array of its own, see `open_picture`."""
-    with open_picture(path, value_range) as picture:
+WHOLE_RANGE = View()
+
+
+def read_image(path: Path, view: View = WHOLE_RANGE) -> np.ndarray:
+    """Return a picture as HxWx3 uint8 RGB, or HxWxC float32, in an array of its own, see `open_picture`."""
+    with open_picture(path, view) as picture:
         check_size(path, picture.height, picture.width)
         return np.require(picture.rows(0, picture.height), requirements=["C", "W", "O"])
 
@@ -105,14 +110,21 @@ def _layout(image: Image.Image) -> tuple[Any, ...]:
     return str(stored), *further  # a GIF's is its number of bits
 
 
-def image_size(path: Path, value_range: Range = None) -> tuple[int, int]:
+def image_size(path: Path, view: View = WHOLE_RANGE) -> tuple[int, int]:
     """Return H and W of a picture as it will be read, from the header of its file.
 
     Raises:
         UserError: the header shows that the picture can't be read.
     """
+    value_range = view.value_range
     with decoding_errors(path):
         check_file(path)
+        if view.channels != RGB:
+            return channels_size(path, view.channels)
+        if path.suffix.lower() == ".npy":
+            stored = np.load(path, mmap_mode="r", allow_pickle=False)
+            check_type(stored.dtype, value_range)
+            return stored.shape[0], stored.shape[1]
         if is_tiff(path):
             with suppress(UnknownLayout), closing(TiffPicture(path)) as stored:
                 check_type(stored.dtype, value_range)
@@ -139,18 +151,22 @@ def check_size(path: Path, height: int, width: int) -> None:
 
 
 @contextmanager
-def open_picture(image: Any, value_range: Range = None) -> Iterator[Picture]:
+def open_picture(image: Any, view: View = WHOLE_RANGE) -> Iterator[Picture]:
     """Open a picture for reading, and close its file in the end.
 
     Args:
         image: a path, a PIL image, or an array of uint8 or uint16: HxW and HxWx1 grey, HxWx2 with alpha, HxWx3 RGB,
             HxWx4 RGBA; with a range also of other integers and of floating-point numbers.
-        value_range: the values of more than 8 bits that become black and white; 8 bits stay as they are.
+        view: its `value_range` are the values of more than 8 bits that become black and white; 8 bits stay as they are.
+            If its `channels` aren't 3: an array is HxWxC or CxHxW of any numbers, with one channel also HxW.
 
     Raises:
         UserError: the file does not exist or can't be read, or `image` is none of these kinds.
     """
-    if isinstance(image, np.ndarray):
+    value_range = view.value_range
+    if view.channels != RGB and isinstance(image, np.ndarray | Image.Image):
+        yield ArrayPicture(as_channels(np.asarray(image), view.channels))
+    elif isinstance(image, np.ndarray):
         yield ArrayPicture(rgb(image, value_range))
     elif isinstance(image, Image.Image):
         with decoding_errors("the picture"):
@@ -160,8 +176,12 @@ def open_picture(image: Any, value_range: Range = None) -> Iterator[Picture]:
         path = Path(os.path.expanduser(image))
         if not path.is_file():
             raise Unreadable(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}", accepted="a picture")
+        picture: Picture
         with decoding_errors(path):
-            picture = _open_file(path, value_range)
+            if view.channels != RGB:
+                picture = ArrayPicture(read_channels(path, view.channels))
+            else:
+                picture = _open_file(path, value_range)
         try:
             yield picture
         finally:
@@ -198,6 +218,8 @@ def is_tiff(path: Path) -> bool:
 
 def _open_file(path: Path, value_range: Range) -> Picture:
     layout = ""
+    if path.suffix.lower() == ".npy":
+        return ArrayPicture(rgb(np.load(path, allow_pickle=False), value_range))
     if is_tiff(path):
         try:
             picture = _RgbTiff(path, value_range)

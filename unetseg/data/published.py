@@ -12,8 +12,12 @@ from unetseg.data.layout import Pattern, Place, files_below, find
 from unetseg.data.masks import MASK_SUFFIXES, MaskValues
 from unetseg.data.pictures import IMAGE_SUFFIXES, Unreadable
 from unetseg.data.splits import FLAG, LISTS
+from unetseg.data.volumes import NIFTI
 from unetseg.errors import UserError
 from unetseg.names import counted, nearest_first
+
+SUFFIXES = (*IMAGE_SUFFIXES, ".npy", *NIFTI)
+"""The endings of pictures that a pattern may name."""
 
 
 @dataclass
@@ -53,10 +57,10 @@ def pair(root: Path, images: str, masks: str, *, instances: bool, values: MaskVa
         raise UserError(f"data.images={images} has no {{name}}", accepted="a pattern such as {split}/{name}.jpg")
     files = files_below(root)
     json = mask_pattern.text.endswith(".json")
-    endings = (".json",) if json else MASK_SUFFIXES
+    endings = (".json",) if json else (*MASK_SUFFIXES, *NIFTI)
     truths = find(root, [file for file in files if file.lower().endswith(endings)], mask_pattern)
     mask_files = {file for paths in truths.values() for file in paths}
-    candidates = [file for file in files if file.lower().endswith(IMAGE_SUFFIXES) and file not in mask_files]
+    candidates = [file for file in files if file.lower().endswith(SUFFIXES) and file not in mask_files]
     pictures = _by_name(find(root, candidates, image_pattern))
     found = Found()
     _tell("data.images", set(candidates) - {file for file, _ in pictures.values()}, found)

@@ -7,10 +7,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from unetseg.data.channels import displayed
 from unetseg.data.colours import FIRST, class_colours, is_background
 from unetseg.data.dataset import Collection
 from unetseg.data.masks import read_mask
-from unetseg.data.pictures import Range, read_image
+from unetseg.data.pictures import read_image
+from unetseg.data.view import View
 from unetseg.files import drafted
 from unetseg.names import IGNORE, shown
 
@@ -23,20 +25,21 @@ LINE = 22
 """Height of a line of text, in pixels."""
 
 
-def sheet(collection: Collection, count: int, value_range: Range, path: Path) -> None:
+def sheet(collection: Collection, count: int, view: View, path: Path) -> None:
     """Write a PNG of pictures spread over the splits: each with its mask tinted and outlined, and a legend below.
 
     Args:
         collection: the data set.
         count: pictures at most.
-        value_range: by which pictures of more than 8 bits are read.
+        view: by which pictures are read and shown.
         path: of the PNG.
     """
     every = [(split, example) for split, examples in collection.splits.items() for example in examples]
     chosen = [every[position] for position in np.linspace(0, len(every) - 1, min(count, len(every))).astype(int)]
     tiles = []
     for split, example in chosen:
-        image, mask = read_image(example.image, value_range), read_mask(example.mask, collection.values)
+        image = displayed(read_image(example.image, view), view)
+        mask = read_mask(example.mask, collection.values)
         scale = SIDE / max(mask.shape)
         size = (max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale)))
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -14,6 +14,7 @@ from unetseg.data import folder, pets, synthetic
 from unetseg.data.datamodule import SegmentationData
 from unetseg.data.dataset import Collection
 from unetseg.data.splits import Drawing
+from unetseg.data.view import View
 from unetseg.names import PETS_ROOT, class_names
 
 SPLITS = ("train", "val", "test")
@@ -49,12 +50,14 @@ def make_data(
     return SegmentationData(
         lambda: find(data, seed, needed),
         prepare=prepare,
-        **{key: data[key] for key in ("size", "batch_size", "workers", "augment", "cache")},
+        view=View.of(data),
+        **{key: data[key] for key in ("batch_size", "workers", "augment", "cache")},
         seed=seed,
         test_split=test_split or "test",
         skip_unreadable=skip_unreadable,
-        value_range=data.get("range"),  # runs that are older than the option have none
-        check_files=data.get("check", "full"),
+        check_files=data.get("check", "full"),  # older runs lack this option, and those of crops
+        foreground=data.get("foreground", 0.0),
+        crops=data.get("crops"),
         batch_normalisation=batch_normalisation,
     )
 

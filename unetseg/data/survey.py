@@ -28,7 +28,8 @@ from unetseg import launch
 from unetseg.data.cache import cache_folder, is_private
 from unetseg.data.dataset import Collection, Example
 from unetseg.data.masks import MaskValues, ambiguous_foreground, check_values, mask_size, read_raw_mask
-from unetseg.data.pictures import Range, Unreadable, image_size
+from unetseg.data.pictures import WHOLE_RANGE, Unreadable, image_size
+from unetseg.data.view import View
 from unetseg.errors import UserError
 from unetseg.files import drafted
 from unetseg.names import IGNORE, shown
@@ -56,13 +57,13 @@ class Survey:
     """N by split: the contents of these pictures' masks, of type MASK; empty where only headers were read."""
 
 
-def survey(collection: Collection, check: str, value_range: Range = None) -> Survey:
+def survey(collection: Collection, check: str, view: View = WHOLE_RANGE) -> Survey:
     """Read the files of a data set.
 
     Args:
         collection: the data set.
         check: full | headers (sizes only) | none.
-        value_range: by which pictures of more than 8 bits will be read.
+        view: by which pictures will be read.
 
     Raises:
         UserError: a mask hasn't its picture's size or has a value without a meaning, or masks contradict each other.
@@ -75,7 +76,7 @@ def survey(collection: Collection, check: str, value_range: Range = None) -> Sur
     if check != "none":
 
         def size_or_error(index: int) -> tuple[int, int] | Unreadable:
-            return sizes[index] or example_size(examples[index], value_range)
+            return sizes[index] or example_size(examples[index], view)
 
         sizes = _map_in_threads(size_or_error, range(len(examples)), "looking at the pictures")
     if check == "full":
@@ -103,10 +104,10 @@ def survey(collection: Collection, check: str, value_range: Range = None) -> Sur
     )
 
 
-def example_size(example: Example, value_range: Range = None) -> tuple[int, int] | Unreadable:
+def example_size(example: Example, view: View = WHOLE_RANGE) -> tuple[int, int] | Unreadable:
     """Return height and width of an example, or why it can't be read; a UserError if its mask has another size."""
     try:
-        height, width = image_size(example.image, value_range)
+        height, width = image_size(example.image, view)
         mask_height, mask_width = mask_size(example.mask)
     except Unreadable as error:
         return error

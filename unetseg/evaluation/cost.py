@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def cost(model: nn.Module, size: int) -> dict[str, int]:
-    """Return what the model costs for one picture of size x size.
+def cost(model: nn.Module, size: int, channels: int = 3) -> dict[str, int]:
+    """Return what the model costs for one picture of size x size with so many channels.
 
     Returns:
         parameters; flops: floating-point operations of a forward pass in convolutions and matrix products, where a
@@ -30,7 +30,7 @@ def cost(model: nn.Module, size: int) -> dict[str, int]:
     uncompiled = torch.compiler.set_stance("force_eager")  # a compiled model may keep less, and can't be counted
     with torch.enable_grad(), uncompiled, hooks, FlopCounterMode(display=False) as counter:
         # eval mode keeps the same tensors; in training mode batch normalisation needs more than one picture
-        logits = model.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
+        logits = model.eval()(torch.zeros(1, channels, size, size, dtype=torch.uint8, device=device))
     del logits  # kept the storages alive until here, so that no address was used twice
     model.train(was_training)
     return {

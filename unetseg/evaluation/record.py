@@ -9,12 +9,14 @@ import lightning as L
 import torch
 from torch import Tensor, distributed, nn
 
-from unetseg.data.dataset import Batch, Examples, collate
+from unetseg.data.channels import displayed
+from unetseg.data.dataset import Batch, Examples, collate, split_skipped
+from unetseg.data.transforms import resize_image
 from unetseg.evaluation import plots
 from unetseg.evaluation.metrics import class_table, confusion, edge_bands, edge_table, errors_by_band, scores
 from unetseg.evaluation.overlays import Sample
 from unetseg.evaluation.statistics import best_median_worst
-from unetseg.model.segmenter import class_map
+from unetseg.evaluation.whole import answer
 from unetseg.names import cell
 from unetseg.runs.folder import RunFolder
 
@@ -128,18 +130,25 @@ def predict_samples(model: nn.Module, dataset: Examples, indices: Sequence[int])
     """Return examples of a data set with a model's predictions, without examples that can't be read.
 
     Args:
-        model: maps Bx3xSxS uint8 to logits, BxKxSxS, on its own device.
+        model: maps BxDxhxw to logits, BxKxhxw, on its own device.
         dataset: the examples.
         indices: their positions.
     """
-    batch = collate([dataset.load(0, index) for index in indices])
-    predicted = class_map(model(batch.images.to(next(model.parameters()).device))).cpu()
-    return [
-        Sample(
-            name=dataset.examples[index].name,
-            image=batch.images[row].permute(1, 2, 0).numpy(),
-            target=batch.masks[row].numpy(),
-            predicted=predicted[row].numpy(),
-        )
-        for row, index in enumerate(batch.indices.tolist())
-    ]
+    view, device = dataset.transform.view, next(model.parameters()).device
+    read, _ = split_skipped([dataset.load(0, index) for index in indices])
+    batches = [collate([item]) for item in read] if view.crop is not None else [collate(list(read))]
+    samples = []
+    for batch in batches:
+        size = (batch.masks.shape[1], batch.masks.shape[2])
+        _, predicted = answer(model, batch.images.to(device), view, size, batch_size=4)
+        for row, index in enumerate(batch.indices.tolist()):
+            image = displayed(batch.images[row].permute(1, 2, 0).numpy(), view)
+            samples.append(
+                Sample(
+                    name=dataset.examples[index].name,
+                    image=resize_image(image, *size),
+                    target=batch.masks[row].numpy(),
+                    predicted=predicted[row].cpu().numpy(),
+                )
+            )
+    return samples

@@ -19,7 +19,9 @@ import cv2
 import numpy as np
 import torch
 
+from unetseg.data.channels import displayed
 from unetseg.data.pictures import open_picture
+from unetseg.data.view import View
 from unetseg.errors import UserError
 from unetseg.evaluation import overlays
 from unetseg.evaluation.lesions import levels_to_cut
@@ -29,7 +31,7 @@ from unetseg.inference.engines import TorchEngine
 from unetseg.inference.predictor import Predictor, argmax
 from unetseg.inference.unet_drawing import draw_unet
 from unetseg.model.segmenter import Segmenter, probabilities
-from unetseg.names import IGNORE, LEVELS, one_word
+from unetseg.names import IGNORE, LEVELS, one_word, view_text
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -78,7 +80,7 @@ class CutEngine(TorchEngine):
 
     Examples:
         >>> model = Segmenter(classes=2, encoder="resnet18", weights=None).eval()
-        >>> engine = CutEngine(model, classes=("background", "pet") * 2, size=64, device="cpu")
+        >>> engine = CutEngine(model, classes=("background", "pet") * 2, view=View(64), device="cpu")
         >>> engine.cut = [1, 2]
         >>> engine.probabilities(np.zeros((1, 64, 64, 3), np.uint8)).shape
         (1, 4, 64, 64)
@@ -176,7 +178,7 @@ class SwitchedModel:
     def __init__(self, model: Segmenter, known: dict[str, Any]):
         self.classes = tuple(known["classes"])
         self.levels = levels_to_cut(model)
-        self._model, self._size, self._range = model, known["data"]["size"], known["data"].get("range")
+        self._model, self._view = model, View.of(known["data"])
 
     def __call__(self, image: Any, off: Sequence[int] = ()) -> CutMasks:
         """Return the masks of a picture, which is read as by `unetseg.load`: intact and without the levels `off`.
@@ -184,10 +186,10 @@ class SwitchedModel:
         Raises:
             UserError: the picture can't be read, or is too large for a page.
         """
-        engine = CutEngine(self._model, classes=self.classes * (2 if off else 1), size=self._size)
+        engine = CutEngine(self._model, classes=self.classes * (2 if off else 1), view=self._view)
         engine.cut = off
         count = len(self.classes)
-        with open_picture(image, self._range) as picture:
+        with open_picture(image, self._view) as picture:
             if picture.height * picture.width > LARGEST:
                 raise UserError(
                     f"the picture has {picture.height * picture.width:,} pixels",
@@ -197,7 +199,7 @@ class SwitchedModel:
             bands = next(Predictor(engine).bands([picture]))
             masks = [(argmax(band[..., :count]), argmax(band[..., -count:])) for band in bands]
             intact, without = (np.concatenate(parts) for parts in zip(*masks, strict=True))
-            return CutMasks(picture.rows(0, picture.height), intact, without)
+            return CutMasks(displayed(picture.rows(0, picture.height), self._view), intact, without)
 
 
 def sentence(masks: CutMasks, off: Sequence[int], classes: Sequence[str]) -> str:
@@ -349,7 +351,7 @@ def _head(checkpoint: str, known: dict[str, Any]) -> str:
         f"<span class='colour' style='background: rgb({red}, {green}, {blue})'></span>{html.escape(name)}"
         for name, (red, green, blue) in zip(known["classes"][1:], _colours(len(known["classes"])), strict=True)
     )
-    description = f"{model['encoder']}, skip={one_word(model['skip'])}, {data['name']} at {data['size']} px"
+    description = f"{model['encoder']}, skip={one_word(model['skip'])}, {data['name']}: {view_text(data)}"
     line = f"<code>{html.escape(checkpoint)}</code> · {html.escape(description)} · {colours}"
     return f"<h1>What does each long skip do?</h1><p>{line}</p>"
 

@@ -17,13 +17,14 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from unetseg.data.view import View
 from unetseg.errors import UserError, first_line
 from unetseg.model import archive, arguments
 from unetseg.model.segmenter import Segmenter, probabilities
@@ -31,6 +32,8 @@ from unetseg.names import LARGEST_SIZE
 
 MOST_CLASSES = 254
 """Masks have a byte a pixel."""
+METADATA = ("classes", *arguments.VIEW)
+"""What a file must say, or may say, of its model."""
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -39,19 +42,17 @@ class Engine(Protocol):
 
     Attributes:
         classes: names of the C classes.
-        size: side of the square to which pictures were resized in training and for every score of the model.
-        value_range: by which training read pictures of more than 8 bits, see `unetseg.data.pictures.open_picture`.
+        view: how the model saw pictures in training and for every score.
     """
 
     classes: tuple[str, ...]
-    size: int
-
-    @property
-    def value_range(self) -> Sequence[float] | None:
-        """Return the range by which training read pictures of more than 8 bits."""
+    view: View
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Map BxHxWx3 uint8 RGB, any H and W from 32 on, to BxCxHxW float32 in 0..1 that sums to 1 over C."""
+        """Map BxHxWxD, any H and W from 32 on, to BxCxHxW float32 in 0..1 that sums to 1 over C.
+
+        The D channels are RGB in uint8, or what the view says in float32.
+        """
 
 
 class TorchEngine:
@@ -60,17 +61,16 @@ class TorchEngine:
     Args:
         model: in eval mode; it is moved to the device.
         classes: names of the classes.
-        size: see Engine.
+        view: see Engine.
         device: "auto" (an accelerator if there is one), or a name that torch.device takes: "cpu", "cuda", "cuda:1".
         precision: float32 | bfloat16; bfloat16 runs the convolutions in it and gives float32 probabilities.
-        value_range: see Engine.
 
     Raises:
         UserError: the device does not exist, or the precision is unknown.
 
     Examples:
         >>> model = Segmenter(classes=2, encoder="resnet18", weights=None).eval()
-        >>> engine = TorchEngine(model, classes=("background", "pet"), size=64, device="cpu")
+        >>> engine = TorchEngine(model, classes=("background", "pet"), view=View(64), device="cpu")
         >>> engine.probabilities(np.zeros((1, 64, 96, 3), np.uint8)).shape
         (1, 2, 64, 96)
     """
@@ -80,16 +80,14 @@ class TorchEngine:
         model: Segmenter,
         *,
         classes: tuple[str, ...],
-        size: int,
+        view: View,
         device: str = "auto",
         precision: str = "float32",
-        value_range: Sequence[float] | None = None,
     ):
         if precision not in PRECISIONS:
             raise UserError(f"precision={precision} is not accepted", accepted=", ".join(PRECISIONS))
         self.classes = classes
-        self.size = size
-        self.value_range = value_range
+        self.view = view
         self.device = resolve_device(device)
         self.dtype = PRECISIONS[precision]
         try:
@@ -99,7 +97,7 @@ class TorchEngine:
 
     @torch.inference_mode()
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Map BxHxWx3 uint8 RGB to BxCxHxW float32 in 0..1 that sums to 1 over C."""
+        """Map BxHxWxD to BxCxHxW float32 in 0..1 that sums to 1 over C."""
         batch = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.device).permute(0, 3, 1, 2)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.model(batch)
@@ -138,10 +136,10 @@ class OnnxEngine:
         available = runtime.get_available_providers()
         providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
         self.session = runtime.InferenceSession(content, options, providers=providers)
-        self.classes, self.size, self.value_range = parse_metadata(self.session.get_modelmeta().custom_metadata_map)
+        self.classes, self.view = parse_metadata(self.session.get_modelmeta().custom_metadata_map)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Map BxHxWx3 uint8 RGB to BxCxHxW float32 in 0..1 that sums to 1 over C."""
+        """Map BxHxWxD to BxCxHxW float32 in 0..1 that sums to 1 over C."""
         try:
             return self.session.run(["probabilities"], {"images": np.ascontiguousarray(images)})[0]
         except Exception as error:  # onnxruntime's exceptions share no other base class
@@ -164,7 +162,7 @@ class ProgramEngine:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if archive.testzip() is not None:  # torch runs whatever it can parse
                 raise ValueError("its bytes don't match their checksum")
-        entries = {"classes": "", "size": "", "range": ""}  # torch forgets an empty dict
+        entries = dict.fromkeys(METADATA, "")  # torch forgets an empty dict
         level = logging.root.manager.disable
         logging.disable(logging.CRITICAL)  # on a damaged file torch logs a traceback before it raises
         try:
@@ -172,11 +170,11 @@ class ProgramEngine:
         finally:
             logging.disable(level)
         self.program = program.module(check_guards=False)  # guards are source code that would be run
-        self.classes, self.size, self.value_range = parse_metadata(entries)
+        self.classes, self.view = parse_metadata(entries)
 
     @torch.inference_mode()
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Map BxHxWx3 uint8 RGB to BxCxHxW float32 in 0..1 that sums to 1 over C."""
+        """Map BxHxWxD to BxCxHxW float32 in 0..1 that sums to 1 over C."""
         return self.program(torch.from_numpy(np.require(images, requirements=["C", "W"]))).numpy()
 
 
@@ -214,15 +212,14 @@ def load_exported(path: str | Path, *, trust: bool = False) -> Engine:
         ) from None
 
 
-def parse_metadata(entries: Mapping[str, str]) -> tuple[tuple[str, ...], int, tuple[float, float] | None]:
-    """Return the names of the classes, the side of the training square and the value range from a file's metadata."""
+def parse_metadata(entries: Mapping[str, str]) -> tuple[tuple[str, ...], View]:
+    """Return the names of the classes and the view from a file's metadata; older files state less of the view."""
     if not entries.get("classes") or not entries.get("size"):
         raise ValueError("it doesn't say its classes and size")
-    names, size = json.loads(entries["classes"]), json.loads(entries["size"])
-    ends = json.loads(entries.get("range") or "null")  # files that are older than the option have none
-    arguments.check_value("range", ends, arguments.RANGE)
-    value_range = None if ends is None else (float(ends[0]), float(ends[1]))
-    return *check_metadata(names, size), value_range
+    stated = {name: json.loads(entries[name]) for name in METADATA if entries.get(name)}
+    names, _ = check_metadata(stated.pop("classes"), stated["size"])
+    arguments.check_view(stated)
+    return names, View.of(stated)
 
 
 def check_metadata(classes: object, size: object) -> tuple[tuple[str, ...], int]:

@@ -1,7 +1,7 @@
 """Writes a checkpoint as a file for other runtimes, ONNX or a program of torch.export, and checks the file.
 
-Both take `images`, BxHxWx3 uint8 RGB (B, H and W are free), normalise inside, and return `probabilities`, BxCxHxW
-float32. The file's metadata hold the model's classes, size and more, as JSON by name.
+Both take `images`, BxHxWx3 uint8 RGB or BxHxWxD float32 (B, H and W are free), normalise inside, and return
+`probabilities`, BxCxHxW float32. The file's metadata hold the model's classes, size and more, as JSON by name.
 
 Legend: B pictures, C classes, K channels of logits, H x W pixels.
 """
@@ -27,12 +27,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
+from unetseg.data.view import RGB, View
 from unetseg.files import drafted
 from unetseg.inference.engines import READERS, seal
 from unetseg.model import checkpoint
 from unetseg.model.decoder import DecoderBlock
 from unetseg.model.segmenter import Segmenter, probabilities
 from unetseg.model.skips import Fusion
+from unetseg.names import view_text
 from unetseg.runs.folder import run_folder_of
 
 TOLERANCE = 1e-3
@@ -87,7 +89,7 @@ class PictureModel(nn.Module):
                 block.fusion.flow, block.fusion.gradient = "both", 1.0
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map BxHxWx3 uint8 RGB to BxCxHxW float32 probabilities."""
+        """Map BxHxWxD, uint8 RGB or float32, to BxCxHxW float32 probabilities."""
         return probabilities(self.model(images.permute(0, 3, 1, 2)))
 
 
@@ -108,7 +110,7 @@ def export(model: Segmenter, metadata: dict[str, Any], output: Path) -> dict[str
     entries = {name: json.dumps(value) for name, value in metadata.items()}
     with silence_exporters():
         content = WRITERS[output.suffix](trace(PictureModel(model)), entries)
-    errors = largest_errors(content, output.suffix, model, metadata["size"])
+    errors = largest_errors(content, output.suffix, model, View.of(metadata).side)
     worst = max(errors.values())
     if not worst <= TOLERANCE:  # true for NaN as well
         raise Mismatch(f"{output.name} differs from the checkpoint by {worst:.1e}, above {TOLERANCE:.0e}: not written")
@@ -128,14 +130,15 @@ def save_pretrained(path: str | Path, folder: str | Path) -> None:
     scores = json.loads(run.summary.read_text()) if run is not None and run.summary.exists() else {}
     model.net.save_pretrained(
         folder,
-        dataset=f"{data['name']} at {data['size']} px: {', '.join(hyper_parameters['classes'])}",
+        dataset=f"{data['name']}, {view_text(data)}: {', '.join(hyper_parameters['classes'])}",
         metrics={name: value for name, value in scores.items() if name.startswith("test/")},
     )
 
 
 def trace(model: PictureModel) -> ExportedProgram:
     """Return the model as a program whose B, H and W are free."""
-    example = torch.zeros(*TRACED, 3, dtype=torch.uint8)
+    channels = model.model.mean.shape[1]
+    example = torch.zeros(*TRACED, channels, dtype=torch.uint8 if channels == RGB else torch.float32)
     with torch.no_grad():
         program = torch.export.export(model, (example,), dynamic_shapes=FREE)
     # From 65 pixels on no level of any encoder is 1 pixel wide: the tracer can't tell the strides of such a tensor.
@@ -184,9 +187,14 @@ def largest_errors(content: bytes, suffix: str, model: Segmenter, size: int) -> 
     """
     engine = READERS[suffix](content)
     generator = np.random.default_rng(0)
+    mean, std = (values.flatten().numpy() for values in (model.mean, model.std))
     errors = {}
     for batch, height, width in (*SHAPES, (1, size, size)):
-        patches = generator.integers(0, 256, (batch, height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+        shape = (batch, height // 8 + 1, width // 8 + 1, len(mean))
+        if len(mean) == RGB:
+            patches = generator.integers(0, 256, shape, dtype=np.uint8)
+        else:
+            patches = (mean + std * generator.standard_normal(shape)).astype(np.float32)
         images = patches.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width]
         with torch.inference_mode():
             expected = probabilities(model(torch.from_numpy(images).permute(0, 3, 1, 2))).numpy()

@@ -25,12 +25,14 @@ import numpy as np
 from PIL import Image
 
 from unetseg.data import tiff
+from unetseg.data.channels import displayed
 from unetseg.data.colours import class_colours
 from unetseg.data.pictures import ArrayPicture, Picture
+from unetseg.data.tiling import argmax
+from unetseg.data.view import View
 from unetseg.errors import UserError
 from unetseg.evaluation import overlays
 from unetseg.files import drafted
-from unetseg.inference.predictor import argmax
 from unetseg.names import cell, shown
 
 LARGE = 100_000_000
@@ -77,6 +79,7 @@ class Outputs:
         overlay: write overlays.
         probability: write probabilities.
         overwrite: replace files that exist.
+        view: how overlays show pictures of other channels than RGB.
 
     Raises:
         UserError: the folder's table belongs to another model or to other pictures.
@@ -89,8 +92,17 @@ class Outputs:
         False
     """
 
-    def __init__(self, folder: Path, classes: Sequence[str], *, overlay: bool, probability: bool, overwrite: bool):
-        self.folder, self.classes, self.overwrite = folder, classes, overwrite
+    def __init__(
+        self,
+        folder: Path,
+        classes: Sequence[str],
+        *,
+        overlay: bool,
+        probability: bool,
+        overwrite: bool,
+        view: View | None = None,
+    ):
+        self.folder, self.classes, self.overwrite, self.view = folder, classes, overwrite, view or View()
         self.overlay, self.probability = overlay, probability
         folder.mkdir(parents=True, exist_ok=True)
         for name, is_written in (("overlay", overlay), ("probability", probability)):
@@ -138,7 +150,7 @@ class Outputs:
             self._predict(path, picture, predict, mask, probabilities)
         if self.overlay and self._is_due(overlay):
             with drafted(overlay) as draft:
-                _save(draft, suffix, overlay_bands(picture, mask), picture, palette=None)
+                _save(draft, suffix, overlay_bands(picture, mask, self.view), picture, palette=None)
 
     def _predict(self, path: Path, picture: Picture, predict: Predict, mask: Path, probabilities: Path | None) -> None:
         begin = time.perf_counter()
@@ -206,12 +218,12 @@ class Outputs:
             csv.writer(file).writerows([self.header, *self.rows.values()])
 
 
-def overlay_bands(picture: Picture, mask: Path) -> Iterator[np.ndarray]:
+def overlay_bands(picture: Picture, mask: Path, view: View) -> Iterator[np.ndarray]:
     """Yield bands of the picture, hxWx3 uint8, with its mask drawn on them."""
     with open_mask(mask, picture) as mask_rows:
         for start in range(0, picture.height, BAND):
             stop = min(start + BAND, picture.height)
-            yield overlays.overlay(picture.rows(start, stop), mask_rows(start, stop))
+            yield overlays.overlay(displayed(picture.rows(start, stop), view), mask_rows(start, stop))
 
 
 @contextmanager

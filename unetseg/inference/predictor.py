@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from unetseg.data.pictures import Picture, Range, open_picture
-from unetseg.data.transforms import resize_image
+from unetseg.data.pictures import Picture, open_picture
+from unetseg.data.tiling import GRID, OVERLAP, argmax, from_square, predict_scaled
+from unetseg.data.transforms import fit_image
+from unetseg.data.view import View
 from unetseg.errors import UserError
 from unetseg.inference.engines import READERS, Engine, TorchEngine, load_exported
-from unetseg.inference.tiling import GRID, enlarge, predict_tiles
 from unetseg.model import checkpoint
 from unetseg.runs import artifact
 
@@ -30,7 +31,7 @@ LARGE = 16_000_000
 TILE = 512
 """Side of these tiles."""
 MOST = 200_000_000
-"""The most pixels of a picture that is squashed, for which all of it must be in memory."""
+"""The most pixels of a picture that is resized, for which all of it must be in memory."""
 
 
 class Predictor:
@@ -38,10 +39,12 @@ class Predictor:
 
     Args:
         engine: the model.
-        tile: None: pictures are squashed to the square that the model was trained and scored on, as in evaluate;
-            above 16 megapixels they are predicted in tiles of 512 pixels. A multiple of 32: pictures are predicted at
-            their own resolution, in tiles of this side. 0: pictures are squashed up to 200 megapixels.
-        overlap: pixels over which neighbouring tiles are blended, at most half a tile.
+        tile: None: pictures are predicted as the model was trained and scored: fitted into its square, and above 16
+            megapixels in tiles of 512 pixels; or, where it was trained on crops, in tiles of a crop's side. A multiple
+            of 32: pictures are predicted in tiles of this side, at their own resolution or the scale of the crops. 0:
+            pictures are fitted into the square up to 200 megapixels.
+        overlap: pixels over which neighbouring tiles are blended, at most half a tile; None: 64, or half a tile where
+            that is less, as in evaluate.
         tta: test-time augmentation: the mean over the picture and its mirror image.
         batch_size: tiles, or pictures of a list, that the model gets at once.
 
@@ -51,20 +54,32 @@ class Predictor:
     Examples:
         >>> from unetseg.model import Segmenter
         >>> model = Segmenter(classes=2, encoder="resnet18", weights=None).eval()
-        >>> predictor = Predictor(TorchEngine(model, classes=("background", "pet"), size=64, device="cpu"))
+        >>> predictor = Predictor(TorchEngine(model, classes=("background", "pet"), view=View(64), device="cpu"))
         >>> predictor(np.zeros((48, 100, 3), np.uint8)).shape
         (48, 100)
     """
 
     def __init__(
-        self, engine: Engine, *, tile: int | None = None, overlap: int = 64, tta: bool = False, batch_size: int = 4
+        self,
+        engine: Engine,
+        *,
+        tile: int | None = None,
+        overlap: int | None = None,
+        tta: bool = False,
+        batch_size: int = 4,
     ):
         if tile is not None and (tile < 0 or tile % GRID):
             raise UserError(
                 f"tile={tile} is not accepted", accepted=f"a multiple of {GRID}, or 0", advice=f"tile={TILE}"
             )
-        if not 0 <= overlap <= (tile or TILE) // 2:
-            raise UserError(f"overlap={overlap} is not accepted", accepted=f"0 to half a tile, {(tile or TILE) // 2}")
+        if tile == 0 and engine.view.crop is not None:
+            raise UserError(
+                "tile=0 with a model of crops, which has no square", advice=f"tile={engine.view.crop}, or no tile"
+            )
+        side = tile or engine.view.crop or TILE
+        overlap = min(OVERLAP, side // 2) if overlap is None else overlap
+        if not 0 <= overlap <= side // 2:
+            raise UserError(f"overlap={overlap} is not accepted", accepted=f"0 to half a tile, {side // 2}")
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size} is not accepted", accepted="1 or more")
         self.engine, self.tile, self.overlap, self.tta, self.batch_size = engine, tile, overlap, tta, batch_size
@@ -75,9 +90,9 @@ class Predictor:
         return self.engine.classes
 
     @property
-    def value_range(self) -> Range:
-        """The values of pictures of more than 8 bits that become black and white, as in training."""
-        return self.engine.value_range
+    def view(self) -> View:
+        """How the model sees pictures, as in training."""
+        return self.engine.view
 
     def __call__(self, image: Any) -> Any:
         """Return the class map, HxW uint8, of a picture, or a list of class maps for several pictures.
@@ -98,19 +113,21 @@ class Predictor:
     def bands(self, pictures: list[Picture]) -> Iterator[Iterator[np.ndarray]]:
         """Yield the probabilities of each picture in bands of rows from the top, hxWxC float32."""
         squashed = [picture for picture in pictures if not self._tile_side(picture)]
-        if any(picture.height * picture.width > MOST for picture in squashed):
-            raise UserError(f"tile=0 with a picture of more than {MOST:,} pixels", advice=f"tile={TILE}")
+        whole = squashed if self.view.scale == 1 or self.view.crop is None else pictures
+        if any(picture.height * picture.width > MOST for picture in whole):
+            how, advice = ("tile=0", f"tile={TILE}") if whole is squashed else ("data.scale", "smaller pieces of it")
+            raise UserError(f"{how} with a picture of more than {MOST:,} pixels", advice=advice)
         squares: Iterator[np.ndarray] = iter(())
         if squashed:
-            images = [resize_image(picture.rows(0, picture.height), self.engine.size) for picture in squashed]
+            images = [fit_image(picture.rows(0, picture.height), self.view) for picture in squashed]
             squares = iter(self._predict(np.stack(images)))
         for picture in pictures:
             tile = self._tile_side(picture)
             if tile:
                 sizes = {"tile": tile, "overlap": self.overlap, "batch_size": self.batch_size}
-                yield predict_tiles(picture, self._predict, **sizes)
+                yield predict_scaled(picture, self._predict, self.view, **sizes)
             else:
-                yield enlarge(next(squares), picture.height, picture.width)
+                yield from_square(next(squares), self.view, picture.height, picture.width)
 
     def _predict_each(self, image: Any, finish: Callable[[Iterator[np.ndarray]], np.ndarray]) -> Any:
         if not isinstance(image, list | tuple) and not (isinstance(image, np.ndarray) and image.ndim == 4):
@@ -119,20 +136,19 @@ class Predictor:
         for first in range(0, len(image), self.batch_size):
             with ExitStack() as stack:
                 pictures = [
-                    stack.enter_context(open_picture(one, self.value_range))
-                    for one in image[first : first + self.batch_size]
+                    stack.enter_context(open_picture(one, self.view)) for one in image[first : first + self.batch_size]
                 ]
                 results += [finish(bands) for bands in self.bands(pictures)]
         return results
 
     def _tile_side(self, picture: Picture) -> int:
-        """Return the side of the tiles for a picture, 0 to squash it."""
-        if self.tile is not None:
-            return self.tile
+        """Return the side of the tiles for a picture, 0 to fit it into the square."""
+        if self.tile is not None or self.view.crop is not None:
+            return self.tile or self.view.crop or 0
         return TILE if picture.height * picture.width > LARGE else 0
 
     def _predict(self, images: np.ndarray) -> np.ndarray:
-        """Map BxHxWx3 uint8 to BxCxHxW float32 probabilities; raise a UserError if the model returns anything else."""
+        """Map BxHxWxD to BxCxHxW float32 probabilities; raise a UserError if the model returns anything else."""
         answer = self._check_answer(self.engine.probabilities(images), images.shape)
         if self.tta:
             mirrored = self._check_answer(self.engine.probabilities(images[:, :, ::-1]), images.shape)
@@ -154,23 +170,13 @@ class Predictor:
         return answer
 
 
-def argmax(probabilities: np.ndarray) -> np.ndarray:
-    """Map hxWxC to the most probable classes, hxW uint8: the same as numpy's argmax, in a fifth of its time."""
-    best, classes = probabilities[..., 0], np.zeros(probabilities.shape[:2], np.uint8)
-    for number in range(1, probabilities.shape[2]):
-        plane = probabilities[..., number]
-        classes[plane > best] = number
-        best = np.maximum(best, plane)
-    return classes
-
-
 def load(
     path: str | Path,
     *,
     device: str = "auto",
     precision: str = "float32",
     tile: int | None = None,
-    overlap: int = 64,
+    overlap: int | None = None,
     tta: bool = False,
     batch_size: int = 4,
     trust: bool = False,
@@ -209,9 +215,8 @@ def load(
     engine = TorchEngine(
         model,
         classes=tuple(hyper_parameters["classes"]),
-        size=data["size"],
+        view=View.of(data),
         device=device,
         precision=precision,
-        value_range=data.get("range"),
     )
     return Predictor(engine, **options)

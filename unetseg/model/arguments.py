@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from unetseg.names import ENCODERS, FLOWS, LEVELS, SKIPS
+from unetseg.names import ENCODERS, FLOWS, LARGEST_SIZE, LEVELS, SKIPS
 
 Rule = tuple[str, Callable[[Any], bool]]
 """The accepted values in words, and whether a value is one of them."""
@@ -46,16 +46,42 @@ def widths_rule(count: int) -> Rule:
     return f"{count} widths", lambda v: isinstance(v, list | tuple) and len(v) == count and all(map(fits, v))
 
 
+def _are_numbers(value: Any) -> bool:
+    numbers = isinstance(value, list) and all(type(v) in (int, float) for v in value)
+    return numbers and all(abs(v) <= sys.float_info.max for v in value)
+
+
 def _is_range(value: Any) -> bool:
-    if value is None:
-        return True
-    numbers = isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value)
-    return numbers and all(abs(v) <= sys.float_info.max for v in value) and value[0] < value[1]
+    return value is None or (_are_numbers(value) and len(value) == 2 and value[0] < value[1])
+
+
+def _are_places(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list) and len(value) in (1, 3) and all(type(v) is int and 0 <= v < 256 for v in value)
+    )
+
+
+def _is_crop(value: Any) -> bool:
+    return value is None or (type(value) is int and 32 <= value <= LARGEST_SIZE and value % 32 == 0)
 
 
 SWITCH: Rule = ("true, false", lambda value: isinstance(value, bool))
 DOSES: Rule = (f"a number from 0, or a list of {LEVELS} of them", _are_doses)
 RANGE: Rule = ("null, or [low, high]", _is_range)
+NUMBERS: Rule = ("null, or a list of numbers", lambda value: value is None or _are_numbers(value))
+SCALE: Rule = ("a number above 0 and up to 16", lambda value: type(value) in (int, float) and 0 < value <= 16)
+VIEW: dict[str, Rule] = {
+    "size": whole_number_rule(1, LARGEST_SIZE),
+    "range": RANGE,
+    "fit": name_rule(("squash", "pad")),
+    "crop": ("null, or a multiple of 32", _is_crop),
+    "scale": SCALE,
+    "channels": whole_number_rule(1, 256),
+    "mean": NUMBERS,
+    "std": NUMBERS,
+    "shown": ("null, or one or three numbers of channels", _are_places),
+}
+"""Rules of what a checkpoint or an exported file says of how its model sees pictures, see `unetseg.data.view.View`."""
 NET: dict[str, Rule] = {
     "encoder": name_rule(ENCODERS),
     "skip": name_per_level_rule(SKIPS),
@@ -72,7 +98,7 @@ NET: dict[str, Rule] = {
 }
 """Rules of SkipUnet's arguments, as a folder of the Hub records them."""
 SEGMENTER: dict[str, Rule] = {
-    **{name: rule for name, rule in NET.items() if name not in ("in_channels", "weights")},
+    **{name: rule for name, rule in NET.items() if name != "weights"},
     "classes": whole_number_rule(2, 254),
     "channels_last": SWITCH,
 }
@@ -90,6 +116,22 @@ def check(values: Any, rules: Mapping[str, Rule]) -> None:
         if name not in rules:
             raise ValueError(f"{str(name)[:80]!r} is nothing that a network has: {', '.join(rules)}")
         check_value(name, value, rules[name])
+
+
+def check_view(values: Mapping[str, Any]) -> None:
+    """Raise a ValueError where what is stated of a view is not accepted; nothing but the size must be stated."""
+    for name, rule in VIEW.items():
+        if name in values or name == "size":
+            check_value(name, values.get(name), rule)
+    count = values.get("channels", 3)
+    for name in ("mean", "std"):
+        own = values.get(name)
+        if own is None and count != 3:
+            raise ValueError(f"it has {count} channels and doesn't say their {name}")
+        if own is not None and (len(own) != count or (name == "std" and min(own) <= 0)):
+            raise ValueError(f"{name}={own} is not accepted for {count} channels")
+    if max(values.get("shown") or [0]) >= count:
+        raise ValueError(f"shown={values['shown']} is not accepted for {count} channels")
 
 
 def check_value(name: str, value: Any, rule: Rule) -> None:

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from unetseg.errors import UserError, first_line
 from unetseg.model import archive, arguments
 from unetseg.model.segmenter import Segmenter
-from unetseg.names import LARGEST_SIZE, LOSSES
+from unetseg.names import LOSSES
 
 PREFIX = "model."
 """Prefix of the Segmenter's names in the state dict: it is the attribute `model` of the LightningModule."""
@@ -90,10 +90,11 @@ def hyper_parameters(content: Any) -> dict[str, Any]:
         raise ValueError(f"its classes are not {count} names")
     if not isinstance(data, dict) or not isinstance(data.get("name"), str):
         raise ValueError("it doesn't say what data it was trained on")
-    arguments.check_value("data.size", data.get("size"), arguments.whole_number_rule(32, LARGEST_SIZE))
+    arguments.check_view(data)
+    if known["model"].get("in_channels", 3) != data.get("channels", 3):
+        raise ValueError("its model and its data have different numbers of channels")
     arguments.check_value("loss", known.get("loss"), arguments.name_rule(LOSSES))
     arguments.check_value("seed", known.get("seed"), arguments.whole_number_rule(0, 2**63))
-    arguments.check_value("data.range", data.get("range"), arguments.RANGE)
     return known
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,10 @@ class Segmenter(nn.Module):
     Args:
         classes: number of classes.
         channels_last: run in the memory layout with channels innermost.
-        net: arguments of SkipUnet.
+        in_channels: D, the channels of the images.
+        mean: of each channel in the images' values; None: ImageNet's, of RGB in 0..255. A checkpoint brings its own.
+        std: of each channel, likewise.
+        net: further arguments of SkipUnet.
 
     Examples:
         >>> model = Segmenter(classes=2, encoder="resnet18", skip="add", weights=None).eval()
@@ -32,16 +36,30 @@ class Segmenter(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, *, classes: int, channels_last: bool = True, **net: Any):
+    def __init__(
+        self,
+        *,
+        classes: int,
+        channels_last: bool = True,
+        in_channels: int = 3,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        **net: Any,
+    ):
         super().__init__()
-        self.net = SkipUnet(classes=1 if classes == 2 else classes, **net)
+        self.net = SkipUnet(classes=1 if classes == 2 else classes, in_channels=in_channels, **net)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)
-        self.register_buffer("mean", 255 * torch.tensor(MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(STD).view(1, 3, 1, 1))
+        own = {"mean": (mean, MEAN), "std": (std, STD)}
+        for name, (stated, imagenet) in own.items():
+            if stated is None:
+                values = 255 * torch.tensor(imagenet) if in_channels == 3 else torch.ones(in_channels)
+            else:
+                values = torch.tensor(stated, dtype=torch.float32)
+            self.register_buffer(name, values.view(1, in_channels, 1, 1))
 
     def forward(self, images: Tensor, with_features: bool = False) -> Any:
-        """Map Bx3xHxW RGB, uint8 or float in 0..255, to logits, BxKxHxW.
+        """Map BxDxHxW, RGB in 0..255 as uint8 or float, or other channels, to logits, BxKxHxW.
 
         With `with_features` also return the encoder's features, [input, stride 2, ..., stride 32].
         """
@@ -51,7 +69,7 @@ class Segmenter(nn.Module):
         return self.net.decode(features), features
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Map Bx3xHxW RGB, uint8 or float in 0..255, to the net's normalised images, Bx3xHxW float."""
+        """Map BxDxHxW images to the net's normalised ones, BxDxHxW float."""
         images = (images.to(self.mean.dtype) - self.mean) / self.std
         return images.contiguous(memory_format=self.memory_format)
 

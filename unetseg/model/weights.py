@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from unetseg.errors import UserError, first_line
 from unetseg.model import archive
@@ -75,6 +75,9 @@ def load_encoder(encoder: nn.Module, path: str | Path, *, strict: bool = True) -
         ) from None
     state = {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in state.items()}
     own = encoder.state_dict()
+    stem = next(name for name, value in own.items() if value.dim() == 4)
+    if stem in state and state[stem].dim() == 4:
+        state[stem] = for_channels(state[stem], own[stem].shape[1])
     fitting = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
     names = MatchedNames(
         matched=sorted(fitting),
@@ -92,3 +95,16 @@ def load_encoder(encoder: nn.Module, path: str | Path, *, strict: bool = True) -
     # nn.Module's own method: smp's encoders override it without `strict`
     nn.Module.load_state_dict(encoder, fitting, strict=False)
     return names
+
+
+def for_channels(weight: Tensor, channels: int) -> Tensor:
+    """Return a first convolution's weight, Ox3xhxw, for so many channels, as smp adapts it; others stay as they are.
+
+    One channel gets the sum over RGB. Several get RGB's weights in turn, times 3 / channels, so that the output keeps
+    its size.
+    """
+    if weight.shape[1] != 3 or channels == 3:
+        return weight
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight[:, [channel % 3 for channel in range(channels)]] * (3 / channels)

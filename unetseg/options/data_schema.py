@@ -29,13 +29,42 @@ class Data(Section):
     """The options that every data set has."""
 
     size: int = Field(ge=32, le=LARGEST_SIZE, description="side in pixels of the square that pictures are resized to")
+    fit: Literal["squash", "pad"] = Field(
+        description="squash (a picture fills the square) | pad (it keeps its shape, the rest is filled and not counted)"
+    )
+    crop: int | None = Field(
+        ge=32,
+        le=LARGEST_SIZE,
+        multiple_of=32,
+        description="N: train on random crops of NxN at the pictures' own resolution, and predict in blended tiles of "
+        "NxN, scored at the pictures' own size; null: whole pictures as squares of data.size",
+    )
+    scale: float = Field(gt=0, le=16, description="factor by which pictures are resized before they are cropped")
+    foreground: float = Field(
+        ge=0, le=1, description="share of the crops centred on a class that isn't the most frequent one of its picture"
+    )
+    crops: int | None = Field(
+        ge=1, description="crops of each picture in an epoch; null: as many as its area holds, at least one"
+    )
     batch_size: int = Field(ge=1, description="pictures per step and device")
     workers: int = Field(ge=0, le=256, description="loader processes; 0 loads in the training process")
     augment: bool = Field(description="random flip, scale, rotation and colour while training")
     cache: Literal["auto", "none", "ram", "disk", "device"] = Field(description="auto | none | ram | disk | device")
     global_batch_size: int | None = Field(ge=1, description="pictures per step over all devices; null: what comes out")
+    channels: int = Field(
+        ge=1,
+        le=256,
+        description="3: pictures are 8-bit RGB, whatever the files hold; N: N channels as they are stored",
+    )
     range: list[float] | None = Field(
-        description="[low,high]: the values of more than 8 bits that become black and white; null: 0 and 65535"
+        description="[low,high]: the values of more than 8 bits that become black and white, in RGB; null: 0 and 65535"
+    )
+    mean: list[float] | None = Field(
+        description="of each channel, in the files' values; null: measured on the training split, for RGB ImageNet's"
+    )
+    std: list[float] | None = Field(description="standard deviation of each channel, likewise")
+    shown: list[int] | None = Field(
+        description="the channels, from 0, that figures show as red, green and blue, or one as grey; null: the first"
     )
     check: Literal["full", "headers", "none"] = Field(
         description="what is read before training: full (every mask) | headers (sizes) | none"
@@ -47,6 +76,29 @@ class Data(Section):
         if value is not None and (len(value) != 2 or not value[0] < value[1]):
             raise rejected("two numbers, the lower one first, or null", "data.range=[0,4095]")
         return value
+
+    @model_validator(mode="after")
+    def _view_fits(self) -> Data:
+        if self.crop is not None and self.fit == "pad":
+            raise rejected("data.fit=pad with whole pictures; crops keep the pictures' shape anyway", "data.fit=squash")
+        if self.crop is None and self.scale != 1:
+            raise rejected("data.scale with data.crop; whole pictures are resized to data.size", "data.scale=1")
+        if self.cache == "device" and (self.crop is not None or self.channels != 3):
+            raise rejected("data.cache=device with whole pictures of three channels", "data.cache=auto")
+        if self.channels != 3 and self.range is not None:
+            raise rejected(
+                "data.range with data.channels=3; other channels go to the model as stored", "data.range=null"
+            )
+        if (self.mean is None) != (self.std is None):
+            raise rejected("both of data.mean and data.std, or neither", "data.mean=null data.std=null")
+        for values in (self.mean or [0.0] * self.channels, self.std or [1.0] * self.channels):
+            if len(values) != self.channels:
+                raise rejected(f"data.mean and data.std with {self.channels} numbers each, for data.channels", "--help")
+        if min(self.std or [1.0]) <= 0:
+            raise rejected("data.std above 0", "--help")
+        if self.shown is not None and (len(self.shown) not in (1, 3) or not set(self.shown) <= {*range(self.channels)}):
+            raise rejected(f"data.shown with one or three channels from 0 to {self.channels - 1}", "data.shown=null")
+        return self
 
 
 class Trimaps(Data):

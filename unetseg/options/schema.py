@@ -296,10 +296,12 @@ class Predict(Section):
     tile: int | None = Field(
         ge=0,
         multiple_of=32,
-        description="null: pictures are squashed to the model's size, above 16 megapixels tiles of 512; "
-        "N: tiles of NxN at the picture's own resolution; 0: squashed up to 200 megapixels",
+        description="null: as in training: pictures fitted into a square, above 16 megapixels tiles of 512, "
+        "or tiles as large as crops; N: tiles of NxN at the picture's own resolution; 0: a square up to 200 megapixels",
     )
-    overlap: int = Field(ge=0, description="pixels over which tiles are blended, at most half a tile")
+    overlap: int | None = Field(
+        ge=0, description="pixels over which tiles are blended, at most half a tile; null: 64, or half a tile"
+    )
     tta: bool = Field(description="true: mean over the picture and its mirror image")
     batch_size: int = Field(ge=1, description="tiles that the model gets at once")
     precision: Literal["float32", "bfloat16"] = Field(description="float32 | bfloat16")
@@ -322,8 +324,8 @@ class Predict(Section):
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> Predict:
-        most = (self.tile or 512) // 2
-        if self.overlap > most:
+        most = (self.tile or 0) // 2
+        if self.tile and self.overlap is not None and self.overlap > most:
             raise rejected(f"overlap={self.overlap} is too much: at most half a tile, {most}", f"overlap={most // 2}")
         return self
 

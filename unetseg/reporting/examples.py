@@ -80,10 +80,12 @@ def draw_outline(picture: np.ndarray, target: np.ndarray) -> np.ndarray:
 def _samples(run: Run, names: Sequence[str]) -> list[Sample]:
     """Return the named test images of a run with their masks and the predictions of its best checkpoint."""
     try:
-        data = make_data({**run.options["data"], "cache": "none", "check": "none"}, run.seed, test_split="test")
+        model, known = checkpoint.load(run.folder.best)
+        measured = {name: known["data"].get(name) for name in ("mean", "std")}
+        options = {**run.options["data"], **measured, "cache": "none", "check": "none"}
+        data = make_data(options, run.seed, test_split="test")
         data.setup()
         dataset: Examples = data.loader("test").dataset  # type: ignore[assignment]
-        model, _ = checkpoint.load(run.folder.best)
         positions = {cell(example.name): position for position, example in enumerate(dataset.examples)}
         # one by one: dozens of large pictures in one batch may need more memory than there is
         return [sample for name in names for sample in predict_samples(model, dataset, [positions[name]])]

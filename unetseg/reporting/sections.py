@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unetseg.names import counted
+from unetseg.names import counted, view_text
 from unetseg.reporting import charts, findings, sentences
 from unetseg.reporting.document import Block, Document, Figure, Section, Table
 from unetseg.reporting.findings import METRICS, Pair
@@ -51,9 +51,10 @@ def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False) -> 
     asked = (
         f"Do {names} differ in how well they segment?" if len(sweep.settings) > 1 else f"How well does {names} segment?"
     )
+    views = sorted({view_text(run.options["data"]) for run in sweep.runs})
     facts = (
-        f"U-Net with {common(sweep, 'model.encoder')} on {common(sweep, 'data.name')} at {common(sweep, 'data.size')} "
-        f"px, {common(sweep, 'trainer.max_epochs')} epochs; {counted(len(sweep.settings), 'setting')}, "
+        f"U-Net with {common(sweep, 'model.encoder')} on {common(sweep, 'data.name')}, {' or '.join(views)}, "
+        f"{common(sweep, 'trainer.max_epochs')} epochs; {counted(len(sweep.settings), 'setting')}, "
         f"{counted(len(sweep.runs), 'run')}"
     )
     colours = {setting.name: setting.colour for setting in sweep.settings}

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from unetseg import launch
 from unetseg.data.datamodule import SegmentationData
+from unetseg.data.view import View
 from unetseg.errors import UserError, first_line
 from unetseg.model.auxiliary import AuxiliaryHeads
 from unetseg.model.segmenter import Segmenter
@@ -34,11 +35,18 @@ from unetseg.training.preflight import no_weights
 from unetseg.training.resume import AtomicIO
 
 
-def make_module(options: Train) -> SegmentationModule:
-    """Return the untrained module; print which encoder weights matched where they come from a file."""
+def make_module(options: Train, view: View | None = None) -> SegmentationModule:
+    """Return the untrained module; print which encoder weights matched where they come from a file.
+
+    Args:
+        options: of the run.
+        view: how the model sees pictures, with what was measured of their channels; None: as the options state it.
+    """
+    view = view or View.of(options.data.model_dump())
     weights = options.model.weights
+    first = "imagenet" if weights == "imagenet" else None
     try:
-        model = Segmenter(weights="imagenet" if weights == "imagenet" else None, **segmenter_arguments(options))
+        model = Segmenter(weights=first, mean=view.mean, std=view.std, **segmenter_arguments(options))
     except Exception as error:  # the hub's client raises many kinds of errors when a download fails
         if weights != "imagenet":
             raise
@@ -59,18 +67,22 @@ def make_module(options: Train) -> SegmentationModule:
         classes=classes,
         lr=options.optimizer.lr,
         weight_decay=options.optimizer.weight_decay,
-        hyper_parameters=hyper_parameters(options),
+        hyper_parameters=hyper_parameters(options, view),
+        view=view,
         skip_nonfinite=options.guards.nonfinite_loss == "skip",
         auxiliary=heads,
     )
 
 
-def hyper_parameters(options: Train) -> dict[str, Any]:
+def hyper_parameters(options: Train, view: View | None = None) -> dict[str, Any]:
     """Return a checkpoint's hyper-parameters: dicts, lists, strings and numbers, which weights_only=True loads."""
+    data = options.data.model_dump()
+    if view is not None and view.mean is not None and view.std is not None:
+        data |= {"mean": [*view.mean], "std": [*view.std]}
     return {
         "model": segmenter_arguments(options),
         "classes": list(class_names(options.data.model_dump())),
-        "data": options.data.model_dump(),
+        "data": data,
         "loss": options.loss,
         "auxiliary": options.model.auxiliary,
         "seed": options.seed,
@@ -86,6 +98,7 @@ def segmenter_arguments(options: Train) -> dict[str, Any]:
     return {
         **options.model.model_dump(exclude={"weights", "strict_weights", "auxiliary"}),
         "classes": len(class_names(options.data.model_dump())),
+        "in_channels": options.data.channels,
         "channels_last": options.channels_last,
     }
 
@@ -151,10 +164,9 @@ def describe_start(trainer: L.Trainer, module: SegmentationModule, run: RunFolde
 
 def check_limits(trainer: L.Trainer, data: SegmentationData) -> None:
     """Raise a UserError where a share of the batches is less than one, or validations are further apart than epochs."""
-    assert data.collection is not None
     for split in ("train", "val", "test"):
         share = getattr(trainer, f"limit_{split}_batches")
-        batches = -(-len(data.collection.splits[split]) // (data.batch_size * trainer.world_size))
+        batches = data.batches_of(split, trainer.world_size)
         if isinstance(share, float) and share * batches < 1 and (share or split != "val"):
             raise UserError(
                 f"trainer.limit_{split}_batches={share} of {batches} batches is none",

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from unetseg.data.dataset import Batch
+from unetseg.data.view import View
 from unetseg.errors import UserError
 from unetseg.evaluation.metrics import SegmentationScores, image_counts
+from unetseg.evaluation.whole import answer
 from unetseg.model.auxiliary import AuxiliaryHeads
 from unetseg.model.segmenter import class_map
 
@@ -30,6 +32,7 @@ class SegmentationModule(L.LightningModule):
         lr: AdamW's learning rate, lowered to 0 along a cosine over all steps.
         weight_decay: AdamW's.
         hyper_parameters: plain values that are kept in the checkpoint.
+        view: how the model sees pictures; with crops, evaluations are of whole pictures in tiles.
         skip_nonfinite: take no step on a batch whose loss is NaN or inf, and undo its changes of the buffers.
         auxiliary: heads on the encoder's features, whose loss is added while training. It is the mean over the heads,
             so that together they weigh as much as the model's own output; the heads weigh equally, as in U-Net++'s deep
@@ -52,6 +55,7 @@ class SegmentationModule(L.LightningModule):
         lr: float = 0.0,
         weight_decay: float = 0.0,
         hyper_parameters: dict[str, Any] | None = None,
+        view: View | None = None,
         skip_nonfinite: bool = False,
         auxiliary: AuxiliaryHeads | None = None,
     ):
@@ -59,6 +63,7 @@ class SegmentationModule(L.LightningModule):
         self.save_hyperparameters(hyper_parameters or {}, logger=False)
         self.model, self.loss, self.classes, self.auxiliary = model, loss, classes, auxiliary
         self.lr, self.weight_decay, self.skip_nonfinite = lr, weight_decay, skip_nonfinite
+        self.view = view or View()
         self.steps = 0
         # ModuleDict refuses the key "train"
         self.scores = nn.ModuleDict({f"{stage}_scores": SegmentationScores(classes) for stage in STAGES})
@@ -69,10 +74,10 @@ class SegmentationModule(L.LightningModule):
         """Return the loss of a batch, and count its pixels; None if the batch is left out."""
         before = [buffer.clone() for buffer in self.model.buffers()] if self.skip_nonfinite else []
         if self.auxiliary is None:
-            loss, _, counts = self._step(batch, self.model(batch.images))
+            loss, counts = self._step(batch, self.model(batch.images))
         else:
             logits, features = self.model(batch.images, with_features=True)
-            loss, _, counts = self._step(batch, logits)
+            loss, counts = self._step(batch, logits)
             by_head = [self.loss(of_head, batch.masks) for of_head in self.auxiliary(features, batch.masks.shape[-2:])]
             auxiliary_loss = torch.stack(by_head).mean()
             self.log("train/auxiliary_loss", auxiliary_loss)
@@ -176,19 +181,30 @@ class SegmentationModule(L.LightningModule):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def answer(self, batch: Batch, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Return float32 logits, BxKxHxW, and classes, BxHxW uint8, as every evaluation computes them.
+
+        Args:
+            batch: squares, or one whole picture where the view has crops.
+            batch_size: tiles at once.
+        """
+        size = (batch.masks.shape[1], batch.masks.shape[2])
+        return answer(self.model, batch.images, self.view, size, batch_size)
+
     def _evaluation_step(self, batch: Batch, stage: str) -> dict[str, Tensor]:
-        loss, predicted, counts = self._step(batch, self.model(batch.images))
+        logits, predicted = self.answer(batch, self.trainer.datamodule.batch_size)  # type: ignore[attr-defined]
+        counts = image_counts(predicted, batch.masks, self.classes)
+        loss = self.loss(logits, batch.masks)
         self._metric(stage).update(counts)
         mean = cast(MeanMetric, self.losses[f"{stage}_loss"])
         mean.update(loss, len(batch.indices))
         self.log(f"{stage}/loss", mean)
         return {"predicted": predicted, "counts": counts}
 
-    def _step(self, batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _step(self, batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 is too coarse for a loss
-        predicted = class_map(logits.detach())
-        counts = image_counts(predicted, batch.masks, self.classes)
-        return self.loss(logits, batch.masks), predicted, counts
+        counts = image_counts(class_map(logits.detach()), batch.masks, self.classes)
+        return self.loss(logits, batch.masks), counts
 
     def _metric(self, stage: str) -> SegmentationScores:
         return cast(SegmentationScores, self.scores[f"{stage}_scores"])

@@ -1,0 +1,165 @@
+"""Volumes and stacks: NIfTI files, and TIFFs of several pages, whose slices are the pictures.
+
+The slices are written once, as TIFFs of the stored type, into the folder of the caches, and read from there like any
+picture. A NIfTI volume is turned to its axes right, anterior, superior; its slices are axial, with the anterior side
+above.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from rich.progress import track
+
+from unetseg.data.cache import cache_folder, is_private, locked
+from unetseg.data.dataset import Example
+from unetseg.data.splits import Drawing
+from unetseg.data.survey import file_state
+from unetseg.data.tiff import TIFF_MARKS
+from unetseg.errors import UserError, first_line
+
+NIFTI = (".nii", ".nii.gz")
+VERSION = 1
+"""Of how slices are written."""
+GROUP = "{group}_slice*"
+"""By which the slices of a volume stay in one split."""
+FEWEST = 3
+"""Volumes that can be divided into training, validation and test."""
+
+
+def expand(
+    examples: Mapping[str, Example], given: Mapping[str, str], drawing: Drawing
+) -> tuple[dict[str, Example], dict[str, str], Drawing, list[str]]:
+    """Replace volumes by their slices, NAME_slice000, NAME_slice001, ...
+
+    Args:
+        examples: by name; where the first one is a volume all must be.
+        given: the splits that are stated, by name.
+        drawing: how other splits are drawn; slices of a volume are made a group where no group is stated.
+
+    Returns:
+        The three for the slices, and what the user is told.
+
+    Raises:
+        UserError: a picture and its mask differ in shape, a file can't be read, or there is no room for the slices.
+    """
+    first = next(iter(examples.values()), None)
+    if first is None or not is_volume(first):
+        return dict(examples), dict(given), drawing, []
+    slices: dict[str, Example] = {}
+    splits: dict[str, str] = {}
+    for name, example in track(examples.items(), "cutting volumes into slices", transient=True):
+        for number, (image, mask) in enumerate(_slices(example)):
+            own = f"{name}_slice{number:03}"
+            slices[own] = Example(own, image, mask, "")
+            if name in given:
+                splits[own] = given[name]
+    notes = [f"{len(examples)} volumes, {len(slices)} slices" if len(examples) > 1 else f"{len(slices)} slices"]
+    if drawing.group is None and len(examples) >= FEWEST:
+        drawing = replace(drawing, group=GROUP)
+    elif drawing.group is None and len({*splits.values()}) < 2:
+        notes.append("slices of one volume are in several splits: they are alike, and scores say little of new volumes")
+    return slices, splits, drawing, notes
+
+
+def is_volume(example: Example) -> bool:
+    """Return whether the files of an example are NIfTI, or TIFFs of several pages, as many in both."""
+    files = (example.image, example.mask)
+    if any(path.name.lower().endswith(NIFTI) for path in files):
+        return True
+    pages = {_pages(path) for path in files}
+    return len(pages) == 1 and pages.pop() > 1
+
+
+def _pages(path: Path) -> int:
+    """Return the number of pages of one size in a TIFF, 0 of another file."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4) not in TIFF_MARKS:
+                return 0
+        with tifffile.TiffFile(path) as pages:
+            shape = pages.series[0].shape
+            return int(shape[0]) if len(shape) == 3 and pages.series[0].axes[-2:] == "YX" else 1
+    except Exception:  # damaged bytes fail in every way there is; the reader of pictures will name them
+        return 0
+
+
+def _slices(example: Example) -> list[tuple[Path, Path]]:
+    """Return the files of each slice's picture and mask, written if they aren't there yet."""
+    files = (example.image, example.mask)
+    key = hashlib.sha256(f"{VERSION}".encode())
+    for path in files:
+        key.update(f"{path.absolute()} {file_state(path)}".encode(errors="surrogateescape"))
+    folder = cache_folder("disk") / "slices"
+    own = folder / key.hexdigest()[:32]
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not is_private(folder, 0o022):
+            raise UserError(f"{folder} is open to others, or theirs", advice="XDG_CACHE_HOME=FOLDER in the environment")
+        with locked(folder):
+            if not own.exists():
+                image, mask = _volume(example.image), _volume(example.mask)
+                if image.shape != mask.shape:
+                    raise UserError(
+                        f"{example.mask} has the shape {mask.shape}, its volume {example.image} {image.shape}",
+                        accepted="a mask of the volume's shape",
+                    )
+                _write(own, image, mask)
+    except OSError as error:
+        raise UserError(
+            f"slices of {example.image} can't be written into {folder}: {error.strerror}",
+            advice="XDG_CACHE_HOME=FOLDER in the environment",
+        ) from None
+    count = len(list(own.glob("image*.tif")))
+    return [(own / f"image{number:05}.tif", own / f"mask{number:05}.tif") for number in range(count)]
+
+
+def _write(folder: Path, image: np.ndarray, mask: np.ndarray) -> None:
+    """Write slices into a new folder, which appears complete or not at all."""
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    try:
+        for number, pair in enumerate(zip(image, mask, strict=True)):
+            for name, plane in zip(("image", "mask"), pair, strict=True):
+                tifffile.imwrite(partial / f"{name}{number:05}.tif", plane, photometric="minisblack", metadata=None)
+        os.rename(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _volume(path: Path) -> np.ndarray:
+    """Return a volume as slices x rows x columns, of whole numbers where all its values are."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist", accepted="a volume and its mask")
+    try:
+        if not path.name.lower().endswith(NIFTI):
+            return tifffile.imread(path)
+        array = _nifti(path)
+    except UserError:
+        raise
+    except Exception as error:  # damaged bytes fail in every way there is
+        raise UserError(f"{path} can't be read as a volume: {first_line(error)}", advice="replace it") from None
+    whole = array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all()
+    if whole and np.abs(array).max(initial=0) < 2**15:
+        array = array.astype(np.int16)
+    return array
+
+
+def _nifti(path: Path) -> np.ndarray:
+    try:
+        import nibabel
+    except ImportError:
+        raise UserError(f"{path} needs nibabel", advice="pip install 'unetseg[nifti]'") from None
+    image = nibabel.as_closest_canonical(nibabel.load(path))  # type: ignore[attr-defined]
+    array: np.ndarray = np.asarray(image.dataobj)  # type: ignore[attr-defined]
+    if array.ndim != 3:
+        raise UserError(f"{path} has {array.ndim} dimensions", accepted="a volume of three")
+    return np.ascontiguousarray(array.transpose(2, 1, 0)[:, ::-1])
