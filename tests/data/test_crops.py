@@ -98,6 +98,19 @@ def test_rare_classes_are_drawn_evenly_and_the_most_frequent_and_ignored_ones_ne
     assert rare_pixel(np.zeros((9, 9), np.uint8), rng) is None
 
 
+def test_of_a_large_picture_rare_pixels_are_found_as_evenly_and_in_any_case():
+    mask = np.zeros((1500, 2000), np.uint8)
+    mask[700:800, 900:1100], mask[3, 5] = 1, 2
+    rng = np.random.default_rng(0)
+    places = np.array([rare_pixel(mask, rng) for _ in range(600)])
+    assert (mask[tuple(places.T)] > 0).all()
+    rows, columns = places[mask[tuple(places.T)] == 1].T
+    assert len(np.unique(rows)) > 95
+    assert np.mean(columns) == pytest.approx(999.5, abs=4 * 58 / len(columns) ** 0.5)
+    mask[mask == 1] = 0
+    assert rare_pixel(mask, rng) == (3, 5)
+
+
 def test_a_window_may_lie_anywhere():
     array = np.arange(12, dtype=np.uint8).reshape(3, 4)
     for top in range(-6, 6):

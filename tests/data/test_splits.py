@@ -74,3 +74,9 @@ def test_the_shortest_group_that_fits_is_meant():
     assert drawing.group_of("a_b_c") == "a"
     assert Drawing(group="{group}/*").group_of("a/b/c") == "a"
     assert Drawing(group="*_{group}").group_of("x_9") == "9"
+
+
+def test_as_many_groups_as_splits_are_one_in_each():
+    names = [f"p{patient}_{number}" for patient in range(3) for number in range(9)]
+    splits = Drawing(group="{group}_*").split(names, {})
+    assert sorted(map(len, splits.values())) == [9, 9, 9]

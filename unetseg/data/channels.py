@@ -173,9 +173,9 @@ def _order(shape: Sequence[int], channels: int, planar: bool) -> tuple[bool, tup
     if planar and len(shape) == 3 and shape[0] == channels:
         return True, (shape[1], shape[2])
     count = 1 if len(shape) == 2 else shape[2] if len(shape) == 3 else 0
-    found = counted(count, "channel") if count else f"the shape {tuple(shape)}"
+    found = f"the shape {tuple(shape)}" if planar or not count else counted(count, "channel")
     raise UserError(
         f"it has {found}, data.channels is {channels}",
         accepted="pictures that all have data.channels channels",
-        advice=f"data.channels={count}" if count else "HxWxC or CxHxW",
+        advice=f"data.channels={count}" if count and not planar else "HxWxC or CxHxW",
     )

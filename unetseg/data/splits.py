@@ -129,7 +129,9 @@ def _balanced(
 
     def put(number: int, label: int | None) -> None:
         lacking = np.array([*zip(wanted[label], wanted[None], strict=True)])
-        part = max(range(len(shares)), key=lambda part: tuple(lacking[part]))
+        empty = [part for part, names in enumerate(parts) if not names]
+        open_to = empty if len(rest) <= len(empty) else range(len(shares))  # so that no part stays empty
+        part = max(open_to, key=lambda part: tuple(lacking[part]))
         parts[part] += units[number]
         del rest[number]
         for name in units[number]:

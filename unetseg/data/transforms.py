@@ -23,6 +23,8 @@ UNCHANGED = (1, 1, 1, 0)
 TURN = 15
 """Degrees by which a picture is turned at most, either way."""
 SCALES = (0.8, 1.25)
+LOOKED_AT = 2**19
+"""Pixels of a mask that are looked at for a rare class: more would take longer than a training step."""
 REACH = (math.cos(math.radians(TURN)) + math.sin(math.radians(TURN))) / SCALES[0]
 """How many times as wide as a crop the part of the picture is at most that a turned and shrunk crop shows."""
 
@@ -192,8 +194,15 @@ def classes_in(mask: np.ndarray) -> list[int]:
 def rare_pixel(mask: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
     """Return row and column of a pixel of a class that isn't the picture's most frequent one; None if there is none.
 
-    The class is drawn evenly among those, then the pixel evenly among the class's.
+    The class is drawn evenly among those, then the pixel evenly among the class's. Of a picture of more than LOOKED_AT
+    pixels only every s-th row and column is looked at, from random ones on; all of it where no such class is on them.
     """
+    stride = math.isqrt(-(-mask.size // LOOKED_AT) - 1) + 1
+    if stride > 1:
+        top, left = rng.integers(stride, size=2).tolist()
+        found = rare_pixel(np.ascontiguousarray(mask[top::stride, left::stride]), rng)
+        if found is not None:
+            return found[0] * stride + top, found[1] * stride + left
     counts = _counts(mask)
     counts[IGNORE] = 0
     counts[counts.argmax()] = 0

@@ -31,6 +31,8 @@ VERSION = 1
 """Of how slices are written."""
 GROUP = "{group}_slice*"
 """By which the slices of a volume stay in one split."""
+PLACE = 1e-3
+"""Millimetres by which the affine matrices of a volume and its mask may differ."""
 FEWEST = 3
 """Volumes that can be divided into training, validation and test."""
 
@@ -106,11 +108,16 @@ def _slices(example: Example) -> list[tuple[Path, Path]]:
             raise UserError(f"{folder} is open to others, or theirs", advice="XDG_CACHE_HOME=FOLDER in the environment")
         with locked(folder):
             if not own.exists():
-                image, mask = _volume(example.image), _volume(example.mask)
+                (image, place), (mask, mask_place) = _volume(example.image), _volume(example.mask)
                 if image.shape != mask.shape:
                     raise UserError(
                         f"{example.mask} has the shape {mask.shape}, its volume {example.image} {image.shape}",
                         accepted="a mask of the volume's shape",
+                    )
+                if not np.allclose(place, mask_place, atol=PLACE):
+                    raise UserError(
+                        f"{example.mask} lies elsewhere than its volume {example.image}: their affine matrices differ",
+                        accepted="a mask on the volume's own grid",
                     )
                 _write(own, image, mask)
     except OSError as error:
@@ -135,14 +142,14 @@ def _write(folder: Path, image: np.ndarray, mask: np.ndarray) -> None:
         raise
 
 
-def _volume(path: Path) -> np.ndarray:
-    """Return a volume as slices x rows x columns, of whole numbers where all its values are."""
+def _volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return a volume as slices x rows x columns, of whole numbers where all its values are, and its affine, 4x4."""
     if not path.is_file():
         raise UserError(f"{path} does not exist", accepted="a volume and its mask")
     try:
         if not path.name.lower().endswith(NIFTI):
-            return tifffile.imread(path)
-        array = _nifti(path)
+            return tifffile.imread(path), np.eye(4)
+        array, place = _nifti(path)
     except UserError:
         raise
     except Exception as error:  # damaged bytes fail in every way there is
@@ -150,10 +157,10 @@ def _volume(path: Path) -> np.ndarray:
     whole = array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all()
     if whole and np.abs(array).max(initial=0) < 2**15:
         array = array.astype(np.int16)
-    return array
+    return array, place
 
 
-def _nifti(path: Path) -> np.ndarray:
+def _nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         import nibabel
     except ImportError:
@@ -162,4 +169,4 @@ def _nifti(path: Path) -> np.ndarray:
     array: np.ndarray = np.asarray(image.dataobj)  # type: ignore[attr-defined]
     if array.ndim != 3:
         raise UserError(f"{path} has {array.ndim} dimensions", accepted="a volume of three")
-    return np.ascontiguousarray(array.transpose(2, 1, 0)[:, ::-1])
+    return np.ascontiguousarray(array.transpose(2, 1, 0)[:, ::-1]), np.asarray(image.affine)

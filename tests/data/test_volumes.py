@@ -1,0 +1,100 @@
+"""Volumes: their slices are the pictures."""
+
+import numpy as np
+import pytest
+import tifffile
+
+from unetseg.data.masks import read_mask
+from unetseg.data.pictures import read_image
+from unetseg.data.sources import make_data
+from unetseg.data.view import View
+from unetseg.errors import UserError
+from unetseg.options.compose import compose
+from unetseg.options.schema import Train
+
+nibabel = pytest.importorskip("nibabel")
+
+
+def data_of(root, *overrides: str):
+    options = compose(
+        "train", Train, ["data=folder", f"data.root={root}", "data.size=32", "data.workers=0", *overrides]
+    )
+    data = make_data(options.data.model_dump(), 0)
+    data.check()
+    return data
+
+
+def volumes(root, count: int, shape=(20, 24, 9), ending: str = ".nii.gz") -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Write volumes of 16 bits with masks, and return both as slices x rows x columns."""
+    rng, written = np.random.default_rng(0), {}
+    for number in range(count):
+        image = rng.integers(-1000, 1000, shape).astype(np.int16)
+        mask = (image > 300).astype(np.uint8)
+        for kind, array in (("ct", image), ("seg", mask)):
+            nibabel.Nifti1Image(array, np.eye(4)).to_filename(root / f"p{number}_{kind}{ending}")
+        written[f"p{number}"] = tuple(array.transpose(2, 1, 0)[:, ::-1] for array in (image, mask))
+    (root / "data.yaml").write_text(
+        f'images: "{{name}}_ct{ending}"\nmasks: "{{name}}_seg{ending}"\nrange: [-150, 250]\n'
+    )
+    return written
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_each_slice_of_a_nifti_is_a_picture_as_it_is_stored(tmp_path, ending):
+    written = volumes(tmp_path, 3, ending=ending)
+    data = data_of(tmp_path)
+    examples = [example for split in data.collection.splits.values() for example in split]
+    assert len(examples) == 27
+    for example in examples:
+        name, number = example.name.split("_slice")
+        image, mask = (array[int(number)] for array in written[name])
+        assert np.array_equal(read_image(example.image, View(channels=1))[..., 0], image)
+        assert np.array_equal(read_mask(example.mask, data.collection.values), mask)
+    by_split = [{e.group for e in examples} for examples in data.collection.splits.values()]
+    assert not by_split[0] & by_split[1], "a volume lies in one split"
+    assert sum(map(len, by_split)) == 3
+
+
+def test_one_volume_is_divided_and_the_user_is_told(tmp_path):
+    volumes(tmp_path, 1)
+    data = data_of(tmp_path)
+    assert sum(map(len, data.collection.splits.values())) == 9
+    assert any("slices of one volume are in several splits" in note for note in data.collection.notes)
+
+
+def test_a_stack_of_16_bits_is_its_pages(tmp_path):
+    rng = np.random.default_rng(0)
+    stack = rng.integers(0, 65536, (12, 30, 34)).astype(np.uint16)
+    labels = ((stack > 30000) * 255).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "train-volume.tif", stack, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "train-labels.tif", labels, photometric="minisblack")
+    (tmp_path / "data.yaml").write_text('images: "{name}-volume.tif"\nmasks: "{name}-labels.tif"\n')
+    data = data_of(tmp_path)
+    examples = {e.name: e for split in data.collection.splits.values() for e in split}
+    assert len(examples) == 12
+    example = examples["train_slice007"]
+    assert np.array_equal(read_image(example.image, View(channels=1))[..., 0], stack[7])
+    assert np.array_equal(read_mask(example.mask, data.collection.values), labels[7] > 0)
+
+
+def test_a_volume_that_its_mask_does_not_fit_is_refused(tmp_path):
+    volumes(tmp_path, 1)
+    nibabel.Nifti1Image(np.zeros((20, 24, 8), np.uint8), np.eye(4)).to_filename(tmp_path / "p0_seg.nii.gz")
+    with pytest.raises(UserError, match=r"p0_seg.nii.gz has the shape \(8, 24, 20\), its volume .* \(9, 24, 20\)"):
+        data_of(tmp_path)
+
+
+def test_a_volume_that_lies_elsewhere_in_the_body_than_its_mask_is_refused(tmp_path):
+    volumes(tmp_path, 1)
+    moved = np.diag([1.0, 1.0, 2.0, 1.0])
+    nibabel.Nifti1Image(np.zeros((20, 24, 9), np.uint8), moved).to_filename(tmp_path / "p0_seg.nii.gz")
+    with pytest.raises(UserError, match="lies elsewhere"):
+        data_of(tmp_path)
+
+
+def test_damaged_volumes_are_named(tmp_path):
+    volumes(tmp_path, 1, ending=".nii")
+    file = tmp_path / "p0_ct.nii"
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"p0_ct.nii can't be read as a volume"):
+        data_of(tmp_path)
