@@ -28,19 +28,8 @@ from unetseg.runs.tables import read_csv, read_gradient_flow, read_metrics, read
 STYLES = ("-", "--", ":", "-.")
 """The settings' line styles, one for each round through the colours."""
 NO_AXES = (
-    *(
-        "seed",
-        "data.fold",
-        "name",
-        "output",
-        "resume",
-        "allow_changes",
-        "sweep.",
-        "jobs",
-        "logger",
-        "wandb.",
-        "gradients.",
-    ),
+    *("seed", "data.fold", "name", "output", "resume", "allow_changes", "dry_run", "sweep.", "jobs"),
+    *("logger", "wandb.", "gradients."),
     *("data.workers", "trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.default_root_dir"),
 )
 """Options that don't change what a training computes: runs that differ in these only belong to one setting."""
