@@ -5,7 +5,7 @@ python -m unetseg.train data=synthetic model.skip=none     pictures drawn here, 
 python -m unetseg.train data=folder data.root=FOLDER       your own pictures and masks
 python -m unetseg.train -m model.skip=concat,add,none seed=0,1,2     nine runs, one after the other
 python -m unetseg.train resume=runs/NAME                   continue a run that was stopped
-python -m unetseg.train data=folder data.root=FOLDER dry_run=true    look at the data and the plan, train nothing
+python -m unetseg.train dry_run=true                       look at data and plan, train nothing
 
 In Python: run = unetseg.train("model.skip=none", data="synthetic")
 """
