@@ -4,6 +4,7 @@ python scripts/coverage.py coverage       the interval over seeds, units, shapes
 python scripts/coverage.py choice         what else it might have been: seconds
 python scripts/coverage.py pooled         one variance over seeds for all settings: seconds
 python scripts/coverage.py groups         pictures of one patient: seconds
+python scripts/coverage.py folds          cross-validation, whose trainings share pictures: seconds
 python scripts/coverage.py one            one seed: seconds
 python scripts/coverage.py smallest       the smallest difference, its own interval, and the planner: a minute or two
 
@@ -40,6 +41,11 @@ COLLAPSE = 0.3
 """What a collapsed run loses."""
 BATCH = 500
 """Sweeps drawn at once."""
+
+
+def batches(sweeps: int) -> Iterator[int]:
+    """Yield the sizes of batches that make `sweeps`."""
+    yield from [BATCH] * (sweeps // BATCH) + [sweeps % BATCH] * (sweeps % BATCH > 0)
 
 
 @dataclass(frozen=True)
@@ -83,10 +89,6 @@ class Design:
         if self.shape == "collapse":
             found += self._collapsed((sweeps, 1), generator)
         return found[:, 0]
-
-    def batches(self, sweeps: int) -> Iterator[int]:
-        """Yield the sizes of batches that make `sweeps`."""
-        yield from [BATCH] * (sweeps // BATCH) + [sweeps % BATCH] * (sweeps % BATCH > 0)
 
     def _collapsed(self, shape: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
         return COLLAPSE * (generator.random((*shape, self.seeds, 1)) < 0.1)
@@ -141,7 +143,7 @@ def coverage(sweeps: int, seed: int) -> None:
     for design in designs:
         generator = np.random.default_rng(seed)
         covered, false, power = [], [], []
-        for size in design.batches(sweeps):
+        for size in batches(sweeps):
             differences = design.differences(size, generator)
             means, spread = differences.mean((-2, -1)), spread_of(differences)
             covered.append(holds(spread.half_width(ALPHA), means, design.truth))
@@ -209,7 +211,7 @@ def choice(sweeps: int, seed: int) -> None:
         generator = np.random.default_rng(seed)
         counts: dict[str, list[list[np.ndarray]]] = {name: [[], [], []] for name in CANDIDATES}
         narrow = []
-        for size in design.batches(sweeps):
+        for size in batches(sweeps):
             differences = design.differences(size, generator)
             means, spread = differences.mean((-2, -1)), spread_of(differences)
             narrow.append(cochran(differences, spread, ALPHA) < over_units(differences, spread, ALPHA))
@@ -235,7 +237,7 @@ def pooled(sweeps: int, seed: int) -> None:
         generator = np.random.default_rng(seed)
         level = ALPHA / (number * (number - 1))  # of the first of all pairs in two metrics
         counts: list[list[np.ndarray]] = [[], [], [], []]
-        for size in design.batches(min(sweeps, 2000)):
+        for size in batches(min(sweeps, 2000)):
             scores = design.settings(number, size, generator)
             differences = scores[:, -1] - scores[:, 0]
             means, own = differences.mean((-2, -1)), spread_of(differences)
@@ -266,7 +268,7 @@ def groups(sweeps: int, seed: int) -> None:
             design = Design(seeds, len(member), 0.005)
             counts: list[list[np.ndarray]] = [[], []]
             halves: list[list[np.ndarray]] = [[], []]
-            for size in design.batches(min(sweeps, 2000)):
+            for size in batches(min(sweeps, 2000)):
                 differences = design.differences(size, generator)
                 differences += of_groups * generator.standard_normal((size, 1, len(sizes)))[..., member]
                 for place, of_unit in enumerate((differences, group_means(differences, member.tolist()))):
@@ -276,13 +278,87 @@ def groups(sweeps: int, seed: int) -> None:
             row(seeds, name, of_groups, *map(share, counts), *widths)
 
 
+@dataclass(frozen=True)
+class Folds:
+    """A cross-validation of two settings; the difference has these deviations by seed, training, fold, unit, rest."""
+
+    seeds: int
+    folds: int = 5
+    each: int = 35
+    """Units a fold."""
+    of_seeds: float = 0.0
+    """Of a seed in all folds alike."""
+    of_trainings: float = 0.015
+    """Of a seed in one fold."""
+    of_folds: float = 0.01
+    """Of a fold's training set, whatever the seed."""
+    of_units: float = 0.1
+    of_rest: float = 0.1
+    shared: bool = True
+    """Whether what a training set does is the sum of what its pictures do: then two folds, which share K - 2 of K - 1
+    parts of theirs, are as much alike. Otherwise folds are independent of each other."""
+
+    def differences(self, sweeps: int, generator: np.random.Generator) -> np.ndarray:
+        """Return differences of two equal settings, RxSxKxN with N units a fold."""
+        normal = generator.standard_normal
+        of_parts = normal((sweeps, 1, self.folds, 1))
+        if self.shared:  # every part but the fold's own is in its training set
+            of_parts = (of_parts.sum(2, keepdims=True) - of_parts) / np.sqrt(self.folds - 1)
+        return (
+            self.of_seeds * normal((sweeps, self.seeds, 1, 1))
+            + self.of_trainings * normal((sweeps, self.seeds, self.folds, 1))
+            + self.of_folds * of_parts
+            + self.of_units * normal((sweeps, 1, self.folds, self.each))
+            + self.of_rest * normal((sweeps, self.seeds, self.folds, self.each))
+        )
+
+
+def folds(sweeps: int, seed: int) -> None:
+    """Print coverage, median half width and power of the interval over folds, and the coverage of what it might be."""
+    noisy = {"of_trainings": 0.03, "of_units": 0.05, "of_rest": 0.05}
+    designs = [
+        *(Folds(seeds, of_folds=0.0) for seeds in (1, 2, 3)),
+        *(Folds(seeds, of_folds=of_folds, shared=shared)
+          for shared in (False, True) for of_folds in (0.01, 0.02) for seeds in (1, 2, 3)),
+        *(Folds(seeds, of_folds=0.02, **noisy) for seeds in (1, 2, 3)),
+        *(Folds(seeds, of_seeds=0.015, of_trainings=0.0) for seeds in (1, 2, 3)),
+        Folds(1, of_seeds=0.03, of_trainings=0.0, of_folds=0.0, of_units=0.05, of_rest=0.05),
+        *(Folds(3, folds, each) for folds, each in ((2, 87), (3, 58), (5, 8), (10, 17))),
+        Folds(3, 10, 17, of_folds=0.02),
+    ]  # fmt: skip
+    candidates = ("used", "not widened", "without folds")
+    deviations = ("sd seeds", "sd trainings", "sd folds", "sd units")
+    head(
+        "seeds", "folds", "units each", *deviations, "sets share", "covers", "half", f"shows {SHIFT:g}", *candidates[1:]
+    )
+    for design in designs:
+        generator = np.random.default_rng(seed)
+        counts: dict[str, list[np.ndarray]] = {name: [] for name in candidates}
+        halves, power = [], []
+        for size in batches(sweeps):
+            differences = design.differences(size, generator)
+            means, by_fold = differences.mean((1, 2, 3)), differences.mean(-1)
+            spread = spread_of(by_fold, folds=True)
+            in_one = differences.reshape(size, design.seeds, -1)
+            widths = (spread, spread_of(by_fold), spread_of(in_one))
+            for name, of_candidate in zip(candidates, widths, strict=True):
+                counts[name].append(holds(of_candidate.half_width(ALPHA), means, 0))
+            halves.append(spread.half_width(ALPHA))
+            power.append(~holds(spread.half_width(SIX), means + SHIFT, 0))
+        covers, *others = (share(counts[name]) for name in candidates)
+        found = (design.of_seeds, design.of_trainings, design.of_folds, design.of_units)
+        half, shown = f"{np.median(np.concatenate(halves)):.3f}", share(power) if design.seeds > 1 else "–"
+        sets = "yes" if design.shared and design.of_folds else "no"
+        row(design.seeds, design.folds, design.each, *found, sets, covers, half, shown, *others)
+
+
 def one(sweeps: int, seed: int) -> None:
     """Print how often the t test over units says that a setting differs from itself trained with another seed."""
     head("sd seeds", "sd units", "sd rest", "'differs' at 5 %", "of six, after Holm", "interval holds these two models")
     for of_seeds, of_units in ((0.0, 0.1), (0.005, 0.1), (0.015, 0.1), (0.015, 0.05), (0.03, 0.05)):
         design, generator = Design(1, 174, of_seeds, of_units, of_units), np.random.default_rng(seed)
         false, after, models = [], [], []
-        for size in design.batches(sweeps):
+        for size in batches(sweeps):
             fixed = of_seeds * generator.standard_normal(size)
             differences = replace(design, of_seeds=0.0).differences(size, generator)
             means, spread = differences.mean((-2, -1)), spread_of(differences)
@@ -306,7 +382,7 @@ def smallest(sweeps: int, seed: int) -> None:
         parts = Components(design.of_seeds**2, design.of_units**2, design.of_rest**2)
         true = parts.spread(design.seeds, design.units).smallest(SIX).value
         power, found = [], []
-        for size in design.batches(sweeps):
+        for size in batches(sweeps):
             differences = design.differences(size, generator)
             power.append(~holds(spread_of(differences).half_width(SIX), differences.mean((-2, -1)) + true, 0))
             if len(found) < 2 * BATCH:
@@ -318,10 +394,7 @@ def smallest(sweeps: int, seed: int) -> None:
         pilots = [seeds_needed(components(one), design.units, SHIFT, SIX) or 101 for one in found]
         reached = "–"
         if planned:
-            drawn = [
-                replace(design, seeds=planned).differences(size, generator)
-                for size in design.batches(min(sweeps, 1000))
-            ]
+            drawn = [replace(design, seeds=planned).differences(size, generator) for size in batches(min(sweeps, 1000))]
             halves = [(spread_of(d).half_width(SIX), d.mean((-2, -1)) + SHIFT) for d in drawn]
             reached = share([~holds(half, means, 0) for half, means in halves])
         low, high = (f"{n:.0f}" if n < 101 else "> 100" for n in np.quantile(pilots, (0.1, 0.9)))
@@ -341,7 +414,7 @@ def row(*cells: object) -> None:
     print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
-TABLES = {table.__name__: table for table in (coverage, choice, pooled, groups, one, smallest)}
+TABLES = {table.__name__: table for table in (coverage, choice, pooled, groups, folds, one, smallest)}
 
 
 def main() -> None:

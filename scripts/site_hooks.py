@@ -21,6 +21,7 @@ NEW = {
     "0.2": {
         *(
             "data.check",
+            "dry_run",
             "data.range",
             "gradient",
             "gradients.routes",

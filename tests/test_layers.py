@@ -10,6 +10,7 @@ from conftest import ROOT
 FLOORS = (
     {"names", "errors"},
     {"files", "launch"},
+    {"huggingface"},
     {"gradients", "options"},
     {"data", "model"},
     {"runs"},

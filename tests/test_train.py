@@ -7,16 +7,19 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
 from conftest import TINY, Forked
+from PIL import Image
 
+import unetseg
 from unetseg.data.sources import make_data
 from unetseg.errors import UserError
 from unetseg.options.compose import compose
-from unetseg.options.schema import Train
+from unetseg.options.schema import Ablate, Train
 
 
 @pytest.fixture(scope="module")
@@ -280,3 +283,69 @@ def test_online_without_a_key_is_refused_with_what_to_do(tmp_path, drawn):
     assert done.returncode == 2, done.stderr
     assert "wandb.mode=offline" in done.stderr
     assert not list(tmp_path.glob("*seed0*")), "a refused command leaves nothing behind"
+
+
+# A dry run
+
+
+def folder_of_pictures(root: Path, count: int = 12) -> Path:
+    """Write pictures with masks of two halves."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(root / f"images/p{i}.png")
+        mask = np.zeros((40, 48), np.uint8)
+        mask[:, : 10 + i] = 1
+        Image.fromarray(mask).save(root / f"masks/p{i}.png")
+    return root
+
+
+def dry(*overrides: str, cwd: Path) -> subprocess.CompletedProcess:
+    """Run `unetseg.train dry_run=true` in a folder of its own."""
+    words = ["model.encoder=resnet18", "model.weights=null", "data.size=64", "data.workers=0", "dry_run=true"]
+    command = [sys.executable, "-m", "unetseg.train", *words, "trainer.accelerator=cpu", *overrides]
+    environment = os.environ | {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "XDG_CACHE_HOME": str(cwd / "cache")}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def test_a_dry_run_tells_what_would_be_trained_and_makes_no_run_folder(tmp_path):
+    root = folder_of_pictures(tmp_path / "set")
+    words = ("data=folder", f"data.root={root}", "data.batch_size=3", "trainer.max_epochs=4", "name=one")
+    done = dry(*words, "seed=0,1", "--multirun", "name=null", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("pictures: 8 for train, 2 for val, 2 for test; 3 steps an epoch (batches of 3)") == 2
+    assert "12 steps in all" in done.stdout
+    assert "14.33 M parameters: runs/folder_resnet18_concat_seed1_" in done.stdout
+    assert "background" in done.stdout  # the table of the data
+    assert done.stdout.count("dry_run=true: nothing was trained, and no run folder made") == 2
+    assert not [path for path in (tmp_path / "runs").rglob("config.yaml") if ".multirun" not in path.parts]
+
+
+def test_a_dry_run_refuses_what_a_training_would(tmp_path):
+    root = folder_of_pictures(tmp_path / "set")
+    (root / "masks/p3.png").unlink()
+    done = dry("data=folder", f"data.root={root}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "1 of 12 pictures have no mask of their name" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_dry_run_refuses_a_name_that_is_taken_and_writes_nothing(drawn, tmp_path, capsys):
+    from unetseg.train import look
+
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/config.yaml").write_text("seed: 0")
+    options = [*TINY, f"data.root={drawn}", f"output={tmp_path}", "dry_run=true"]
+    with pytest.raises(UserError, match=r"the run folder .*one exists"):
+        look(compose("train", Train, [*options, "name=one"]))
+    look(compose("train", Train, [*options, "name=two"]))
+    assert "5 steps an epoch (batches of 4), 10 steps in all" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_a_dry_run_of_a_sweep_is_one_of_train(tmp_path):
+    with pytest.raises(UserError, match="--multirun"):
+        compose("ablate", Ablate, ["data=synthetic", "dry_run=true"])
+    with pytest.raises(UserError, match="makes no run, which a call from Python"):
+        unetseg.train(data="synthetic", dry_run=True, output=str(tmp_path))

@@ -244,7 +244,7 @@ def _for_other_data(data: dict[str, Any], name: str) -> dict[str, Any]:
     own = recorded.defaults("evaluate", Evaluate, own_name)["data"] | data | {"root": "."}  # the run's may be gone
     known = validate(DATA[own_name], own).model_dump()
     kept = {key: known[key] for key in KEPT_FOR_OTHER_DATA if key in known and key in DATA[name].model_fields}
-    return kept | ({"classes": list(class_names(known))} if name == "folder" else {})
+    return kept | ({"classes": list(class_names(known))} if "classes" in DATA[name].model_fields else {})
 
 
 def main() -> None:

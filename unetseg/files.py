@@ -22,6 +22,11 @@ LONGEST = 255
 """Bytes of a file's name on the usual file systems."""
 
 
+def user_cache() -> Path:
+    """Return the folder below which this user's files are kept that can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unetseg"
+
+
 @contextmanager
 def drafted(path: Path) -> Iterator[Path]:
     """Yield the path of a draft beside `path`; the draft replaces `path` at the end of the block.

@@ -60,7 +60,7 @@ def one_word(per_level: str | float | Sequence[str] | Sequence[float]) -> str:
 
 def class_names(data: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the classes 0, 1, ... by the data section of a run's options."""
-    return tuple(data["classes"]) if data["name"] == "folder" else PET_CLASSES[data["target"]]
+    return tuple(data["classes"]) if "classes" in data else PET_CLASSES[data["target"]]
 
 
 def view_text(data: Mapping[str, Any]) -> str:

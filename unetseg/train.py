@@ -5,6 +5,7 @@ python -m unetseg.train data=synthetic model.skip=none     pictures drawn here, 
 python -m unetseg.train data=folder data.root=FOLDER       your own pictures and masks
 python -m unetseg.train -m model.skip=concat,add,none seed=0,1,2     nine runs, one after the other
 python -m unetseg.train resume=runs/NAME                   continue a run that was stopped
+python -m unetseg.train dry_run=true                       look at data and plan, train nothing
 
 In Python: run = unetseg.train("model.skip=none", data="synthetic")
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unetseg import launch
+from unetseg.errors import UserError
 from unetseg.files import write_json
 from unetseg.names import one_word, view_text
 from unetseg.options import command
@@ -30,9 +32,12 @@ from unetseg.runs.folder import RunFolder, options_of
 from unetseg.training import preflight
 
 if TYPE_CHECKING:
+    from lightning import Trainer
     from lightning.pytorch.callbacks import Callback
 
+    from unetseg.data.datamodule import SegmentationData
     from unetseg.runs.run import Run
+    from unetseg.training.module import SegmentationModule
 
 
 def call(*overrides: str, callbacks: Sequence[Callback] = (), **options: Option) -> Run:
@@ -61,6 +66,12 @@ def call(*overrides: str, callbacks: Sequence[Callback] = (), **options: Option)
         checked = command.options_of(
             "train", Train, given, preflight=preflight.in_this_process, inherit=options_of_resumed_run
         )
+        if checked.dry_run:
+            raise UserError(
+                "dry_run=true makes no run, which a call from Python would return",
+                accepted="dry_run=false",
+                advice="python -m unetseg.train with the same options and dry_run=true",
+            )
         return Run(train(checked, callbacks, stop_at_once)["folder"])
 
 
@@ -85,17 +96,35 @@ def train(
         return _train(options, callbacks, at_once)
 
 
-def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], None]) -> dict[str, Any]:
+def look(options: Train) -> None:
+    """Do what a training does before its first step, say what it would train, and write nothing: `dry_run=true`.
+
+    Data that must be downloaded or drawn are, as for a training.
+    """
+    if launch.is_first():
+        print(plan(options), flush=True)
+    from unetseg.training.surroundings import kept
+
+    with kept():
+        from unetseg.training import build
+
+        data, module, planned, _ = _prepare(options)
+        _check(planned, data)
+        if launch.is_first():
+            print(build.describe_plan(planned, data))
+            print(build.describe_start(planned, module, RunFolder.planned(options)))
+            print("dry_run=true: nothing was trained, and no run folder made")
+
+
+def _prepare(options: Train) -> tuple[SegmentationData, SegmentationModule, Trainer, dict[str, Any]]:
+    """Return the data, the module, a trainer that knows the devices, and the summary's entries on the batch.
+
+    All are made before there is a run folder, so that arguments and sizes that are refused leave none.
+    """
     import lightning as L
 
     from unetseg.data.sources import make_data
-    from unetseg.evaluation import plots
-    from unetseg.evaluation.cost import cost
-    from unetseg.evaluation.record import TestRecord
-    from unetseg.runs import wandb_run
-    from unetseg.runs.summary import provenance
-    from unetseg.training import build, resume
-    from unetseg.training.callbacks import Cost
+    from unetseg.training import build
 
     L.seed_everything(options.seed, workers=True, verbose=False)
     skip_unreadable = options.guards.unreadable_image == "skip"
@@ -104,18 +133,32 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
         options.data.model_dump(), options.seed, skip_unreadable=skip_unreadable, batch_normalisation=normalised
     )
     module = build.make_module(options, data.measured_view())
-    # made before there is a run folder, which its callbacks need: arguments and sizes that are refused leave none
     planned = build.make_trainer(options.trainer, [], [], Path(options.output))
-    batch = build.set_batch_size_and_learning_rate(options, planned, data, module)
+    return data, module, planned, build.set_batch_size_and_learning_rate(options, planned, data, module)
 
-    def check() -> None:
-        preflight.data(data)
-        build.check_limits(planned, data)
 
+def _check(planned: Trainer, data: SegmentationData) -> None:
+    """Print a table of the data; raise a UserError where they can't be trained on."""
+    from unetseg.training import build
+
+    preflight.data(data)
+    build.check_limits(planned, data)
+
+
+def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], None]) -> dict[str, Any]:
+    from unetseg.evaluation import plots
+    from unetseg.evaluation.cost import cost
+    from unetseg.evaluation.record import TestRecord
+    from unetseg.runs import wandb_run
+    from unetseg.runs.summary import provenance
+    from unetseg.training import build, resume
+    from unetseg.training.callbacks import Cost
+
+    data, module, planned, batch = _prepare(options)
     make_folder = RunFolder.resume if options.resume else RunFolder.create
-    run = make_folder(options, check)
+    run = make_folder(options, lambda: _check(planned, data))
     if launch.is_first():
-        print(build.describe_start(planned, module, run), flush=True)
+        print(build.describe_start(planned, module, run.path), flush=True)
     start = resume.rewind(run) if options.resume else None
     loggers = build.make_loggers(options, run)
     record, speed = TestRecord(run), Cost()
@@ -170,20 +213,22 @@ def plan(options: Train) -> str:
     data, length = options.data, options.trainer.get("max_epochs")
     epochs = f"{length} epochs" if length and length > 0 else "no fixed number of epochs"
     verb, setting = "resuming" if options.resume else "training", variant(options.model.model_dump())
+    verb = f"a look at {verb}" if options.dry_run else verb
     where = f"data={data.name}, {view_text(data.model_dump())}, batches of {data.batch_size}, {epochs}"
     return f"{verb} {options.model.encoder}, skip {setting}, seed {options.seed}: {where}"
 
 
 def main() -> None:
-    summaries = command.run(
+    results = command.run(
         "train",
         Train,
-        train,
+        lambda options: look(options) if options.dry_run else train(options),
         preflight=preflight.train,
         preflight_sweep=preflight.one_device,
         inherit=options_of_resumed_run,
         about=__doc__,
     )
+    summaries = [summary for summary in results if summary is not None]
     if summaries and launch.is_first():
         from unetseg.runs.summary import show
 

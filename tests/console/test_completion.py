@@ -24,7 +24,7 @@ TYPED = [
     ("unetseg train model.skip", {"model.skip=", "model.skip_flow=", "model.skip_gradient="}),
     ("unetseg train model.skip=", {"concat", "add", "attention", "placebo", "none"}),
     ("unetseg train seed=3 model.skip_flow=b", {"both", "backward"}),
-    ("unetseg train data=", {"folder", "pets", "synthetic"}),
+    ("unetseg train data=", {"folder", "hf", "pets", "synthetic"}),
     ("unetseg train compile=", {"true", "false"}),
     ("unetseg ablate experiment=sk", {"skip_ablation"}),
     ("unetseg evaluate split=", {"train", "val", "test", "all"}),

@@ -343,6 +343,41 @@ def test_images_without_a_group_are_not_put_together():
     assert group_means(np.array([1.0, 2, 4, 8]), ["", "a", "", "a"]).tolist() == [1, 4, 5]
 
 
+# Folds
+
+
+def test_one_seed_over_folds_is_the_corrected_resampled_t_test():
+    """Nadeau and Bengio 2003: the squared error is (1/K + test images / training images) s^2, with K - 1 degrees."""
+    of_folds = np.array([0.02, 0.05, 0.03, -0.01, 0.04])
+    result = compare(of_folds[None], np.zeros((1, 5)), folds=True)
+    error = math.sqrt((1 / 5 + 1 / 4) * of_folds.var(ddof=1))
+    assert result.high - result.difference == pytest.approx(stats.t.isf(0.025, 4) * error)
+    assert math.isnan(result.p)  # one seed decides nothing
+
+
+def test_folds_are_more_alike_than_other_units_and_their_interval_is_wider():
+    differences = sweeps(1, 3, 5, 0.01, 0.05, 0.02)[0]
+    folds, others = spread_of(differences, folds=True), spread_of(differences)
+    assert (folds.units, folds.floor) == pytest.approx((2.25 * others.units, 2.25 * others.floor))
+    assert (folds.seeds, folds.units_freedom) == (others.seeds, 4)
+
+
+@pytest.mark.parametrize(("seeds", "of_folds"), [(1, 0.0), (1, 0.01), (2, 0.01), (3, 0.01)])
+def test_the_interval_over_folds_holds_although_their_training_sets_are_shared(seeds, of_folds):
+    design = runpy.run_path(str(SCRIPT))["Folds"](seeds, of_folds=of_folds)
+    drawn = design.differences(1000, np.random.default_rng(0))
+    half = spread_of(drawn.mean(-1), folds=True).half_width(0.05)
+    assert (np.abs(drawn.mean((1, 2, 3))) <= half).mean() >= 0.95
+    as_one_test_set = drawn.reshape(1000, seeds, -1)
+    assert seeds > 1 or holds(as_one_test_set).mean() < 0.93
+
+
+def test_the_training_sets_of_two_of_five_folds_have_three_of_four_parts_in_common():
+    design = runpy.run_path(str(SCRIPT))["Folds"](1, of_trainings=0.0, of_folds=1.0, of_units=0.0, of_rest=0.0)
+    effects = design.differences(20_000, np.random.default_rng(0))[:, 0, :, 0]
+    np.testing.assert_allclose(np.cov(effects.T), np.full((5, 5), 0.75) + 0.25 * np.eye(5), atol=0.03)
+
+
 # The bootstrap of sums
 
 
@@ -365,7 +400,7 @@ def test_error_rates_divide_sums_and_know_nothing_of_empty_bands():
     np.testing.assert_array_equal((low, high), ([0.1, 0, np.nan], [0.3, 1, np.nan]))  # two images: one of them twice
 
 
-@pytest.mark.parametrize("table", ["coverage", "choice", "pooled", "groups", "one", "smallest"])
+@pytest.mark.parametrize("table", ["coverage", "choice", "pooled", "groups", "folds", "one", "smallest"])
 def test_the_script_that_counts_coverage_prints_its_tables(table):
     script = runpy.run_path(str(SCRIPT))
     printed = io.StringIO()

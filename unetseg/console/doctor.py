@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import unetseg
+from unetseg.huggingface import TIMEOUT
 from unetseg.names import PETS_ROOT
 
 LEFT = 28
@@ -167,7 +168,7 @@ def network() -> Iterator[Finding]:
     for host, use in ((endpoint, "model.weights=imagenet"), (preflight.PETS_HOST, "the download of data=pets")):
         asked = hub_is_asked or host != endpoint
         answers = asked and preflight.answers(host)
-        why = f"no answer in {preflight.TIMEOUT:g} s" if asked else "not asked, as HF_HUB_OFFLINE is set"
+        why = f"no answer in {TIMEOUT:g} s" if asked else "not asked, as HF_HUB_OFFLINE is set"
         reason = f"{why}: {use} won't work unless it is cached"
         yield Finding(host.removeprefix("https://"), "answers" if answers else reason, "ok" if answers else "note")
 

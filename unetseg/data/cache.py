@@ -33,6 +33,7 @@ from unetseg.data.masks import MaskValues
 from unetseg.data.pictures import Unreadable
 from unetseg.data.view import RGB, View
 from unetseg.errors import UserError
+from unetseg.files import user_cache
 
 VERSION = f"4 {cv2.__version__} {pillow}"
 """Versions of the file's format and of the decoders."""
@@ -215,7 +216,7 @@ def cache_folder(kind: str) -> Path:
     """Return the folder of the files of a kind, disk or ram."""
     if kind == "ram":
         return _own_folder(SHARED_MEMORY / f"unetseg-{os.getuid()}")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unetseg"
+    return user_cache()
 
 
 def is_private(folder: Path, others: int) -> bool:

@@ -191,6 +191,12 @@ class SegmentationData(L.LightningDataModule):
             )
         return False
 
+    def batches_per_epoch(self, ranks: int = 1) -> int:
+        """Return the training batches of an epoch on each of so many devices, once the files are found."""
+        assert self.collection is not None, "call setup() first"
+        share = -(-self.examples_of("train") // ranks)
+        return -(-share // self.batch_size) - self._drops_last_batch(share)
+
     def loader(
         self,
         split: str,

@@ -10,11 +10,12 @@ from typing import Any
 
 from rich.progress import track
 
-from unetseg.data import folder, pets, synthetic
+from unetseg.data import folder, hf, pets, synthetic
 from unetseg.data.datamodule import SegmentationData
 from unetseg.data.dataset import Collection
 from unetseg.data.splits import Drawing
 from unetseg.data.view import View
+from unetseg.huggingface import Source
 from unetseg.names import PETS_ROOT, class_names
 
 SPLITS = ("train", "val", "test")
@@ -44,6 +45,8 @@ def make_data(
     def prepare() -> None:
         if data["name"] == "synthetic":
             generate(data)
+        elif data["name"] == "hf":
+            hf.keep(Source.of(data))
         elif data["name"] == "pets" and data["root"] is None:
             pets.download()
 
@@ -65,7 +68,7 @@ def make_data(
 def find(data: Mapping[str, Any], seed: int, needed: Sequence[str] = SPLITS) -> Collection:
     """Return the examples of the splits of a data set that are needed; its lists and folders must exist."""
     classes = class_names(data)
-    if data["name"] == "folder":
+    if data["name"] in ("folder", "hf"):
         drawing = Drawing(
             ratios=data["ratios"],
             seed=data["split_seed"],
@@ -73,7 +76,14 @@ def find(data: Mapping[str, Any], seed: int, needed: Sequence[str] = SPLITS) -> 
         )
         keys = ("images", "masks", "values", "threshold", "instances", "ignore_index", "stratify")
         options = {key: data[key] for key in keys if data.get(key) is not None}  # older runs have fewer
-        return folder.load(Path(data["root"]), classes=classes, drawing=drawing, needed=needed, **options)
+        if data["name"] == "folder":
+            return folder.load(Path(data["root"]), classes=classes, drawing=drawing, needed=needed, **options)
+        root = Source.of(data).folder
+        if not data["values"]:
+            hf.check_names(root, classes)
+        grouped = replace(drawing, group=hf.GROUP if data["group"] else None)
+        collection = folder.load(root, classes=classes, drawing=grouped, needed=needed, **options)
+        return replace(collection, notes=(*hf.notes_of(root), *collection.notes))
     root = generated_root(data) if data["name"] == "synthetic" else Path(data["root"] or PETS_ROOT)
     options = {key: data[key] for key in ("target", "border", "validation")}
     collection = pets.load(root, classes=classes, seed=seed, **options)

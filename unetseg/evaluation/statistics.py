@@ -4,7 +4,8 @@ Settings of an ablation are compared by an analysis of variance, because three s
 `docs/statistics.md` shows how often its intervals hold, by the commands of `scripts/coverage.py`.
 
 Legend: S seeds, N units. A unit is an image, or the mean of a group of images (patients, scenes, breeds): the images of
-a group are not independent of each other.
+a group are not independent of each other. In a cross-validation a unit is a fold, of which there are K, by the mean of
+its images or groups: they are tested by the same trained models.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ class Comparison:
     spread: Spread
 
 
-def compare(a: ArrayLike, b: ArrayLike, pooled: tuple[float, int] | None = None) -> Comparison:
+def compare(a: ArrayLike, b: ArrayLike, pooled: tuple[float, int] | None = None, *, folds: bool = False) -> Comparison:
     """Compare two settings that were trained with the same seeds and scored on the same units.
 
     Seeds and units are crossed random effects: the difference of seed s on unit i is mu + seed_s + unit_i + rest_si,
@@ -163,27 +164,35 @@ def compare(a: ArrayLike, b: ArrayLike, pooled: tuple[float, int] | None = None)
         a: SxN scores of setting A, finite.
         b: SxN scores of setting B, of the same seeds and units in the same order.
         pooled: the variance over seeds of the difference and its degrees of freedom, from `pooled_seeds`.
+        folds: the units are the folds of a cross-validation, see `spread_of`.
 
     Raises:
         ValueError: for other shapes, no seed, fewer than 2 units, or a score that is not finite.
     """
     differences = _differences(np.asarray(a, dtype=float), np.asarray(b, dtype=float))
     seeds, units = differences.shape
-    mean, spread = float(differences.mean()), spread_of(differences, pooled)
+    mean, spread = float(differences.mean()), spread_of(differences, pooled, folds=folds)
     half_width = float(spread.half_width(1 - LEVEL))
     p = spread.p(mean) if seeds > 1 else math.nan
     return Comparison(mean, mean - half_width, mean + half_width, p, seeds, units, spread)
 
 
-def spread_of(differences: np.ndarray, pooled: tuple[float, int] | None = None) -> Spread:
-    """Return the spread of the means of ...xSxN differences, arrays of shape ...; `pooled` as in `compare`."""
+def spread_of(differences: np.ndarray, pooled: tuple[float, int] | None = None, *, folds: bool = False) -> Spread:
+    """Return the spread of the means of ...xSxN differences, arrays of shape ...; `pooled` as in `compare`.
+
+    With `folds` the units are the K folds of a cross-validation, random effects like other units. The training sets of
+    two folds share most of their images, so folds are more alike than independent ones, and their variance is taken
+    1 + K / (K - 1) times, after Nadeau and Bengio 2003: (1/K + test images / training images) / (1/K). With one seed
+    that is their corrected resampled t test. There is no unbiased estimate (Bengio and Grandvalet 2004).
+    """
     seeds, units = differences.shape[-2:]
     of_seeds, of_units, of_rest = mean_squares(differences)
     size = seeds * units
-    own = np.maximum(of_units - of_rest, 0) / size
+    shared = 1 + units / (units - 1) if folds else 1.0
+    own, alone = shared * np.maximum(of_units - of_rest, 0) / size, shared * of_units / size
     if pooled is not None and seeds > 1:
-        return Spread(pooled[0] / seeds, pooled[1], own, units - 1, of_units / size)
-    return Spread(of_seeds / size, seeds - 1, own, units - 1, of_units / size)
+        return Spread(pooled[0] / seeds, pooled[1], own, units - 1, alone)
+    return Spread(of_seeds / size, seeds - 1, own, units - 1, alone)
 
 
 def mean_squares(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unetseg.errors import UserError
+from unetseg.huggingface import Source
 from unetseg.names import IGNORED
 from unetseg.options import plain_yaml
 
@@ -35,13 +36,18 @@ def complete(data: dict[str, Any], given: set[str] | None = None) -> dict[str, A
     """Return the data section of options, completed by the data.yaml in its root.
 
     Args:
-        data: the section; of other data sets than `folder` it is returned as it is.
+        data: the section; of other data sets than `folder` and `hf`, which may name its classes, it is returned as it
+            is.
         given: the keys that the user has given beside a new root; the others are replaced by the file, also where they
             have a value. None: what is null is filled.
 
     Raises:
-        UserError: the file can't be read or holds other keys, or classes are stated twice.
+        UserError: the file can't be read or holds other keys, classes are stated twice, or a data set of the hub whose
+            classes aren't given can't be opened.
     """
+    if data.get("name") == "hf" and isinstance(data.get("root"), str):
+        named = {"classes", "values"} & (given if given is not None else {key for key in KEYS if data.get(key)})
+        return _with_class_names(data if named else data | {"classes": Source.of(data).class_names(), "values": None})
     if data.get("name") != "folder" or not isinstance(data.get("root"), str):
         return data
     file = Path(data["root"]) / NAME
@@ -54,7 +60,11 @@ def complete(data: dict[str, Any], given: set[str] | None = None) -> dict[str, A
     taken = {key: value for key, value in stated.items() if key not in beaten}
     for key in taken:
         data = data | dict.fromkeys({*EXCLUSIVE.get(key, ())} - given)
-    data = data | taken
+    return _with_class_names(data | taken)
+
+
+def _with_class_names(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the section with the names of its classes: those of `values`, its own, or the defaults."""
     values = data.get("values")
     names = [name for name in values if name != IGNORED] if isinstance(values, dict) else None
     classes = data.get("classes")

@@ -1,4 +1,4 @@
-"""The typed schema of the options of each data set: data=pets, folder or synthetic.
+"""The typed schema of the options of each data set: data=pets, folder, hf or synthetic.
 
 A field's description is what `--help` prints.
 """
@@ -22,6 +22,7 @@ def _existing_folder(value: str) -> str:
     return value
 
 
+NAMES = "pets | folder | hf | synthetic"
 ExistingFolder = Annotated[Text, AfterValidator(_existing_folder)]
 
 
@@ -123,14 +124,14 @@ class Trimaps(Data):
 class Pets(Trimaps):
     """Oxford-IIIT Pet."""
 
-    name: Literal["pets"] = Field(description="pets | folder | synthetic")
+    name: Literal["pets"] = Field(description=NAMES)
     root: ExistingFolder | None = Field(description=f"folder of images/, annotations/; null: {PETS_ROOT}, downloaded")
 
 
 class Synthetic(Trimaps):
     """Generated animals in the layout of Oxford-IIIT Pet."""
 
-    name: Literal["synthetic"] = Field(description="pets | folder | synthetic")
+    name: Literal["synthetic"] = Field(description=NAMES)
     root: Text = Field(description="folder under which generated sets are kept")
     train_images: int = Field(ge=10, description="pictures generated for training and validation")
     test_images: int = Field(ge=1, description="pictures generated for the test")
@@ -138,18 +139,9 @@ class Synthetic(Trimaps):
     generator_seed: int = Field(ge=0, description="seed of the generator; `seed` does not change the pictures")
 
 
-class Folder(Data):
-    """A user's own pictures and masks."""
+class Own(Data):
+    """The options of a user's own masks, wherever they lie."""
 
-    name: Literal["folder"] = Field(description="pets | folder | synthetic")
-    root: ExistingFolder = Field(description="folder with images/ and masks/; train.txt, val.txt, test.txt if wanted")
-    images: str | None = Field(
-        description="pattern of the pictures below the root, such as {split}/{name}_sat.jpg; null: images/{name}.*"
-    )
-    masks: str | None = Field(
-        description="pattern of the masks; one that ends in .json is LabelMe's with {name}, COCO's without; null: "
-        "masks/{name}.*"
-    )
     classes: list[Text] = Field(
         min_length=2, max_length=254, description="names of the mask values 0, 1, ...; null: those of `values`"
     )
@@ -157,14 +149,7 @@ class Folder(Data):
         description='the mask values or colours of each class: {background:0,road:[1,255],ignore:"#ff0000"}'
     )
     threshold: float | None = Field(description="mask values above it are class 1, the others class 0")
-    instances: bool | None = Field(
-        description="true: a picture has many masks, one an object; data.masks fits them all"
-    )
     ignore_index: int | None = Field(ge=0, le=255, description="mask value that is left out of loss and metrics")
-    group: str | None = Field(
-        description="pattern of the pictures' names with {group}, such as {group}_slice*: pictures of one group are "
-        "never in two splits, and are the units of intervals"
-    )
     ratios: list[float] = Field(description="shares of train, validation and test where nothing says the split")
     split_seed: int = Field(ge=0, description="seed of that split; `seed` does not change it")
     stratify: bool = Field(description="true: each split gets its share of the pictures with each class")
@@ -180,13 +165,6 @@ class Folder(Data):
             raise rejected("three positive shares that sum to 1", "[0.7,0.15,0.15]")
         return value
 
-    @field_validator("group")
-    @classmethod
-    def _group(cls, value: str | None) -> str | None:
-        if value is not None and "{group}" not in value:
-            raise rejected("a pattern with {group} in it, and * for the rest", "data.group='{group}_*'")
-        return value
-
     @field_validator("values")
     @classmethod
     def _values(cls, value: Any) -> Any:
@@ -199,24 +177,81 @@ class Folder(Data):
         return value
 
     @model_validator(mode="after")
-    def _mask_values_fit(self) -> Folder:
+    def _mask_values_fit(self) -> Own:
         if self.threshold is not None and (len(self.classes) != 2 or self.values or self.ignore_index is not None):
             raise rejected("data.threshold with two classes, without data.values and data.ignore_index", "--help")
         if self.values and self.ignore_index is not None:
             raise rejected(f"data.values with {IGNORED}, in place of data.ignore_index", "data.ignore_index=null")
-        if self.instances and len(self.classes) != 2:
-            raise rejected("data.instances=true with two classes", "data.instances=null")
         if len({*self.classes}) < len(self.classes):
             raise rejected("data.classes with each name once", "--help")
+        if self.fold >= (self.folds or 1):
+            raise rejected("data.fold from 0 to below data.folds", "data.folds=5")
+        return self
+
+
+class Folder(Own):
+    """A user's own pictures and masks."""
+
+    name: Literal["folder"] = Field(description=NAMES)
+    root: ExistingFolder = Field(description="folder with images/ and masks/; train.txt, val.txt, test.txt if wanted")
+    images: str | None = Field(
+        description="pattern of the pictures below the root, such as {split}/{name}_sat.jpg; null: images/{name}.*"
+    )
+    masks: str | None = Field(
+        description="pattern of the masks; one that ends in .json is LabelMe's with {name}, COCO's without; null: "
+        "masks/{name}.*"
+    )
+    instances: bool | None = Field(
+        description="true: a picture has many masks, one an object; data.masks fits them all"
+    )
+    group: str | None = Field(
+        description="pattern of the pictures' names with {group}, such as {group}_slice*: pictures of one group are "
+        "never in two splits, and are the units of intervals"
+    )
+
+    @field_validator("group")
+    @classmethod
+    def _group(cls, value: str | None) -> str | None:
+        if value is not None and "{group}" not in value:
+            raise rejected("a pattern with {group} in it, and * for the rest", "data.group='{group}_*'")
+        return value
+
+    @model_validator(mode="after")
+    def _masks_fit(self) -> Folder:
+        if self.instances and len(self.classes) != 2:
+            raise rejected("data.instances=true with two classes", "data.instances=null")
         drawn = (self.masks or "").endswith(".json")
         if drawn and (self.threshold is not None or self.values or self.ignore_index is not None or self.instances):
             raise rejected(
                 "data.masks in JSON with data.classes alone; it has no values, threshold, ignore_index or instances",
                 "'data.classes=[background,cat,dog]'",
             )
-        if self.fold >= (self.folds or 1):
-            raise rejected("data.fold from 0 to below data.folds", "data.folds=5")
         return self
 
 
-DATA: dict[str | None, type[Data]] = {"pets": Pets, "folder": Folder, "synthetic": Synthetic}
+class HuggingFace(Own):
+    """A data set of the Hugging Face hub, or of a local folder in one of its formats."""
+
+    name: Literal["hf"] = Field(description=NAMES)
+    root: Text = Field(
+        description="name of a data set on the Hugging Face hub, such as OWNER/NAME, or a local folder of Parquet, "
+        "Arrow or pictures with metadata; its code, if any, is never run"
+    )
+    config: Text | None = Field(description="which of a data set's configurations; null: its only or default one")
+    revision: Text | None = Field(description="branch, tag or commit on the hub; null: the newest")
+    image: Text | None = Field(description="column of the pictures; null: found by the columns' types and names")
+    mask: Text | None = Field(description="column of the masks, pictures or rows of numbers; null: found likewise")
+    group: Text | None = Field(
+        description="column of what pictures belong together, such as a patient: pictures of one group are never in "
+        "two splits that are drawn, and are the units of intervals"
+    )
+
+    @field_validator("root")
+    @classmethod
+    def _root(cls, value: str) -> str:
+        if not Path(value).is_dir() and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", value):
+            raise rejected("a data set's name on the hub, NAME or OWNER/NAME, or a folder that exists", "OWNER/NAME")
+        return value
+
+
+DATA: dict[str | None, type[Data]] = {"pets": Pets, "folder": Folder, "hf": HuggingFace, "synthetic": Synthetic}

@@ -21,7 +21,7 @@ from unetseg.names import (
     class_names,
     has_gradient,
 )
-from unetseg.options.data_schema import Folder, Pets, Synthetic
+from unetseg.options.data_schema import Folder, HuggingFace, Pets, Synthetic
 from unetseg.options.messages import dose_per_level, format_value, one_of, one_or_per_level, rejected
 from unetseg.options.section import Section, Text
 from unetseg.options.trainer import check_trainer
@@ -179,7 +179,7 @@ class Train(Section):
     """The options of python -m unetseg.train."""
 
     model: Model
-    data: Annotated[Pets | Folder | Synthetic, Field(discriminator="name")]
+    data: Annotated[Pets | Folder | HuggingFace | Synthetic, Field(discriminator="name")]
     loss: Literal["dice", "bce", "bce_dice", "cross_entropy"] = Field(
         description="dice | bce | bce_dice | cross_entropy"
     )
@@ -199,6 +199,10 @@ class Train(Section):
     output: Text = Field(description="folder that holds the run folders")
     resume: Text | None = Field(description="run folder of a training that was stopped: go on from its last.ckpt")
     allow_changes: list[Text] = Field(description="options that may differ from those the resumed run began with")
+    dry_run: bool = Field(
+        description="true: look at the data as a training would, build the model, say what would be trained, and stop: "
+        "nothing is trained and no run folder made"
+    )
     sweep: dict[str, Text] = Field(description="an experiment's axes in Hydra's comma syntax: --multirun, ablate")
 
     @field_validator("trainer")
@@ -243,12 +247,22 @@ class Ablate(Train):
 
     jobs: int = Field(ge=1, description="runs at once; the visible GPUs are shared out among them")
 
+    @field_validator("dry_run")
+    @classmethod
+    def _dry_run(cls, value: bool) -> bool:
+        if value:
+            raise rejected(
+                "false; a dry run of each of a sweep's runs is one of train",
+                "python -m unetseg.train --multirun, the same options and dry_run=true",
+            )
+        return value
+
 
 class Evaluate(Section):
     """The options of python -m unetseg.evaluate."""
 
     checkpoint: ExistingCheckpoint
-    data: Annotated[Pets | Folder | Synthetic, Field(discriminator="name")]
+    data: Annotated[Pets | Folder | HuggingFace | Synthetic, Field(discriminator="name")]
     split: Literal["train", "val", "test", "all"] = Field(description="part of the data: train | val | test | all")
     accelerator: Text = Field(description="auto | cpu | gpu ..., as Lightning's Trainer takes it")
     lesion: bool = Field(description="true: cut every subset of the long skips, by zeros, means and other images")

@@ -41,16 +41,29 @@ TIMES = (1, 2, 4)
 
 
 @dataclass(frozen=True)
+class Cells:
+    """Seeds and folds each of which some settings have with each other one."""
+
+    seeds: list[int]
+    folds: list[int]
+    """[0] where there are no folds."""
+
+
+@dataclass(frozen=True)
 class Pair:
-    """Two settings on the same images and seeds; differences are `other` minus `base`."""
+    """Two settings on the same images, seeds and folds; differences are `other` minus `base`."""
 
     base: Setting
     other: Setting
     result: Comparison
     by_image: Comparison
-    """The same as if the images of a group were independent; equal to `result` if the unit is the image."""
+    """The same as if the images of a group were independent; equal to `result` if the unit is the image or the fold."""
     without_score: int
     """Images that are left out of both settings because a run has no score for them."""
+    cells: Cells
+    """The seeds and folds that both settings have."""
+    images: int
+    """Test images that have a score in both settings, of all folds."""
     p: float = math.nan
     """The p value with Holm's correction over all pairs and metrics; nan with one seed."""
     level: float = math.nan
@@ -127,13 +140,19 @@ class RankedImage:
 
 
 def unit(sweep: Sweep) -> str:
-    """Return the independent unit of the test set: "group" if each run has several groups, else "image"."""
+    """Return the independent unit of the test set.
+
+    It is the "fold" if a setting has several of them, which have models of their own; "group" if each run has several
+    groups; else "image".
+    """
+    if any(len(setting.folds) > 1 for setting in sweep.settings):
+        return "fold"
     return "image" if any(_groups_unusable(run) for run in sweep.runs) else "group"
 
 
-def groups_unused(sweep: Sweep) -> list[tuple[str, str]]:
+def groups_unused(sweep: Sweep, unit: str) -> list[tuple[str, str]]:
     """Return the places of runs whose groups can't be the unit, each with the reason; none if no run has groups."""
-    if not any(any(_groups(run)) for run in sweep.runs):
+    if unit != "image" or not any(any(_groups(run)) for run in sweep.runs):
         return []
     return [(run.place, reason) for run in sweep.runs if (reason := _groups_unusable(run))]
 
@@ -142,8 +161,21 @@ def mean_with_interval(setting: Setting, metric: str, unit: str) -> Comparison |
     """Return the mean over seeds and units with its interval; None if the seeds have different images."""
     if setting.images is None:
         return None
-    scores, _ = _unit_scores([setting], metric, setting.seeds, unit)
-    return compare(scores[0], np.zeros_like(scores[0])) if scores.shape[-1] > 1 else None
+    scores, _, _ = _unit_scores([setting], metric, common_cells([setting]), unit)
+    return compare(scores[0], np.zeros_like(scores[0]), folds=unit == "fold") if scores.shape[-1] > 1 else None
+
+
+def common_cells(settings: Sequence[Setting]) -> Cells:
+    """Return the most seeds and folds of which all settings have every combination; empty lists if there is none."""
+    cells = set.intersection(*({(run.fold, run.seed) for run in setting.runs} for setting in settings))
+    seeds_of = {fold: {seed for own, seed in cells if own == fold} for fold, _ in cells}
+    if not seeds_of:
+        return Cells([], [])
+    choices = [seeds for seeds in [*seeds_of.values(), set.intersection(*seeds_of.values())] if seeds]
+    rectangles = [
+        Cells(sorted(seeds), sorted(fold for fold, own in seeds_of.items() if seeds <= own)) for seeds in choices
+    ]
+    return max(rectangles, key=lambda found: (len(found.seeds) * len(found.folds), len(found.folds)))
 
 
 def pairs(settings: Sequence[Setting], unit: str, *, pooled: bool = False) -> tuple[dict[str, list[Pair]], list[str]]:
@@ -151,28 +183,30 @@ def pairs(settings: Sequence[Setting], unit: str, *, pooled: bool = False) -> tu
 
     Args:
         settings: all pairs of them are compared, or each with the first if there are more than ALL_PAIRS.
-        unit: "image" or "group".
+        unit: "image", "group" or "fold".
         pooled: take the seeds' variance as the same for all settings, if they have two seeds in common or more.
     """
     comparable, left_out = [], []
     for base, other in itertools.combinations(settings, 2):
         if len(settings) > ALL_PAIRS and base is not settings[0]:
             continue
-        seeds = sorted(set(base.seeds) & set(other.seeds))
-        reason = _why_incomparable(base, other, seeds, unit)
+        cells = common_cells([base, other])
+        reason = _why_incomparable(base, other, cells, unit)
         if reason:
             left_out.append(f"{other.name} and {base.name} are not compared: {reason}.")
         else:
-            comparable.append((base, other, seeds))
+            comparable.append((base, other, cells))
     uncorrected = []
     for metric in METRICS:
         variance = pooled_variance(settings, metric, unit) if pooled else None
         image_variance = pooled_variance(settings, metric, "image") if pooled else None
-        for base, other, seeds in comparable:
-            (a, b), without = _unit_scores([other, base], metric, seeds, unit)
-            (image_a, image_b), _ = _unit_scores([other, base], metric, seeds, "image")
-            by_image = compare(image_a, image_b, image_variance)
-            uncorrected.append((metric, Pair(base, other, compare(a, b, variance), by_image, without)))
+        for base, other, cells in comparable:
+            (a, b), without, images = _unit_scores([other, base], metric, cells, unit)
+            result = by_image = compare(a, b, variance, folds=unit == "fold")
+            if unit == "group":
+                (image_a, image_b), _, _ = _unit_scores([other, base], metric, cells, "image")
+                by_image = compare(image_a, image_b, image_variance)
+            uncorrected.append((metric, Pair(base, other, result, by_image, without, cells, images)))
     values = [pair.result.p for _, pair in uncorrected if not pair.one_seed]
     corrections = zip(holm(values), holm_levels(values), strict=True)
     corrected: dict[str, list[Pair]] = {metric: [] for metric in METRICS}
@@ -189,10 +223,10 @@ def pooled_variance(settings: Sequence[Setting], metric: str, unit: str) -> tupl
 
     It is None if the settings don't have the same images and two seeds in common: then nothing can be pooled.
     """
-    seeds = sorted(set.intersection(*(set(setting.seeds) for setting in settings)))
-    if len(seeds) < 2 or len({setting.images for setting in settings}) > 1 or settings[0].images is None:
+    cells = common_cells(settings)
+    if len(cells.seeds) < 2 or len({setting.images for setting in settings}) > 1 or settings[0].images is None:
         return None
-    scores, _ = _unit_scores(settings, metric, seeds, unit)
+    scores, _, _ = _unit_scores(settings, metric, cells, unit)
     return pooled_seeds(scores) if scores.size else None
 
 
@@ -214,8 +248,8 @@ def plans(differences: dict[str, list[Pair]], unit: str) -> list[Plan]:
 
 
 def curve(setting: Setting, name: str) -> pd.DataFrame:
-    """Return a scalar of metrics.csv by epoch, a row for each seed; epochs that one seed lacks are left out."""
-    return _by_seed(setting, lambda run: _by_epoch(run, name))
+    """Return a scalar of metrics.csv by epoch, a row for each run; epochs that one run lacks are left out."""
+    return _by_run(setting, lambda run: _by_epoch(run, name))
 
 
 def ends(setting: Setting, name: str) -> list[tuple[float, bool]]:
@@ -227,8 +261,8 @@ def ends(setting: Setting, name: str) -> list[tuple[float, bool]]:
 
 
 def skip_share(setting: Setting, level: str) -> pd.DataFrame:
-    """Return the skip share of a level by step, a row for each seed."""
-    return _by_seed(setting, lambda run: _readings(run, "skip", "skip_share").get(level, pd.Series(dtype=float)))
+    """Return the skip share of a level by step, a row for each run."""
+    return _by_run(setting, lambda run: _readings(run, "skip", "skip_share").get(level, pd.Series(dtype=float)))
 
 
 def routed_blocks(sweep: Sweep) -> list[str]:
@@ -302,7 +336,7 @@ def edge_errors(setting: Setting, unit: str) -> pd.DataFrame:
     """Return the share of wrong pixels over all seeds by distance to the edge: 1, 2, 3–4, ... ≥ 33.
 
     The rows are rate, low and high: the ends of its interval over units (of these trained models). The ends are nan if
-    the runs have no counts of each image, or different images.
+    the runs have no counts of each image, or different images, and for folds: few of them can't be resampled.
     """
     paths = [run.folder.edge_distance for run in setting.runs]
     if not all(path.exists() for path in paths):
@@ -312,7 +346,7 @@ def edge_errors(setting: Setting, unit: str) -> pd.DataFrame:
     rate = (table.errors / table.pixels.where(table.pixels > 0)).to_numpy()
     without_interval = pd.DataFrame([rate, np.nan * rate, np.nan * rate], ["rate", "low", "high"], bands)
     paths = [run.folder.edge_distance_per_image for run in setting.runs]
-    if setting.images is None or not all(path.exists() for path in paths):
+    if setting.images is None or unit == "fold" or not all(path.exists() for path in paths):
         return without_interval
     counts = pd.concat([pd.read_csv(path, dtype={"name": str}) for path in paths])
     by_image = counts.groupby(["name", "from_px"])[["pixels", "errors"]].sum()  # in the order of setting.images
@@ -356,41 +390,59 @@ def worst_first(sweep: Sweep) -> list[RankedImage]:
 
 
 def _mean_iou(sweep: Sweep) -> pd.Series:
-    """Return each image's mean IoU over settings and seeds, where it has one, by the images' names."""
-    names = sweep.settings[0].images
-    if names is None or any(setting.images != names for setting in sweep.settings):
+    """Return each image's mean IoU over settings and seeds, where it has one, by the images' names.
+
+    In a cross-validation they are the images of the fold of the first run.
+    """
+    fold = sweep.settings[0].runs[0].fold
+    by_fold = [setting.images_by_fold or {} for setting in sweep.settings]
+    names = by_fold[0].get(fold)
+    if names is None or any(images.get(fold) != names for images in by_fold):
         return pd.Series(dtype=float)
-    iou = pd.Series(np.mean([setting.scores("iou").mean(0) for setting in sweep.settings], axis=0), list(names))
+    means = [setting.scores("iou", setting.seeds, fold).mean(0) for setting in sweep.settings]
+    iou = pd.Series(np.mean(means, axis=0), list(names))
     return iou[np.isfinite(iou)]
 
 
-def _why_incomparable(base: Setting, other: Setting, seeds: list[int], unit: str) -> str:
+def _why_incomparable(base: Setting, other: Setting, cells: Cells, unit: str) -> str:
     """Return why two settings can't be compared; an empty string if they can."""
-    if base.images is None or base.images != other.images:
+    one, two = base.images_by_fold, other.images_by_fold
+    if one is None or two is None or any(one[fold] != two[fold] for fold in one.keys() & two.keys()):
         return "their test images differ"
-    if not seeds:
-        return "they have no seed in common"
+    if not cells.seeds:
+        return "they have no seed and fold in common" if unit == "fold" else "they have no seed in common"
+    if unit == "fold" and len(cells.folds) == 1:
+        return f"they have fold {cells.folds[0]} alone in common, which says nothing about others"
     for metric in METRICS:
-        scores, _ = _unit_scores([base, other], metric, seeds, unit)
+        scores, _, _ = _unit_scores([base, other], metric, cells, unit)
         if scores.shape[-1] < 2:
             return f"there is only one test {unit}" if scores.shape[-1] else "no test image has a score in all runs"
     return ""
 
 
-def _unit_scores(settings: Sequence[Setting], metric: str, seeds: list[int], unit: str) -> tuple[np.ndarray, int]:
-    """Return the scores by unit, KxSxN, of settings with the same images, and how many images lack a score."""
-    scores = np.stack([setting.scores(metric, seeds) for setting in settings])
-    complete = np.isfinite(scores).all((0, 1))
-    scores = scores[..., complete]
-    if unit == "group" and scores.size:
-        scores = group_means(scores, np.array(_groups(settings[0].runs[0]))[complete].tolist())
-    return scores, int((~complete).sum())
+def _unit_scores(settings: Sequence[Setting], metric: str, cells: Cells, unit: str) -> tuple[np.ndarray, int, int]:
+    """Return the scores by unit, KxSxN, of settings with the same images, and how many images lack one and have one.
+
+    The score of a fold is the mean of its groups' if there are several, else of its images'.
+    """
+    units, without, images = [], 0, 0
+    for fold in cells.folds:
+        scores = np.stack([setting.scores(metric, cells.seeds, fold) for setting in settings])
+        complete = np.isfinite(scores).all((0, 1))
+        scores = scores[..., complete]
+        without, images = without + int((~complete).sum()), images + int(complete.sum())
+        run = next(run for run in settings[0].runs if run.fold == fold)
+        if scores.size and (unit == "group" or (unit == "fold" and not _groups_unusable(run))):
+            scores = group_means(scores, np.array(_groups(run))[complete].tolist())
+        if scores.size and unit == "fold":
+            scores = scores.mean(-1, keepdims=True)
+        units.append(scores)
+    return np.concatenate(units, axis=-1), without, images
 
 
 def _differences(pair: Pair, metric: str, unit: str) -> np.ndarray:
     """Return the differences of a pair, SxN by unit."""
-    seeds = sorted(set(pair.base.seeds) & set(pair.other.seeds))
-    (other, base), _ = _unit_scores([pair.other, pair.base], metric, seeds, unit)
+    (other, base), _, _ = _unit_scores([pair.other, pair.base], metric, pair.cells, unit)
     return other - base
 
 
@@ -422,5 +474,5 @@ def _readings(run: Run, kind: str, metric: str) -> pd.DataFrame:
     return table[list(dict.fromkeys(rows.block))]
 
 
-def _by_seed(setting: Setting, of_run: Callable[[Run], pd.Series]) -> pd.DataFrame:
-    return pd.DataFrame([of_run(run) for run in setting.runs], index=setting.seeds).dropna(axis=1).astype(float)
+def _by_run(setting: Setting, of_run: Callable[[Run], pd.Series]) -> pd.DataFrame:
+    return pd.DataFrame([of_run(run) for run in setting.runs]).dropna(axis=1).astype(float)

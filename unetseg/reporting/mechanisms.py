@@ -92,7 +92,7 @@ def routes(sweep: Sweep) -> Section | None:
         return None
     first = blocks[0]
     skipped = {
-        setting.name: _with_interval(
+        setting.name: (_over_seeds if len(setting.folds) > 1 else _with_interval)(
             [(1 - table.filter([BOTTLENECK, AUXILIARY]).sum(axis=1)).median() for table in shares]
         )
         for (block, setting), shares in tables.items()
@@ -252,13 +252,14 @@ def edges(sweep: Sweep, unit: str) -> Section | None:
     names = next(iter(tables.values())).columns
     rows = [[s.name, *(_percent(*table[band]) for band in names)] for s, table in tables.items()]
     near, far = (join_words([f"{row[column]} ({row[0]})" for row in rows]) for column in (1, -1))
+    covered = f"the intervals cover the {unit}s only, of these trained models, and "
     lead = (
         f"Wrong beside the mask's edge (distance {names[0]}), in % of the pixels: {near}; farthest from it "
-        f"({names[-1]}): {far}; the intervals cover the {unit}s only, of these trained models, and no difference is "
-        "claimed from them."
+        f"({names[-1]}): {far}; {covered if unit != 'fold' else ''}no difference is claimed from them."
     )
     panels = [charts.rates("edge_distance", "share of wrong pixels", "distance to the mask's edge (pixels)", tables)]
-    caption = f"Pixels and errors summed over images and seeds. Bands: 95 % interval over {unit}s, of these models."
+    caption = "Pixels and errors summed over images and seeds."
+    caption += f" Bands: 95 % interval over {unit}s, of these models." if unit != "fold" else ""
     without_table = [setting.name for setting in sweep.settings if setting not in tables]
     blocks: list[Block] = [
         Figure(panels, caption, 340, charts.legend(sweep.settings)),

@@ -34,11 +34,13 @@ def provenance(sweep: Sweep) -> Section:
         *((key, common(sweep, key)) for key in data),
         *((name, _distinct([run.summary.get("versions", {}).get(name) for run in runs])) for name in packages),
     ]
+    folds = any(run.folds for run in runs)
     rows = [
         [
             setting.name,
             run.place,
             str(run.seed),
+            *([str(run.fold)] if folds else []),
             number(run.summary["test/iou"]),
             str(run.summary.get("epochs", "–")),
             _time(run.summary.get("seconds")),
@@ -52,7 +54,11 @@ def provenance(sweep: Sweep) -> Section:
         lead += ", some with uncommitted changes"
     blocks += [
         Table(["what", "value"], facts, words=2),
-        Table(["setting", "folder", "seed", "IoU over the set", "epochs", "time"], rows, words=2),
+        Table(
+            ["setting", "folder", "seed", *(["fold"] if folds else []), "IoU over the set", "epochs", "time"],
+            rows,
+            words=2,
+        ),
     ]
     if sweep.repeated:
         places = ", ".join(sweep.repeated)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,8 @@ from unetseg.runs.tables import read_csv, read_gradient_flow, read_metrics, read
 STYLES = ("-", "--", ":", "-.")
 """The settings' line styles, one for each round through the colours."""
 NO_AXES = (
-    *("seed", "name", "output", "resume", "allow_changes", "sweep.", "jobs", "logger", "wandb.", "gradients."),
+    *("seed", "data.fold", "name", "output", "resume", "allow_changes", "dry_run", "sweep.", "jobs"),
+    *("logger", "wandb.", "gradients."),
     *("data.workers", "trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.default_root_dir"),
 )
 """Options that don't change what a training computes: runs that differ in these only belong to one setting."""
@@ -74,6 +75,16 @@ class Run:
     def seed(self) -> int:
         return int(self.options["seed"])
 
+    @property
+    def fold(self) -> int:
+        """Return which fold of a cross-validation is the test split; 0 where there are no folds."""
+        return int(self.options["data"]["fold"]) if self.folds else 0
+
+    @property
+    def folds(self) -> int:
+        """Return of how many folds; 0 where there are none."""
+        return int(self.options.get("data", {}).get("folds") or 0)
+
     @cached_property
     def per_image(self) -> pd.DataFrame:
         """Return per_image.csv with the images' names as the index."""
@@ -92,31 +103,44 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """Finished runs that differ only in their seed."""
+    """Finished runs that differ only in their seed and, in a cross-validation, their fold."""
 
     name: str
     colour: str
     style: str
     runs: list[Run]
-    """By seed, no seed twice."""
+    """By fold and seed, neither pair twice."""
 
     @property
     def seeds(self) -> list[int]:
-        return [run.seed for run in self.runs]
+        return sorted({run.seed for run in self.runs})
+
+    @property
+    def folds(self) -> list[int]:
+        return sorted({run.fold for run in self.runs})
 
     @cached_property
-    def images(self) -> tuple[str, ...] | None:
-        """Return the names of the test images; None if they differ between the runs or a name occurs twice."""
-        names, *others = {tuple(run.per_image.index) for run in self.runs}
-        return None if others or len(set(names)) < len(names) else names
+    def images_by_fold(self) -> dict[int, tuple[str, ...]] | None:
+        """Return the names of each fold's test images; None if its runs differ in them or a name occurs twice."""
+        tested = {fold: {tuple(run.per_image.index) for run in self.runs if run.fold == fold} for fold in self.folds}
+        names = [name for of_runs in tested.values() for images in of_runs for name in images]
+        if any(len(of_runs) > 1 for of_runs in tested.values()) or len(set(names)) < len(names):
+            return None
+        return {fold: next(iter(of_runs)) for fold, of_runs in tested.items()}
 
-    def scores(self, metric: str, seeds: list[int] | None = None) -> np.ndarray:
-        """Return a column of per_image.csv, SxN: a row for each seed, the images in the order of `images`."""
-        runs = [run for run in self.runs if seeds is None or run.seed in seeds]
+    @property
+    def images(self) -> tuple[str, ...] | None:
+        """Return the names of all test images, fold after fold; None as `images_by_fold`."""
+        by_fold = self.images_by_fold
+        return None if by_fold is None else tuple(name for images in by_fold.values() for name in images)
+
+    def scores(self, metric: str, seeds: Sequence[int], fold: int) -> np.ndarray:
+        """Return a column of per_image.csv, SxN: a row for each seed, the images in the order of `images_by_fold`."""
+        runs = [run for run in self.runs if run.fold == fold and run.seed in seeds]
         return np.stack([run.per_image[metric].to_numpy(float) for run in runs])
 
     def mean(self, name: str) -> float:
-        """Return the mean over the seeds of an entry of the summaries; nan if a summary lacks it."""
+        """Return the mean over the runs of an entry of the summaries; nan if a summary lacks it."""
         return float(np.mean([run.summary.get(name, np.nan) for run in self.runs]))
 
 
@@ -128,7 +152,7 @@ class Sweep:
     absent: list[tuple[str, str]]
     """Cells that are not in the report, each with its state: missing, unfinished or damaged."""
     repeated: list[str]
-    """Places of runs that are left out because a later run has the same options and seed."""
+    """Places of runs that are left out because a later run has the same options, fold and seed."""
     record: dict[str, Any]
     """The content of sweep.json, empty if there is none."""
     damaged: list[tuple[str, str]] = field(default_factory=list)
@@ -159,13 +183,14 @@ def read(root: Path) -> Sweep:
     known = {place.rpartition("/")[2] for place in places}
     absent = [(name, "missing") for name in cells if name not in known]
     absent += [(place, "unfinished") for place in unfinished] + [(place, "damaged") for place, _ in damaged]
-    by_name: dict[str, dict[int, Run]] = {}
+    by_name: dict[str, dict[tuple[int, int], Run]] = {}
     repeated = []
     for run, name in zip(runs, setting_names([run.options for run in runs]), strict=True):
-        seeds = by_name.setdefault(name, {})
-        if run.seed in seeds:
-            repeated.append(seeds[run.seed].place)  # names end with the time: the last one counts
-        seeds[run.seed] = run
+        own = by_name.setdefault(name, {})
+        cell = run.fold, run.seed
+        if cell in own:
+            repeated.append(own[cell].place)  # names end with the time: the last one counts
+        own[cell] = run
 
     def order(name: str) -> tuple[int, bool, str]:
         folders = {run.folder.path.name for run in by_name[name].values()}
@@ -224,6 +249,8 @@ def _read_options(path: Path) -> dict[str, Any]:
         variant(options["model"])
         if type(options["seed"]) is not int or not isinstance(options["data"]["name"], str):
             raise TypeError("it has no seed or no data")
+        if any(type(options["data"].get(key) or 0) is not int for key in ("folds", "fold")):
+            raise TypeError("data.folds or data.fold is no number")
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise Damaged(f"config.yaml can't be read: {shown(first_line(error))}") from None
     return options

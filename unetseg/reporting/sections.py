@@ -69,8 +69,8 @@ def titles(unit: str) -> dict[str, str]:
 def question(sweep: Sweep, differences: dict[str, list[Pair]], unit: str) -> Section:
     """Return the answer that the paired differences give to the report's question."""
     base, names = sweep.settings[0], [setting.name for setting in sweep.settings]
-    notes = [sentences.seeds(sweep, differences["iou"], unit), sentences.groups_unused(findings.groups_unused(sweep))]
-    notes.append(sentences.absent(sweep))
+    notes = [sentences.seeds(sweep, differences["iou"], unit), *sentences.folds(sweep, differences["iou"], unit)]
+    notes += [sentences.groups_unused(findings.groups_unused(sweep, unit)), sentences.absent(sweep)]
     if len(names) == 1:
         return Section("Answer", sentences.best(sweep), [note for note in notes if note])
     lead, *answers = [sentences.compare_with_base(base, differences[m], title) for m, title in titles(unit).items()]
@@ -87,6 +87,7 @@ def question(sweep: Sweep, differences: dict[str, list[Pair]], unit: str) -> Sec
 def settings(sweep: Sweep, unit: str) -> Section:
     """Return the table of settings."""
     costs = [cost for cost in COSTS if any(cost[0] in run.summary for run in sweep.runs)]
+    folds = unit == "fold"
     rows = []
     for setting in sweep.settings:
         over_set = [run.summary["test/iou"] for run in setting.runs]
@@ -99,13 +100,17 @@ def settings(sweep: Sweep, unit: str) -> Section:
                 *("–" if m is None else f"{number(m.difference)} {interval(m.low, m.high)}" for m in means),
                 *(number(setting.mean(name) / scale, digits) for name, _, scale, digits, _ in costs),
                 ", ".join(map(str, setting.seeds)),
+                *([", ".join(map(str, setting.folds))] if folds else []),
             ]
         )
+    over = "seeds and folds" if folds else "seeds"
     caption = (
-        f"IoU over the set: pixels summed over all test images; the mean over seeds (their range). Per {unit}: the "
-        f"mean over seeds and {unit}s [95 % interval; of one seed over the {unit}s only]."
+        f"IoU over the set: pixels summed over all test images; the mean over {over} (their range). Per {unit}: the "
+        f"mean over seeds and {unit}s [95 % interval; of one seed over the {unit}s only]"
+        f"{', of the folds whose seeds are complete.' if folds else '.'}"
     )
     columns = ["setting", "IoU over the set", *titles(unit).values(), *(cost[1] for cost in costs), "seeds"]
+    columns += ["folds"] if folds else []
     caption = " ".join([caption, *(cost[4] for cost in costs if cost[4])])
     return Section("Settings", sentences.best(sweep), [Table(columns, rows, caption=caption)])
 
@@ -145,13 +150,15 @@ def paired_differences(
     shared = sentences.pooling(findings.pooled_variance(sweep.settings, "iou", unit) is not None)
     lead = sentences.differences({title: differences[metric] for metric, title in titles(unit).items()})
     notes = [note, *([shared] if pooled else []), *sentences.units(differences, unit), *left_out]
-    covered = sentences.seeds(sweep, differences["iou"], unit)
-    blocks: list[Block] = [Figure(panels, caption, width=340), *tables, *notes, covered]
+    notes += [sentences.seeds(sweep, differences["iou"], unit), *sentences.folds(sweep, differences["iou"], unit)]
+    blocks: list[Block] = [Figure(panels, caption, width=340), *tables, *notes]
     return Section("Paired differences", lead, blocks)
 
 
 def planning(sweep: Sweep, differences: dict[str, list[Pair]], unit: str, difference: float) -> Section:
     """Return how many seeds and units would show a difference."""
+    if unit == "fold":
+        return Section("Plan", "There is no plan over folds: of so few their spread is hardly known. Plan on one fold.")
     plans = findings.plans(differences, unit)
     if not plans:
         lead = "A plan needs two settings with two seeds each: one seed says nothing of how far trainings spread."
@@ -193,7 +200,8 @@ def curves(sweep: Sweep) -> Section | None:
     panels = [
         charts.lines(name.replace("/", "_"), titles[name], "epoch", shown) for name, shown in tables.items() if shown
     ]
-    band = "the mean over seeds, in a band from the least to the greatest" if len(each) > len(last) else "one seed"
+    over = "seeds and folds" if any(len(setting.folds) > 1 for setting in last) else "seeds"
+    band = f"the mean over {over}, in a band from the least to the greatest" if len(each) > len(last) else "one seed"
     legend = charts.legend(sweep.settings)
     return Section("Learning curves", lead, [Figure(panels, f"Each line: a setting, {band}.", legend=legend)])
 
@@ -205,6 +213,8 @@ def examples(sweep: Sweep) -> Section:
     if not ranked:
         return Section(title, "Not shown: the settings have no images with scores in common.")
     first_runs = [setting.runs[0] for setting in sweep.settings]
+    if len({run.fold for run in first_runs}) > 1:
+        return Section(title, "Not shown: the settings begin with different folds.")
     absent = [run.place for run in first_runs if not run.folder.best.is_file()]
     if absent:
         return Section(title, f"Not shown: checkpoints/best.ckpt is not there any more ({', '.join(absent)}).")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from unetseg.evaluation.statistics import LEVEL, Comparison
+from unetseg.names import counted
 from unetseg.reporting.findings import Pair
 from unetseg.reporting.results import Setting, Sweep
 
@@ -150,6 +151,42 @@ def units(pairs_by_metric: dict[str, list[Pair]], unit: str) -> list[str]:
     return notes
 
 
+def folds(sweep: Sweep, pairs: Sequence[Pair], unit: str) -> list[str]:
+    """Return notes on a cross-validation: how many folds, seeds and images were compared, and which folds were not."""
+    if unit != "fold":
+        several = dict.fromkeys((run.fold, run.folds) for run in sweep.runs if run.folds)
+        alone = join_words([f"fold {fold} of {number} (from 0)" for fold, number in several])
+        return [f"One fold alone, {alone}: nothing is said about the other folds."] if several else []
+    notes: list[str] = []
+    sizes = {(len(p.cells.folds), len(p.cells.seeds), p.images): p for p in pairs}
+    for number, seeds, images in sizes:
+        notes.append(
+            f"The unit is the fold: {counted(number, 'fold')} of a cross-validation, {counted(seeds, 'seed')} and "
+            f"{counted(images, 'test image')}, each tested once a seed. A fold counts once, by the mean of its images "
+            "or groups, as the same trained models test them. Two folds share most of their training images, so that "
+            "no estimate of their spread is unbiased; it is taken larger for that (Nadeau and Bengio 2003)."
+        )
+    for pair in pairs:
+        lacking = [text for setting in (pair.other, pair.base) if (text := _lacking(setting, pair))]
+        if lacking:
+            common = join_words([str(fold) for fold in pair.cells.folds])
+            of_seeds = join_words([str(seed) for seed in pair.cells.seeds])
+            notes.append(
+                f"{pair.name} is compared on folds {common} with seeds {of_seeds} alone: {join_words(lacking)}."
+            )
+    if len(sweep.settings[0].folds) > 1:
+        notes.append("Where means over seeds are told of gradients and curves, each run counts as one, of any fold.")
+    return notes
+
+
+def _lacking(setting: Setting, pair: Pair) -> str:
+    """Return which of the folds and seeds of a pair's settings one of them lacks; an empty string if none."""
+    cells = {(run.fold, run.seed) for of_pair in (pair.base, pair.other) for run in of_pair.runs}
+    own = {(run.fold, run.seed) for run in setting.runs}
+    absent = ", ".join(f"fold {fold} with seed {seed}" for fold, seed in sorted(cells - own))
+    return f"{setting.name} lacks {absent}" if absent else ""
+
+
 def groups_unused(runs: Sequence[tuple[str, str]]) -> str:
     """Return why the unit is the image although there are groups; an empty string if nothing is to be said."""
     if not runs:
@@ -177,7 +214,7 @@ def pooling(done: bool) -> str:
 
 def seeds(sweep: Sweep, pairs: Sequence[Pair], unit: str) -> str:
     """Return what the intervals cover: seeds and units, or units only."""
-    single = [setting.name for setting in sweep.settings if len(setting.runs) == 1]
+    single = [setting.name for setting in sweep.settings if len(setting.seeds) == 1]
     if len(single) == len(sweep.settings):
         return (
             f"One seed each: intervals cover the test {unit}s only and describe these trained models; another training "
@@ -227,7 +264,7 @@ def best(sweep: Sweep) -> str:
     top, bottom = (choose(means, key=lambda setting: means[setting]) for choose in (max, min))
     if len(sweep.settings) == 1:
         return f"One setting is finished, {top.name}, with a test IoU of {number(means[top])} over the set."
-    what = "the mean over its seeds" if len(top.runs) > 1 else "one seed"
+    what = mean_over(top)
     least, greatest = number(means[bottom]), number(means[top])
     reach = f"Test IoU over the set reaches from {least} ({bottom.name}) to {greatest} ({top.name}; {what})"
     if least == greatest:
@@ -235,9 +272,15 @@ def best(sweep: Sweep) -> str:
     without = [setting.name for setting in sweep.settings if setting not in means]
     if without:
         reach += f"; a run of {join_words(without)} has none"
-    if all(len(setting.runs) == 1 for setting in sweep.settings):
+    if all(len(setting.seeds) == 1 for setting in sweep.settings):
         return f"{reach}; {ONE_SEED}."
     return f"{reach}; which gaps are more than chance, the paired differences say."
+
+
+def mean_over(setting: Setting) -> str:
+    """Return over what the mean of a setting's runs is taken."""
+    over = [name for name in ("seeds", "folds") if len(getattr(setting, name)) > 1]
+    return f"the mean over its {join_words(over)}" if over else "one seed"
 
 
 def learning(last: dict[Setting, float], at_the_end: int, runs: int) -> str:

@@ -95,6 +95,16 @@ class RunFolder:
         return _on_first_process(make, options)
 
     @classmethod
+    def planned(cls, options: Train) -> Path:
+        """Return where a run of these options would write to, and make nothing; refuse a name that is taken."""
+        if options.resume:
+            return Path(options.resume)
+        path = Path(options.output) / (options.name or timed_name(options.model_dump()))
+        if options.name and path.exists() and not cls(path).is_incomplete:
+            raise _taken(path)
+        return path
+
+    @classmethod
     def _make_named(cls, path: Path) -> RunFolder:
         """Return the new folder at a path that the user chose, or an incomplete one that is there."""
         run = cls(path)
@@ -102,11 +112,7 @@ class RunFolder:
             path.mkdir(parents=True)
         except FileExistsError:
             if not run.is_incomplete or not run.claim().is_incomplete:  # it might have been completed just now
-                raise UserError(
-                    f"the run folder {path} exists",
-                    accepted="a new folder; nothing is overwritten",
-                    advice="another name=... or output=...",
-                ) from None
+                raise _taken(path) from None
             return run
         return run.claim()
 
@@ -186,6 +192,15 @@ class RunFolder:
         """Let other processes train in this folder."""
         if self.lock is not None:
             self.lock.close()
+
+
+def _taken(path: Path) -> UserError:
+    """Return the error for a run folder that is there."""
+    return UserError(
+        f"the run folder {path} exists",
+        accepted="a new folder; nothing is overwritten",
+        advice="another name=... or output=...",
+    )
 
 
 def _on_first_process(prepare: Callable[[], RunFolder], options: Train) -> RunFolder:

@@ -266,7 +266,7 @@ class Sweep:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """Return a row for each run, by the name of its folder: setting, seed, and scores in 0..1.
+        """Return a row for each run, by the name of its folder: setting, seed, fold if there are any, scores in 0..1.
 
         A damaged run is left out, and a warning names it.
         """
@@ -275,11 +275,13 @@ class Sweep:
         return self._table()
 
     def _table(self) -> pd.DataFrame:
-        axes = axes_of([run.config for run in self.runs], ("name", "output", "resume", "jobs", "sweep."))
+        axes = axes_of([run.config for run in self.runs], ("name", "output", "resume", "jobs", "sweep.", "data.fold"))
+        folds = any(flat(run.config).get("data.folds") for run in self.runs)
         rows = {
             self._place(run): {
                 "setting": " ".join(setting_name(run.config, [axis for axis in axes if axis in flat(run.config)])),
                 "seed": run.config["seed"],
+                **({"fold": flat(run.config).get("data.fold")} if folds else {}),
                 **{title: run.summary.get(key) for title, key in SCORES.items()},
             }
             for run in self.runs

@@ -153,13 +153,25 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
         raise UserError(f"Lightning's Trainer refuses {settings}", accepted=str(error), advice="--help") from None
 
 
-def describe_start(trainer: L.Trainer, module: SegmentationModule, run: RunFolder) -> str:
+def describe_plan(trainer: L.Trainer, data: SegmentationData) -> str:
+    """Return how many pictures each split has, and how many steps a training takes, in a line."""
+    assert data.collection is not None
+    pictures = ", ".join(f"{len(examples)} for {split}" for split, examples in data.collection.splits.items())
+    batches, limit = data.batches_per_epoch(trainer.world_size), trainer.limit_train_batches
+    batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+    steps, epochs = -(-batches // trainer.accumulate_grad_batches), trainer.max_epochs or 0
+    limits = [limit for limit in (steps * epochs, trainer.max_steps) if limit > 0]
+    length = f"{counted(min(limits), 'step')} in all" if limits else "without an end"
+    return f"pictures: {pictures}; {counted(steps, 'step')} an epoch (batches of {data.batch_size}), {length}"
+
+
+def describe_start(trainer: L.Trainer, module: SegmentationModule, folder: Path) -> str:
     """Return where a run computes, how, and where it writes to, in a line."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else counted(torch.get_num_threads(), "thread")
     parameters = sum(parameter.numel() for parameter in module.parameters())
     several = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
-    return f"on {several}{device.type} ({name}), {trainer.precision}, {parameters / 1e6:.2f} M parameters: {run.path}"
+    return f"on {several}{device.type} ({name}), {trainer.precision}, {parameters / 1e6:.2f} M parameters: {folder}"
 
 
 def check_limits(trainer: L.Trainer, data: SegmentationData) -> None:

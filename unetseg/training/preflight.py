@@ -5,24 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 from unetseg.errors import UserError
+from unetseg.huggingface import HUB, Source, answers, hub_cache, hub_is_offline
 from unetseg.names import PETS_ROOT
-from unetseg.options.data_schema import Pets
+from unetseg.options.data_schema import HuggingFace, Pets
 from unetseg.options.schema import Train
 from unetseg.runs.folder import check_resume
 
 if TYPE_CHECKING:
     from unetseg.data.datamodule import SegmentationData
 
-HUB = "https://huggingface.co"
 PETS_HOST = "https://www.robots.ox.ac.uk"
-TIMEOUT = 3.0
-"""Seconds that a host has to answer."""
 
 
 def train(options: Train) -> None:
@@ -55,6 +50,8 @@ def train(options: Train) -> None:
                 accepted="WANDB_API_KEY in the environment, or `wandb login` once",
                 advice="wandb.mode=offline",
             )
+    if isinstance(options.data, HuggingFace):
+        Source.of(options.data.model_dump()).check()
     needs_pets = isinstance(options.data, Pets) and options.data.root is None and not pets_are_here()
     if needs_pets and not answers(PETS_HOST):
         from unetseg.data.pets import ADVICE  # which imports torch
@@ -116,28 +113,6 @@ def _cached(encoder: str) -> bool:
     return any(hub_cache().glob(f"models--smp-hub--{encoder}.imagenet/snapshots/*/model.safetensors"))
 
 
-def hub_cache() -> Path:
-    """Return the folder that downloaded weights are kept in."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    return Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-
-
-def hub_is_offline() -> bool:
-    """Return whether the environment forbids to ask huggingface.co."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
 def pets_are_here() -> bool:
     """Return whether Oxford-IIIT Pet lies where it is downloaded to."""
     return (PETS_ROOT / "images").is_dir() and (PETS_ROOT / "annotations").is_dir()
-
-
-def answers(address: str) -> bool:
-    """Return whether a host answers, through the environment's proxies if there are any."""
-    try:
-        urlopen(Request(address, method="HEAD"), timeout=TIMEOUT).close()
-    except HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
