@@ -280,6 +280,24 @@ def test_two_processes_train_as_one_with_the_whole_batch(two, tiny):
         assert logged(two, name) == pytest.approx(logged(alone, name), abs=1e-6), name
 
 
+def test_two_processes_share_crops_and_whole_pictures_as_one_sees_them(drawn, tiny, tmp_path):
+    """The losses of the joined batches, and the scores of 3 and of 7 whole pictures, each on one of the two."""
+    from unetseg.runs.folder import RunFolder
+
+    crops = ("data.size=64", "data.crop=32", "data.crops=2", "trainer.max_epochs=1", *TWENTY_STEPS[-3:])
+    own = [f"data.root={drawn}", f"output={tmp_path}", "name=pair", "data.batch_size=2"]
+    halves = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.sync_batchnorm=true"]
+    command = [sys.executable, "-m", "unetseg.train", *TINY, *crops, *own, *halves]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    both, alone = RunFolder(tmp_path / "pair"), tiny(*crops)
+    assert len(logged(both, "train/loss")) == 9
+    for name in ("train/loss", "train/iou", "val/iou", "val/loss", "test/iou", "test/boundary_iou"):
+        assert logged(both, name) == pytest.approx(logged(alone, name), abs=1e-4), name
+
+
 def test_two_processes_evaluate_to_the_very_numbers_of_one(two, drawn, tmp_path):
     from unetseg.data.dataset import collate
     from unetseg.data.sources import make_data

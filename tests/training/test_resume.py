@@ -64,6 +64,16 @@ def whole(drawn, tmp_path_factory):
 STEPS = ("checkpoint.every_n_steps=3",)
 
 
+def assert_equal(whole, broken):
+    """The two run folders hold the same weights, states and tables, to the last bit."""
+    states = [torch.load(run.last, weights_only=True) for run in (whole, broken)]
+    for part in ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers"):
+        assert str(states[0][part]) == str(states[1][part])
+    assert all(torch.equal(states[0]["state_dict"][k], states[1]["state_dict"][k]) for k in states[0]["state_dict"])
+    for table in ("metrics", "gradient_flow", "per_image"):
+        assert getattr(whole, table).read_text() == getattr(broken, table).read_text()
+
+
 @pytest.mark.parametrize(
     ("step", "more"),
     [
@@ -75,13 +85,16 @@ STEPS = ("checkpoint.every_n_steps=3",)
 def test_the_resumed_run_equals_the_undisturbed_one(whole, stopped, step, more):
     broken = stopped(step, *OPTIONS, *more)
     resume(broken)
-    states = [torch.load(run.last, weights_only=True) for run in (whole, broken)]
-    for part in ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers"):
-        assert str(states[0][part]) == str(states[1][part])
-    assert states[0]["global_step"] == 15
-    assert all(torch.equal(states[0]["state_dict"][k], states[1]["state_dict"][k]) for k in states[0]["state_dict"])
-    for table in ("metrics", "gradient_flow", "per_image"):
-        assert getattr(whole, table).read_text() == getattr(broken, table).read_text()
+    assert_equal(whole, broken)
+    assert torch.load(whole.last, weights_only=True)["global_step"] == 15
+
+
+def test_a_run_of_crops_that_was_stopped_within_an_epoch_goes_on_likewise(tiny, stopped):
+    crops = ("data.crop=32", "data.scale=0.8", "trainer.max_epochs=2", "gradients.every_n_steps=4", *STEPS)
+    undisturbed = tiny("name=whole", *crops)
+    broken = stopped(17, *crops, "data.workers=2")
+    resume(broken)
+    assert_equal(undisturbed, broken)
 
 
 def test_the_best_checkpoint_is_still_known_after_the_folder_was_moved(stopped, tmp_path):
