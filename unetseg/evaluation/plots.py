@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
+from unetseg.evaluation.calibration import calibration_error
 from unetseg.evaluation.overlays import INVENTED, MISSED, Sample, errors, overlay
 from unetseg.evaluation.style import INK, SOFT, integer_ticks, legend_beside, styled, zero_line
 from unetseg.names import AUXILIARY, EXITS, LEVELS, shown
@@ -338,6 +339,30 @@ def confusion(table: pd.DataFrame, path: Path) -> None:
             colour = "white" if shares[row, column] > 0.5 else INK
             axis.text(column, row, f"{shares[row, column]:.2f}", ha="center", va="center", color=colour, fontsize=6.5)
     figure.colorbar(image, ax=axis, label="share of the true class's pixels", shrink=0.8)
+    figure.savefig(path)
+
+
+@styled
+def calibration(table: pd.DataFrame, path: Path) -> None:
+    """Write the reliability diagram of a calibration.csv: above accuracy by confidence, below the shares of the pixels.
+
+    A bar that ends below the diagonal is a model that is too sure of itself there.
+    """
+    figure = Figure(figsize=(4.2, 4.2))
+    accuracy, share = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    middles, width = (table["from"] + table["to"]) / 2, 0.92 * (table["to"] - table["from"])
+    accuracy.bar(middles, table.accuracy, width=width, color="C0", label="share of pixels that are right")
+    accuracy.plot(table.confidence, table.confidence, "o", color=INK, label="mean confidence")
+    accuracy.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, linestyle=":")
+    accuracy.set_ylabel("accuracy")
+    accuracy.set_ylim(0, 1)
+    accuracy.set_title(f"expected calibration error {calibration_error(table):.3f}")
+    share.bar(middles, table.pixels / max(table.pixels.sum(), 1), width=width, color="C0")
+    share.set_xlabel("confidence: probability of the class that is predicted")
+    share.set_ylabel("share of pixels")
+    first = table["from"][table.pixels > 0].min()
+    share.set_xlim(0.0 if np.isnan(first) else first, 1)
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(path)
 
 

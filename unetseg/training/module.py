@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 
 from unetseg.data.dataset import Batch
 from unetseg.errors import UserError
+from unetseg.evaluation.calibration import confidence_counts
 from unetseg.evaluation.metrics import SegmentationScores, image_counts
 from unetseg.model.auxiliary import AuxiliaryHeads
 from unetseg.model.segmenter import class_map
@@ -91,7 +92,7 @@ class SegmentationModule(L.LightningModule):
         return self._evaluation_step(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return the predicted class maps, BxHxW uint8, and the counts, BxCx6."""
+        """Return what `validation_step` does, and the counts by confidence, BINSx3."""
         return self._evaluation_step(batch, "test")
 
     def on_train_start(self) -> None:
@@ -177,12 +178,14 @@ class SegmentationModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _evaluation_step(self, batch: Batch, stage: str) -> dict[str, Tensor]:
-        loss, predicted, counts = self._step(batch, self.model(batch.images))
+        logits = self.model(batch.images)
+        loss, predicted, counts = self._step(batch, logits)
         self._metric(stage).update(counts)
         mean = cast(MeanMetric, self.losses[f"{stage}_loss"])
         mean.update(loss, len(batch.indices))
         self.log(f"{stage}/loss", mean)
-        return {"predicted": predicted, "counts": counts}
+        confidences = {"confidences": confidence_counts(logits, batch.masks)} if stage == "test" else {}
+        return {"predicted": predicted, "counts": counts, **confidences}
 
     def _step(self, batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 is too coarse for a loss
