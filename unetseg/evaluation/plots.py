@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
+from unetseg.data.colours import is_background, legend
 from unetseg.evaluation.calibration import calibration_error
-from unetseg.evaluation.overlays import INVENTED, MISSED, Sample, errors, overlay
+from unetseg.evaluation.overlays import Sample, errors, kinds_of_errors, overlay
 from unetseg.evaluation.style import INK, SOFT, integer_ticks, legend_beside, styled, zero_line
 from unetseg.names import AUXILIARY, EXITS, LEVELS, shown
 
@@ -28,17 +29,24 @@ RESOLUTION = 2.0**-25
 
 
 @styled
-def predictions(samples: Sequence[Sample], captions: Sequence[str], path: Path) -> None:
-    """Write a row for each sample: its picture, truth, prediction and errors, with a caption at the left."""
+def predictions(samples: Sequence[Sample], captions: Sequence[str], classes: Sequence[str], path: Path) -> None:
+    """Write a row for each sample: its picture, truth, prediction and errors, with a caption at the left.
+
+    The colours of the classes and of the errors stand below.
+    """
     columns = ("picture", "truth", "prediction", "errors")
-    figure = Figure(figsize=(8, 1.95 * len(samples) + 0.4))
+    background = is_background(classes)
+    entries = [*legend(classes), *kinds_of_errors(classes).items()]
+    in_a_line = 6
+    lines = -(-len(entries) // in_a_line)
+    figure = Figure(figsize=(8, 1.95 * len(samples) + 0.3 + 0.2 * lines))
     axes = figure.subplots(len(samples), len(columns), squeeze=False)
     for row, sample, caption in zip(axes, samples, captions, strict=True):
         pictures = (
             sample.image,
-            overlay(sample.image, sample.target),
-            overlay(sample.image, sample.predicted),
-            errors(sample.image, sample.target, sample.predicted),
+            overlay(sample.image, sample.target, background=background),
+            overlay(sample.image, sample.predicted, background=background),
+            errors(sample.image, sample.target, sample.predicted, background=background),
         )
         for axis, picture in zip(row, pictures, strict=True):
             axis.imshow(picture)
@@ -48,8 +56,9 @@ def predictions(samples: Sequence[Sample], captions: Sequence[str], path: Path) 
         row[0].set_ylabel(f"{caption}\n{sample.name}")
     for axis, column in zip(axes[0], columns, strict=True):
         axis.set_title(column)
-    boxes = [Rectangle((0, 0), 1, 1, color=np.array(colour) / 255) for colour in (MISSED, INVENTED)]
-    figure.legend(boxes, ["missed", "invented"], loc="outside lower right", ncols=2)
+    boxes = [Rectangle((0, 0), 1, 1, color=np.array(colour) / 255) for _, colour in entries]
+    names = [_shortened(name) for name, _ in entries]
+    figure.legend(boxes, names, loc="outside lower center", ncols=min(in_a_line, len(entries)))
     figure.savefig(path)
 
 
@@ -328,7 +337,7 @@ def confusion(table: pd.DataFrame, path: Path) -> None:
     figure = Figure(figsize=(side + 0.8, side))
     axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    names = [name if len(name) < 18 else f"{name[:16]}…" for name in map(shown, table.columns)]
+    names = [_shortened(name) for name in table.columns]
     axis.set_xticks(range(count), names, rotation=90 if count > 4 else 0)
     axis.set_yticks(range(count), names)
     axis.set_xlabel("predicted")
@@ -429,6 +438,12 @@ def band_labels(bands: Iterable[tuple[float, float]]) -> list[str]:
     """Return the names of bands of distances in pixels, by the first and last distance: 1, 2, 3–4, ... ≥ 33."""
     ends = [(f"{low:.0f}", f"{high:.0f}") for low, high in bands]
     return [f"≥ {low}" if high == "inf" else low if low == high else f"{low}–{high}" for low, high in ends]
+
+
+def _shortened(name: str) -> str:
+    """Return a class's name as it is shown in a figure: with at most 17 letters."""
+    name = shown(name)
+    return name if len(name) < 18 else f"{name[:16]}…"
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

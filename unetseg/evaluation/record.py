@@ -145,7 +145,8 @@ class TestRecord(L.Callback):
         with trainer.precision_plugin.forward_context():
             samples = predict_samples(module.get_submodule("model"), dataset, [positions[row] for row in ranks])
         captions = [f"{rank}: IoU {iou[row]:.3f}" for row, rank in ranks.items()]
-        plots.predictions(samples, captions, self.run.figures / "predictions.png")
+        classes = trainer.datamodule.collection.classes  # type: ignore[attr-defined]
+        plots.predictions(samples, captions, classes, self.run.figures / "predictions.png")
 
 
 @torch.inference_mode()
