@@ -29,5 +29,5 @@ def test_errors_are_missed_invented_or_of_another_class():
 
 def test_a_legend_names_the_errors_that_there_may_be():
     assert [*kinds_of_errors(["background", "cat"])] == ["missed", "invented"]
-    assert [*kinds_of_errors(["Background", "cat", "dog"])] == ["missed", "invented", "another class"]
-    assert [*kinds_of_errors(["sky", "road"])] == ["another class"]
+    assert [*kinds_of_errors(["Background", "cat", "dog"])] == ["missed", "invented", "wrong class"]
+    assert [*kinds_of_errors(["sky", "road"])] == ["wrong class"]

@@ -151,7 +151,7 @@ def test_the_predictions_have_the_colours_of_all_classes_and_errors_below(figure
     plots.predictions([Sample("a", image, mask, mask)], ["best"], classes, tmp_path / "figure.png")
     (figure,) = figures
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == [*classes, "another class"]
+    assert [text.get_text() for text in legend.get_texts()] == [*classes, "wrong class"]
     assert figure.bbox.contains(*legend.get_window_extent().min)
     assert figure.bbox.contains(*legend.get_window_extent().max)
     truth = figure.axes[1].images[0].get_array()

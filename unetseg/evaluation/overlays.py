@@ -64,9 +64,9 @@ def kinds_of_errors(classes: Sequence[str]) -> dict[str, tuple[int, int, int]]:
 
     Examples:
         >>> [*kinds_of_errors(["background", "pet"])], [*kinds_of_errors(["sky", "road", "car"])]
-        (['missed', 'invented'], ['another class'])
+        (['missed', 'invented'], ['wrong class'])
     """
-    confused = {"another class": CONFUSED}
+    confused = {"wrong class": CONFUSED}
     if not is_background(classes):
         return confused
     return {"missed": MISSED, "invented": INVENTED} | (confused if len(classes) > 2 else {})
