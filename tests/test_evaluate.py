@@ -70,6 +70,26 @@ def test_breeds_are_scored_apart_and_add_up(run, tmp_path):
     assert json.loads((tmp_path / "out/summary.json").read_text())["split"] == "test"
 
 
+def test_surfaces_and_confidence_are_scored_of_every_picture_and_class(run, tmp_path, capsys):
+    content = scored(f"checkpoint={run.best}", "tolerance=1", f"output={tmp_path}/out")
+    printed = capsys.readouterr().out
+    each, classes, bins = (
+        pd.read_csv(tmp_path / f"out/{name}.csv") for name in ("per_image", "per_class", "calibration")
+    )
+    assert each.hd95.mean() == pytest.approx(content["test/hd95"])
+    assert classes.nsd[1] == pytest.approx(each.nsd.mean()) == pytest.approx(content["test/nsd"])
+    assert classes.hd95_images[1] == each.hd95.count() == content["test/hd95_images"]
+    assert bins.pixels.sum() == classes.pixels.sum() == 7 * 64 * 64
+    gaps = (bins.pixels * (bins.confidence - bins.accuracy).abs()).sum() / bins.pixels.sum()
+    assert content["test/ece"] == pytest.approx(gaps)
+    assert f"NSD {content['test/nsd']:.3f} at 1 px, over {content['test/nsd_images']} of 7 images" in printed
+    assert (tmp_path / "out/figures/calibration.png").stat().st_size > 5_000
+    at_two = json.loads(run.summary.read_text())
+    assert at_two["test/nsd_tolerance"] == 2
+    assert at_two["test/nsd"] > content["test/nsd"]
+    assert at_two["test/hd95"] == content["test/hd95"]
+
+
 def test_data_options_can_be_changed_one_by_one(run, tmp_path):
     content = scored(f"checkpoint={run.best}", "data.border=ignore", f"output={tmp_path}/out")
     assert content["data"]["border"] == "ignore"

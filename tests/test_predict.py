@@ -411,7 +411,7 @@ def test_memory_grows_with_a_pictures_width_and_not_with_its_height(tmp_path):
         tracemalloc.start()
         with open_picture(tmp_path / "tall.tif") as picture:
             bands = (argmax(band) for band in next(model.bands([picture])))
-            tiff.write(tmp_path / "mask.tif", bands, picture.height, picture.width, outputs.COLOURS)
+            tiff.write(tmp_path / "mask.tif", bands, picture.height, picture.width, class_colours())
         _, highest = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return highest

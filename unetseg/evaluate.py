@@ -6,6 +6,7 @@ python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER    
 python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER split=all    all of it
 python -m unetseg.evaluate checkpoint=runs/NAME lesion=true     what each long skip contributes
 python -m unetseg.evaluate checkpoint=runs/NAME gradient=true   path lengths of the gradient
+python -m unetseg.evaluate checkpoint=runs/NAME tolerance=1     NSD with surfaces one pixel off at most
 
 In Python: evaluation = unetseg.evaluate(checkpoint="runs/NAME", split="val")
 """
@@ -48,7 +49,7 @@ def call(*overrides: str, **options: Option) -> Evaluation:
     Args:
         overrides: options as on the command line, such as "data.border=ignore".
         options: those without a dot: checkpoint (a run folder or a file), data, split, lesion, gradient,
-            accelerator, output.
+            tolerance, accelerator, output.
 
     Raises:
         UserError: an option is wrong; the text says what is accepted and what to try.
@@ -107,7 +108,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
         raise UserError(f"{folder.path} exists", accepted="a new folder", advice="another output=...")
     check_writable(folder.path)
     module = SegmentationModule(model, make_loss(known["loss"], len(classes)), classes=len(classes), view=data.view)
-    record = TestRecord(folder)
+    record = TestRecord(folder, tolerance=options.tolerance)
     trainer = build.make_trainer({"accelerator": options.accelerator, "devices": 1}, [], [record], folder.path)
     with explain_write_errors(folder.path), new_folder(folder):
         trainer.test(module, data, verbose=False)
@@ -129,6 +130,8 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     if len(classes) > 2:
         summary.show_classes(record.per_class)
     summary.show_groups(groups, content)
+    summary.show_surfaces(content)
+    print(folder.path)
     if options.lesion:
         measure_lesions(model, len(classes), data.loader(options.split, shuffle=True, crops=True), trainer, folder)
     if options.gradient:

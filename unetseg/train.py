@@ -202,7 +202,7 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
         if trainer.is_global_zero:
             write_json(run.summary, summary)
             plots.curves(run.metrics, run.figures / "curves.png")
-        wandb_run.log_summary(loggers, summary)
+        wandb_run.log_summary(loggers, summary, record.per_class)
         if options.wandb.log_model:
             wandb_run.log_model(loggers, run.best)
     return summary

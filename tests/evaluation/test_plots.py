@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from unetseg.evaluation import plots
+from unetseg.evaluation.calibration import calibration_table
 from unetseg.evaluation.overlays import Sample
 from unetseg.names import EXITS
 
@@ -76,6 +77,8 @@ def draw(name: str, folder: Path, steps: tuple[int, ...] = (0, 25, 50)) -> None:
         plots.lesions(lesion_tables(), path)
     elif name == "edge_distance":
         plots.edge_distance(edge_rates(), path)
+    elif name == "calibration":
+        plots.calibration(calibration_table(np.array([[0, 0, 0], [10, 6, 4], [30, 27, 28]])), path)
     elif name == "path_lengths":
         lengths = pd.DataFrame(
             {"residual_branches": [0, 1], "share": [0.4, 0.6], "low": [0.3, 0.5], "high": [0.5, 0.7]}
@@ -83,11 +86,11 @@ def draw(name: str, folder: Path, steps: tuple[int, ...] = (0, 25, 50)) -> None:
         plots.path_lengths(lengths, path)
     else:
         image, mask = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
-        plots.predictions([Sample("a", image, mask, mask)], ["best"], path)
+        plots.predictions([Sample("a", image, mask, mask)], ["best"], ["background", "pet"], path)
 
 
 LINES_AND_BARS = ("curves", "gradient_flow", "gradient_short", "compare_gradients", "edge_distance", "lesions")
-NAMES = (*LINES_AND_BARS, "path_lengths", "gradient_routes", "gradient_dense", "predictions")
+NAMES = (*LINES_AND_BARS, "path_lengths", "gradient_routes", "gradient_dense", "predictions", "calibration")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,7 +103,7 @@ def test_no_legend_lies_on_data(figures, tmp_path, name):
         assert not any(legend.get_window_extent().overlaps(axis.bbox) for axis in figure.axes)
 
 
-@pytest.mark.parametrize("name", [*LINES_AND_BARS, "path_lengths"])
+@pytest.mark.parametrize("name", [*LINES_AND_BARS, "path_lengths", "calibration"])
 def test_every_axis_says_what_it_shows(figures, tmp_path, name):
     draw(name, tmp_path)
     axes = figures[0].axes
@@ -140,3 +143,27 @@ def test_the_confusion_matrix_names_its_classes_and_writes_its_shares(figures, t
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted", "true")
     assert [label.get_text() for label in axis.get_yticklabels()] == ["sky", "bird"]
     assert [text.get_text() for text in axis.texts] == ["0.90", "0.10"], "nothing for a class that isn't there"
+
+
+def test_the_predictions_have_the_colours_of_all_classes_and_errors_below(figures, tmp_path):
+    image, mask = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
+    classes = ["sky", *(f"class{number}" for number in range(1, 22))]
+    plots.predictions([Sample("a", image, mask, mask)], ["best"], classes, tmp_path / "figure.png")
+    (figure,) = figures
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [*classes, "wrong class"]
+    assert figure.bbox.contains(*legend.get_window_extent().min)
+    assert figure.bbox.contains(*legend.get_window_extent().max)
+    truth = figure.axes[1].images[0].get_array()
+    assert (truth == truth[0, 0]).all()
+    assert truth[0, 0].any(), "class 0 is a thing of its own, and drawn"
+
+
+def test_the_reliability_diagram_has_a_bar_for_each_bin_with_pixels(figures, tmp_path):
+    draw("calibration", tmp_path)
+    accuracy, share = figures[0].axes
+    heights = [bar.get_height() for bar in accuracy.patches]
+    assert np.isnan(heights[0])
+    assert heights[1:] == [0.4, pytest.approx(28 / 30)]
+    assert [bar.get_height() for bar in share.patches] == [0, 0.25, 0.75]
+    assert accuracy.get_title() == "" != accuracy.get_title(loc="left")

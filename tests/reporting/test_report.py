@@ -20,7 +20,7 @@ from conftest import TINY
 from PIL import Image
 
 from unetseg.errors import UserError
-from unetseg.evaluation.statistics import Components, Smallest, compare, holm
+from unetseg.evaluation.statistics import Components, Smallest, compare, holm, seed_interval
 from unetseg.names import EXITS
 from unetseg.options.compose import compose
 from unetseg.options.schema import Report, Train
@@ -76,6 +76,13 @@ def write_run(folder: Path, skip: str, seed: int, **changes: object) -> None:
         {"from_px": [1, 2], "to_px": [1, np.inf], "pixels": [100, 300], "errors": [40 + 20 * seed, 30]}
     )
     edges.assign(error_rate=edges.errors / edges.pixels).to_csv(folder / "edge_distance.csv", index=False)
+
+
+def write_classes(folder: Path, iou: dict[str, float]) -> None:
+    """Write a per_class.csv with the columns that a report needs."""
+    pixels = [100 * (position + 1) for position in range(len(iou))]
+    table = pd.DataFrame({"class": [*iou], "iou": [*iou.values()], "pixels": pixels})
+    table.to_csv(folder / "per_class.csv", index=False)
 
 
 def write_lesions(folder: Path) -> None:
@@ -825,3 +832,27 @@ def test_a_table_with_more_columns_than_fit_has_a_shadow_at_its_end(browser, out
         picture = np.asarray(Image.open(io.BytesIO(box.screenshot_as_png)).convert("L"))
         darkest.append(int(picture[2, -3:].min()))  # above the words of the first row
     assert darkest[0] < 200 < 250 < darkest[1]
+
+
+def test_each_class_is_in_a_table_with_its_interval_over_seeds(tmp_path, undrawn):
+    for seed, road in enumerate((0.5, 0.6, 0.7)):
+        write_run(tmp_path / f"runs/concat_seed{seed}", "concat", seed)
+        write_classes(tmp_path / f"runs/concat_seed{seed}", {"sky": 0.9, "road": road, "NA": np.nan})
+    write_run(tmp_path / "runs/none_seed0", "none", 0)
+    write_classes(tmp_path / "runs/none_seed0", {"sky": 0.8, "road": 0.4, "NA": np.nan})
+    _, _, section = made(tmp_path / "runs", tmp_path / "report").partition("## Classes")
+    section = section.partition("\n## ")[0]
+    low, high = seed_interval([0.5, 0.6, 0.7])
+    assert "from 0.550 (road) to 0.875 (sky)" in section, "by the mean over all runs"
+    assert f"| road | 33.33 | 0.600 [{low:.3f}, {high:.3f}] | 0.400 |" in section
+    assert "| NA | 50.00 | – | – |" in section
+
+
+@pytest.mark.parametrize("classes", [{"background": 0.9, "pet": 0.5}, {"sky": 0.9, "road": 0.5, "car": 0.3}])
+def test_classes_are_reported_where_there_are_three_and_every_run_has_them(tmp_path, undrawn, classes):
+    for seed in SEEDS:
+        write_run(tmp_path / f"runs/concat_seed{seed}", "concat", seed)
+    write_classes(tmp_path / "runs/concat_seed0", classes)
+    if len(classes) < 3:
+        write_classes(tmp_path / "runs/concat_seed1", classes)
+    assert "## Classes" not in made(tmp_path / "runs", tmp_path / "report")

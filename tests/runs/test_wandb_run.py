@@ -1,5 +1,7 @@
 """W&B: online only with a key, and never in the way of the training."""
 
+import numpy as np
+import pandas as pd
 import pytest
 import wandb
 
@@ -59,3 +61,15 @@ def test_pictures_of_the_validation_are_sent_only_where_they_may(option, picture
 
     _, watchers = make_watchers(compose("train", Train, [*OPTIONS, f"wandb.images={option}"]), RunFolder(tmp_path))
     assert sum(isinstance(watcher, SamplePictures) for watcher in watchers) == pictures
+
+
+@pytest.mark.parametrize("classes", [["background", "pet"], ["sky", "road", "car"]])
+def test_three_classes_and_more_have_an_iou_each_beside_the_curves(classes, tmp_path):
+    logger = wandb_run.wandb_logger(compose("train", Train, [*OPTIONS, "wandb.mode=offline"]), RunFolder(tmp_path))
+    table = pd.DataFrame({"class": classes, "iou": [0.5, 0.25, np.nan][: len(classes)]})
+    wandb_run.log_summary([logger], {"test/iou": 0.375}, table)
+    found = {key: value for key, value in dict(logger.experiment.summary).items() if key.startswith("test/iou")}
+    wandb_run.finish([logger])
+    by_class = {"test/iou_sky": 0.5, "test/iou_road": 0.25} if len(classes) > 2 else {}
+    assert found == {"test/iou": 0.375} | by_class
+    assert list(tmp_path.glob("wandb/offline-*/files/media/table/test/per_class*.json"))

@@ -1,4 +1,4 @@
-"""The colours in which classes are drawn."""
+"""The colours in which classes are drawn, and the one rule on class 0: it is drawn unless its name says background."""
 
 from __future__ import annotations
 
@@ -11,23 +11,43 @@ PALETTE = np.array(
         *([0, 0, 0], [255, 96, 55], [64, 160, 255], [120, 220, 90], [250, 210, 60], [200, 120, 250]),
         *([0, 128, 128], [240, 50, 230], [128, 0, 0], [70, 240, 240], [154, 99, 36], [0, 0, 160]),
         *([191, 239, 69], [250, 190, 212], [128, 128, 0], [230, 25, 75], [220, 190, 255], [0, 100, 0]),
-        *([170, 255, 195], [145, 30, 180], [255, 216, 177], [169, 169, 169], [245, 130, 0], [47, 79, 79]),
+        *([170, 255, 195], [145, 30, 180], [205, 170, 125], [169, 169, 169], [245, 130, 0], [47, 79, 79]),
     ],
     np.uint8,
 )
 """RGB of the classes 0, 1, ...; further ones begin again at 1."""
-FIRST = (255, 250, 200)
+FIRST = (255, 240, 170)
 """RGB of class 0 where it is a thing of its own."""
 BACKGROUND = ("background", "bg", "other", "void", "unlabeled", "unlabelled", "none", "land")
 """Names of a class 0 that is what the others are not, which is left as it is in pictures."""
 
 
-def class_colours(count: int = 256) -> np.ndarray:
-    """Return the colours of the classes 0 ... count - 1, count x 3 uint8 RGB."""
+def class_colours(count: int = 256, *, background: bool = True) -> np.ndarray:
+    """Return the colours of the classes 0 ... count - 1, count x 3 uint8 RGB.
+
+    Args:
+        count: number of classes.
+        background: whether class 0 is the background, see `is_background`.
+    """
     numbers = np.arange(count)
-    return PALETTE[np.where(numbers < len(PALETTE), numbers, (numbers - 1) % (len(PALETTE) - 1) + 1)]
+    colours = PALETTE[np.where(numbers < len(PALETTE), numbers, (numbers - 1) % (len(PALETTE) - 1) + 1)]
+    if not background:
+        colours[0] = FIRST
+    return colours
 
 
 def is_background(classes: Sequence[str]) -> bool:
     """Return whether class 0 is no thing of its own, so that it isn't drawn."""
     return classes[0].lower() in BACKGROUND
+
+
+def legend(classes: Sequence[str]) -> list[tuple[str, tuple[int, int, int]]]:
+    """Return the name and the colour, RGB in 0..255, of each class that is drawn, in the classes' order.
+
+    Examples:
+        >>> legend(["background", "pet"])
+        [('pet', (255, 96, 55))]
+    """
+    background = is_background(classes)
+    colours = [(red, green, blue) for red, green, blue in class_colours(len(classes), background=background).tolist()]
+    return [*zip(classes, colours, strict=True)][background:]

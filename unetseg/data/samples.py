@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from unetseg.data.channels import displayed
-from unetseg.data.colours import FIRST, class_colours, is_background
+from unetseg.data.colours import class_colours, is_background, legend
 from unetseg.data.dataset import Collection
 from unetseg.data.masks import read_mask
 from unetseg.data.pictures import read_image
@@ -45,7 +45,7 @@ def sheet(collection: Collection, count: int, view: View, path: Path) -> None:
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         classes = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
         tile = np.full((SIDE + LINE, SIDE + GAP, 3), 255, np.uint8)
-        tile[: size[1], GAP : GAP + size[0]] = _tinted(small, classes, 0 if is_background(collection.classes) else -1)
+        tile[: size[1], GAP : GAP + size[0]] = _tinted(small, classes, is_background(collection.classes))
         tiles.append(_write(tile, f"{split}: {shown(example.name)[-34:]}", GAP, size[1] + LINE - 7))
     blank = np.full_like(tiles[0], 255)
     rows = [tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)]
@@ -55,10 +55,11 @@ def sheet(collection: Collection, count: int, view: View, path: Path) -> None:
         draft.write_bytes(cv2.imencode(".png", page[..., ::-1])[1].tobytes())
 
 
-def _tinted(image: np.ndarray, mask: np.ndarray, left_out: int) -> np.ndarray:
-    """Return a picture with each class but `left_out` in its colour, outlined; ignored pixels are white."""
-    colours = class_colours()
-    colours[0], colours[IGNORE] = FIRST, 255
+def _tinted(image: np.ndarray, mask: np.ndarray, background: bool) -> np.ndarray:
+    """Return a picture with each class but a background in its colour, outlined; ignored pixels are white."""
+    colours = class_colours(background=background)
+    colours[IGNORE] = 255
+    left_out = 0 if background else -1
     mixed = np.where((mask == left_out)[..., None], image, 0.55 * image + 0.45 * colours[mask]).astype(np.uint8)
     edge = (cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0) & (mask != left_out)
     mixed[edge] = colours[mask][edge]
@@ -67,17 +68,14 @@ def _tinted(image: np.ndarray, mask: np.ndarray, left_out: int) -> np.ndarray:
 
 def _legend(classes: tuple[str, ...], width: int) -> np.ndarray:
     """Return lines of the classes' names beside their colours, wide enough for the page."""
-    entries = [*zip(classes, class_colours(len(classes)), strict=True), ("ignored", np.array([255, 255, 255]))]
-    entries[0] = classes[0], np.array(FIRST)
-    if is_background(classes):
-        del entries[0]  # it isn't drawn
+    entries = [*legend(classes), ("ignored", (255, 255, 255))]
     lines, left = [np.full((LINE, width, 3), 255, np.uint8)], 4
     for name, colour in entries:
         length = 30 + 9 * len(name)
         if left + length > width:
             lines.append(np.full((LINE, width, 3), 255, np.uint8))
             left = 4
-        cv2.rectangle(lines[-1], (left, 4), (left + 14, 17), colour.tolist(), -1)
+        cv2.rectangle(lines[-1], (left, 4), (left + 14, 17), colour, -1)
         cv2.rectangle(lines[-1], (left, 4), (left + 14, 17), (90, 90, 90), 1)
         _write(lines[-1], shown(name), left + 20, 16)
         left += length

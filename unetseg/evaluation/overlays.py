@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from unetseg.data.colours import class_colours
+from unetseg.data.colours import class_colours, is_background
 from unetseg.names import IGNORE
 
-MISSED, INVENTED = (64, 130, 255), (255, 60, 60)
-"""Colours of errors: a class that is missed, and a class that is predicted where there is none."""
+MISSED, INVENTED, CONFUSED = (64, 130, 255), (255, 60, 60), (245, 165, 0)
+"""Colours of errors: a class that is missed, one that is predicted where there is none, and one in another's place."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,39 @@ class Sample:
     """HxW uint8 classes."""
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.55) -> np.ndarray:
-    """Return the picture, HxWx3 uint8, tinted by the classes of the mask, HxW; class 0 and IGNORE are not tinted."""
-    drawn = (mask > 0) & (mask != IGNORE)
-    mixed = (1 - opacity) * image + opacity * class_colours()[mask]
+def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.55, *, background: bool = True) -> np.ndarray:
+    """Return the picture, HxWx3 uint8, tinted by the classes of the mask, HxW; IGNORE is not tinted.
+
+    Args:
+        image: HxWx3 uint8.
+        mask: HxW uint8 classes, IGNORE included.
+        opacity: of the tint, 0..1.
+        background: class 0 is the background, which isn't tinted either; see `colours.is_background`.
+    """
+    drawn = (mask >= background) & (mask != IGNORE)
+    mixed = (1 - opacity) * image + opacity * class_colours(background=background)[mask]
     return np.where(drawn[..., None], mixed, image).astype(np.uint8)
 
 
-def errors(image: np.ndarray, target: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Return a pale picture, HxWx3 uint8, with missed pixels blue and invented ones red."""
+def errors(image: np.ndarray, target: np.ndarray, predicted: np.ndarray, *, background: bool = True) -> np.ndarray:
+    """Return a pale picture, HxWx3 uint8, with the wrong pixels in the colours of `kinds_of_errors`."""
     pale = (0.35 * image + 0.65 * 255).astype(np.uint8)
     wrong = (predicted != target) & (target != IGNORE)
-    pale[wrong & (target > 0)] = MISSED
-    pale[wrong & (target == 0)] = INVENTED
+    pale[wrong] = CONFUSED
+    if background:
+        pale[wrong & (predicted == 0)] = MISSED
+        pale[wrong & (target == 0)] = INVENTED
     return pale
+
+
+def kinds_of_errors(classes: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    """Return the errors that there may be among these classes, with their colours, RGB in 0..255.
+
+    Examples:
+        >>> [*kinds_of_errors(["background", "pet"])], [*kinds_of_errors(["sky", "road", "car"])]
+        (['missed', 'invented'], ['wrong class'])
+    """
+    confused = {"wrong class": CONFUSED}
+    if not is_background(classes):
+        return confused
+    return {"missed": MISSED, "invented": INVENTED} | (confused if len(classes) > 2 else {})

@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from unetseg.evaluation.overlays import INVENTED, MISSED, Sample, errors, overlay
+from unetseg.data.colours import is_background, legend
+from unetseg.evaluation.calibration import calibration_error
+from unetseg.evaluation.overlays import Sample, errors, kinds_of_errors, overlay
 from unetseg.evaluation.style import INK, SOFT, integer_ticks, legend_beside, styled, zero_line
 from unetseg.names import AUXILIARY, EXITS, LEVELS, shown
 
@@ -27,17 +29,24 @@ RESOLUTION = 2.0**-25
 
 
 @styled
-def predictions(samples: Sequence[Sample], captions: Sequence[str], path: Path) -> None:
-    """Write a row for each sample: its picture, truth, prediction and errors, with a caption at the left."""
+def predictions(samples: Sequence[Sample], captions: Sequence[str], classes: Sequence[str], path: Path) -> None:
+    """Write a row for each sample: its picture, truth, prediction and errors, with a caption at the left.
+
+    The colours of the classes and of the errors stand below.
+    """
     columns = ("picture", "truth", "prediction", "errors")
-    figure = Figure(figsize=(8, 1.95 * len(samples) + 0.4))
+    background = is_background(classes)
+    entries = [*legend(classes), *kinds_of_errors(classes).items()]
+    in_a_line = 6
+    lines = -(-len(entries) // in_a_line)
+    figure = Figure(figsize=(8, 1.95 * len(samples) + 0.3 + 0.2 * lines))
     axes = figure.subplots(len(samples), len(columns), squeeze=False)
     for row, sample, caption in zip(axes, samples, captions, strict=True):
         pictures = (
             sample.image,
-            overlay(sample.image, sample.target),
-            overlay(sample.image, sample.predicted),
-            errors(sample.image, sample.target, sample.predicted),
+            overlay(sample.image, sample.target, background=background),
+            overlay(sample.image, sample.predicted, background=background),
+            errors(sample.image, sample.target, sample.predicted, background=background),
         )
         for axis, picture in zip(row, pictures, strict=True):
             axis.imshow(picture)
@@ -47,8 +56,9 @@ def predictions(samples: Sequence[Sample], captions: Sequence[str], path: Path) 
         row[0].set_ylabel(f"{caption}\n{sample.name}")
     for axis, column in zip(axes[0], columns, strict=True):
         axis.set_title(column)
-    boxes = [Rectangle((0, 0), 1, 1, color=np.array(colour) / 255) for colour in (MISSED, INVENTED)]
-    figure.legend(boxes, ["missed", "invented"], loc="outside lower right", ncols=2)
+    boxes = [Rectangle((0, 0), 1, 1, color=np.array(colour) / 255) for _, colour in entries]
+    names = [_shortened(name) for name, _ in entries]
+    figure.legend(boxes, names, loc="outside lower center", ncols=min(in_a_line, len(entries)))
     figure.savefig(path)
 
 
@@ -327,7 +337,7 @@ def confusion(table: pd.DataFrame, path: Path) -> None:
     figure = Figure(figsize=(side + 0.8, side))
     axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    names = [name if len(name) < 18 else f"{name[:16]}…" for name in map(shown, table.columns)]
+    names = [_shortened(name) for name in table.columns]
     axis.set_xticks(range(count), names, rotation=90 if count > 4 else 0)
     axis.set_yticks(range(count), names)
     axis.set_xlabel("predicted")
@@ -338,6 +348,30 @@ def confusion(table: pd.DataFrame, path: Path) -> None:
             colour = "white" if shares[row, column] > 0.5 else INK
             axis.text(column, row, f"{shares[row, column]:.2f}", ha="center", va="center", color=colour, fontsize=6.5)
     figure.colorbar(image, ax=axis, label="share of the true class's pixels", shrink=0.8)
+    figure.savefig(path)
+
+
+@styled
+def calibration(table: pd.DataFrame, path: Path) -> None:
+    """Write the reliability diagram of a calibration.csv: above accuracy by confidence, below the shares of the pixels.
+
+    A bar that ends below the diagonal is a model that is too sure of itself there.
+    """
+    figure = Figure(figsize=(4.2, 4.2))
+    accuracy, share = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    middles, width = (table["from"] + table["to"]) / 2, 0.92 * (table["to"] - table["from"])
+    accuracy.bar(middles, table.accuracy, width=width, color="C0", label="share of pixels that are right")
+    accuracy.plot(table.confidence, table.confidence, "o", color=INK, label="mean confidence")
+    accuracy.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, linestyle=":")
+    accuracy.set_ylabel("accuracy")
+    accuracy.set_ylim(0, 1)
+    accuracy.set_title(f"expected calibration error {calibration_error(table):.3f}")
+    share.bar(middles, table.pixels / max(table.pixels.sum(), 1), width=width, color="C0")
+    share.set_xlabel("confidence: probability of the class that is predicted")
+    share.set_ylabel("share of pixels")
+    first = table["from"][table.pixels > 0].min()
+    share.set_xlim(0.0 if np.isnan(first) else first, 1)
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(path)
 
 
@@ -404,6 +438,12 @@ def band_labels(bands: Iterable[tuple[float, float]]) -> list[str]:
     """Return the names of bands of distances in pixels, by the first and last distance: 1, 2, 3–4, ... ≥ 33."""
     ends = [(f"{low:.0f}", f"{high:.0f}") for low, high in bands]
     return [f"≥ {low}" if high == "inf" else low if low == high else f"{low}–{high}" for low, high in ends]
+
+
+def _shortened(name: str) -> str:
+    """Return a class's name as it is shown in a figure: with at most 17 letters."""
+    name = shown(name)
+    return name if len(name) < 18 else f"{name[:16]}…"
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from unetseg.data.channels import displayed
+from unetseg.data.colours import is_background, legend
 from unetseg.data.pictures import open_picture
 from unetseg.data.view import View
 from unetseg.errors import UserError
@@ -50,7 +51,7 @@ NO_LEVELS = "No long skip of this model carries features from the encoder, so th
 PICTURES = {
     "intact": "all long skips on",
     "without": "without those switched off",
-    "changed": "changed: blue lost, red gained",
+    "changed": "changed",
     "truth": "the truth",
 }
 CSS = """
@@ -117,6 +118,8 @@ class CutMasks:
     """HxW uint8 classes."""
     without: np.ndarray
     """HxW uint8 classes, without the levels that are off."""
+    background: bool = True
+    """Whether class 0 is the background, which isn't drawn."""
 
     def changed_share(self) -> float:
         """Return the share of the pixels whose class differs."""
@@ -132,9 +135,16 @@ class CutMasks:
         yield self._draw_bands(overlays.overlay, self.without)
         yield self._draw_bands(overlays.errors, self.intact, self.without)
 
+    def drawing_of(self, truth: np.ndarray) -> np.ndarray:
+        """Return the picture with the true mask, HxW uint8 classes."""
+        return self._draw_bands(overlays.overlay, truth)
+
     def _draw_bands(self, draw: Callable[..., np.ndarray], *masks: np.ndarray) -> np.ndarray:
         bands = [slice(top, top + BAND) for top in range(0, len(self.picture), BAND)]
-        return np.concatenate([draw(self.picture[band], *(mask[band] for mask in masks)) for band in bands])
+        drawings = [
+            draw(self.picture[band], *(mask[band] for mask in masks), background=self.background) for band in bands
+        ]
+        return np.concatenate(drawings)
 
 
 def iou(truth: np.ndarray, mask: np.ndarray, classes: int) -> float:
@@ -199,7 +209,8 @@ class SwitchedModel:
             bands = next(Predictor(engine).bands([picture]))
             masks = [(argmax(band[..., :count]), argmax(band[..., -count:])) for band in bands]
             intact, without = (np.concatenate(parts) for parts in zip(*masks, strict=True))
-            return CutMasks(displayed(picture.rows(0, picture.height), self._view), intact, without)
+            shown = displayed(picture.rows(0, picture.height), self._view)
+            return CutMasks(shown, intact, without, is_background(self.classes))
 
 
 def sentence(masks: CutMasks, off: Sequence[int], classes: Sequence[str]) -> str:
@@ -217,6 +228,16 @@ def score(masks: CutMasks, truth: np.ndarray, off: Sequence[int], classes: int) 
     """Return one sentence on the IoU of the masks with the truth, HxW uint8 classes."""
     intact = f"IoU with the truth: {iou(truth, masks.intact, classes):.3f}"
     return f"{intact}, and {iou(truth, masks.without, classes):.3f} without the skips that are off" if off else intact
+
+
+def changes(classes: Sequence[str]) -> str:
+    """Return what the colours of the changed pixels mean, for the classes of the model."""
+    words = {
+        overlays.MISSED: "blue lost",
+        overlays.INVENTED: "red gained",
+        overlays.CONFUSED: "orange of another class",
+    }
+    return ": " + ", ".join(words[colour] for colour in overlays.kinds_of_errors(classes).values())
 
 
 def save_drawings(drawings: dict[str, np.ndarray], name: str) -> list[str]:
@@ -243,6 +264,7 @@ def page(
 
     kinds = known["model"]["skip"]
     skips = [kinds] * LEVELS if isinstance(kinds, str) else kinds
+    colours = changes(model.classes)
     files = [save_drawings({"example": example.picture}, example.name)[0] for example in examples]
 
     def show(file: str | None, off: Sequence[int] = ()) -> list[Any]:
@@ -259,7 +281,7 @@ def page(
         drawings = dict(zip(parts, masks.drawings(), strict=False))
         sentences = [sentence(masks, off, model.classes)]
         if truth is not None:
-            drawings["truth"] = overlays.overlay(masks.picture, truth)
+            drawings["truth"] = masks.drawing_of(truth)
             sentences.append(score(masks, truth, off, len(model.classes)))
         paths = dict(zip(drawings, save_drawings(drawings, Path(file).stem), strict=True))
         return ["".join(f"<p class='say'>{html.escape(text)}.</p>" for text in sentences), *_images(paths)]
@@ -282,7 +304,7 @@ def page(
                 with gr.Row():
                     pictures = [
                         gr.Image(
-                            label=label,
+                            label=f"{label}{colours}" if name == "changed" else label,
                             interactive=False,
                             buttons=["download", "fullscreen"],
                             visible=False,
@@ -349,14 +371,8 @@ def _head(checkpoint: str, known: dict[str, Any]) -> str:
     model, data = known["model"], known["data"]
     colours = "".join(
         f"<span class='colour' style='background: rgb({red}, {green}, {blue})'></span>{html.escape(name)}"
-        for name, (red, green, blue) in zip(known["classes"][1:], _colours(len(known["classes"])), strict=True)
+        for name, (red, green, blue) in legend(known["classes"])
     )
     description = f"{model['encoder']}, skip={one_word(model['skip'])}, {data['name']}: {view_text(data)}"
     line = f"<code>{html.escape(checkpoint)}</code> · {html.escape(description)} · {colours}"
     return f"<h1>What does each long skip do?</h1><p>{line}</p>"
-
-
-def _colours(classes: int) -> np.ndarray:
-    """Return the colours of the classes 1, 2, ... in overlays.overlay, (C-1)x3."""
-    row = np.arange(1, classes, dtype=np.uint8)[None]
-    return overlays.overlay(np.zeros((*row.shape, 3), np.uint8), row, opacity=1)[0]

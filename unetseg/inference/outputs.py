@@ -26,7 +26,7 @@ from PIL import Image
 
 from unetseg.data import tiff
 from unetseg.data.channels import displayed
-from unetseg.data.colours import class_colours
+from unetseg.data.colours import class_colours, is_background
 from unetseg.data.pictures import ArrayPicture, Picture
 from unetseg.data.tiling import argmax
 from unetseg.data.view import View
@@ -38,8 +38,6 @@ from unetseg.names import cell, shown
 LARGE = 100_000_000
 """Pixels above which masks and overlays are TIFFs, written by windows; other programs open no larger PNGs."""
 BAND = 512
-COLOURS = class_colours()
-"""256x3 uint8: the colour of each class, as in overlays.overlay."""
 
 Predict = Callable[[Picture], Iterator[np.ndarray]]
 
@@ -104,6 +102,9 @@ class Outputs:
     ):
         self.folder, self.classes, self.overwrite, self.view = folder, classes, overwrite, view or View()
         self.overlay, self.probability = overlay, probability
+        self.background = is_background(classes)
+        self.colours = class_colours(background=self.background)
+        """256x3 uint8: the colour of each class, as in overlays.overlay."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, is_written in (("overlay", overlay), ("probability", probability)):
             if is_written:
@@ -150,7 +151,7 @@ class Outputs:
             self._predict(path, picture, predict, mask, probabilities)
         if self.overlay and self._is_due(overlay):
             with drafted(overlay) as draft:
-                _save(draft, suffix, overlay_bands(picture, mask, self.view), picture, palette=None)
+                _save(draft, suffix, overlay_bands(picture, mask, self.view, self.background), picture, palette=None)
 
     def _predict(self, path: Path, picture: Picture, predict: Predict, mask: Path, probabilities: Path | None) -> None:
         begin = time.perf_counter()
@@ -167,7 +168,7 @@ class Outputs:
         def save(file: BinaryIO | None) -> None:
             if self._is_due(mask):
                 with drafted(mask) as draft:
-                    _save(draft, mask.suffix, masks(file), picture, palette=COLOURS)
+                    _save(draft, mask.suffix, masks(file), picture, palette=self.colours)
             else:
                 for _ in masks(file):
                     pass
@@ -218,12 +219,13 @@ class Outputs:
             csv.writer(file).writerows([self.header, *self.rows.values()])
 
 
-def overlay_bands(picture: Picture, mask: Path, view: View) -> Iterator[np.ndarray]:
+def overlay_bands(picture: Picture, mask: Path, view: View, background: bool) -> Iterator[np.ndarray]:
     """Yield bands of the picture, hxWx3 uint8, with its mask drawn on them."""
     with open_mask(mask, picture) as mask_rows:
         for start in range(0, picture.height, BAND):
             stop = min(start + BAND, picture.height)
-            yield overlays.overlay(displayed(picture.rows(start, stop), view), mask_rows(start, stop))
+            shown = displayed(picture.rows(start, stop), view)
+            yield overlays.overlay(shown, mask_rows(start, stop), background=background)
 
 
 @contextmanager

@@ -267,6 +267,7 @@ class Evaluate(Section):
     accelerator: Text = Field(description="auto | cpu | gpu ..., as Lightning's Trainer takes it")
     lesion: bool = Field(description="true: cut every subset of the long skips, by zeros, means and other images")
     gradient: bool = Field(description="true: by how many residual branches of a ResNet the gradient of the loss comes")
+    tolerance: float = Field(ge=0, description="pixels by which a surface may be off for NSD")
     output: Text | None = Field(description="folder for the results; null: evaluation/... in the run folder")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 
 from unetseg.evaluation import plots
 from unetseg.evaluation.style import INK, SOFT, integer_ticks, legend_beside, styled
+from unetseg.names import shown
 from unetseg.reporting.document import Panel
 from unetseg.reporting.findings import TIMES, Pair, Plan
 from unetseg.reporting.results import Setting
@@ -153,13 +154,13 @@ def exits(name: str, title: str, table: pd.DataFrame, limits: tuple[float, float
 
 
 @styled
-def exits_legend(exits: Sequence[str]) -> Panel:
-    """Return the exits' colours and names."""
-    figure = Figure(figsize=(6.5, 0.3), dpi=DPI // 2)
-    boxes = [Rectangle((0, 0), 1, 1, color=plots.EXIT_COLOURS[name]) for name in exits]
-    figure.legend(boxes, list(exits), loc="center left", ncols=len(boxes))
-    panel = _panel(figure, "exits_legend", f"Colours: {', '.join(exits)}")
-    return replace(panel, colours={name: plots.EXIT_COLOURS[name] for name in exits})
+def colours_legend(name: str, colours: Mapping[str, str]) -> Panel:
+    """Return colours, #rrggbb, beside what they stand for."""
+    columns = min(6, len(colours))
+    figure = Figure(figsize=(6.5, 0.1 + 0.2 * -(-len(colours) // columns)), dpi=DPI // 2)
+    boxes = [Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
+    figure.legend(boxes, [shown(word) for word in colours], loc="center left", ncols=columns)
+    return replace(_panel(figure, name, f"Colours: {', '.join(colours)}"), colours=colours)
 
 
 @styled

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from unetseg.data.colours import is_background, legend
 from unetseg.data.dataset import Examples
 from unetseg.data.sources import make_data
 from unetseg.errors import UserError, first_line
@@ -16,7 +17,8 @@ from unetseg.evaluation.metrics import erode
 from unetseg.evaluation.overlays import Sample, overlay
 from unetseg.evaluation.record import predict_samples
 from unetseg.model import checkpoint
-from unetseg.names import IGNORE, cell
+from unetseg.names import IGNORE, cell, class_names
+from unetseg.reporting import charts
 from unetseg.reporting.document import Figure, Panel
 from unetseg.reporting.findings import RankedImage
 from unetseg.reporting.results import Run, Sweep
@@ -36,12 +38,16 @@ def examples(sweep: Sweep, ranked: Sequence[RankedImage], gallery: Sequence[Rank
     """Return a row for each ranked image, and one figure with the thumbnails of the gallery.
 
     A row has the picture, its truth, and the prediction of each setting's first run; a thumbnail has the prediction of
-    the first setting's first run.
+    the first setting's first run. The first row and the thumbnails have the legend of the classes.
     """
     names = [image.name for image in ranked]
     base, *others = sweep.settings
     of_base = _samples(base.runs[0], [*names, *(image.name for image in gallery)])
     samples = [of_base, *(_samples(setting.runs[0], names) for setting in others)]
+    classes = class_names(base.runs[0].options["data"])
+    background = is_background(classes)
+    colours = {name: "#{:02x}{:02x}{:02x}".format(*colour) for name, colour in legend(classes)}
+    of_classes = charts.colours_legend("classes_legend", colours)
     cells = len(samples) + 2
     width = max(88, min(170, (ROOM - GAP * (cells - 1)) // cells))
     figures = []
@@ -49,23 +55,29 @@ def examples(sweep: Sweep, ranked: Sequence[RankedImage], gallery: Sequence[Rank
         first, stem = samples[0][row], f"image_{row + 1}"
         panels = [
             _panel(f"{stem}_picture", first.image, f"{image.rank}: {image.name}, mean IoU {number(image.iou)}"),
-            _panel(f"{stem}_truth", overlay(first.image, first.target), "truth"),
+            _panel(f"{stem}_truth", overlay(first.image, first.target, background=background), "truth"),
         ]
         for position, (setting, own) in enumerate(zip(sweep.settings, samples, strict=True), start=1):
             sample = own[row]
             iou = setting.runs[0].per_image.iou[image.name]
-            panels.append(_panel(f"{stem}_setting_{position}", _prediction(sample), f"{setting.name} {number(iou)}"))
-        figures.append(Figure(panels, width=width))
+            picture = _prediction(sample, background)
+            panels.append(_panel(f"{stem}_setting_{position}", picture, f"{setting.name} {number(iou)}"))
+        figures.append(Figure(panels, width=width, legend=None if row else of_classes))
     thumbnails = [
-        _panel(f"gallery_{image.rank}", _prediction(sample), f"{image.rank}: {image.name} {number(image.iou)}", "jpeg")
+        _panel(
+            f"gallery_{image.rank}",
+            _prediction(sample, background),
+            f"{image.rank}: {image.name} {number(image.iou)}",
+            "jpeg",
+        )
         for image, sample in zip(gallery, of_base[len(ranked) :], strict=True)
     ]
-    return [*figures, Figure(thumbnails, width=120)]
+    return [*figures, Figure(thumbnails, width=120, legend=of_classes)]
 
 
-def _prediction(sample: Sample) -> np.ndarray:
+def _prediction(sample: Sample, background: bool) -> np.ndarray:
     """Return the picture, HxWx3 uint8, tinted by the prediction, with the outline of the truth."""
-    return draw_outline(overlay(sample.image, sample.predicted), sample.target)
+    return draw_outline(overlay(sample.image, sample.predicted, background=background), sample.target)
 
 
 def draw_outline(picture: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -260,6 +260,17 @@ def ends(setting: Setting, name: str) -> list[tuple[float, bool]]:
     ]
 
 
+def class_iou(sweep: Sweep) -> dict[Setting, pd.DataFrame]:
+    """Return for each setting the IoU of each class over all test pixels: a row for each seed.
+
+    It is empty unless all runs have tables of the same classes, three or more: of two it is the foreground's IoU.
+    """
+    names, *others = {tuple(run.per_class.index) for run in sweep.runs}
+    if others or len(set(names)) < max(3, len(names)):
+        return {}
+    return {s: pd.DataFrame([run.per_class.iou for run in s.runs], index=s.seeds) for s in sweep.settings}
+
+
 def skip_share(setting: Setting, level: str) -> pd.DataFrame:
     """Return the skip share of a level by step, a row for each run."""
     return _by_run(setting, lambda run: _readings(run, "skip", "skip_share").get(level, pd.Series(dtype=float)))

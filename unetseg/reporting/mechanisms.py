@@ -7,18 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from unetseg.evaluation.plots import EXIT_COLOURS
 from unetseg.evaluation.statistics import seed_interval
 from unetseg.names import AUXILIARY, BOTTLENECK, EXITS
 from unetseg.reporting import charts, findings
 from unetseg.reporting.document import Block, Figure, Section, Table
 from unetseg.reporting.results import Setting, Sweep
-from unetseg.reporting.sentences import change, interval, join_words, number
+from unetseg.reporting.sentences import SEEDS_OF_AN_INTERVAL, change, interval, join_words, number
 
 INDICES = {"vanishing_slope": "vanishing slope", "centre_dip": "centre dip"}
 FEWEST_DOTS = 8
 """With fewer runs a scatter of them shows no more than the table."""
-SEEDS_OF_AN_INTERVAL = 3
-"""With two the interval is so wide that it says nothing."""
 CUT = "mean"
 """The one of lesions.CUTS in the report's table: the most like the features that the decoder was trained on."""
 
@@ -127,7 +126,8 @@ def routes(sweep: Sweep) -> Section | None:
         "these runs' gradients; no difference between settings is claimed from them."
     )
     columns = ["setting", "block", *(_level_name(name) for name in exits)]
-    figure = Figure(panels, caption, legend=charts.exits_legend(exits))
+    legend = charts.colours_legend("exits_legend", {name: EXIT_COLOURS[name] for name in exits})
+    figure = Figure(panels, caption, legend=legend)
     return Section(
         "By which exit the gradient came", lead, [figure, Table(columns, rows, words=2, caption=table_caption)]
     )

@@ -23,7 +23,7 @@ from unetseg.names import shown
 from unetseg.options import plain_yaml
 from unetseg.options.settings import axes_of, setting_name, variant
 from unetseg.runs.folder import RunFolder
-from unetseg.runs.tables import read_csv, read_gradient_flow, read_metrics, read_per_image
+from unetseg.runs.tables import read_csv, read_gradient_flow, read_metrics, read_per_class, read_per_image
 
 STYLES = ("-", "--", ":", "-.")
 """The settings' line styles, one for each round through the colours."""
@@ -35,6 +35,7 @@ NO_AXES = (
 """Options that don't change what a training computes: runs that differ in these only belong to one setting."""
 TABLES = {
     "per_image.csv": (("name",), ("iou", "dice", "boundary_iou")),
+    "per_class.csv": (("class",), ("iou", "pixels")),
     "edge_distance.csv": ((), ("from_px", "to_px", "pixels", "errors")),
     "edge_distance_per_image.csv": (("name",), ("from_px", "pixels", "errors")),
     "metrics.csv": (("name",), ("step", "epoch", "value")),
@@ -49,8 +50,8 @@ MAY_BE_EMPTY = ("metrics.csv", "gradient_flow.csv")
 """Tables that may have no rows."""
 LARGEST = 16_000_000
 """The most bytes of a config.yaml or a JSON file; they usually have some thousands."""
-SHARES = ["iou", "dice", "boundary_iou"]
-"""Columns of per_image.csv whose values are in 0..1, or nan."""
+SHARES = {"per_image.csv": ["iou", "dice", "boundary_iou"], "per_class.csv": ["iou"]}
+"""Columns of tables whose values are in 0..1, or nan."""
 LARGEST_COUNT = 10**9
 LARGEST_NUMBER = 2**63
 """Numbers of a summary are below it."""
@@ -89,6 +90,11 @@ class Run:
     def per_image(self) -> pd.DataFrame:
         """Return per_image.csv with the images' names as the index."""
         return read_per_image(self.folder)
+
+    @cached_property
+    def per_class(self) -> pd.DataFrame:
+        """Return per_class.csv with the classes' names as the index; without rows if there is no such file."""
+        return read_per_class(self.folder)
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -316,7 +322,8 @@ def _check_tables(run: RunFolder, summary: dict[str, Any]) -> None:
         table = _read_table(path, str(name))
         if path == run.per_image and len(table) != summary.get("test/images", len(table)):
             raise Damaged(f"{name} has {len(table)} rows, and summary.json says {summary['test/images']} test images")
-        if path == run.per_image and ((table[SHARES] < 0) | (table[SHARES] > 1)).any(axis=None):
+        shares = table[SHARES.get(path.name, [])]
+        if ((shares < 0) | (shares > 1)).any(axis=None):
             raise Damaged(f"{name} has scores that are not in 0..1")
         if path == run.metrics and len(table) and table.epoch.max() > LARGEST_COUNT:
             raise Damaged(f"{name} has an epoch that no run can have")

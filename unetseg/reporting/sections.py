@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from unetseg.names import counted, view_text
 from unetseg.reporting import charts, findings, sentences
 from unetseg.reporting.document import Block, Document, Figure, Section, Table
@@ -38,6 +40,7 @@ def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False) -> 
         settings(sweep, unit),
         paired_differences(sweep, differences, left_out, unit, pooled),
         planning(sweep, differences, unit, plan) if plan is not None else None,
+        classes(sweep),
         curves(sweep),
         gradients(sweep),
         routes(sweep),
@@ -185,6 +188,27 @@ def planning(sweep: Sweep, differences: dict[str, list[Pair]], unit: str, differ
         f"range for the {unit}s as they are. Dotted: the difference asked for."
     )
     return Section("Plan", lead, [Figure(panels, note, width=340), table])
+
+
+def classes(sweep: Sweep) -> Section | None:
+    """Return the IoU of each class."""
+    tables = findings.class_iou(sweep)
+    if not tables:
+        return None
+    pixels = sweep.runs[0].per_class.pixels
+    shares = 100 * pixels / max(pixels.sum(), 1)
+    rows = [
+        [name, number(share, 2), *(sentences.mean_over_seeds(table[name]) for table in tables.values())]
+        for name, share in shares.items()
+    ]
+    lead = sentences.classes(pd.concat(tables.values()).mean())
+    caption = (
+        "IoU of each class over all test pixels: the mean over seeds "
+        f"[95 % interval over the seeds, where there are {sentences.SEEDS_OF_AN_INTERVAL} or more]. The intervals are "
+        "not corrected for the number of classes, and no difference between settings is read from them."
+    )
+    columns = ["class", "% of the pixels", *(setting.name for setting in tables)]
+    return Section("Classes", lead, [Table(columns, rows, caption=caption)])
 
 
 def curves(sweep: Sweep) -> Section | None:

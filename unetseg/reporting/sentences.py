@@ -6,13 +6,16 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
-from unetseg.evaluation.statistics import LEVEL, Comparison
+from unetseg.evaluation.statistics import LEVEL, Comparison, seed_interval
 from unetseg.names import counted
 from unetseg.reporting.findings import Pair
 from unetseg.reporting.results import Setting, Sweep
 
 MINUS = "−"
+SEEDS_OF_AN_INTERVAL = 3
+"""With two the interval is so wide that it says nothing."""
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -254,6 +257,25 @@ def absent(sweep: Sweep) -> str:
     total = len(sweep.runs) + len(sweep.absent)
     are = "is" if len(sweep.absent) == 1 else "are"
     return f"{len(sweep.absent)} of {total} cells {are} not in this report; {'; '.join(parts)}." if parts else ""
+
+
+def mean_over_seeds(values: pd.Series) -> str:
+    """Return the mean of one value a seed, without those that are nan, with its interval if they are enough."""
+    values = values.dropna()
+    spread = f" {interval(*seed_interval(values.tolist()))}" if len(values) >= SEEDS_OF_AN_INTERVAL else ""
+    return number(values.mean()) + spread
+
+
+def classes(iou: pd.Series) -> str:
+    """Return which classes are found best and worst, by their mean IoU over settings and seeds."""
+    known = iou.dropna()
+    if not len(known):
+        return "No class was scored in any run."
+    lowest, highest = known.idxmin(), known.idxmax()
+    return (
+        f"By the mean over all settings and seeds, a class's IoU over the set reaches from {number(known[lowest])} "
+        f"({lowest}) to {number(known[highest])} ({highest})."
+    )
 
 
 def best(sweep: Sweep) -> str:

@@ -51,6 +51,7 @@ class RunFolder:
         self.per_image = self.path / "per_image.csv"
         self.per_class = self.path / "per_class.csv"
         self.confusion = self.path / "confusion.csv"
+        self.calibration = self.path / "calibration.csv"
         self.edge_distance = self.path / "edge_distance.csv"
         self.edge_distance_per_image = self.path / "edge_distance_per_image.csv"
         self.gradient_flow = self.path / "gradient_flow.csv"
@@ -65,8 +66,8 @@ class RunFolder:
     @property
     def results(self) -> tuple[Path, ...]:
         """The files that the test at the end of a run writes; the summary, which marks a finished run, comes first."""
-        tables = self.per_image, self.per_class, self.confusion, self.edge_distance, self.edge_distance_per_image
-        return self.summary, *tables
+        of_classes = self.per_class, self.confusion, self.calibration
+        return self.summary, self.per_image, *of_classes, self.edge_distance, self.edge_distance_per_image
 
     @classmethod
     def create(cls, options: Train, check: Callable[[], object] = lambda: None) -> RunFolder:

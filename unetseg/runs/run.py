@@ -24,7 +24,7 @@ from unetseg.names import counted
 from unetseg.options import recorded
 from unetseg.options.settings import axes_of, flat, setting_name
 from unetseg.runs.folder import RunFolder
-from unetseg.runs.tables import read_csv, read_gradient_flow, read_metrics, read_per_image
+from unetseg.runs.tables import read_csv, read_gradient_flow, read_metrics, read_per_class, read_per_image
 
 if TYPE_CHECKING:
     from unetseg.model.segmenter import Segmenter
@@ -36,7 +36,7 @@ SCORES = {
     "Boundary IoU": "test/boundary_iou",
 }
 """The scores of a summary that are shown, by their titles."""
-SCORES_OF_AN_IMAGE = ("group", "iou", "dice", "boundary_iou")
+SCORES_OF_AN_IMAGE = ("group", "iou", "dice", "boundary_iou", "hd95", "nsd")
 """Columns of per_image.csv, beside the name."""
 
 
@@ -98,14 +98,20 @@ class Results:
 
     @cached_property
     def per_image(self) -> pd.DataFrame:
-        """Return per_image.csv: a row for each test image, by its name: group, iou, dice, boundary_iou in 0..1.
+        """Return per_image.csv: a row for each test image, by its name: group, iou, dice, boundary_iou, nsd in 0..1.
 
-        It has no rows until the run is finished.
+        hd95 is in pixels. It has no rows until the run is finished.
         """
         if not self._files.per_image.exists():
             return pd.DataFrame(columns=SCORES_OF_AN_IMAGE, index=pd.Index([], name="name"))
         with _named_if_damaged(self._files.per_image):
             return read_per_image(self._files)
+
+    @cached_property
+    def per_class(self) -> pd.DataFrame:
+        """Return per_class.csv: a row for each class, by its name; without rows until the run is finished."""
+        with _named_if_damaged(self._files.per_class):
+            return read_per_class(self._files)
 
     @property
     def figures(self) -> dict[str, Path]:
@@ -131,7 +137,7 @@ class Run(Results):
     Attributes:
         folder: its path.
         summary, config: summary.json and config.yaml, as dicts.
-        metrics, per_image, gradient_flow: the tables, as DataFrames.
+        metrics, per_image, per_class, gradient_flow: the tables, as DataFrames.
         figures: paths of the figures by their names.
 
     Args:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 SPARE = ("images/s", "Dice", "weights", "per image", "time", "encoder", "boundary")
 """Columns of the runs that are left out where they don't fit, the first ones first."""
+SPARE_OF_CLASSES = ("Dice", "pixels", "precision", "recall")
+WORDS = ("skip", "encoder", "group", "class", "cut by")
+"""Columns of words."""
 LESION_SCORES = (("IoU", "iou"), ("boundary", "boundary_iou"))
 PACKAGES = ("torch", "torchvision", "lightning", "segmentation-models-pytorch", "albumentations", "numpy")
 
@@ -92,7 +95,14 @@ def show_groups(groups: pd.DataFrame, summary: dict[str, Any]) -> None:
         f"on the {summary['split']} split{of_one}",
         [{"group": row["group"], "images": str(row["images"]), **_scores(row)} for row in rows],
     )
-    print(summary["folder"])
+
+
+def show_surfaces(summary: dict[str, Any]) -> None:
+    """Print how far surfaces are off, and how far confidence is."""
+    all_images, tolerance = counted(summary["test/images"], "image"), summary["test/nsd_tolerance"]
+    print(f"HD95 {summary['test/hd95']:.2f} px, over {summary['test/hd95_images']} of {all_images}")
+    print(f"NSD {summary['test/nsd']:.3f} at {tolerance:g} px, over {summary['test/nsd_images']} of {all_images}")
+    print(f"ECE {summary['test/ece']:.3f}\n")
 
 
 def show_classes(classes: pd.DataFrame) -> None:
@@ -101,18 +111,22 @@ def show_classes(classes: pd.DataFrame) -> None:
         {
             "class": row["class"],
             "IoU": _score(row["iou"]),
+            "Dice": _score(row["dice"]),
             "boundary": _score(row["boundary_iou"]),
             "precision": _score(row["precision"]),
             "recall": _score(row["recall"]),
+            "HD95": _score(row["hd95"], digits=2),
+            "NSD": _score(row["nsd"]),
+            "pixels": f"{row['pixels']:,}",
             "images": str(row["images"]),
         }
         for row in classes.to_dict("records")
     ]
-    _print_table("by class, over all pixels", rows)
+    _print_table("by class, over all pixels; HD95 and NSD are means over the images", rows, SPARE_OF_CLASSES)
 
 
-def _score(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.3f}"
+def _score(value: float, digits: int = 3) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def show_lesions(tables: dict[str, pd.DataFrame]) -> None:
@@ -174,7 +188,7 @@ def _print_table(title: str, rows: Sequence[dict[str, str]], spare: Sequence[str
 def _table(title: str, rows: Sequence[dict[str, str]], names: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
-        justify: Literal["left", "right"] = "left" if name in ("skip", "encoder", "group", "cut by") else "right"
+        justify: Literal["left", "right"] = "left" if name in WORDS else "right"
         table.add_column(name, justify=justify, no_wrap=name != "group", overflow="fold")
     for row in rows:
         table.add_row(*(Text(shown(row[name])) for name in names))

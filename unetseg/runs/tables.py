@@ -15,6 +15,11 @@ def read_per_image(run: RunFolder) -> pd.DataFrame:
     return read_csv(run.per_image).set_index("name").sort_index()
 
 
+def read_per_class(run: RunFolder) -> pd.DataFrame:
+    """Return per_class.csv with the classes' names as the index; without rows if there is no such file."""
+    return _csv_or_empty(run.per_class, ("class", "iou")).set_index("class")
+
+
 def read_metrics(run: RunFolder) -> pd.DataFrame:
     """Return metrics.csv; without rows if there is no such file."""
     return _csv_or_empty(run.metrics, METRICS_COLUMNS)
@@ -27,7 +32,7 @@ def read_gradient_flow(run: RunFolder) -> pd.DataFrame:
 
 def read_csv(path: Path) -> pd.DataFrame:
     """Return a table; its text columns are read as text, since a picture may be called NA or 007."""
-    words = {column: str for column in ("name", "group", "levels", "kind", "block", "metric", "cut")}
+    words = {column: str for column in ("name", "group", "class", "levels", "kind", "block", "metric", "cut")}
     numbers = [column for column in pd.read_csv(path, nrows=0).columns if column not in words]
     empty = {column: ["", "nan", "NaN"] for column in numbers}
     return pd.read_csv(path, dtype=words, keep_default_na=False, na_values=empty)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -15,6 +15,9 @@ from unetseg.names import one_word
 from unetseg.options.schema import Train
 from unetseg.options.settings import variant
 from unetseg.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def flat_config(options: Train) -> dict[str, Any]:
@@ -72,11 +75,19 @@ def wandb_logger(options: Train, run: RunFolder) -> WandbLogger:
 
 
 @rank_zero_only
-def log_summary(loggers: list[Logger], summary: dict[str, Any]) -> None:
-    """Put a run's summary beside its curves in W&B."""
+def log_summary(loggers: list[Logger], summary: dict[str, Any], per_class: pd.DataFrame) -> None:
+    """Put a run's summary beside its curves in W&B, with the table of its classes.
+
+    Of three classes or more each has an IoU of its own, test/iou_CLASS, which W&B's panels can compare between runs.
+    """
+    scored = per_class.dropna(subset="iou") if len(per_class) > 2 else per_class[:0]
+    by_class = {f"test/iou_{name}": iou for name, iou in zip(scored["class"], scored.iou, strict=True)}
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.experiment.summary.update(summary)
+            import wandb
+
+            logger.experiment.log({"test/per_class": wandb.Table(dataframe=per_class)})
+            logger.experiment.summary.update(summary | by_class)
 
 
 @rank_zero_only

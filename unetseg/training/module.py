@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 from unetseg.data.dataset import Batch
 from unetseg.data.view import View
 from unetseg.errors import UserError
+from unetseg.evaluation.calibration import confidence_counts
 from unetseg.evaluation.metrics import SegmentationScores, image_counts
 from unetseg.evaluation.whole import answer
 from unetseg.model.auxiliary import AuxiliaryHeads
@@ -96,7 +97,7 @@ class SegmentationModule(L.LightningModule):
         return self._evaluation_step(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return the predicted class maps, BxHxW uint8, and the counts, BxCx6."""
+        """Return what `validation_step` does, and the counts by confidence, BINSx3."""
         return self._evaluation_step(batch, "test")
 
     def on_train_start(self) -> None:
@@ -199,7 +200,8 @@ class SegmentationModule(L.LightningModule):
         mean = cast(MeanMetric, self.losses[f"{stage}_loss"])
         mean.update(loss, len(batch.indices))
         self.log(f"{stage}/loss", mean)
-        return {"predicted": predicted, "counts": counts}
+        confidences = {"confidences": confidence_counts(logits, batch.masks)} if stage == "test" else {}
+        return {"predicted": predicted, "counts": counts, **confidences}
 
     def _step(self, batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 is too coarse for a loss
