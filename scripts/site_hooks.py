@@ -29,7 +29,11 @@ NEW = {
             "model.auxiliary",
         ),
         *("model.skip_gradient", "model.strict_weights"),
-        *("plan", "pooled", "trust", "wandb.images"),
+        *("plan", "pooled", "tolerance", "trust", "wandb.images"),
+        *("data.fit", "data.crop", "data.scale", "data.foreground", "data.crops"),
+        *("data.channels", "data.mean", "data.std", "data.shown"),
+        *("data.images", "data.masks", "data.values", "data.threshold", "data.instances", "data.group"),
+        *("data.stratify", "data.folds", "data.fold", "data.config", "data.revision", "data.image", "data.mask"),
     }
 }
 """The options that a version brought; all others are of 0.1."""

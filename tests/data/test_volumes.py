@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from unetseg.data.masks import read_mask
 from unetseg.data.pictures import read_image
@@ -75,6 +76,34 @@ def test_a_stack_of_16_bits_is_its_pages(tmp_path):
     example = examples["train_slice007"]
     assert np.array_equal(read_image(example.image, View(channels=1))[..., 0], stack[7])
     assert np.array_equal(read_mask(example.mask, data.collection.values), labels[7] > 0)
+
+
+def test_a_stack_in_colours_is_its_pages_without_a_data_yaml(tmp_path):
+    rng = np.random.default_rng(0)
+    stack = rng.integers(0, 256, (12, 30, 34, 3)).astype(np.uint8)
+    for part, array in (("images", stack), ("masks", (stack[..., 0] > 99).astype(np.uint8))):
+        (tmp_path / part).mkdir()
+        tifffile.imwrite(tmp_path / part / "volume.tif", array, photometric="rgb" if array.ndim == 4 else "minisblack")
+    examples = {e.name: e for split in data_of(tmp_path).collection.splits.values() for e in split}
+    assert np.array_equal(read_image(examples["volume_slice003"].image), stack[3])
+
+
+def test_names_of_compressed_volumes_are_paired_without_a_data_yaml(tmp_path):
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        nibabel.Nifti1Image(np.arange(720).reshape(8, 9, 10).astype(np.int16) % 2, np.eye(4)).to_filename(
+            tmp_path / part / "p.1.nii.gz"
+        )
+    data = data_of(tmp_path, "data.range=[0,1]")
+    assert sum(map(len, data.collection.splits.values())) == 10
+
+
+def test_a_mask_that_does_not_say_how_it_lies_is_refused(tmp_path):
+    volumes(tmp_path, 1)
+    Image.fromarray(np.zeros((24, 20), np.uint8)).save(tmp_path / "p0_seg.png")
+    (tmp_path / "data.yaml").write_text('images: "{name}_ct.nii.gz"\nmasks: "{name}_seg.png"\n')
+    with pytest.raises(UserError, match="doesn't say how it lies"):
+        data_of(tmp_path)
 
 
 def test_a_volume_that_its_mask_does_not_fit_is_refused(tmp_path):

@@ -76,8 +76,8 @@ def load(
                 accepted="a folder with images/ and masks/, or with a data.yaml that says where they lie",
                 advice=f"python -m unetseg.data {root}, which looks at the folder and writes one",
             )
-        pictures = Files(root / "images", (*IMAGE_SUFFIXES, ".npy"))
-        truths = Files(root / "masks", MASK_SUFFIXES)
+        pictures = Files(root / "images", (*MASK_SUFFIXES, *volumes.NIFTI))
+        truths = Files(root / "masks", (*MASK_SUFFIXES, *volumes.NIFTI))
         listed = _read_lists(root, pictures, truths, missing)
         complete = len(lists) == len(LISTS)
         examples = {} if complete or "train.txt" in lists else _pair_by_name(pictures, truths, missing, bool(lists))
@@ -231,12 +231,13 @@ class Files:
 
 
 def _stem(name: str) -> str:
-    path = PurePosixPath(name)
-    return path.with_suffix("").as_posix() if path.name else name  # such as "."
+    return name[: -len(ending)] if (ending := _ending(name)) else name
 
 
 def _ending(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
+    """Return the ending of a name in small letters; it is of two parts for a compressed volume."""
+    last = PurePosixPath(name).suffix.lower()
+    return next((ending for ending in volumes.NIFTI if last == ".gz" and name.lower().endswith(ending)), last)
 
 
 def _pair_by_name(

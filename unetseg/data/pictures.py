@@ -350,6 +350,7 @@ def check_type(dtype: np.dtype, value_range: Range) -> None:
             accepted="8 or 16 bits; others with a range",
             advice=(
                 "data.range=[low,high] in training, which the checkpoint keeps",
+                "data.channels=1 in training, which takes the values as they are stored",
                 "(255 * array).astype('uint8') of an array whose values are in 0..1",
             ),
         )

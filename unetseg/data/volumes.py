@@ -88,8 +88,9 @@ def _pages(path: Path) -> int:
             if file.read(4) not in TIFF_MARKS:
                 return 0
         with tifffile.TiffFile(path) as pages:
-            shape = pages.series[0].shape
-            return int(shape[0]) if len(shape) == 3 and pages.series[0].axes[-2:] == "YX" else 1
+            series = pages.series[0]
+            stacked = series.axes[0] not in "YXS" and series.axes[1:] in ("YX", "YXS")
+            return int(series.shape[0]) if stacked else 1
     except Exception:  # damaged bytes fail in every way there is; the reader of pictures will name them
         return 0
 
@@ -109,7 +110,7 @@ def _slices(example: Example) -> list[tuple[Path, Path]]:
         with locked(folder):
             if not own.exists():
                 (image, place), (mask, mask_place) = _volume(example.image), _volume(example.mask)
-                if image.shape != mask.shape:
+                if image.shape[:3] != mask.shape:
                     raise UserError(
                         f"{example.mask} has the shape {mask.shape}, its volume {example.image} {image.shape}",
                         accepted="a mask of the volume's shape",
@@ -135,7 +136,8 @@ def _write(folder: Path, image: np.ndarray, mask: np.ndarray) -> None:
     try:
         for number, pair in enumerate(zip(image, mask, strict=True)):
             for name, plane in zip(("image", "mask"), pair, strict=True):
-                tifffile.imwrite(partial / f"{name}{number:05}.tif", plane, photometric="minisblack", metadata=None)
+                kind = "minisblack" if plane.ndim == 2 else "rgb"
+                tifffile.imwrite(partial / f"{name}{number:05}.tif", plane, photometric=kind, metadata=None)
         os.rename(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -143,11 +145,16 @@ def _write(folder: Path, image: np.ndarray, mask: np.ndarray) -> None:
 
 
 def _volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return a volume as slices x rows x columns, of whole numbers where all its values are, and its affine, 4x4."""
+    """Return a volume as slices x rows x columns, or x RGB, of whole numbers where all are, and its affine, 4x4."""
     if not path.is_file():
         raise UserError(f"{path} does not exist", accepted="a volume and its mask")
     try:
         if not path.name.lower().endswith(NIFTI):
+            if not _pages(path):
+                raise UserError(
+                    f"{path} doesn't say how it lies in its volume",
+                    accepted="NIfTI for both, or TIFFs of pages for both",
+                )
             return tifffile.imread(path), np.eye(4)
         array, place = _nifti(path)
     except UserError:
