@@ -38,7 +38,7 @@ def demo(options: Demo) -> None:
         from unetseg.model import checkpoint
 
         model, known = checkpoint.load(options.checkpoint)
-        rgb = known["data"].get("channels", 3) == 3  # the examples are drawn in colours
+        rgb = known["data"].get("channels") in (None, 3)  # the examples are drawn in colours
         examples = draw_examples(known["classes"], known["data"].get("border", "pet")) if rgb else []
         page = demo_page.page(demo_page.SwitchedModel(model, known), options.checkpoint, known, examples)
         address = demo_page.launch(page, HOST, free_port(options.port))

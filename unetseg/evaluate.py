@@ -90,6 +90,13 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
             accepted="data with the same classes in the same order",
             advice=f"data.classes=[{','.join(known['classes'])}], where that is what the masks hold",
         )
+    channels, known_channels = options.data.channels or 3, known["data"].get("channels") or 3
+    if channels != known_channels:
+        raise UserError(
+            f"the checkpoint was trained on {known_channels} channels, the data has data.channels={channels}",
+            accepted="pictures like those of the training",
+            advice=f"data.channels={known_channels}",
+        )
     if options.lesion and not lesions.levels_to_cut(model):
         raise UserError(
             f"lesion=true: with skip={known['model']['skip']} no long skip of {options.checkpoint} carries features",

@@ -70,15 +70,16 @@ def metadata(path: str, known: dict[str, Any]) -> dict[str, Any]:
     """
     from unetseg.runs.summary import provenance
 
-    channels = known["data"].get("channels", 3)
+    channels = known["data"].get("channels") or 3
     kind = "3, uint8 RGB" if channels == 3 else f"{channels}, float32 as stored in the files"
     return {
         "input": f"images: pictures x height x width x {kind}",
         "output": "probabilities: pictures x classes x height x width, float32 in 0..1",
         **{name: known[name] for name in ("classes", "loss", "seed")},
         "data": known["data"]["name"],
-        **{name: known["data"].get(name) for name in ("range", "mean", "std", "shown")},
-        **{name: known["data"][name] for name in ("size", "fit", "crop", "scale", "channels") if name in known["data"]},
+        **{name: known["data"].get(name) for name in ("range", "mean", "std", "shown", "crop")},
+        **{name: known["data"][name] for name in ("size", "fit", "scale") if name in known["data"]},
+        "channels": channels,
         **{name: value for name, value in known["model"].items() if name not in ("classes", "channels_last")},
         "checkpoint": path,
         **provenance(),

@@ -27,6 +27,8 @@ IGNORED = "ignore"
 """The name under which `data.values` lists what is not counted."""
 PET_CLASSES = {"pet": ("background", "pet"), "trimap": ("background", "pet", "boundary")}
 """The classes of a set in the layout of Oxford-IIIT Pet, by its `target`."""
+MOST_CHANNELS = 128
+"""Most channels of a picture: OpenCV has no more."""
 LARGEST_SIZE = 8192
 """Largest side in pixels of the square that a model is trained on, so that no file makes us use all memory."""
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -70,7 +72,7 @@ def view_text(data: Mapping[str, Any]) -> str:
         >>> view_text({"size": 256}), view_text({"size": 256, "crop": 128, "scale": 0.5})
         ('256 px', 'crops of 128 px at scale 0.5')
     """
-    channels = "" if data.get("channels", 3) == 3 else f", {counted(data['channels'], 'channel')}"
+    channels = "" if data.get("channels") in (None, 3) else f", {counted(data['channels'], 'channel')}"
     if data.get("crop") is None:
         return f"{data['size']} px{', padded' if data.get('fit') == 'pad' else ''}{channels}"
     scale = data.get("scale", 1)

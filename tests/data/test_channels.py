@@ -1,5 +1,7 @@
 """Pictures of other channels than RGB: read as stored, normalised, augmented, trained on, predicted and exported."""
 
+import zlib
+
 import numpy as np
 import pytest
 import tifffile
@@ -9,9 +11,9 @@ from segmentation_models_pytorch.encoders import get_encoder
 
 import unetseg
 from unetseg.data.channels import displayed, statistics
-from unetseg.data.pictures import image_size, read_image
+from unetseg.data.pictures import image_size, open_picture, read_image
 from unetseg.data.sources import make_data
-from unetseg.data.transforms import Transform, fit_image
+from unetseg.data.transforms import Transform, fit_image, resize_image
 from unetseg.data.view import View
 from unetseg.errors import UserError
 from unetseg.model.weights import for_channels
@@ -68,6 +70,80 @@ def test_another_number_of_channels_is_refused_by_name(name, channels, tmp_path)
     for read in (read_image, image_size):
         with pytest.raises(UserError, match=rf"{name}.* it has .*, data.channels is {channels}"):
             read(tmp_path / name, View(channels=channels))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("end", ["tif", "png"])
+def test_channels_are_turned_as_the_mask_is(end, orientation, tmp_path):
+    """A grey picture of 16 bits and one of 8, with the same orientation: the same pixels in the same places."""
+    deep, flat = tmp_path / f"deep.{end}", tmp_path / f"flat.{end}"
+    grey, exif = RGBA[..., 0], Image.Exif()
+    exif[0x0112] = orientation
+    if end == "tif":
+        for file, array in ((deep, grey.astype(np.uint16) * 257), (flat, grey)):
+            tifffile.imwrite(file, array, extratags=[(274, "H", 1, orientation, True)])
+    else:
+        import cv2
+
+        cv2.imwrite(str(deep), np.dstack([grey.astype(np.uint16) * 257] * 3))
+        Image.open(deep).save(flat, exif=exif)  # 8 bits of three channels
+        content = deep.read_bytes()
+        chunk = b"eXIf" + exif.tobytes()[6:]
+        chunk = (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+        deep.write_bytes(content[:33] + chunk + content[33:])
+    if end == "tif":
+        found, wanted = read_image(deep, View(channels=1)), read_image(flat)[..., :1]
+    else:
+        from unetseg.data.channels import read_channels
+
+        found, wanted = read_channels(deep, 3), read_image(flat)
+    assert np.array_equal(found / 257, wanted)
+    if end == "tif":
+        assert image_size(deep, View(channels=1)) == wanted.shape[:2]
+        assert np.array_equal(found / 257, read_image(flat, View(channels=1)))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "I;16", "RGBA", "LA"])
+def test_a_pil_image_is_the_same_as_its_file(mode, tmp_path):
+    picture = Image.fromarray(GREY16) if mode == "I;16" else Image.fromarray(RGBA).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "a.png", exif=exif)
+    view = View(channels=len(picture.getbands()))
+    with Image.open(tmp_path / "a.png") as opened, open_picture(opened, view) as found:
+        assert np.array_equal(found.rows(0, found.height), read_image(tmp_path / "a.png", view))
+    assert image_size(tmp_path / "a.png", view) == (WIDTH, HEIGHT)
+
+
+def test_tiffs_of_no_one_meaning_are_refused(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "sizes.tif") as file:
+        file.write(GREY16)
+        file.write(GREY16[:20])
+    Image.fromarray(RGBA[..., :3]).quantize(16).save(tmp_path / "palette.tif")
+    for name, said in (("sizes.tif", "several sizes"), ("palette.tif", "table of colours")):
+        for read in (read_image, image_size):
+            with pytest.raises(UserError, match=said):
+                read(tmp_path / name, View(channels=1))
+    with pytest.raises(UserError, match="may be HxWxC or CxHxW"), open_picture(np.zeros((4, 9, 4)), View(channels=4)):
+        pass
+    with pytest.raises(UserError, match="is no picture"), open_picture(np.zeros((0, 9, 4)), View(channels=4)):
+        pass
+
+
+def test_a_picture_with_a_thumbnail_is_its_first_page(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(GREY16)
+        file.write(GREY16[::2, ::2], subfiletype=1)
+    assert np.array_equal(read_image(tmp_path / "a.tif", View(channels=1))[..., 0], GREY16)
+
+
+@pytest.mark.parametrize("channels", [5, 13, 128])
+def test_any_number_of_channels_is_resized_channel_by_channel(channels):
+    image = RNG.normal(size=(60, 80, channels)).astype(np.float32)
+    for size in ((37, 41), (120, 33), (7, 200)):
+        together = resize_image(image, *size)
+        assert together.shape == (*size, channels)
+        assert all(np.array_equal(together[..., c], resize_image(image[..., c], *size)) for c in range(channels))
 
 
 def test_what_is_no_number_is_refused(tmp_path):
@@ -200,6 +276,17 @@ def test_training_and_prediction_give_the_model_the_same_values(folder):
     assert np.array_equal(batch.images[0].permute(1, 2, 0).numpy(), fit_image(read_image(example.image, view), view))
 
 
+def test_other_channels_than_the_checkpoints_are_refused(run, folder):
+    with pytest.raises(UserError, match=r"trained on 5 channels, the data has data\.channels=3"):
+        unetseg.evaluate("data.channels=3", "data.shown=null", checkpoint=str(run.folder))
+
+
+def test_the_command_line_beats_the_data_yaml(folder):
+    options = compose("train", Train, ["data=folder", f"data.root={folder}", "data.channels=3", "data.shown=[0]"])
+    assert options.data.channels == 3
+    assert compose("train", Train, ["data=folder", f"data.root={folder}"]).data.channels == 5
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -210,6 +297,7 @@ def test_training_and_prediction_give_the_model_the_same_values(folder):
         (["data.channels=4", "data.cache=device"], "data.cache=device with"),
         (["data.crop=64", "data.cache=device"], "data.cache=device with"),
         (["data.crop=64", "data.fit=pad"], "data.fit=pad with whole pictures"),
+        (["data.mean=[0.5,0.5,0.5]", "data.std=[0.2,0.2,0.2]"], "RGB in 0..255"),
         (["data.scale=0.5"], "data.scale with data.crop"),
         (["data.crop=50"], "data.crop"),
     ],

@@ -106,6 +106,24 @@ def test_a_mask_that_does_not_say_how_it_lies_is_refused(tmp_path):
         data_of(tmp_path)
 
 
+def test_stacks_of_one_page_and_of_several_are_all_cut(tmp_path):
+    for number, pages in enumerate([1, 4, 3]):
+        stack = np.zeros((pages, 16, 20), np.uint16)
+        for kind, array in (("volume", stack), ("labels", stack.astype(np.uint8))):
+            array = array[0] if pages == 1 else array
+            tifffile.imwrite(tmp_path / f"{number}-{kind}.tif", array, photometric="minisblack")
+    (tmp_path / "data.yaml").write_text('images: "{name}-volume.tif"\nmasks: "{name}-labels.tif"\n')
+    assert sum(map(len, data_of(tmp_path).collection.splits.values())) == 8
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float64, np.uint16])
+def test_masks_of_any_type_of_whole_numbers_are_read(kind, tmp_path):
+    volumes(tmp_path, 1)
+    mask = np.asarray(nibabel.load(tmp_path / "p0_seg.nii.gz").dataobj).astype(kind)
+    nibabel.Nifti1Image(mask[..., None], np.eye(4), dtype=kind).to_filename(tmp_path / "p0_seg.nii.gz")
+    assert sum(map(len, data_of(tmp_path).collection.splits.values())) == 9
+
+
 def test_a_volume_that_its_mask_does_not_fit_is_refused(tmp_path):
     volumes(tmp_path, 1)
     nibabel.Nifti1Image(np.zeros((20, 24, 8), np.uint8), np.eye(4)).to_filename(tmp_path / "p0_seg.nii.gz")

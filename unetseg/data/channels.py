@@ -26,12 +26,16 @@ from unetseg.names import counted
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 """The formats that PIL may open: some of the others run programs (EPS) or ask the network."""
+ORIENTATION = 0x0112
+"""EXIF's tag of a picture's orientation."""
 SPREAD = 2
 """Standard deviations on both sides of the mean between black and white, where channels are shown."""
 
 
 def read_channels(path: Path, channels: int) -> np.ndarray:
     """Return a TIFF (bands, planes or pages), an .npy, or another picture as HxWxC float32, as its values are stored.
+
+    It is turned as EXIF or the TIFF says. One bit a pixel is 0 or 255.
 
     Raises:
         UserError: it has another number of channels, or values that are no numbers.
@@ -50,11 +54,14 @@ def channels_size(path: Path, channels: int) -> tuple[int, int]:
         shape: Sequence[int] = np.load(path, mmap_mode="r", allow_pickle=False).shape
     elif _is_tiff(path):
         with tifffile.TiffFile(path) as file:
-            shape = _ordered_shape(file.series[0])
+            series = _series(file)
+            shape = _ordered_shape(series)
+            if _orientation(series) in (5, 6, 7, 8):
+                shape = (shape[1], shape[0], shape[2])
     else:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
-            if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):
+            if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8):
                 width, height = height, width
             shape = (height, width, _band_count(image))
     return _order(shape, channels, planar=path.suffix.lower() == ".npy")[1]
@@ -66,8 +73,8 @@ def as_channels(array: np.ndarray, channels: int, *, planar: bool = True) -> np.
     Raises:
         UserError: another number of channels, another type, or values that are no numbers.
     """
-    if array.dtype.kind not in "uifb":
-        raise UserError(f"an array of {array.dtype} is no picture", accepted="numbers")
+    if array.dtype.kind not in "uifb" or 0 in array.shape:
+        raise UserError(f"an array of {array.dtype} of shape {array.shape} is no picture", accepted="numbers")
     first, _ = _order(array.shape, channels, planar)
     if array.ndim == 2:
         array = array[..., None]
@@ -119,22 +126,63 @@ def _stored(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     if _is_tiff(path):
         with tifffile.TiffFile(path) as file:
-            series = file.series[0]
-            _ordered_shape(series)
+            series = _series(file)
             array = series.asarray()
-            axes = series.axes
-        return np.moveaxis(array, [axes.index("Y"), axes.index("X")], [0, 1]).reshape(*_plane(series), -1)
+            axes, orientation = series.axes, _orientation(series)
+            if series.keyframe.bitspersample == 1:
+                array = array.astype(np.uint8) * 255
+        planes = np.moveaxis(array, [axes.index("Y"), axes.index("X")], [0, 1])
+        return turned(planes.reshape(*planes.shape[:2], -1), orientation)
     content = path.read_bytes()
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        _band_count(image)
-        upright = ImageOps.exif_transpose(image)
         if image.format == "PNG" and content[24] == 16 and not image.mode.startswith("I"):
-            decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+            _band_count(image)
+            decoded = cv2.imdecode(
+                np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+            )
             order = {"RGB": [2, 1, 0], "RGBA": [2, 1, 0, 3], "LA": [0, -1]}[image.mode]
             if decoded is None:
                 raise ValueError(f"its 16 bits of mode {image.mode} can't be decoded")
-            return decoded[..., order]  # PIL would keep 8 of 16 bits
-        return np.array(upright.convert("L") if upright.mode == "1" else upright)
+            return turned(decoded[..., order], image.getexif().get(ORIENTATION, 1))  # PIL would keep 8 of 16 bits
+        return from_pil(image)
+
+
+def from_pil(image: Image.Image) -> np.ndarray:
+    """Return a PIL image's bands, HxW or HxWxC as it stores them, upright; one bit a pixel is 0 or 255."""
+    _band_count(image)
+    upright = ImageOps.exif_transpose(image)
+    return np.array(upright.convert("L") if upright.mode == "1" else upright)
+
+
+def turned(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Return HxW or HxWxC upright by EXIF's orientation, 1 ... 8; other values change nothing, as with PIL."""
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return array
+
+
+def _series(file: tifffile.TiffFile) -> Any:
+    """Return the only series of a TIFF, besides smaller copies of it.
+
+    Raises:
+        UserError: it has pages of several kinds, or a table of colours.
+    """
+    first, *others = file.series
+    if any(not series.keyframe.is_reduced for series in others) or first.keyframe.is_reduced:
+        raise UserError("it has pages of several sizes or kinds", accepted="a TIFF whose pages are all channels")
+    if first.keyframe.photometric == tifffile.PHOTOMETRIC.PALETTE:
+        raise UserError("its values are places in a table of colours", accepted="data.channels=3, which looks them up")
+    _ordered_shape(first)
+    return first
+
+
+def _orientation(series: Any) -> int:
+    tag = series.keyframe.tags.get("Orientation")
+    return 1 if tag is None else int(tag.value)
 
 
 def _plane(series: Any) -> tuple[int, int]:
@@ -168,6 +216,8 @@ def _order(shape: Sequence[int], channels: int, planar: bool) -> tuple[bool, tup
     """Return whether the channels come first in a shape, and H and W; a UserError if their number isn't `channels`."""
     if len(shape) == 2 and channels == 1:
         return False, (shape[0], shape[1])
+    if planar and len(shape) == 3 and shape[0] == shape[2] == channels != shape[1]:
+        raise UserError(f"its shape {tuple(shape)} may be HxWxC or CxHxW", accepted="arrays of one meaning")
     if len(shape) == 3 and shape[2] == channels:
         return False, (shape[0], shape[1])
     if planar and len(shape) == 3 and shape[0] == channels:
@@ -177,5 +227,5 @@ def _order(shape: Sequence[int], channels: int, planar: bool) -> tuple[bool, tup
     raise UserError(
         f"it has {found}, data.channels is {channels}",
         accepted="pictures that all have data.channels channels",
-        advice=f"data.channels={count}" if count and not planar else "HxWxC or CxHxW",
+        advice=f"data.channels={count} in training" if count and not planar else "HxWxC or CxHxW",
     )

@@ -182,7 +182,7 @@ class SegmentationData(L.LightningDataModule):
         if length > self.batch_size > 1:
             return True
         if self.view.side < SEVERAL_VALUES:
-            batches = f"{length} training pictures in batches of {self.batch_size}"
+            batches = f"{length} training {self._unit()} in batches of {self.batch_size}"
             option = "data.size" if self.view.crop is None else "data.crop"
             raise UserError(
                 f"{batches} at {option}={self.view.side}: batch normalisation can't do with one value a channel",
@@ -190,6 +190,9 @@ class SegmentationData(L.LightningDataModule):
                 advice="data.batch_size=2" if length > 1 else f"{option}={SEVERAL_VALUES}",
             )
         return False
+
+    def _unit(self) -> str:
+        return "pictures" if self.view.crop is None else "crops"
 
     def batches_per_epoch(self, ranks: int = 1) -> int:
         """Return the training batches of an epoch on each of so many devices, once the files are found."""
@@ -238,7 +241,7 @@ class SegmentationData(L.LightningDataModule):
         sampler = EpochSampler(len(dataset), shuffle=shuffle, seed=self.seed, **share)
         drop_last = training and self._drops_last_batch(len(sampler))
         if drop_last and launch.is_first():
-            batches = f"{len(sampler)} training pictures in batches of {self.batch_size}"
+            batches = f"{len(sampler)} training {self._unit()} in batches of {self.batch_size}"
             print(f"{batches}: one sits out in each epoch, a last batch of one can't be normalised")
         collate_fn: Callable[[list[Any]], Any] = collate
         if isinstance(dataset, AugmentationExamples):

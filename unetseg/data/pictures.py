@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from unetseg.data.channels import FORMATS, as_channels, channels_size, read_channels
+from unetseg.data.channels import FORMATS, ORIENTATION, as_channels, channels_size, from_pil, read_channels, turned
 from unetseg.data.tiff import LAYOUTS, TIFF_MARKS, TiffPicture, UnknownLayout, check_pages, check_samples
 from unetseg.data.view import RGB, Range, View
 from unetseg.errors import UserError, first_line
@@ -42,8 +42,6 @@ MOST = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 BLOCK = 2**22
 """Pixels that are converted at a time."""
 END_OF_JPEG = b"\xff\xd9"
-ORIENTATION = 0x0112
-"""EXIF's tag of a picture's orientation."""
 
 
 class Unreadable(UserError):
@@ -164,8 +162,12 @@ def open_picture(image: Any, view: View = WHOLE_RANGE) -> Iterator[Picture]:
         UserError: the file does not exist or can't be read, or `image` is none of these kinds.
     """
     value_range = view.value_range
-    if view.channels != RGB and isinstance(image, np.ndarray | Image.Image):
-        yield ArrayPicture(as_channels(np.asarray(image), view.channels))
+    if view.channels != RGB and isinstance(image, np.ndarray):
+        yield ArrayPicture(as_channels(image, view.channels))
+    elif view.channels != RGB and isinstance(image, Image.Image):
+        with decoding_errors("the picture"):
+            array = as_channels(from_pil(image), view.channels, planar=False)
+        yield ArrayPicture(array)
     elif isinstance(image, np.ndarray):
         yield ArrayPicture(rgb(image, value_range))
     elif isinstance(image, Image.Image):
@@ -256,7 +258,7 @@ def _deep_png(image: Image.Image, content: bytes, value_range: Range) -> np.ndar
     if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3:
         raise ValueError(f"its 16 bits of mode {image.mode} can't be decoded")
     order = {"RGB": [2, 1, 0], "RGBA": [2, 1, 0, 3], "LA": [0, -1]}[image.mode]
-    return _orient(rgb(decoded[..., order], value_range), image.getexif().get(ORIENTATION, 1))
+    return turned(rgb(decoded[..., order], value_range), image.getexif().get(ORIENTATION, 1))
 
 
 def _jpeg(image: Image.Image, content: bytes) -> np.ndarray:
@@ -269,19 +271,8 @@ def _jpeg(image: Image.Image, content: bytes) -> np.ndarray:
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         decoded = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
         if decoded is not None:
-            return _orient(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), image.getexif().get(ORIENTATION, 1))
+            return turned(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), image.getexif().get(ORIENTATION, 1))
     return rgb_from_pil(image)
-
-
-def _orient(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Return HxWx3 upright by EXIF's orientation, 1 ... 8; other values change nothing, as with PIL."""
-    if orientation in (5, 6, 7, 8):
-        array = array.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        array = array[::-1]
-    if orientation in (2, 3, 6, 7):
-        array = array[:, ::-1]
-    return array
 
 
 def check_tiff(image: Image.Image) -> None:

@@ -25,6 +25,10 @@ TURN = 15
 SCALES = (0.8, 1.25)
 LOOKED_AT = 2**19
 """Pixels of a mask that are looked at for a rare class: more would take longer than a training step."""
+MOST_AT_ONCE = 4
+"""Channels that OpenCV resizes by areas at a time."""
+CUTTING, RESCALING = 1, 2
+"""What is added to a key, so that each use has random numbers of its own."""
 REACH = (math.cos(math.radians(TURN)) + math.sin(math.radians(TURN))) / SCALES[0]
 """How many times as wide as a crop the part of the picture is at most that a turned and shrunk crop shows."""
 
@@ -115,7 +119,7 @@ class Transform:
     def _cut(self, image: np.ndarray, mask: np.ndarray, key: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Return a random crop; if it is going to be augmented, with the surroundings that may turn into it."""
         side = self.view.crop or 0
-        rng = np.random.default_rng((*key, side))
+        rng = np.random.default_rng((*key, CUTTING))
         centre = rare_pixel(mask, rng) if rng.random() < self.foreground else None
         if centre is None:
             corner = [int(rng.integers(max(1, length - side + 1))) for length in mask.shape]
@@ -135,7 +139,7 @@ class Transform:
 
     def _rescale(self, image: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
         """Change brightness and contrast of an HxWxC image about 0, of all channels alike: they are no colours."""
-        rng = np.random.default_rng((*key, self.view.channels))
+        rng = np.random.default_rng((*key, RESCALING))
         contrast, brightness = rng.uniform(0.8, 1.2), rng.uniform(-0.2, 0.2)
         return image * np.float32(contrast) + np.array(self.view.std, np.float32) * np.float32(brightness)
 
@@ -160,6 +164,10 @@ def fit_image(image: np.ndarray, view: View) -> np.ndarray:
 def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize HxWxC or HxW to height x width, by areas where a side shrinks to avoid aliasing."""
     channels = image.shape[2:]
+    if channels and channels[0] > MOST_AT_ONCE:
+        starts = range(0, channels[0], MOST_AT_ONCE)
+        parts = [resize_image(image[..., start : start + MOST_AT_ONCE], height, width) for start in starts]
+        return np.concatenate(parts, axis=-1)
     smaller = (min(image.shape[1], width), min(image.shape[0], height))
     if smaller != image.shape[1::-1]:
         # sides that grow are resized afterwards: where one side grows, INTER_AREA interpolates instead

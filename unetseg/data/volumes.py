@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ GROUP = "{group}_slice*"
 """By which the slices of a volume stay in one split."""
 PLACE = 1e-3
 """Millimetres by which the affine matrices of a volume and its mask may differ."""
+LOOKED_AT = 16
+"""Examples that are opened to see whether they are volumes."""
 FEWEST = 3
 """Volumes that can be divided into training, validation and test."""
 
@@ -43,7 +46,7 @@ def expand(
     """Replace volumes by their slices, NAME_slice000, NAME_slice001, ...
 
     Args:
-        examples: by name; where the first one is a volume all must be.
+        examples: by name; where one of the first is a volume all are, of one slice at least.
         given: the splits that are stated, by name.
         drawing: how other splits are drawn; slices of a volume are made a group where no group is stated.
 
@@ -53,8 +56,7 @@ def expand(
     Raises:
         UserError: a picture and its mask differ in shape, a file can't be read, or there is no room for the slices.
     """
-    first = next(iter(examples.values()), None)
-    if first is None or not is_volume(first):
+    if not any(is_volume(example) for example in islice(examples.values(), LOOKED_AT)):
         return dict(examples), dict(given), drawing, []
     slices: dict[str, Example] = {}
     splits: dict[str, str] = {}
@@ -155,16 +157,18 @@ def _volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
                     f"{path} doesn't say how it lies in its volume",
                     accepted="NIfTI for both, or TIFFs of pages for both",
                 )
-            return tifffile.imread(path), np.eye(4)
+            stack = tifffile.imread(path)
+            return (stack if _pages(path) > 1 else stack[None]), np.eye(4)
         array, place = _nifti(path)
     except UserError:
         raise
     except Exception as error:  # damaged bytes fail in every way there is
         raise UserError(f"{path} can't be read as a volume: {first_line(error)}", advice="replace it") from None
-    whole = array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all()
-    if whole and np.abs(array).max(initial=0) < 2**15:
+    if not np.isfinite(array).all():
+        raise UserError(f"{path} has values that are no numbers (nan or infinite)", accepted="numbers")
+    if (array == np.rint(array)).all() and np.abs(array.astype(float)).max(initial=0) < 2**15:
         array = array.astype(np.int16)
-    return array, place
+    return array.astype(np.float32 if array.dtype.kind == "f" or array.dtype.itemsize > 4 else array.dtype), place
 
 
 def _nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -174,6 +178,9 @@ def _nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"{path} needs nibabel", advice="pip install 'unetseg[nifti]'") from None
     image = nibabel.as_closest_canonical(nibabel.load(path))  # type: ignore[attr-defined]
     array: np.ndarray = np.asarray(image.dataobj)  # type: ignore[attr-defined]
-    if array.ndim != 3:
-        raise UserError(f"{path} has {array.ndim} dimensions", accepted="a volume of three")
+    array = array.reshape(array.shape[:3]) if array.size == np.prod(array.shape[:3]) else array
+    if array.ndim != 3 or array.dtype.kind not in "uif":
+        raise UserError(
+            f"{path} has {array.ndim} dimensions of {array.dtype}", accepted="a volume of three dimensions of numbers"
+        )
     return np.ascontiguousarray(array.transpose(2, 1, 0)[:, ::-1]), np.asarray(image.affine)

@@ -9,6 +9,7 @@ Legend: H x W pixels, C classes.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -114,7 +115,8 @@ class Predictor:
         """Yield the probabilities of each picture in bands of rows from the top, hxWxC float32."""
         squashed = [picture for picture in pictures if not self._tile_side(picture)]
         whole = squashed if self.view.scale == 1 or self.view.crop is None else pictures
-        if any(picture.height * picture.width > MOST for picture in whole):
+        shapes = [(picture.height, picture.width) for picture in whole]
+        if any(max(height * width, math.prod(self.view.resized(height, width))) > MOST for height, width in shapes):
             how, advice = ("tile=0", f"tile={TILE}") if whole is squashed else ("data.scale", "smaller pieces of it")
             raise UserError(f"{how} with a picture of more than {MOST:,} pixels", advice=advice)
         squares: Iterator[np.ndarray] = iter(())

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from unetseg.names import ENCODERS, FLOWS, LARGEST_SIZE, LEVELS, SKIPS
+from unetseg.names import ENCODERS, FLOWS, LARGEST_SIZE, LEVELS, MOST_CHANNELS, SKIPS
 
 Rule = tuple[str, Callable[[Any], bool]]
 """The accepted values in words, and whether a value is one of them."""
@@ -69,14 +69,15 @@ SWITCH: Rule = ("true, false", lambda value: isinstance(value, bool))
 DOSES: Rule = (f"a number from 0, or a list of {LEVELS} of them", _are_doses)
 RANGE: Rule = ("null, or [low, high]", _is_range)
 NUMBERS: Rule = ("null, or a list of numbers", lambda value: value is None or _are_numbers(value))
-SCALE: Rule = ("a number above 0 and up to 16", lambda value: type(value) in (int, float) and 0 < value <= 16)
+_is_channels = whole_number_rule(1, MOST_CHANNELS)[1]
+SCALE: Rule = ("a number from 0.001 to 16", lambda value: type(value) in (int, float) and 1e-3 <= value <= 16)
 VIEW: dict[str, Rule] = {
     "size": whole_number_rule(1, LARGEST_SIZE),
     "range": RANGE,
     "fit": name_rule(("squash", "pad")),
     "crop": ("null, or a multiple of 32", _is_crop),
     "scale": SCALE,
-    "channels": whole_number_rule(1, 256),
+    "channels": (f"null, or a whole number up to {MOST_CHANNELS}", lambda v: v is None or _is_channels(v)),
     "mean": NUMBERS,
     "std": NUMBERS,
     "shown": ("null, or one or three numbers of channels", _are_places),
@@ -123,15 +124,21 @@ def check_view(values: Mapping[str, Any]) -> None:
     for name, rule in VIEW.items():
         if name in values or name == "size":
             check_value(name, values.get(name), rule)
-    count = values.get("channels", 3)
-    for name in ("mean", "std"):
-        own = values.get(name)
-        if own is None and count != 3:
-            raise ValueError(f"it has {count} channels and doesn't say their {name}")
-        if own is not None and (len(own) != count or (name == "std" and min(own) <= 0)):
-            raise ValueError(f"{name}={own} is not accepted for {count} channels")
+    count = values.get("channels") or 3
+    mean, std = values.get("mean"), values.get("std")
+    if (mean is None) != (std is None) or (mean is None and count != 3):
+        raise ValueError(f"it has {count} channels and doesn't say their mean and standard deviation")
+    if mean is not None and std is not None:
+        fits = len(mean) == len(std) == count and all(1e-30 < value < 1e30 for value in std)
+        if not fits or max(map(abs, mean)) > 1e30:
+            raise ValueError(f"mean={str(mean)[:80]} and std={str(std)[:80]} are not accepted for {count} channels")
     if max(values.get("shown") or [0]) >= count:
         raise ValueError(f"shown={values['shown']} is not accepted for {count} channels")
+    crop, scale, fit = values.get("crop"), values.get("scale") or 1, values.get("fit")
+    if (crop is None and scale != 1) or (crop is not None and fit == "pad"):
+        raise ValueError(f"crop={crop} with scale={scale} and fit={fit} is not accepted")
+    if count != 3 and values.get("range") is not None:
+        raise ValueError(f"range={values['range']} is not accepted for {count} channels")
 
 
 def check_value(name: str, value: Any, rule: Rule) -> None:

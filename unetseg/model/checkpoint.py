@@ -91,7 +91,7 @@ def hyper_parameters(content: Any) -> dict[str, Any]:
     if not isinstance(data, dict) or not isinstance(data.get("name"), str):
         raise ValueError("it doesn't say what data it was trained on")
     arguments.check_view(data)
-    if known["model"].get("in_channels", 3) != data.get("channels", 3):
+    if known["model"].get("in_channels", 3) != (data.get("channels") or 3):
         raise ValueError("its model and its data have different numbers of channels")
     arguments.check_value("loss", known.get("loss"), arguments.name_rule(LOSSES))
     arguments.check_value("seed", known.get("seed"), arguments.whole_number_rule(0, 2**63))

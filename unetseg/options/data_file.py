@@ -19,8 +19,6 @@ KEYS = (
     *("channels", "range", "mean", "std", "shown"),
 )
 """The options that describe a data set wherever it lies."""
-UNSTATED = {"channels": 3}
-"""What stands for null in an option that has a value in any case."""
 LAYOUT = ("images", "masks", "values", "threshold", "instances", "group")
 """Those that hold for one folder alone; the others are also what a checkpoint knows of its data."""
 EXCLUSIVE = {
@@ -53,7 +51,7 @@ def complete(data: dict[str, Any], given: set[str] | None = None) -> dict[str, A
     file = Path(data["root"]) / NAME
     stated = read(file) if file.is_file() else {}
     if given is None:
-        given = {key for key in KEYS if data.get(key) not in (None, UNSTATED.get(key))}
+        given = {key for key in KEYS if data.get(key) is not None}
     elif stated:  # the options are those of another folder
         data = data | dict.fromkeys({*LAYOUT} - given)
     beaten = given.union(*(EXCLUSIVE.get(key, ()) for key in given))

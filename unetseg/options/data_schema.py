@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from unetseg.names import IGNORED, LARGEST_SIZE, PETS_ROOT
+from unetseg.names import IGNORED, LARGEST_SIZE, MOST_CHANNELS, PETS_ROOT
 from unetseg.options.messages import rejected
 from unetseg.options.section import Section, Text
 
@@ -40,7 +40,7 @@ class Data(Section):
         description="N: train on random crops of NxN at the pictures' own resolution, and predict in blended tiles of "
         "NxN, scored at the pictures' own size; null: whole pictures as squares of data.size",
     )
-    scale: float = Field(gt=0, le=16, description="factor by which pictures are resized before they are cropped")
+    scale: float = Field(ge=1e-3, le=16, description="factor by which pictures are resized before they are cropped")
     foreground: float = Field(
         ge=0, le=1, description="share of the crops centred on a class that isn't the most frequent one of its picture"
     )
@@ -52,16 +52,17 @@ class Data(Section):
     augment: bool = Field(description="random flip, scale, rotation and colour while training")
     cache: Literal["auto", "none", "ram", "disk", "device"] = Field(description="auto | none | ram | disk | device")
     global_batch_size: int | None = Field(ge=1, description="pictures per step over all devices; null: what comes out")
-    channels: int = Field(
+    channels: int | None = Field(
         ge=1,
-        le=256,
-        description="3: pictures are 8-bit RGB, whatever the files hold; N: N channels as they are stored",
+        le=MOST_CHANNELS,
+        description="3 (or null): pictures are 8-bit RGB, whatever the files hold; N: N channels as they are stored",
     )
     range: list[float] | None = Field(
         description="[low,high]: the values of more than 8 bits that become black and white, in RGB; null: 0 and 65535"
     )
     mean: list[float] | None = Field(
-        description="of each channel, in the files' values; null: measured on the training split, for RGB ImageNet's"
+        description="of each channel, in the files' values, for RGB in 0..255; null: measured on the training split, "
+        "for RGB ImageNet's"
     )
     std: list[float] | None = Field(description="standard deviation of each channel, likewise")
     shown: list[int] | None = Field(
@@ -84,21 +85,24 @@ class Data(Section):
             raise rejected("data.fit=pad with whole pictures; crops keep the pictures' shape anyway", "data.fit=squash")
         if self.crop is None and self.scale != 1:
             raise rejected("data.scale with data.crop; whole pictures are resized to data.size", "data.scale=1")
-        if self.cache == "device" and (self.crop is not None or self.channels != 3):
+        channels = self.channels or 3
+        if self.cache == "device" and (self.crop is not None or channels != 3):
             raise rejected("data.cache=device with whole pictures of three channels", "data.cache=auto")
-        if self.channels != 3 and self.range is not None:
+        if channels != 3 and self.range is not None:
             raise rejected(
                 "data.range with data.channels=3; other channels go to the model as stored", "data.range=null"
             )
         if (self.mean is None) != (self.std is None):
             raise rejected("both of data.mean and data.std, or neither", "data.mean=null data.std=null")
-        for values in (self.mean or [0.0] * self.channels, self.std or [1.0] * self.channels):
-            if len(values) != self.channels:
-                raise rejected(f"data.mean and data.std with {self.channels} numbers each, for data.channels", "--help")
+        for values in (self.mean or [0.0] * channels, self.std or [1.0] * channels):
+            if len(values) != channels:
+                raise rejected(f"data.mean and data.std with {channels} numbers each, for data.channels", "--help")
         if min(self.std or [1.0]) <= 0:
             raise rejected("data.std above 0", "--help")
-        if self.shown is not None and (len(self.shown) not in (1, 3) or not set(self.shown) <= {*range(self.channels)}):
-            raise rejected(f"data.shown with one or three channels from 0 to {self.channels - 1}", "data.shown=null")
+        if channels == 3 and self.mean is not None and not (min(self.mean) >= 0 and 1 < max(self.mean) <= 255):
+            raise rejected("data.mean of RGB in 0..255, as the pictures are after they became 8 bits", "data.mean=null")
+        if self.shown is not None and (len(self.shown) not in (1, 3) or not set(self.shown) <= {*range(channels)}):
+            raise rejected(f"data.shown with one or three channels from 0 to {channels - 1}", "data.shown=null")
         return self
 
 

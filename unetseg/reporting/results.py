@@ -248,6 +248,13 @@ def _run_folders(root: Path) -> Iterator[Run | str | tuple[str, str]]:
             yield place, str(error)
 
 
+EARLIER = {
+    **{"fit": "squash", "crop": None, "scale": 1.0, "foreground": 0.33, "crops": None},
+    **{"channels": None, "mean": None, "std": None, "shown": None},
+}
+"""How runs saw pictures before there were these options: they are no seeds of a setting with others."""
+
+
 def _read_options(path: Path) -> dict[str, Any]:
     """Return a run's config.yaml; raise Damaged if it is not a run's."""
     try:
@@ -257,6 +264,7 @@ def _read_options(path: Path) -> dict[str, Any]:
             raise TypeError("it has no seed or no data")
         if any(type(options["data"].get(key) or 0) is not int for key in ("folds", "fold")):
             raise TypeError("data.folds or data.fold is no number")
+        options["data"] = EARLIER | options["data"]
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise Damaged(f"config.yaml can't be read: {shown(first_line(error))}") from None
     return options

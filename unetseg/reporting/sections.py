@@ -60,6 +60,8 @@ def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False) -> 
         f"{common(sweep, 'trainer.max_epochs')} epochs; {counted(len(sweep.settings), 'setting')}, "
         f"{counted(len(sweep.runs), 'run')}"
     )
+    if len(views) > 1:
+        facts += ". Their scores are not of the same pixels: squares and whole pictures of other sizes differ"
     colours = {setting.name: setting.colour for setting in sweep.settings}
     return Document("Long skips: an ablation", asked, facts, [section for section in sections if section], colours)
 

@@ -158,8 +158,10 @@ def folds(sweep: Sweep, pairs: Sequence[Pair], unit: str) -> list[str]:
     """Return notes on a cross-validation: how many folds, seeds and images were compared, and which folds were not."""
     if unit != "fold":
         several = dict.fromkeys((run.fold, run.folds) for run in sweep.runs if run.folds)
+        if not several:
+            return []
         alone = join_words([f"fold {fold} of {number} (from 0)" for fold, number in several])
-        return [f"One fold alone, {alone}: nothing is said about the other folds."] if several else []
+        return [f"One fold alone, {alone}: nothing is said about the other folds."]
     notes: list[str] = []
     sizes = {(len(p.cells.folds), len(p.cells.seeds), p.images): p for p in pairs}
     for number, seeds, images in sizes:

@@ -98,7 +98,7 @@ def segmenter_arguments(options: Train) -> dict[str, Any]:
     return {
         **options.model.model_dump(exclude={"weights", "strict_weights", "auxiliary"}),
         "classes": len(class_names(options.data.model_dump())),
-        "in_channels": options.data.channels,
+        "in_channels": options.data.channels or 3,
         "channels_last": options.channels_last,
     }
 
@@ -179,6 +179,12 @@ def check_limits(trainer: L.Trainer, data: SegmentationData) -> None:
     for split in ("train", "val", "test"):
         share = getattr(trainer, f"limit_{split}_batches")
         batches = data.batches_of(split, trainer.world_size)
+        if share and data.examples_of(split) < trainer.world_size:
+            raise UserError(
+                f"the {split} split has {counted(data.examples_of(split), 'picture')} for {trainer.world_size} devices",
+                accepted="at least one for each",
+                advice=f"trainer.devices=1, or trainer.limit_{split}_batches=0",
+            )
         if isinstance(share, float) and share * batches < 1 and (share or split != "val"):
             raise UserError(
                 f"trainer.limit_{split}_batches={share} of {batches} batches is none",
