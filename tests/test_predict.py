@@ -319,7 +319,7 @@ def test_a_folder_with_other_results_is_refused(model, photos, tmp_path):
         ("output=photos", "holds the picture a.jpg, which a mask might replace"),
         ("images=twins", "a.bmp and twins/a.png would have the same mask"),
         ("tile=100", "multiple of 32"),
-        ("overlap=400", "at most half a tile, 256"),
+        ("overlap=-1", "overlap=-1"),
         ("accelerator=tpu", "auto, cpu or gpu"),
         ("overlays=true", "try: overlay"),
     ],
@@ -398,7 +398,7 @@ def test_a_large_tiff_goes_through_by_windows_into_a_tiled_mask_and_overlay(tmp_
     assert tifffile.TiffFile(tmp_path / "out/large.tif").pages[0].is_tiled
     assert np.load(tmp_path / "out/probability/large.npy").argmax(-1).sum() == mask.sum()
     overlay = tifffile.imread(tmp_path / "out/overlay/large.tif")
-    assert np.array_equal(overlay, overlays.overlay(tifffile.imread(path), mask))
+    assert np.array_equal(overlay, overlays.overlay(tifffile.imread(path), mask, background=False))
     assert into.is_complete(path)
 
 

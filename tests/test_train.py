@@ -43,6 +43,7 @@ def test_a_run_folder_holds_what_is_promised(finished):
         "summary.json",
         "per_image.csv",
         "per_class.csv",
+        "calibration.csv",
         "confusion.csv",
         "edge_distance.csv",
         "edge_distance_per_image.csv",
@@ -50,6 +51,7 @@ def test_a_run_folder_holds_what_is_promised(finished):
         "figures/gradient_flow.png",
         "figures/gradient_routes.png",
         "figures/gradient_short.png",
+        "figures/calibration.png",
         "figures/confusion.png",
         "figures/curves.png",
         "figures/edge_distance.png",
@@ -79,7 +81,7 @@ def test_metrics_are_in_long_format(finished):
 def test_the_table_of_images_agrees_with_the_summary(finished):
     table = pd.read_csv(finished.per_image)
     summary = json.loads(finished.summary.read_text())
-    assert list(table.columns) == ["name", "group", "iou", "dice", "boundary_iou"]
+    assert list(table.columns) == ["name", "group", "iou", "dice", "boundary_iou", "hd95", "nsd"]
     assert len(table) == 7
     assert table.name.is_unique
     assert table.iou.mean() == pytest.approx(summary["test/iou_per_image"], abs=1e-12)

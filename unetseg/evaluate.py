@@ -6,7 +6,7 @@ python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER    
 python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER split=all    all of it
 python -m unetseg.evaluate checkpoint=runs/NAME lesion=true     what each long skip contributes
 python -m unetseg.evaluate checkpoint=runs/NAME gradient=true   path lengths of the gradient
-python -m unetseg.evaluate checkpoint=runs/NAME tolerance=1     NSD with surfaces one pixel off at most
+python -m unetseg.evaluate checkpoint=runs/NAME tolerance=1     NSD within one pixel
 
 In Python: evaluation = unetseg.evaluate(checkpoint="runs/NAME", split="val")
 """

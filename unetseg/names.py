@@ -74,9 +74,9 @@ def view_text(data: Mapping[str, Any]) -> str:
     """
     channels = "" if data.get("channels") in (None, 3) else f", {counted(data['channels'], 'channel')}"
     if data.get("crop") is None:
-        return f"{data['size']} px{', padded' if data.get('fit') == 'pad' else ''}{channels}"
+        return f"{data.get('size')} px{', padded' if data.get('fit') == 'pad' else ''}{channels}"
     scale = data.get("scale", 1)
-    return f"crops of {data['crop']} px{'' if scale == 1 else f' at scale {scale:g}'}{channels}"
+    return f"crops of {data['crop']} px{'' if scale == 1 else f' at scale {scale}'}{channels}"
 
 
 def shown(name: object) -> str:

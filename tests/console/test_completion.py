@@ -15,7 +15,7 @@ from unetseg.console.main import COMMANDS, OWN
 from unetseg.errors import UserError
 from unetseg.options.choices import choices
 from unetseg.options.compose import compose
-from unetseg.options.data_schema import Folder, Synthetic
+from unetseg.options.data_schema import Folder, HuggingFace, Synthetic
 from unetseg.options.schema import Train
 
 NAMES = [*COMMANDS, *OWN]
@@ -42,7 +42,10 @@ def accepted(option: str) -> bool:
     """Return whether a training takes an option, or lacks the folder that this one needs alone."""
     key = option.partition("=")[0]
     of_folder = key.removeprefix("data.") in Folder.model_fields.keys() - Synthetic.model_fields.keys()
-    data = [] if key == "data" else ["data=folder", "data.root=."] if of_folder else ["data=synthetic"]
+    of_hub = key.removeprefix("data.") in HuggingFace.model_fields.keys() - Folder.model_fields.keys()
+    kind = "folder" if of_folder else "hf" if of_hub else ""
+    data = [f"data={kind}", "data.root=.", "data.classes=[a,b]"] if kind else ["data=synthetic"]
+    data = [] if key == "data" else data
     others = ["data.target=pet", "model.weights=null"] if "data" not in key and key != "model.weights" else []
     try:
         compose("train", Train, [*data, *others, option])
