@@ -228,8 +228,8 @@ def test_pictures_without_masks_are_counted_and_what_lies_there_is_said(own):
 def test_an_empty_split_says_what_is_accepted_and_what_lies_there(own):
     unlisted(own)
     for path in (own / "images").iterdir():
-        path.rename(path.with_suffix(".nii"))
-    with pytest.raises(UserError, match=r"0 pictures, besides files that end in \.nii\)\n.*\.jpg, .*\.avif"):
+        path.rename(path.with_suffix(".mat"))
+    with pytest.raises(UserError, match=r"0 pictures, besides files that end in \.mat\)\n.*\.jpg, .*\.avif"):
         checked(own)
 
 
