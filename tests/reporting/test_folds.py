@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from test_report import lead, made, rows, undrawn, write_run  # noqa: F401 (a fixture)
+from test_report import lead, made, rows, undrawn, write_classes, write_run  # noqa: F401 (a fixture)
 
 from unetseg.evaluation.statistics import compare
 from unetseg.reporting import findings
@@ -139,6 +139,17 @@ def test_folds_that_are_no_numbers_are_damage(runs):
     options = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump(options | {"data": options["data"] | {"fold": "two"}}))
     assert read(runs).damaged[0][1] == "config.yaml can't be read: data.folds or data.fold is no number"
+
+
+def test_the_score_of_a_class_is_the_mean_of_a_seeds_folds(runs, tmp_path):
+    for skip in ("concat", "none"):
+        for fold in FOLDS:
+            for seed in SEEDS:
+                road = 0.3 + 0.1 * fold + 0.2 * seed
+                write_classes(runs / f"{skip}_fold={fold}_seed{seed}", {"sky": 0.9, "road": road, "car": 0.5})
+    tables = findings.class_iou(read(runs))
+    assert [table.road.tolist() for table in tables.values()] == [pytest.approx([0.4, 0.6])] * 2
+    assert "## Classes" in made(runs, tmp_path / "out")
 
 
 def test_the_table_of_a_sweep_has_a_column_of_folds(runs):

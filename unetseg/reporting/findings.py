@@ -261,14 +261,17 @@ def ends(setting: Setting, name: str) -> list[tuple[float, bool]]:
 
 
 def class_iou(sweep: Sweep) -> dict[Setting, pd.DataFrame]:
-    """Return for each setting the IoU of each class over all test pixels: a row for each seed.
+    """Return for each setting the IoU of each class over all test pixels: a row for each seed, the mean of its folds.
 
     It is empty unless all runs have tables of the same classes, three or more: of two it is the foreground's IoU.
     """
     names, *others = {tuple(run.per_class.index) for run in sweep.runs}
     if others or len(set(names)) < max(3, len(names)):
         return {}
-    return {s: pd.DataFrame([run.per_class.iou for run in s.runs], index=s.seeds) for s in sweep.settings}
+    tables = {
+        s: pd.DataFrame([run.per_class.iou for run in s.runs], [run.seed for run in s.runs]) for s in sweep.settings
+    }
+    return {setting: table.groupby(level=0).mean() for setting, table in tables.items()}
 
 
 def skip_share(setting: Setting, level: str) -> pd.DataFrame:

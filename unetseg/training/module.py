@@ -182,18 +182,10 @@ class SegmentationModule(L.LightningModule):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def answer(self, batch: Batch, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Return float32 logits, BxKxHxW, and classes, BxHxW uint8, as every evaluation computes them.
-
-        Args:
-            batch: squares, or one whole picture where the view has crops.
-            batch_size: tiles at once.
-        """
-        size = (batch.masks.shape[1], batch.masks.shape[2])
-        return answer(self.model, batch.images, self.view, size, batch_size)
-
     def _evaluation_step(self, batch: Batch, stage: str) -> dict[str, Tensor]:
-        logits, predicted = self.answer(batch, self.trainer.datamodule.batch_size)  # type: ignore[attr-defined]
+        size = (batch.masks.shape[1], batch.masks.shape[2])
+        tiles_at_once = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        logits, predicted = answer(self.model, batch.images, self.view, size, tiles_at_once)
         counts = image_counts(predicted, batch.masks, self.classes)
         loss = self.loss(logits, batch.masks)
         self._metric(stage).update(counts)
