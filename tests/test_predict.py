@@ -317,7 +317,7 @@ def test_a_folder_with_other_results_is_refused(model, photos, tmp_path):
         ("images=empty", "holds no picture"),
         ("output=photos/a.jpg", "a folder, new or not"),
         ("output=photos", "holds the picture a.jpg, which a mask might replace"),
-        ("images=twins", "a.bmp and twins/a.png would have the same mask"),
+        ("images=twins", "a.bmp and twins/a.png would have masks of the same name, a"),
         ("tile=100", "multiple of 32"),
         ("overlap=-1", "overlap=-1"),
         ("accelerator=tpu", "auto, cpu or gpu"),
@@ -419,3 +419,80 @@ def test_memory_grows_with_a_pictures_width_and_not_with_its_height(tmp_path):
     small, large = peak(1_000), peak(20_000)
     assert large < 1.2 * small
     assert large < 20_000 * 256
+
+
+@pytest.fixture(scope="module")
+def grey_model(tmp_path_factory) -> Path:
+    """Return a model of one channel as stored."""
+    given = ("data.channels=1", "data.mean=[100]", "data.std=[400]")
+    return save_untrained(tmp_path_factory.mktemp("grey") / "model.ckpt", *given)
+
+
+def volume(path: Path, axes: str = "RAS") -> np.ndarray:
+    """Write a NIfTI volume whose axes run so; return it as slices x rows x columns, anterior above."""
+    nibabel = pytest.importorskip("nibabel")
+    from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff
+
+    array = np.random.default_rng(0).integers(-900, 900, (40, 36, 5)).astype(np.int16)
+    turn = nibabel.orientations.ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(axes))
+    affine = np.diag([1.0, 1.0, 3.0, 1.0]) @ inv_ornt_aff(turn, array.shape)
+    nibabel.Nifti1Image(apply_orientation(array, turn), affine).to_filename(path)
+    return array.transpose(2, 1, 0)[:, ::-1]
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "SAR"])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_volume_gives_a_mask_on_its_own_grid(axes, ending, grey_model, tmp_path):
+    import unetseg
+
+    nibabel = pytest.importorskip("nibabel")
+    path, output = tmp_path / f"scan{ending}", tmp_path / "out"
+    slices = volume(path, axes)
+    assert predicted(grey_model, path, output, "overlay=true", "probability=true") == []
+    mask, source = nibabel.load(output / path.name), nibabel.load(path)
+    np.testing.assert_allclose(mask.affine, source.affine)
+    assert mask.shape == source.shape
+    segment = unetseg.load(grey_model)
+    upright = np.asarray(nibabel.as_closest_canonical(mask).dataobj).transpose(2, 1, 0)[:, ::-1]
+    assert np.array_equal(upright, [segment(plane) for plane in slices])
+    assert 0 < upright.mean() < 1
+    assert np.load(output / "probability/scan.npy").shape == (5, 36, 40, 2)
+    assert tifffile.imread(output / "overlay/scan.tif").shape == (5, 36, 40, 3)
+    assert [row["picture"] for row in table(output)] == [path.name]
+    before = contents(output)
+    assert predicted(grey_model, tmp_path / f"*{ending}", output) == []
+    changed = {name for name, time in contents(output).items() if before[name] != time}
+    assert changed <= {"predictions.csv"}, "what is there is kept"
+
+
+def test_a_stack_gives_a_stack(grey_model, tmp_path):
+    import unetseg
+
+    stack = np.random.default_rng(0).integers(0, 900, (4, 33, 40)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack")
+    assert predicted(grey_model, tmp_path / "stack.tif", tmp_path / "out", "overlay=true") == []
+    segment = unetseg.load(grey_model)
+    assert np.array_equal(tifffile.imread(tmp_path / "out/stack.tif"), [segment(plane) for plane in stack])
+    assert tifffile.imread(tmp_path / "out/overlay/stack.tif").shape == (4, 33, 40, 3)
+
+
+def test_the_files_of_channels_are_one_picture(tmp_path, monkeypatch):
+    import unetseg
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = save_untrained(tmp_path / "m.ckpt", "data.channels=2", "data.mean=[9,9]", "data.std=[9,9]")
+    bands = np.random.default_rng(0).integers(0, 20, (2, 33, 40)).astype(np.uint16)
+    for number, band in enumerate(bands):
+        tifffile.imwrite(tmp_path / f"a_B{number}.tif", band)
+    assert predicted(model, f"{tmp_path}/{{name}}_{{channel}}.tif", tmp_path / "out") == []
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out/a.png")), unetseg.load(model)(bands))
+    with pytest.raises(UserError, match="with both fields"):
+        predicted(model, f"{tmp_path}/{{channel}}.tif", tmp_path / "out")
+
+
+def test_a_folders_arrays_are_pictures(grey_model, tmp_path):
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    np.save(folder / "a.npy", RANDOM.random((33, 40), np.float32))
+    assert predicted(grey_model, folder, tmp_path / "out") == []
+    assert [row["picture"] for row in table(tmp_path / "out")] == ["a.npy"]

@@ -108,6 +108,14 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
             accepted="a checkpoint of a ResNet with short_skips=true",
         )
     measured = {name: known["data"].get(name) for name in ("mean", "std")}
+    for name, value in measured.items():
+        given = getattr(options.data, name)
+        if given is not None and given != value:
+            raise UserError(
+                f"data.{name}={given}, by which the model wasn't trained",
+                accepted=f"{value}, which the checkpoint states" if value else "nothing: the model is of RGB's own",
+                advice=f"the same command without data.{name}",
+            )
     data = make_data(options.data.model_dump() | measured, known["seed"], test_split=options.split)
     data.check()
     folder = RunFolder(output_folder(options))

@@ -115,6 +115,7 @@ def predict_each(paths: list[Path], model: Predictor, outputs: Outputs) -> list[
     from rich.progress import track
 
     from unetseg.data.pictures import open_picture
+    from unetseg.data.volumes import Volume, has_slices
 
     def bands(picture: Picture) -> Iterator[np.ndarray]:
         return next(model.bands([picture]))
@@ -123,6 +124,9 @@ def predict_each(paths: list[Path], model: Predictor, outputs: Outputs) -> list[
     left_out = []
     for path in track(paths, "predicting", console=console):
         try:
+            if has_slices(path, model.view.channels):
+                outputs.write(path, Volume(path, model.view), bands)
+                continue
             with open_picture(path, model.view) as picture:
                 outputs.write(path, picture, bands)
         # the name may be too long, or the picture need more memory than there is: go on with the others
@@ -137,6 +141,21 @@ def predict_each(paths: list[Path], model: Predictor, outputs: Outputs) -> list[
     return left_out
 
 
+def join_channels(images: str) -> list[Path]:
+    """Return one file a picture, written where its channels have files of their own: FOLDER/{name}_{channel}.tif."""
+    from unetseg.data.joined import join
+    from unetseg.data.layout import Pattern, files_below, find
+    from unetseg.data.published import channels_of
+
+    fixed = Path(images[: images.index("{")] + "x").parent
+    pattern = Pattern("images", Path(images).relative_to(fixed).as_posix())
+    if pattern.fields != {"name", "channel"}:
+        raise UserError(f"images={images} is not accepted", accepted="FOLDER/{name}_{channel}.tif, with both fields")
+    found = find(fixed, files_below(fixed), pattern)
+    channels = {place.name: channels_of(pattern, paths) for place, paths in found.items()}
+    return [*join({name: {c: fixed / p for c, p in own.items()} for name, own in channels.items()}).values()]
+
+
 def select_files(images: str, output: Path) -> Selection:
     """Return the file itself, the pictures in the folder, or the files of the pattern.
 
@@ -144,15 +163,17 @@ def select_files(images: str, output: Path) -> Selection:
         images: the option.
         output: folder of the masks, which don't count as pictures below a folder.
     """
-    from unetseg.data.pictures import IMAGE_SUFFIXES
+    from unetseg.data.published import SUFFIXES
 
     def has_ending(name: str) -> bool:
-        return Path(name).suffix.lower() in IMAGE_SUFFIXES
+        return name.lower().endswith(SUFFIXES)
 
     def is_picture(name: str) -> bool:
         return has_ending(name) and not name.startswith(".")
 
     path = Path(images)
+    if "{channel}" in images and not path.exists():
+        return Selection(join_channels(images), [], 0)
     if path.is_dir():
         inside = sorted(path.iterdir())
         files = [p for p in inside if is_picture(p.name)]
@@ -177,7 +198,8 @@ def _files_below(folder: Path, output: Path) -> Iterator[Path]:
 
 def check_files(options: Predict) -> None:
     """Raise a UserError if there is no picture, two would have the same mask, or a mask might replace a picture."""
-    from unetseg.data.pictures import IMAGE_SUFFIXES
+    from unetseg.data.published import SUFFIXES
+    from unetseg.inference.outputs import stem
 
     output = Path(options.output)
     check_writable(output)
@@ -185,18 +207,19 @@ def check_files(options: Predict) -> None:
     if not selection.files:
         raise UserError(
             "; ".join([f"images={options.images} holds no picture", *selection.notes()]),
-            accepted=", ".join(IMAGE_SUFFIXES),
+            accepted=", ".join(SUFFIXES),
             advice="images=FILE",
         )
     first: dict[str, Path] = {}
     for path in selection.files:
-        if path.stem in first:
+        name = stem(path)
+        if name in first:
             raise UserError(
-                f"{shown(first[path.stem])} and {shown(path)} would have the same mask, {shown(path.stem)}.png",
+                f"{shown(first[name])} and {shown(path)} would have masks of the same name, {shown(name)}",
                 accepted="pictures whose names differ without their endings",
                 advice=f"two commands, images='DIR/*{path.suffix}' and another, with an output=... each",
             )
-        first[path.stem] = path
+        first[name] = path
         if path.resolve().parent == output.resolve():
             raise UserError(
                 f"output={options.output} holds the picture {shown(path.name)}, which a mask might replace",

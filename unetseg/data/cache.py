@@ -258,6 +258,24 @@ def _fingerprints(files: Sequence[tuple[Path, Path]], values: MaskValues, view: 
 
 
 @contextmanager
+def made_folder(kind: str) -> Iterator[Path]:
+    """Yield the folder, locked, of files of one kind that are made of a data set's own: masks, slices.
+
+    Raises:
+        UserError: it can't be written, or others may write to it.
+    """
+    folder, advice = cache_folder("disk") / kind, "XDG_CACHE_HOME=FOLDER in the environment"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not is_private(folder, 0o022):
+            raise UserError(f"{folder} is open to others, or theirs", advice=advice)
+        with locked(folder):
+            yield folder
+    except OSError as error:
+        raise UserError(f"{kind} can't be written into {folder}: {error.strerror}", advice=advice) from None
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from building and opening files of this folder during the block."""
     with open(folder / "lock", "w", opener=_open_nofollow) as file:

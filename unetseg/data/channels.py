@@ -41,7 +41,7 @@ def read_channels(path: Path, channels: int) -> np.ndarray:
         UserError: it has another number of channels, or values that are no numbers.
         Exception: of any kind, by a decoder, on damaged bytes.
     """
-    return as_channels(_stored(path), channels, planar=path.suffix.lower() == ".npy")
+    return as_channels(stored_values(path), channels, planar=path.suffix.lower() == ".npy")
 
 
 def channels_size(path: Path, channels: int) -> tuple[int, int]:
@@ -121,7 +121,8 @@ def displayed(image: np.ndarray, view: View) -> np.ndarray:
     return np.rint(255 * ((image[..., bands] - low) / width).clip(0, 1)).astype(np.uint8)
 
 
-def _stored(path: Path) -> np.ndarray:
+def stored_values(path: Path) -> np.ndarray:
+    """Return HxW or HxWxC as a file stores it, upright; an .npy as it is."""
     if path.suffix.lower() == ".npy":
         return np.load(path, mmap_mode="r", allow_pickle=False)
     if _is_tiff(path):

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from rich.progress import track
 
-from unetseg.data.cache import cache_folder, is_private, locked
+from unetseg.data.cache import cache_folder, made_folder
 from unetseg.data.masks import MaskValues, read_mask
 from unetseg.data.pictures import MOST
 from unetseg.data.survey import file_state
@@ -29,6 +29,7 @@ from unetseg.errors import UserError, first_line
 from unetseg.files import drafted
 from unetseg.names import IGNORE
 
+KIND = "masks"
 VERSION = 1
 """Of how masks are drawn."""
 BAND = 64
@@ -56,32 +57,23 @@ def draw_all(masks: Sequence[Drawn]) -> dict[str, Path]:
     Raises:
         UserError: a source can't be read, or the folder of the caches can't be written.
     """
-    folder = cache_folder("disk") / "masks"
     files: dict[str, Path] = {}
     states = {path: file_state(path) for path in {path for mask in masks for path in mask.sources}}
     for mask in masks:
         key = hashlib.sha256(f"{VERSION} {mask.name} {mask.options}".encode(errors="surrogateescape"))
         for path in mask.sources:
             key.update(f"{path.absolute()} {states[path]}".encode(errors="surrogateescape"))
-        files[mask.name] = folder / f"{key.hexdigest()[:32]}.png"
+        files[mask.name] = cache_folder("disk") / KIND / f"{key.hexdigest()[:32]}.png"
 
     def write(mask: Drawn) -> None:
         _, png = cv2.imencode(".png", mask.draw())
         with drafted(files[mask.name]) as draft:
             draft.write_bytes(png.tobytes())
 
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not is_private(folder, 0o022):
-            raise UserError(f"{folder} is open to others, or theirs", advice="XDG_CACHE_HOME=FOLDER in the environment")
-        with locked(folder), ThreadPoolExecutor() as pool:
-            absent = [mask for mask in masks if not files[mask.name].exists()]
-            for _ in track(pool.map(write, absent), "drawing the masks", total=len(absent), transient=True):
-                pass
-    except OSError as error:
-        raise UserError(
-            f"masks can't be drawn into {folder}: {error.strerror}", advice="XDG_CACHE_HOME=FOLDER in the environment"
-        ) from None
+    with made_folder(KIND), ThreadPoolExecutor() as pool:
+        absent = [mask for mask in masks if not files[mask.name].exists()]
+        for _ in track(pool.map(write, absent), "drawing the masks", total=len(absent), transient=True):
+            pass
     return files
 
 

@@ -14,12 +14,13 @@ object, and the pattern may say the split. NAME may begin with folders. Splits t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from unetseg.data import layout, published, volumes
+from unetseg.data import joined, layout, published, volumes
 from unetseg.data.dataset import Collection, Example, missing_layout, read_list
 from unetseg.data.masks import INVALID, MASK_SUFFIXES, MaskValues, stated_values
 from unetseg.data.pictures import IMAGE_SUFFIXES, Unreadable
@@ -89,6 +90,11 @@ def load(
         if lists:
             found = published.select_listed(root, found, lists)
         examples, given, missing, remarks = found.examples, found.splits, found.missing, found.notes
+        if found.channels:
+            channels = {name: found.channels[name] for name in examples}
+            remarks = [*remarks, f"channels of a picture, in this order: {', '.join(joined.order_channels(channels))}"]
+            files = joined.join(channels)
+            examples = {name: replace(example, image=files[name]) for name, example in examples.items()}
         if patterns[1].endswith(".json") or instances:
             meaning = value_table(len(classes), IGNORE)  # of the masks that have been drawn
     examples, given, drawing, cut = volumes.expand(examples, given, drawing)

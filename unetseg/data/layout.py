@@ -1,7 +1,8 @@
 """Where a data set's files lie: patterns such as {split}/images/{name}_sat.jpg.
 
 `{name}` stands for the name of a picture, which may contain folders; `{split}` for train, val or test as it is called
-there (training, validation, ...); `*` for anything within a name. A mask belongs to the picture of its `{name}` and
+there (training, validation, ...); `{channel}` for the name of a channel, where a picture has several files; `*` for
+anything within a name. A mask belongs to the picture of its `{name}` and
 `{split}`, where the pattern has one.
 """
 
@@ -21,7 +22,11 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing", "tst"), "test"),
 }
 """What the splits are called in data sets."""
-FIELDS = {"name": ".+", "split": "(?i:" + "|".join(sorted(SPLIT_WORDS, key=len, reverse=True)) + ")"}
+FIELDS = {
+    "name": ".+",
+    "channel": "[^/]+",
+    "split": "(?i:" + "|".join(sorted(SPLIT_WORDS, key=len, reverse=True)) + ")",
+}
 """The regular expression of what a pattern's fields stand for."""
 
 
@@ -67,8 +72,8 @@ class Pattern:
             field = part[1:-1] if part.startswith("{") else ""
             if not field:
                 expression += "[^/]*" if part == "*" else re.escape(part)
-            elif field == "name" and "?P<name>" in expression:
-                expression += "(?P=name)"
+            elif field != "split" and f"?P<{field}>" in expression:
+                expression += f"(?P={field})"
             else:  # the word for a split may be another in a file's name: testing/01_test.tif
                 expression += f"(?P<{field}{number if field == 'split' else ''}>{FIELDS[field]})"
         self.expression = re.compile(expression)
@@ -79,8 +84,13 @@ class Pattern:
         if not found:
             return None
         fields = found.groupdict()
-        splits = {SPLIT_WORDS[word.lower()] for field, word in fields.items() if field != "name"}
+        splits = {SPLIT_WORDS[word.lower()] for field, word in fields.items() if field.startswith("split")}
         return Place(fields.get("name", ""), next(iter(splits), "")) if len(splits) < 2 else None
+
+    def channel(self, path: str) -> str:
+        """Return the name of the channel in a path that fits."""
+        found = self.expression.fullmatch(path)
+        return found["channel"] if found else ""
 
 
 def files_below(root: Path) -> list[str]:

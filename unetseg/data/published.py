@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from unetseg.data import drawn_masks
@@ -34,6 +34,8 @@ class Found:
     """train, val or test of the names whose split the patterns say."""
     missing: dict[Path, Unreadable] = field(default_factory=dict)
     """The error to raise for each mask that does not exist."""
+    channels: dict[str, dict[str, Path]] = field(default_factory=dict)
+    """The file of each channel of the names whose pictures are in several files."""
     notes: list[str] = field(default_factory=list)
     """What the user is told."""
 
@@ -55,15 +57,25 @@ def pair(root: Path, images: str, masks: str, *, instances: bool, values: MaskVa
     image_pattern, mask_pattern = Pattern("data.images", images), Pattern("data.masks", masks)
     if "name" not in image_pattern.fields:
         raise UserError(f"data.images={images} has no {{name}}", accepted="a pattern such as {split}/{name}.jpg")
+    if "channel" in mask_pattern.fields:
+        raise UserError(f"data.masks={masks} has a {{channel}}", accepted="{channel} in data.images alone")
     files = files_below(root)
     json = mask_pattern.text.endswith(".json")
     endings = (".json",) if json else (*MASK_SUFFIXES, *NIFTI)
     truths = find(root, [file for file in files if file.lower().endswith(endings)], mask_pattern)
     mask_files = {file for paths in truths.values() for file in paths}
     candidates = [file for file in files if file.lower().endswith(SUFFIXES) and file not in mask_files]
-    pictures = _by_name(find(root, candidates, image_pattern))
+    fitting = find(root, candidates, image_pattern)
     found = Found()
-    _tell("data.images", set(candidates) - {file for file, _ in pictures.values()}, found)
+    _tell("data.images", set(candidates) - {file for paths in fitting.values() for file in paths}, found)
+    if "channel" in image_pattern.fields:
+        by_channel = {place: channels_of(image_pattern, paths) for place, paths in fitting.items()}
+        fitting = {place: paths[:1] for place, paths in fitting.items()}
+        found.channels = {
+            name: {channel: root / path for channel, path in by_channel[place].items()}
+            for name, (_, place) in _by_name(fitting).items()
+        }
+    pictures = _by_name(fitting)
     if "split" in mask_pattern.fields and "split" not in image_pattern.fields:
         truths, said = _without_splits(truths, masks)
     else:
@@ -89,6 +101,16 @@ def pair(root: Path, images: str, masks: str, *, instances: bool, values: MaskVa
         if place.split or name in said:
             found.splits[name] = place.split or said[name]
     return found
+
+
+def channels_of(pattern: Pattern, paths: Sequence[str]) -> dict[str, str]:
+    """Return the file of each channel of a picture; raise a UserError where a channel has two."""
+    files: dict[str, str] = {}
+    for path in paths:
+        first = files.setdefault(pattern.channel(path), path)
+        if first != path:
+            raise UserError(f"{first} and {path} are one channel of one picture", accepted="a file for each channel")
+    return files
 
 
 def _by_name(places: Mapping[Place, list[str]]) -> dict[str, tuple[str, Place]]:
@@ -195,7 +217,7 @@ def select_listed(root: Path, found: Found, lists: Sequence[str]) -> Found:
     """
     if found.splits:
         notes = [*found.notes, f"{', '.join(lists)} not read: the patterns say the splits"]
-        return Found(found.examples, found.splits, found.missing, notes)
+        return replace(found, notes=notes)
     files = {example.image.relative_to(root).as_posix(): name for name, example in found.examples.items()}
     given: dict[str, str] = {}
     for split, file in LISTS.items():
@@ -212,7 +234,7 @@ def select_listed(root: Path, found: Found, lists: Sequence[str]) -> Found:
             given[name] = split
     all_listed = len(lists) == len(LISTS) or "train.txt" in lists
     examples = {name: found.examples[name] for name in given} if all_listed else found.examples
-    return Found(examples, given, found.missing, found.notes)
+    return replace(found, examples=examples, splits=given)
 
 
 def _listed(line: str, root: Path, examples: Mapping[str, Example], files: Mapping[str, str]) -> str | None:

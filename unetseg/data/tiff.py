@@ -172,18 +172,26 @@ def write(path: Path, rows: Iterable[np.ndarray], height: int, width: int, palet
         width: W.
         palette: Px3 uint8: the colours of the values, for rows of hxW.
     """
-    colours: dict[str, Any] = {"photometric": "rgb"}
-    if palette is not None:
-        table = np.zeros((3, 256), np.uint16)
-        table[:, : len(palette)] = 257 * palette.T.astype(np.uint16)
-        colours = {"photometric": "palette", "colormap": table}
     shape = (height, width) if palette is not None else (height, width, 3)
     big = math.prod(shape) > 2**31  # of the uncompressed size: the compressed one is not known before
     with tifffile.TiffWriter(path, bigtiff=big) as file:
         file.write(
             _tiles(rows, width), shape=shape, dtype=np.uint8, tile=(TILE, TILE), compression="zlib", metadata=None,
-            **colours,
+            **_colours(palette),
         )  # fmt: skip
+
+
+def write_pages(path: Path, pages: np.ndarray, palette: np.ndarray | None = None) -> None:
+    """Write a compressed TIFF of S pages: SxHxW uint8 with a palette, Px3 uint8, or SxHxWx3 uint8."""
+    tifffile.imwrite(path, pages, compression="zlib", bigtiff=pages.nbytes > 2**31, **_colours(palette))
+
+
+def _colours(palette: np.ndarray | None) -> dict[str, Any]:
+    if palette is None:
+        return {"photometric": "rgb"}
+    table = np.zeros((3, 256), np.uint16)
+    table[:, : len(palette)] = 257 * palette.T.astype(np.uint16)
+    return {"photometric": "palette", "colormap": table}
 
 
 def _tiles(rows: Iterable[np.ndarray], width: int) -> Iterator[np.ndarray]:

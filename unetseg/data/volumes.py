@@ -7,11 +7,12 @@ above.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -20,11 +21,13 @@ import numpy as np
 import tifffile
 from rich.progress import track
 
-from unetseg.data.cache import cache_folder, is_private, locked
+from unetseg.data.cache import made_folder
 from unetseg.data.dataset import Example
+from unetseg.data.pictures import ArrayPicture, Picture, decoding_errors, open_picture
 from unetseg.data.splits import Drawing
 from unetseg.data.survey import file_state
 from unetseg.data.tiff import TIFF_MARKS
+from unetseg.data.view import View
 from unetseg.errors import UserError, first_line
 
 NIFTI = (".nii", ".nii.gz")
@@ -56,7 +59,7 @@ def expand(
     Raises:
         UserError: a picture and its mask differ in shape, a file can't be read, or there is no room for the slices.
     """
-    if not any(is_volume(example) for example in islice(examples.values(), LOOKED_AT)):
+    if not any(isread_volume(example) for example in islice(examples.values(), LOOKED_AT)):
         return dict(examples), dict(given), drawing, []
     slices: dict[str, Example] = {}
     splits: dict[str, str] = {}
@@ -74,13 +77,66 @@ def expand(
     return slices, splits, drawing, notes
 
 
-def is_volume(example: Example) -> bool:
+def isread_volume(example: Example) -> bool:
     """Return whether the files of an example are NIfTI, or TIFFs of several pages, as many in both."""
     files = (example.image, example.mask)
-    if any(path.name.lower().endswith(NIFTI) for path in files):
+    if any(map(is_nifti, files)):
         return True
     pages = {_pages(path) for path in files}
     return len(pages) == 1 and pages.pop() > 1
+
+
+def is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith(NIFTI)
+
+
+def has_slices(path: Path, channels: int) -> bool:
+    """Return whether a picture of no mask is a volume: NIfTI, or a TIFF of several pages that aren't its channels."""
+    return is_nifti(path) or _pages(path) not in (0, 1, channels)
+
+
+class Volume:
+    """The slices of a volume to predict, each as a view sees a picture.
+
+    Args:
+        path: of a file that `has_slices`.
+        view: how the model sees pictures.
+
+    Raises:
+        UserError: it can't be read, or, on iteration, a slice is no picture for this view.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     tifffile.imwrite(path := Path(folder, "stack.tif"), np.zeros((5, 32, 48), np.uint8))
+        ...     [picture.rows(0, 1).shape for picture in Volume(path, View())]
+        [(1, 48, 3), (1, 48, 3), (1, 48, 3), (1, 48, 3), (1, 48, 3)]
+    """
+
+    def __init__(self, path: Path, view: View):
+        self.path, self.view = path, view
+        self.planes, _ = read_volume(path)
+        self.height, self.width = self.planes.shape[1:3]
+
+    def __len__(self) -> int:
+        return len(self.planes)
+
+    def __iter__(self) -> Iterator[Picture]:
+        for plane in self.planes:
+            with decoding_errors(self.path), open_picture(plane, self.view) as picture:
+                array = picture.rows(0, self.height)
+            yield ArrayPicture(array)
+
+    def write_mask(self, path: Path, mask: np.ndarray) -> None:
+        """Write a mask, SxHxW uint8, as NIfTI on the grid of this volume, which is a NIfTI file."""
+        import nibabel
+        from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+
+        affine = nibabel.load(self.path).affine  # type: ignore[attr-defined]
+        as_stored = ornt_transform(axcodes2ornt("RAS"), io_orientation(affine))
+        array = apply_orientation(mask[:, ::-1].transpose(2, 1, 0), as_stored)
+        content = nibabel.Nifti1Image(np.ascontiguousarray(array), affine).to_bytes()
+        path.write_bytes(gzip.compress(content, mtime=0) if self.path.suffix.lower() == ".gz" else content)
 
 
 def _pages(path: Path) -> int:
@@ -103,31 +159,21 @@ def _slices(example: Example) -> list[tuple[Path, Path]]:
     key = hashlib.sha256(f"{VERSION}".encode())
     for path in files:
         key.update(f"{path.absolute()} {file_state(path)}".encode(errors="surrogateescape"))
-    folder = cache_folder("disk") / "slices"
-    own = folder / key.hexdigest()[:32]
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not is_private(folder, 0o022):
-            raise UserError(f"{folder} is open to others, or theirs", advice="XDG_CACHE_HOME=FOLDER in the environment")
-        with locked(folder):
-            if not own.exists():
-                (image, place), (mask, mask_place) = _volume(example.image), _volume(example.mask)
-                if image.shape[:3] != mask.shape:
-                    raise UserError(
-                        f"{example.mask} has the shape {mask.shape}, its volume {example.image} {image.shape}",
-                        accepted="a mask of the volume's shape",
-                    )
-                if not np.allclose(place, mask_place, atol=PLACE):
-                    raise UserError(
-                        f"{example.mask} lies elsewhere than its volume {example.image}: their affine matrices differ",
-                        accepted="a mask on the volume's own grid",
-                    )
-                _write(own, image, mask)
-    except OSError as error:
-        raise UserError(
-            f"slices of {example.image} can't be written into {folder}: {error.strerror}",
-            advice="XDG_CACHE_HOME=FOLDER in the environment",
-        ) from None
+    with made_folder("slices") as folder:
+        own = folder / key.hexdigest()[:32]
+        if not own.exists():
+            (image, place), (mask, mask_place) = read_volume(example.image), read_volume(example.mask)
+            if image.shape[:3] != mask.shape:
+                raise UserError(
+                    f"{example.mask} has the shape {mask.shape}, its volume {example.image} {image.shape}",
+                    accepted="a mask of the volume's shape",
+                )
+            if not np.allclose(place, mask_place, atol=PLACE):
+                raise UserError(
+                    f"{example.mask} lies elsewhere than its volume {example.image}: their affine matrices differ",
+                    accepted="a mask on the volume's own grid",
+                )
+            _write(own, image, mask)
     count = len(list(own.glob("image*.tif")))
     return [(own / f"image{number:05}.tif", own / f"mask{number:05}.tif") for number in range(count)]
 
@@ -146,7 +192,7 @@ def _write(folder: Path, image: np.ndarray, mask: np.ndarray) -> None:
         raise
 
 
-def _volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return a volume as slices x rows x columns, or x RGB, of whole numbers where all are, and its affine, 4x4."""
     if not path.is_file():
         raise UserError(f"{path} does not exist", accepted="a volume and its mask")

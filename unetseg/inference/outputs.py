@@ -2,11 +2,12 @@
 
     output/NAME.png              mask: one byte a pixel, the class, with a palette
     output/NAME.tif              the same as a tiled TIFF, for pictures above 100 megapixels
+    output/NAME.tif, .nii.gz     the masks of a stack or a volume, as it lies
     output/overlay/NAME.png      the picture with the mask drawn on it (.tif as well)
     output/probability/NAME.npy  HxWxC float16: half the size of float32, and within 0.0003 of it
     output/predictions.csv       a row for each picture; names as `names.cell` writes them
 
-Legend: H x W pixels, C classes, h rows of a band.
+Legend: H x W pixels, S slices, C classes, h rows of a band.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +32,7 @@ from unetseg.data.colours import class_colours, is_background
 from unetseg.data.pictures import ArrayPicture, Picture
 from unetseg.data.tiling import argmax
 from unetseg.data.view import View
+from unetseg.data.volumes import Volume, is_nifti, read_volume
 from unetseg.errors import UserError
 from unetseg.evaluation import overlays
 from unetseg.files import drafted
@@ -119,7 +122,7 @@ class Outputs:
 
     def is_complete(self, path: Path) -> bool:
         """Return whether all files of this picture exist and need not be replaced."""
-        row = self.rows.get(cell(path.stem))
+        row = self.rows.get(cell(stem(path)))
         if row and row[0] != cell(path.name):
             raise UserError(
                 f"{shown(self.folder)} holds the mask of {row[0]}, "
@@ -135,30 +138,36 @@ class Outputs:
             and (not self.probability or os.path.exists(self._probability_path(path)))
         )
 
-    def write(self, path: Path, picture: Picture, predict: Predict) -> None:
+    def write(self, path: Path, picture: Picture | Volume, predict: Predict) -> None:
         """Write the files of a picture that don't exist or are to be replaced.
 
         Args:
             path: of the picture.
-            picture: the opened picture.
-            predict: maps it to its probabilities in bands of rows, hxWxC.
+            picture: the opened picture, or a volume.
+            predict: maps a picture to its probabilities in bands of rows, hxWxC.
         """
-        suffix = ".tif" if picture.height * picture.width > LARGE else ".png"
-        mask = self.folder / f"{path.stem}{suffix}"
-        overlay = self.folder / "overlay" / mask.name
+        suffix = ".tif" if isinstance(picture, Volume) or picture.height * picture.width > LARGE else ".png"
+        overlay = self.folder / "overlay" / f"{stem(path)}{suffix}"
+        mask = self.folder / (path.name if is_nifti(path) else overlay.name)
         probabilities = self._probability_path(path) if self.probability else None
-        if cell(path.stem) not in self.rows or self._is_due(mask) or (probabilities and self._is_due(probabilities)):
+        if cell(stem(path)) not in self.rows or self._is_due(mask) or (probabilities and self._is_due(probabilities)):
             self._predict(path, picture, predict, mask, probabilities)
         if self.overlay and self._is_due(overlay):
             with drafted(overlay) as draft:
-                _save(draft, suffix, overlay_bands(picture, mask, self.view, self.background), picture, palette=None)
+                if isinstance(picture, Volume):
+                    _save_overlays(draft, picture, mask, self.view, self.background)
+                else:
+                    bands = overlay_bands(picture, mask, self.view, self.background)
+                    _save(draft, suffix, bands, picture, palette=None)
 
-    def _predict(self, path: Path, picture: Picture, predict: Predict, mask: Path, probabilities: Path | None) -> None:
+    def _predict(
+        self, path: Path, picture: Picture | Volume, predict: Predict, mask: Path, probabilities: Path | None
+    ) -> None:
         begin = time.perf_counter()
         counts = np.zeros(len(self.classes), np.int64)
 
         def masks(file: BinaryIO | None) -> Iterator[np.ndarray]:
-            for band in predict(picture):
+            for band in chain.from_iterable(map(predict, picture)) if isinstance(picture, Volume) else predict(picture):
                 if file:
                     file.write(band.astype(np.float16).tobytes())
                 classes = argmax(band)
@@ -168,13 +177,17 @@ class Outputs:
         def save(file: BinaryIO | None) -> None:
             if self._is_due(mask):
                 with drafted(mask) as draft:
-                    _save(draft, mask.suffix, masks(file), picture, palette=self.colours)
+                    if isinstance(picture, Volume):
+                        _save_volume(draft, picture, masks(file), self.colours)
+                    else:
+                        _save(draft, mask.suffix, masks(file), picture, palette=self.colours)
             else:
                 for _ in masks(file):
                     pass
 
         if probabilities and self._is_due(probabilities):
-            shape = (picture.height, picture.width, len(self.classes))
+            slices = [len(picture)] if isinstance(picture, Volume) else []
+            shape = (*slices, picture.height, picture.width, len(self.classes))
             with drafted(probabilities) as draft, draft.open("wb") as file:
                 header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False}
                 np.lib.format.write_array_header_1_0(file, {**header, "shape": shape})
@@ -182,18 +195,19 @@ class Outputs:
         else:
             save(None)
         row = [cell(path.name), cell(mask.name), picture.width, picture.height, f"{time.perf_counter() - begin:.3f}"]
-        self.rows[cell(path.stem)] = [*map(str, row), *(f"{share:.6f}" for share in counts / counts.sum())]
+        self.rows[cell(stem(path))] = [*map(str, row), *(f"{share:.6f}" for share in counts / counts.sum())]
         with self.table.open("a", newline="", encoding="utf-8") as table:
-            csv.writer(table).writerow(self.rows[cell(path.stem)])
+            csv.writer(table).writerow(self.rows[cell(stem(path))])
 
     def _is_due(self, file: Path) -> bool:
         return self.overwrite or not os.path.exists(file)
 
     def _mask_exists(self, part: str, path: Path) -> bool:
-        return any(os.path.exists(self.folder / part / f"{path.stem}{suffix}") for suffix in (".png", ".tif"))
+        names = {f"{stem(path)}.png", f"{stem(path)}.tif", *([path.name] if is_nifti(path) else [])}
+        return any(os.path.exists(self.folder / part / name) for name in names)
 
     def _probability_path(self, path: Path) -> Path:
-        return self.folder / "probability" / f"{path.stem}.npy"
+        return self.folder / "probability" / f"{stem(path)}.npy"
 
     def _read_table(self) -> dict[str, list[str]]:
         """Return the complete rows of the table by the masks' names; a killed process may leave a part of a row."""
@@ -211,12 +225,36 @@ class Outputs:
                 accepted=", ".join(self.header),
                 advice="another output=...",
             )
-        return {Path(row[1]).stem: row for row in rows if len(row) == len(header)}
+        return {stem(Path(row[1])): row for row in rows if len(row) == len(header)}
 
     def write_table(self) -> None:
         """Write the table anew, with one row for each picture."""
         with drafted(self.table) as draft, draft.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([self.header, *self.rows.values()])
+
+
+def stem(path: Path) -> str:
+    """Return a file's name without its ending, which has two parts where a volume is compressed."""
+    return path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
+
+
+def _save_volume(path: Path, volume: Volume, bands: Iterable[np.ndarray], palette: np.ndarray) -> None:
+    """Write bands of the classes of all slices as NIfTI, or as a TIFF of pages with a palette."""
+    masks = np.concatenate(list(bands)).reshape(len(volume), volume.height, volume.width)
+    if is_nifti(volume.path):
+        volume.write_mask(path, masks)
+    else:
+        tiff.write_pages(path, masks, palette)
+
+
+def _save_overlays(path: Path, volume: Volume, mask: Path, view: View, background: bool) -> None:
+    """Write the slices with their masks drawn on them as a TIFF of pages."""
+    masks, _ = read_volume(mask)
+    if masks.shape != (len(volume), volume.height, volume.width):
+        raise UserError(f"{mask} is no mask of this volume", advice="overwrite=true, or another output=...")
+    shown = (displayed(picture.rows(0, picture.height), view) for picture in volume)
+    pages = [overlays.overlay(*pair, background=background) for pair in zip(shown, masks, strict=True)]
+    tiff.write_pages(path, np.stack(pages))
 
 
 def overlay_bands(picture: Picture, mask: Path, view: View, background: bool) -> Iterator[np.ndarray]:

@@ -199,7 +199,8 @@ class Folder(Own):
     name: Literal["folder"] = Field(description=NAMES)
     root: ExistingFolder = Field(description="folder with images/ and masks/; train.txt, val.txt, test.txt if wanted")
     images: str | None = Field(
-        description="pattern of the pictures below the root, such as {split}/{name}_sat.jpg; null: images/{name}.*"
+        description="pattern of the pictures below the root, such as {split}/{name}_sat.jpg, or where each channel has "
+        "a file {name}_{channel}.tif; null: images/{name}.*"
     )
     masks: str | None = Field(
         description="pattern of the masks; one that ends in .json is LabelMe's with {name}, COCO's without; null: "

@@ -303,7 +303,9 @@ class Predict(Section):
     checkpoint: Annotated[Text, AfterValidator(_existing_model)] = Field(
         description="a checkpoint of unetseg.train, its run folder, or an exported file"
     )
-    images: Text = Field(description="a picture, a folder of pictures, or a pattern such as 'photos/**/*.jpg'")
+    images: Text = Field(
+        description="a picture or volume, a folder of them, or a pattern: 'photos/**/*.jpg', '{name}_{channel}.tif'"
+    )
     output: Text = Field(description="folder for the masks and predictions.csv; what it holds is kept")
     overlay: bool = Field(description="true: also the pictures with the mask drawn, in overlay/")
     probability: bool = Field(description="true: also the probabilities, HxWxC float16, in probability/NAME.npy")
@@ -326,7 +328,7 @@ class Predict(Section):
     @field_validator("images")
     @classmethod
     def _images(cls, value: str) -> str:
-        if not Path(value).exists() and not glob.glob(value, recursive=True):
+        if not Path(value).exists() and "{channel}" not in value and not glob.glob(value, recursive=True):
             raise rejected("a picture or a folder that exists, or a pattern of which some do", "images=FOLDER")
         return value
 
