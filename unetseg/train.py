@@ -171,7 +171,7 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
         stack.callback(run.release)
         stack.callback(wandb_run.finish, loggers)
         stack.enter_context(continuation.handle_signals())
-        all_callbacks = [*callbacks, continuation, *watchers, record, speed, best, last]
+        all_callbacks = [*callbacks, *build.make_steering(options), continuation, *watchers, record, speed, best, last]
         trainer = build.make_trainer(options.trainer, loggers, all_callbacks, run.path)
         trainer.fit(module, data, ckpt_path=start, weights_only=True)
         run.record_changes()  # where no step was left

@@ -127,13 +127,39 @@ ExistingCheckpoint = Annotated[
 
 
 class Optimizer(Section):
-    """AdamW with a cosine schedule from `lr` to 0."""
+    """The optimizer, and the schedule of its learning rate."""
 
+    name: Text = Field(description="adamw | adam | sgd (Nesterov's momentum, 0.9) | a name of timm.optim, such as lion")
     lr: float = Field(gt=0, description="learning rate at the start, for steps of data.batch_size pictures")
     lr_scaling: Literal["none", "linear", "sqrt"] = Field(
         description="what lr is multiplied by where steps are k times as large: none 1 | linear k | sqrt k^0.5"
     )
-    weight_decay: float = Field(ge=0, description="decoupled weight decay")
+    encoder_lr_factor: float = Field(
+        gt=0, description="what lr is multiplied by for the encoder; below 1 where it is trained already"
+    )
+    weight_decay: float = Field(ge=0, description="weight decay: decoupled in adamw, part of the gradient in adam, sgd")
+    arguments: dict[str, Any] | None = Field(
+        description="further arguments of the optimizer's class, such as {momentum:0.95}; or null"
+    )
+    schedule: Literal["cosine", "poly", "one_cycle", "constant", "plateau"] = Field(
+        description="of lr over all steps: cosine (to 0) | poly (to 0, power 0.9) | one_cycle (up from lr/25, then "
+        "to 0) | constant | plateau (a tenth of it after `patience` validations without a better val/iou)"
+    )
+    warmup_epochs: float = Field(ge=0, description="epochs in which lr rises to its full value; one_cycle's 0 is 30 %")
+    patience: int = Field(ge=0, description="validations that plateau waits for a better val/iou")
+    ema: float | None = Field(
+        gt=0,
+        lt=1,
+        description="decay of a moving average of the weights, which is scored and saved, such as 0.99; null",
+    )
+
+    @field_validator("arguments")
+    @classmethod
+    def _arguments(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        own = {"lr", "weight_decay", "params"} & set(value or {})
+        if own:
+            raise rejected("arguments without lr and weight_decay, which are options of their own", "optimizer.lr=...")
+        return value
 
 
 class Gradients(Section):
@@ -184,6 +210,12 @@ class Train(Section):
         description="dice | bce | bce_dice | cross_entropy"
     )
     optimizer: Optimizer
+    early_stopping: int | None = Field(
+        ge=1, description="validations without a better val/iou after which a training ends; null: it runs to its end"
+    )
+    find_lr: bool = Field(
+        description="true: try learning rates over 100 steps, draw the loss over them, suggest one and train nothing"
+    )
     trainer: dict[str, Any] = Field(description="arguments of Lightning's Trainer, unchanged")
     logger: Literal["wandb", "csv", "none"] = Field(
         description="wandb | csv | none; metrics.csv is written whatever is chosen"
@@ -231,6 +263,23 @@ class Train(Section):
             raise rejected(
                 "trainer.strategy=ddp; with others, which share the weights out, no gradient probes",
                 "gradients.every_n_steps=0",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_fits_length(self) -> Train:
+        optimizer, epochs = self.optimizer, self.trainer.get("max_epochs") or 0
+        if optimizer.schedule == "plateau" and optimizer.warmup_epochs:
+            raise rejected("optimizer.warmup_epochs=0 with schedule=plateau", "optimizer.warmup_epochs=0")
+        if 0 < epochs <= optimizer.warmup_epochs:
+            raise rejected(
+                f"optimizer.warmup_epochs below trainer.max_epochs, {epochs}",
+                f"optimizer.warmup_epochs={epochs / 10:g}",
+            )
+        waiting = optimizer.schedule == "plateau" or self.early_stopping is not None
+        if waiting and self.trainer.get("limit_val_batches") == 0:
+            raise rejected(
+                "validations, for which early_stopping and schedule=plateau wait", "trainer.limit_val_batches=1.0"
             )
         return self
 

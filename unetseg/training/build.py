@@ -31,8 +31,10 @@ from unetseg.training.flow_readings import FlowReadings
 from unetseg.training.guards import Guard
 from unetseg.training.losses import make_loss
 from unetseg.training.module import SegmentationModule
+from unetseg.training.optimization import Optimization
 from unetseg.training.preflight import no_weights
 from unetseg.training.resume import AtomicIO
+from unetseg.training.steering import AverageWeights, EarlyStop
 
 
 def make_module(options: Train, view: View | None = None) -> SegmentationModule:
@@ -66,7 +68,7 @@ def make_module(options: Train, view: View | None = None) -> SegmentationModule:
         make_loss(options.loss, classes),
         classes=classes,
         lr=options.optimizer.lr,
-        weight_decay=options.optimizer.weight_decay,
+        optimization=Optimization(**options.optimizer.model_dump(exclude={"lr", "lr_scaling", "ema"})),
         hyper_parameters=hyper_parameters(options, view),
         view=view,
         skip_nonfinite=options.guards.nonfinite_loss == "skip",
@@ -101,6 +103,16 @@ def segmenter_arguments(options: Train) -> dict[str, Any]:
         "in_channels": options.data.channels or 3,
         "channels_last": options.channels_last,
     }
+
+
+def make_steering(options: Train) -> list[Callback]:
+    """Return the callbacks that change a training: the average of the weights and early stopping, where asked for."""
+    callbacks: list[Callback] = []
+    if options.optimizer.ema is not None:
+        callbacks.append(AverageWeights(decay=options.optimizer.ema))
+    if options.early_stopping is not None:
+        callbacks.append(EarlyStop(options.early_stopping))
+    return callbacks
 
 
 def make_loggers(options: Train, run: RunFolder) -> list[Logger]:

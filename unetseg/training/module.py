@@ -9,6 +9,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
 from unetseg.data.dataset import Batch
@@ -19,6 +20,7 @@ from unetseg.evaluation.metrics import SegmentationScores, image_counts
 from unetseg.evaluation.whole import answer
 from unetseg.model.auxiliary import AuxiliaryHeads
 from unetseg.model.segmenter import class_map
+from unetseg.training.optimization import Optimization
 
 STAGES = ("train", "val", "test")
 
@@ -30,8 +32,9 @@ class SegmentationModule(L.LightningModule):
         model: maps Bx3xHxW uint8 to logits BxKxHxW.
         loss: maps float32 logits and BxHxW classes to a scalar.
         classes: number of classes.
-        lr: AdamW's learning rate, lowered to 0 along a cosine over all steps.
-        weight_decay: AdamW's.
+        lr: the full learning rate.
+        optimization: the optimizer, and the course of the learning rate; None: AdamW without decay, and a cosine to 0
+            over all steps.
         hyper_parameters: plain values that are kept in the checkpoint.
         view: how the model sees pictures; with crops, evaluations are of whole pictures in tiles.
         skip_nonfinite: take no step on a batch whose loss is NaN or inf, and undo its changes of the buffers.
@@ -54,7 +57,7 @@ class SegmentationModule(L.LightningModule):
         *,
         classes: int,
         lr: float = 0.0,
-        weight_decay: float = 0.0,
+        optimization: Optimization | None = None,
         hyper_parameters: dict[str, Any] | None = None,
         view: View | None = None,
         skip_nonfinite: bool = False,
@@ -63,9 +66,10 @@ class SegmentationModule(L.LightningModule):
         super().__init__()
         self.save_hyperparameters(hyper_parameters or {}, logger=False)
         self.model, self.loss, self.classes, self.auxiliary = model, loss, classes, auxiliary
-        self.lr, self.weight_decay, self.skip_nonfinite = lr, weight_decay, skip_nonfinite
+        self.lr, self.optimization, self.skip_nonfinite = lr, optimization or Optimization(), skip_nonfinite
         self.view = view or View()
-        self.steps = 0
+        self.steps: float = 0
+        self.warmup = 0
         # ModuleDict refuses the key "train"
         self.scores = nn.ModuleDict({f"{stage}_scores": SegmentationScores(classes) for stage in STAGES})
         # the mean over images; Lightning's own rounds their number per process down, and "disable" forgets it
@@ -107,16 +111,22 @@ class SegmentationModule(L.LightningModule):
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         schedule: Any = self.lr_schedulers()
         step = self._step_by_these_options()
-        lr = self.lr
-        if schedule is not None:
-            if schedule.T_max == self.steps and schedule.last_epoch == step and schedule.base_lrs[0] == self.lr:
-                lr = optimizer.param_groups[0]["lr"]  # to the last bit, as the schedule rounds in each step
-            else:
-                schedule.T_max, schedule.last_epoch = self.steps, step
-                schedule.base_lrs = [self.lr for _ in optimizer.param_groups]
-                lr = self.lr * (1 + math.cos(math.pi * step / self.steps)) / 2
-        for group in optimizer.param_groups:
-            group |= {"lr": lr, "initial_lr": self.lr, "weight_decay": self.weight_decay}
+        lrs = base_lrs = [self.lr * factor for factor in self.optimization.lr_factors]
+        before = [group["initial_lr"] for group in optimizer.param_groups]
+        current = [group["lr"] for group in optimizer.param_groups]
+        is_cosine = isinstance(schedule, CosineAnnealingLR)
+        if isinstance(schedule, ReduceLROnPlateau):
+            ratios = [new / old for new, old in zip(base_lrs, before, strict=True)]
+            lrs = [lr * ratio for lr, ratio in zip(current, ratios, strict=True)]
+        elif is_cosine and (schedule.T_max, schedule.last_epoch, before) == (self.steps, step, base_lrs):
+            lrs = current  # to the last bit, as torch's cosine rounds in each step
+        elif schedule is not None:
+            lrs = [lr * self.optimization.factor(step, self.steps, self.warmup) for lr in base_lrs]
+            schedule.last_epoch, schedule.base_lrs = step, base_lrs
+            if is_cosine:
+                schedule.T_max = self.steps
+        for group, lr, base_lr in zip(optimizer.param_groups, lrs, base_lrs, strict=True):
+            group |= {"lr": lr, "initial_lr": base_lr, "weight_decay": self.optimization.weight_decay}
 
     def _step_by_these_options(self) -> int:
         """Return the number of steps after which a run of these options would be at this point of the data."""
@@ -142,7 +152,15 @@ class SegmentationModule(L.LightningModule):
             scores = self._metric("train").compute()
             train_scores = {f"train/{name}": scores[name].float() for name in ("iou", "boundary_iou")}
             self.log_dict(train_scores, sync_dist=True)
-        self._log_scores("val")
+        iou = self._log_scores("val")
+        schedule: Any = self.lr_schedulers()
+        if isinstance(schedule, ReduceLROnPlateau) and not self.trainer.sanity_checking:
+            schedule.step(iou)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step a schedule of steps; plateau has its own time, after each validation."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
 
     def on_test_epoch_end(self) -> None:
         """Log the scores of the test split."""
@@ -170,17 +188,25 @@ class SegmentationModule(L.LightningModule):
                 setattr(self._metric("train"), name, value.to(self.device))
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW and a cosine from lr to 0 over all steps of the run; lr is constant where the end is unknown."""
+        """Return the optimizer, and the schedule of its rate over all steps of the run."""
         # fused: one pass over the weights. Lightning refuses it with clipping in mixed precision: with float16, where
         # the optimizer would unscale the gradients after the clipping, and also with bfloat16, which has no scaler
         clipped = self.trainer.precision == "bf16-mixed" and self.trainer.gradient_clip_val
         fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed" and not clipped
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
-        if math.isinf(self.trainer.estimated_stepping_batches):
+        optimizer = self.optimization.make_optimizer(self, self.lr, fused=fused)
+        self.steps = max(1, self.trainer.estimated_stepping_batches)
+        steps_per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
+        self.warmup = round(self.optimization.warmup_epochs * steps_per_epoch)
+        schedule = self.optimization.make_schedule(optimizer, self.steps, self.warmup)
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])  # which not all schedules note
+        if schedule is None:
             return optimizer
-        self.steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        # plateau steps after each validation, before the checkpoint; Lightning would step it after, and a run that is
+        # resumed there would miss the step
+        plateau = {"interval": "epoch", "monitor": "val/iou", "reduce_on_plateau": False}
+        when = plateau if isinstance(schedule, ReduceLROnPlateau) else {"interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, **when}}
 
     def _evaluation_step(self, batch: Batch, stage: str) -> dict[str, Tensor]:
         size = (batch.masks.shape[1], batch.masks.shape[2])
@@ -203,10 +229,12 @@ class SegmentationModule(L.LightningModule):
     def _metric(self, stage: str) -> SegmentationScores:
         return cast(SegmentationScores, self.scores[f"{stage}_scores"])
 
-    def _log_scores(self, stage: str) -> None:
+    def _log_scores(self, stage: str) -> float:
+        """Log the scores of a stage; return its IoU."""
         metric = self._metric(stage)
         scores = {name: value.float() for name, value in metric.compute().items()}
         metric.reset()
         # the counts are sums over processes already; sync_dist averages equal values, and avoids Lightning's warning
         self.log_dict({f"{stage}/{name}": v for name, v in scores.items() if name != "iou"}, sync_dist=True)
         self.log(f"{stage}/iou", scores["iou"], prog_bar=True, sync_dist=True)
+        return float(scores["iou"])

@@ -35,7 +35,8 @@ def check(content: Any) -> None:
     for name, fits in parts.items():
         if name not in content or not fits(content[name]):
             raise ValueError(f"its {name} is not what training writes")
-    archive.check_dense(content["state_dict"])
+    for name in ("state_dict", "current_model_state", "averaging_state"):  # the last two with an average of the weights
+        archive.check_dense(content.get(name, {}))
     shapes = [value.shape for name, value in content["state_dict"].items() if not name.endswith(BUFFERS)]
     for optimizer in content["optimizer_states"]:
         for number, entry in optimizer["state"].items():

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +35,7 @@ from unetseg.options.output import FULL
 from unetseg.options.schema import Checkpoint
 from unetseg.runs.folder import RunFolder
 from unetseg.training import restored
+from unetseg.training.steering import averaged
 
 SHARED_MEMORY = ("Bus error", "shared memory", "unable to write to file </torch", "unable to open file </torch")
 """Words of torch's errors where there is too little of it."""
@@ -106,6 +107,10 @@ class Checkpointing(ModelCheckpoint):
             self.best_k_models, self.kth_best_model_path = {}, ""
             self.kth_value = None  # type: ignore[assignment]  # Lightning's own first value
             self.best_model_path, self.best_model_score, self.current_score = "", None, None
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        with averaged(trainer) if self.save_weights_only else nullcontext():
+            super()._save_checkpoint(trainer, filepath)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write the last checkpoint, unless the validation after this step has written it."""

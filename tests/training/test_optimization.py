@@ -1,0 +1,236 @@
+"""The optimizer, its groups, the course of the learning rate, the average of the weights and the early end."""
+
+import copy
+import math
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from unetseg.errors import UserError
+from unetseg.options.compose import compose
+from unetseg.options.schema import Train
+from unetseg.runs.folder import RunFolder
+from unetseg.train import options_of_resumed_run, train
+from unetseg.training.optimization import Optimization
+
+
+def rates(given: Optimization, steps: int, warmup: int = 0) -> list[float]:
+    """Return the learning rates of a training that steps its schedule after each step."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+    schedule = given.make_schedule(optimizer, steps, warmup)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+class TestSchedules:
+    def test_one_cycle_is_that_of_torch(self):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.5, total_steps=20)
+        expected = []
+        for step in range(20):
+            expected.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if step < 19:
+                schedule.step()
+        np.testing.assert_allclose(rates(Optimization(schedule="one_cycle"), 20), expected, rtol=1e-12)
+
+    def test_poly_is_that_of_torch(self):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+        schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=20, power=0.9)
+        expected = []
+        for _ in range(20):
+            expected.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        np.testing.assert_allclose(rates(Optimization(schedule="poly"), 20), expected, rtol=1e-12)
+
+    @pytest.mark.parametrize("schedule", ["cosine", "poly", "constant"])
+    def test_the_rate_rises_linearly_and_then_follows_its_schedule(self, schedule):
+        own = Optimization(schedule=schedule)
+        found = rates(own, 20, warmup=4)
+        np.testing.assert_allclose(found[:5], [0.1, 0.2, 0.3, 0.4, 0.5])
+        np.testing.assert_allclose(found[4:], [0.5 * own.factor(step, 16) for step in range(16)])
+
+    def test_the_formula_of_the_cosine_is_that_of_earlier_runs(self):
+        found = rates(Optimization(), 20)
+        np.testing.assert_allclose(found, [0.5 * Optimization().factor(step, 20) for step in range(20)], rtol=1e-12)
+
+    @pytest.mark.parametrize("schedule", ["cosine", "poly", "constant", "one_cycle"])
+    def test_without_a_known_end_the_rate_stays(self, schedule):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+        schedule = Optimization(schedule=schedule).make_schedule(optimizer, math.inf, 0)
+        for _ in range(3):
+            assert optimizer.param_groups[0]["lr"] == 0.5
+            optimizer.step()
+            if schedule:
+                schedule.step()
+
+
+class Tiny(nn.Module):
+    """A module whose encoder and decoder are where those of a training are."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.ModuleDict(
+            {"net": nn.ModuleDict({"encoder": nn.Linear(2, 2), "decoder": nn.Linear(2, 1, bias=False)})}
+        )
+
+
+class TestOptimizers:
+    @pytest.mark.parametrize(
+        ("name", "kind"), [("adamw", "AdamW"), ("adam", "Adam"), ("sgd", "SGD"), ("lion", "Lion"), ("nadamw", "NAdamW")]
+    )
+    def test_each_name_is_an_optimizer(self, name, kind):
+        optimizer = Optimization(name, weight_decay=0.1).make_optimizer(Tiny(), 0.01, fused=False)
+        assert type(optimizer).__name__ in (kind, f"{kind}Legacy")
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1]
+
+    def test_the_encoder_has_a_rate_of_its_own(self):
+        module = Tiny()
+        optimizer = Optimization(encoder_lr_factor=0.1).make_optimizer(module, 0.01, fused=False)
+        encoder, others = optimizer.param_groups
+        assert (encoder["lr"], others["lr"]) == (0.001, 0.01)
+        assert [id(w) for w in encoder["params"]] == [id(w) for w in module.model["net"]["encoder"].parameters()]
+        assert [id(w) for w in others["params"]] == [id(w) for w in module.model["net"]["decoder"].parameters()]
+
+    def test_further_arguments_reach_the_optimizer(self):
+        momentum = Optimization("sgd", arguments={"momentum": 0.5}).make_optimizer(Tiny(), 0.1, fused=False)
+        assert momentum.param_groups[0]["momentum"] == 0.5
+        with pytest.raises(UserError, match=r"optimizer.arguments=\{'momentun': 0.5\}"):
+            Optimization("sgd", arguments={"momentun": 0.5}).make_optimizer(Tiny(), 0.1, fused=False)
+
+    def test_an_unknown_name_is_refused_with_the_nearest(self):
+        with pytest.raises(UserError, match=r"(?s)optimizer.name=adamv.*optimizer.name=adamw"):
+            Optimization("adamv").make_optimizer(Tiny(), 0.1, fused=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("optimizer.schedule=plateau", "optimizer.warmup_epochs=1"), "warmup_epochs=0 with schedule=plateau"),
+        (("optimizer.warmup_epochs=9", "trainer.max_epochs=5"), "below trainer.max_epochs, 5"),
+        (("optimizer.schedule=plateau", "trainer.limit_val_batches=0"), "validations, for which"),
+        (("early_stopping=3", "trainer.limit_val_batches=0"), "validations, for which early_stopping"),
+        (("optimizer.arguments={lr:1}",), "without lr and weight_decay"),
+        (("optimizer.ema=1",), "optimizer.ema"),
+        (("optimizer.schedule=cosin",), "cosine"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(given, said):
+    with pytest.raises(UserError, match=said):
+        compose("train", Train, ["data=synthetic", *given])
+
+
+class Weights(L.Callback):
+    """Notes all weights after each step."""
+
+    def __init__(self):
+        self.after = []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.after.append({name: value.clone() for name, value in module.state_dict().items()})
+
+
+def test_the_average_is_validated_tested_and_saved(tiny):
+    noted = Weights()
+    run = tiny("optimizer.ema=0.8", "trainer.max_epochs=2", callbacks=[noted])
+    average = {name: value.double() for name, value in noted.after[0].items()}
+    at_end_of_epoch = {}
+    for number, weights in enumerate(noted.after[1:], start=2):
+        for name, value in weights.items():
+            if value.is_floating_point():
+                average[name] = 0.8 * average[name] + 0.2 * value.double()
+        at_end_of_epoch[number] = copy.deepcopy(average)
+    last, best = (torch.load(file, weights_only=True) for file in (run.last, run.best))
+    for content in (last, best):
+        expected = at_end_of_epoch[content["global_step"]]
+        for name, value in content["state_dict"].items():
+            if value.is_floating_point():
+                torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
+    for name, value in last["current_model_state"].items():
+        assert torch.equal(value, noted.after[-1][name])
+
+
+@pytest.fixture
+def interrupted(tiny, tmp_path):
+    """Return a function that trains until the n-th step and returns the run folder as a stop leaves it."""
+
+    class Stopped(Exception):
+        pass
+
+    def run(step, *overrides):
+        class Stop(L.Callback):
+            def on_train_batch_start(self, trainer, module, batch, batch_idx):
+                if trainer.global_step == step:
+                    raise Stopped
+
+        with pytest.raises(Stopped):
+            tiny("name=stopped", *overrides, callbacks=[Stop()])
+        return RunFolder(tmp_path / "stopped")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        (),
+        (
+            "optimizer.ema=0.8",
+            "optimizer.encoder_lr_factor=0.1",
+            "optimizer.schedule=poly",
+            "optimizer.warmup_epochs=1",
+        ),
+        ("optimizer.name=sgd", "optimizer.schedule=plateau", "optimizer.patience=0", "early_stopping=5"),
+        ("optimizer.name=lion", "optimizer.schedule=one_cycle"),
+    ],
+)
+def test_a_run_that_was_stopped_goes_on_to_the_last_bit(given, tiny, interrupted):
+    given = (*given, "trainer.max_epochs=3", "checkpoint.every_n_steps=3")
+    whole, broken = tiny("name=whole", *given), interrupted(11, *given)
+    train(options_of_resumed_run([f"resume={broken.path}"]))
+    states = [torch.load(run.last, weights_only=True) for run in (whole, broken)]
+    for part in ("state_dict", "current_model_state", "averaging_state"):
+        first, second = (state.get(part, {}) for state in states)
+        assert [name for name, value in first.items() if not torch.equal(value, second[name])] == [], part
+    for part in ("optimizer_states", "lr_schedulers", "global_step"):
+        assert str(states[0][part]) == str(states[1][part])
+    assert whole.metrics.read_text() == broken.metrics.read_text()
+
+
+def test_a_training_ends_early_and_stays_ended(tiny, capsys):
+    run = tiny("early_stopping=2", "trainer.max_epochs=9", "optimizer.lr=1e-12")
+    rows = pd.read_csv(run.metrics)
+    validations = int((rows["name"] == "val/iou").sum())
+    assert validations < 9
+    assert "early_stopping: 2 validations without a val/iou above" in capsys.readouterr().out
+    steps = torch.load(run.last, weights_only=True)["global_step"]
+    run.summary.unlink()
+    train(options_of_resumed_run([f"resume={run.path}"]))
+    assert torch.load(run.last, weights_only=True)["global_step"] == steps
+
+
+def test_a_resumed_run_follows_a_longer_schedule(tiny):
+    given = ("optimizer.schedule=poly", "optimizer.encoder_lr_factor=0.5", "optimizer.lr=1e-3")
+    run = tiny("trainer.max_epochs=1", *given)
+    run.summary.unlink()
+    more = ["trainer.max_epochs=2", "allow_changes=[trainer.max_epochs]"]
+    noted = []
+
+    class Rates(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            noted.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    train(options_of_resumed_run([f"resume={run.path}", *more]), [Rates()])
+    own, steps = Optimization(schedule="poly"), 2 * len(noted)
+    expected = [1e-3 * own.factor(step, steps) for step in range(len(noted), steps)]
+    np.testing.assert_allclose([rates[1] for rates in noted], expected, rtol=1e-12)
+    np.testing.assert_allclose([rates[0] for rates in noted], [rate / 2 for rate in expected], rtol=1e-12)
