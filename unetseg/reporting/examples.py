@@ -20,8 +20,8 @@ from unetseg.model import checkpoint
 from unetseg.names import IGNORE, cell, class_names
 from unetseg.reporting import charts
 from unetseg.reporting.document import Figure, Panel
-from unetseg.reporting.findings import RankedImage
 from unetseg.reporting.results import Run, Sweep
+from unetseg.reporting.scores import RankedImage
 from unetseg.reporting.sentences import number
 
 ROOM, GAP = 960, 14
