@@ -18,10 +18,9 @@ from PIL import Image
 
 from unetseg import predict as door
 from unetseg.data import tiff
-from unetseg.data.colours import class_colours
+from unetseg.data.colours import class_colours, overlay
 from unetseg.data.pictures import open_picture
 from unetseg.errors import Halt, UserError
-from unetseg.evaluation import overlays
 from unetseg.inference import outputs
 from unetseg.inference.engines import TorchEngine
 from unetseg.inference.outputs import Outputs, lock_folder
@@ -87,7 +86,7 @@ def test_a_folders_pictures_give_masks_with_a_palette_overlays_probabilities_and
         assert probabilities.dtype == np.float16
         np.testing.assert_allclose(probabilities, proba, atol=3e-4)
         drawn = np.asarray(Image.open(output / f"overlay/{path.stem}.png"))
-        assert np.array_equal(drawn, overlays.overlay(np.asarray(Image.open(path).convert("RGB")), mask))
+        assert np.array_equal(drawn, overlay(np.asarray(Image.open(path).convert("RGB")), mask))
         assert (int(row["height"]), int(row["width"])) == mask.shape
         assert float(row["share_pet"]) == pytest.approx(mask.mean(), abs=1e-6)
         assert float(row["share_pet"]) + float(row["share_background"]) == pytest.approx(1, abs=2e-6)
@@ -387,18 +386,20 @@ def test_rows_of_a_tiff_are_those_of_the_whole_picture(tmp_path, layout, dtype):
 
 def test_a_large_tiff_goes_through_by_windows_into_a_tiled_mask_and_overlay(tmp_path, monkeypatch):
     monkeypatch.setattr(outputs, "LARGE", 10_000)
+    monkeypatch.setattr(outputs, "BAND", 100)  # a band ends where a class does
     path = tmp_path / "large.tif"
     write_stripes(path, 700, 600)
     model = Predictor(Brightness(), tile=128)
-    into = Outputs(tmp_path / "out", model.classes, overlay=True, probability=True, overwrite=False)
+    classes = ("background", "bright")
+    into = Outputs(tmp_path / "out", classes, overlay=True, probability=True, overwrite=False)
     with open_picture(path) as picture:
         into.write(path, picture, lambda picture: next(model.bands([picture])))
     mask = np.asarray(Image.open(tmp_path / "out/large.tif"))
     assert np.array_equal(mask, np.repeat(np.arange(700)[:, None] // 100 % 2, 600, axis=1))
     assert tifffile.TiffFile(tmp_path / "out/large.tif").pages[0].is_tiled
     assert np.load(tmp_path / "out/probability/large.npy").argmax(-1).sum() == mask.sum()
-    overlay = tifffile.imread(tmp_path / "out/overlay/large.tif")
-    assert np.array_equal(overlay, overlays.overlay(tifffile.imread(path), mask, background=False))
+    drawn = tifffile.imread(tmp_path / "out/overlay/large.tif")
+    assert np.array_equal(drawn, overlay(tifffile.imread(path), mask))
     assert into.is_complete(path)
 
 

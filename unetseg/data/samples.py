@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from unetseg.data.channels import displayed
-from unetseg.data.colours import class_colours, is_background, legend
+from unetseg.data.colours import is_background, legend, overlay
 from unetseg.data.dataset import Collection
 from unetseg.data.masks import read_mask
 from unetseg.data.pictures import read_image
@@ -56,14 +56,9 @@ def sheet(collection: Collection, count: int, view: View, path: Path) -> None:
 
 
 def _tinted(image: np.ndarray, mask: np.ndarray, background: bool) -> np.ndarray:
-    """Return a picture with each class but a background in its colour, outlined; ignored pixels are white."""
-    colours = class_colours(background=background)
-    colours[IGNORE] = 255
-    left_out = 0 if background else -1
-    mixed = np.where((mask == left_out)[..., None], image, 0.55 * image + 0.45 * colours[mask]).astype(np.uint8)
-    edge = (cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0) & (mask != left_out)
-    mixed[edge] = colours[mask][edge]
-    return mixed
+    """Return a picture with each class but a background in its colour; ignored pixels are pale."""
+    pale = (0.55 * image + 0.45 * 255).astype(np.uint8)
+    return overlay(np.where((mask == IGNORE)[..., None], pale, image), mask, background=background)
 
 
 def _legend(classes: tuple[str, ...], width: int) -> np.ndarray:

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from unetseg.data.colours import is_background, legend
+from unetseg.data.colours import is_background, legend, overlay
 from unetseg.evaluation.calibration import calibration_error
-from unetseg.evaluation.overlays import Sample, errors, kinds_of_errors, overlay
+from unetseg.evaluation.overlays import Sample, errors, kinds_of_errors
 from unetseg.evaluation.style import INK, LEVEL_COLOURS, SOFT, integer_ticks, legend_beside, styled, zero_line
 from unetseg.names import shown
 

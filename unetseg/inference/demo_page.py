@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from unetseg.data.channels import displayed
-from unetseg.data.colours import is_background, legend
+from unetseg.data.colours import is_background, legend, overlay
 from unetseg.data.pictures import open_picture
 from unetseg.data.view import View
 from unetseg.errors import UserError
@@ -131,19 +131,21 @@ class CutMasks:
 
     def drawings(self) -> Iterator[np.ndarray]:
         """Yield the picture with the intact mask, with the other mask, and with the pixels that changed."""
-        yield self._draw_bands(overlays.overlay, self.intact)
-        yield self._draw_bands(overlays.overlay, self.without)
+        yield self._draw_bands(overlay, self.intact)
+        yield self._draw_bands(overlay, self.without)
         yield self._draw_bands(overlays.errors, self.intact, self.without)
 
     def drawing_of(self, truth: np.ndarray) -> np.ndarray:
         """Return the picture with the true mask, HxW uint8 classes."""
-        return self._draw_bands(overlays.overlay, truth)
+        return self._draw_bands(overlay, truth)
 
     def _draw_bands(self, draw: Callable[..., np.ndarray], *masks: np.ndarray) -> np.ndarray:
-        bands = [slice(top, top + BAND) for top in range(0, len(self.picture), BAND)]
-        drawings = [
-            draw(self.picture[band], *(mask[band] for mask in masks), background=self.background) for band in bands
-        ]
+        drawings = []
+        for top in range(0, len(self.picture), BAND):
+            above = max(top - 1, 0)  # outlines reach a row further
+            rows = slice(above, top + BAND + 1)
+            drawing = draw(self.picture[rows], *(mask[rows] for mask in masks), background=self.background)
+            drawings.append(drawing[top - above :][:BAND])
         return np.concatenate(drawings)
 
 

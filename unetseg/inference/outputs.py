@@ -26,12 +26,11 @@ from PIL import Image
 
 from unetseg.data import tiff
 from unetseg.data.channels import displayed
-from unetseg.data.colours import class_colours, is_background
+from unetseg.data.colours import class_colours, is_background, overlay
 from unetseg.data.pictures import ArrayPicture, Picture
 from unetseg.data.tiling import argmax
 from unetseg.data.view import View
 from unetseg.errors import UserError
-from unetseg.evaluation import overlays
 from unetseg.files import drafted
 from unetseg.names import cell, shown
 
@@ -104,7 +103,7 @@ class Outputs:
         self.overlay, self.probability = overlay, probability
         self.background = is_background(classes)
         self.colours = class_colours(background=self.background)
-        """256x3 uint8: the colour of each class, as in overlays.overlay."""
+        """256x3 uint8: the colour of each class, as in colours.overlay."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, is_written in (("overlay", overlay), ("probability", probability)):
             if is_written:
@@ -145,12 +144,12 @@ class Outputs:
         """
         suffix = ".tif" if picture.height * picture.width > LARGE else ".png"
         mask = self.folder / f"{path.stem}{suffix}"
-        overlay = self.folder / "overlay" / mask.name
+        drawn = self.folder / "overlay" / mask.name
         probabilities = self._probability_path(path) if self.probability else None
         if cell(path.stem) not in self.rows or self._is_due(mask) or (probabilities and self._is_due(probabilities)):
             self._predict(path, picture, predict, mask, probabilities)
-        if self.overlay and self._is_due(overlay):
-            with drafted(overlay) as draft:
+        if self.overlay and self._is_due(drawn):
+            with drafted(drawn) as draft:
                 _save(draft, suffix, overlay_bands(picture, mask, self.view, self.background), picture, palette=None)
 
     def _predict(self, path: Path, picture: Picture, predict: Predict, mask: Path, probabilities: Path | None) -> None:
@@ -224,8 +223,10 @@ def overlay_bands(picture: Picture, mask: Path, view: View, background: bool) ->
     with open_mask(mask, picture) as mask_rows:
         for start in range(0, picture.height, BAND):
             stop = min(start + BAND, picture.height)
-            shown = displayed(picture.rows(start, stop), view)
-            yield overlays.overlay(shown, mask_rows(start, stop), background=background)
+            above, below = max(start - 1, 0), min(stop + 1, picture.height)  # outlines reach a row further
+            image = displayed(picture.rows(above, below), view)
+            drawn = overlay(image, mask_rows(above, below), background=background)
+            yield drawn[start - above : stop - above]
 
 
 @contextmanager
