@@ -73,7 +73,7 @@ def test_a_folders_pictures_give_masks_with_a_palette_overlays_probabilities_and
     wanted = {"predictions.csv"}
     for name in "abc":
         wanted |= {f"{name}.png", f"overlay/{name}.png", f"probability/{name}.npy"}
-    assert contents(output).keys() == wanted
+    assert contents(output).keys() == wanted | {"overlay/legend.png"}
     segment, rows = unetseg.load(model), table(output)
     assert [row["picture"] for row in rows] == ["a.jpg", "b.png", "c.tif"]
     for row in rows:
@@ -290,7 +290,7 @@ def test_a_killed_run_leaves_no_half_file(photos, tmp_path, monkeypatch, large):
 
     with open_picture(path) as picture, pytest.raises(Killed):
         into.write(path, picture, killed)
-    assert [row for row in contents(tmp_path / "out") if row != "predictions.csv"] == []
+    assert contents(tmp_path / "out").keys() == {"predictions.csv", "overlay/legend.png"}
     assert table(tmp_path / "out") == []
     with open_picture(path) as picture:
         into.write(path, picture, lambda picture: next(Predictor(Brightness()).bands([picture])))
@@ -335,6 +335,15 @@ def test_a_wrong_option_is_refused_before_anything_is_loaded(photos, tmp_path, m
         door.check_files(compose("predict", Predict, given))
     assert told in str(caught.value)
     assert "accepted: " in str(caught.value)
+
+
+def test_a_picture_may_not_have_the_overlay_of_the_legend(tmp_path):
+    for name in ("Legend.tif", "model.ckpt"):
+        (tmp_path / name).touch()
+    given = [f"checkpoint={tmp_path}/model.ckpt", f"images={tmp_path}", f"output={tmp_path}/out"]
+    door.check_files(compose("predict", Predict, given))
+    with pytest.raises(UserError, match=r"Legend\.tif would have the overlay legend\.png"):
+        door.check_files(compose("predict", Predict, [*given, "overlay=true"]))
 
 
 def test_the_command_fails_within_two_seconds_without_a_traceback(tmp_path):

@@ -3,6 +3,7 @@
     output/NAME.png              mask: one byte a pixel, the class, with a palette
     output/NAME.tif              the same as a tiled TIFF, for pictures above 100 megapixels
     output/overlay/NAME.png      the picture with the mask drawn on it (.tif as well)
+    output/overlay/legend.png    the names of the classes beside their colours
     output/probability/NAME.npy  HxWxC float16: half the size of float32, and within 0.0003 of it
     output/predictions.csv       a row for each picture; names as `names.cell` writes them
 
@@ -26,7 +27,8 @@ from PIL import Image
 
 from unetseg.data import tiff
 from unetseg.data.channels import displayed
-from unetseg.data.colours import class_colours, is_background, overlay
+from unetseg.data.colours import class_colours, is_background, legend, overlay
+from unetseg.data.legend import STEM, draw_legend
 from unetseg.data.pictures import ArrayPicture, Picture
 from unetseg.data.tiling import argmax
 from unetseg.data.view import View
@@ -115,6 +117,10 @@ class Outputs:
         self.header = ["picture", "mask", "width", "height", "seconds", *(f"share_{shown(name)}" for name in classes)]
         self.rows = self._read_table()
         self.write_table()
+        self.legend = folder / "overlay" / f"{STEM}.png"
+        if overlay and self._is_due(self.legend):
+            with drafted(self.legend) as draft:
+                Image.fromarray(draw_legend(legend(classes))).save(draft, "PNG")
 
     def is_complete(self, path: Path) -> bool:
         """Return whether all files of this picture exist and need not be replaced."""
