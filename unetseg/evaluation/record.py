@@ -137,6 +137,7 @@ class TestRecord(L.Callback):
         for group, members in self.per_image.groupby("group").indices.items():
             over_group = {name: value.item() for name, value in scores(self.counts[members].sum(0)).items()}
             over_group["iou_per_image"] = float(self.per_image.iou.iloc[members].mean())
+            over_group |= set_scores(self.surfaces[members])
             rows.append({"group": group, "images": len(members), **over_group})
         return pd.DataFrame(rows)
 
