@@ -59,6 +59,8 @@ CSS = """
 #given { grid-area: given } #result { grid-area: result } #controls { grid-area: controls }
 @media (max-width: 700px) { #page { grid-template: "given" auto "result" auto "controls" auto / 100% } }
 h1 { font-size: 1.4rem; margin: 0 }
+h1 + p { overflow-wrap: anywhere }
+.class { display: inline-block }
 .say { font-size: 1.1rem; margin: 0; white-space: pre-line }
 .note { font-size: 0.85rem; margin: 0; opacity: 0.8 }
 .colour { display: inline-block; width: 0.8em; height: 0.8em; border-radius: 2px; margin: 0 0.35em 0 0.6em }
@@ -372,7 +374,8 @@ def _head(checkpoint: str, known: dict[str, Any]) -> str:
     """Return the head of the page as HTML: the model and the colours of its classes."""
     model, data = known["model"], known["data"]
     colours = "".join(
-        f"<span class='colour' style='background: rgb({red}, {green}, {blue})'></span>{html.escape(name)}"
+        f"<span class='class'><span class='colour' style='background: rgb({red}, {green}, {blue})'></span>"
+        f"{html.escape(name)}</span> "
         for name, (red, green, blue) in legend(known["classes"])
     )
     description = f"{model['encoder']}, skip={one_word(model['skip'])}, {data['name']}: {view_text(data)}"
