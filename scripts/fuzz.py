@@ -278,7 +278,7 @@ def texts(folder: Path) -> Iterator[Kind]:
     from unetseg.options import recorded
     from unetseg.options.compose import compose
     from unetseg.options.schema import Train
-    from unetseg.reporting import findings, results
+    from unetseg.reporting import results, scores
 
     def table(columns: str, rows: list[str]) -> bytes:
         return "\n".join([columns, *rows, ""]).encode()
@@ -303,7 +303,7 @@ def texts(folder: Path) -> Iterator[Kind]:
 
     def reported(path: Path) -> object:
         sweep = results.read(run_with(path))
-        return findings.ranked_images(sweep), [findings.curve(setting, "val/iou") for setting in sweep.settings]
+        return scores.ranked_images(sweep), [scores.curve(setting, "val/iou") for setting in sweep.settings]
 
     for name, content in sound.items():
         yield Kind(f"report: {name}", name, [content], reported, reworded)

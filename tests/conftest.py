@@ -9,10 +9,14 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_SILENT": "true"}
 for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
@@ -70,6 +74,35 @@ def pets() -> Path:
     if not (SHARED / "pets").is_dir():
         pytest.skip("the real pictures are not here")
     return SHARED / "pets"
+
+
+def prepared(options: dict, seed: int = 0, **arguments):
+    """Return the DataModule of a run's data options, ready to give its loaders."""
+    from unetseg.data.sources import make_data
+
+    data = make_data(options, seed, **arguments)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def write_pairs(root: Path, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Path:
+    """Write pictures, HxWx3 or CxHxW, with their masks, as images/0.tif, masks/0.png, ..., and return the folder."""
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    for number, (image, mask) in enumerate(pairs):
+        kind = "rgb" if image.shape[-1] == 3 else "minisblack"
+        tifffile.imwrite(root / f"images/{number}.tif", image, photometric=kind)
+        Image.fromarray(mask).save(root / f"masks/{number}.png")
+    return root
+
+
+def square(rng: np.random.Generator, height: int, width: int, *sides: int) -> np.ndarray:
+    """Return a mask, HxW uint8, with a rectangle of class 1 at a random place."""
+    mask = np.zeros((height, width), np.uint8)
+    top, left = rng.integers(0, (height - sides[0], width - sides[-1]))
+    mask[top : top + sides[0], left : left + sides[-1]] = 1
+    return mask
 
 
 def timed(module: str, *arguments: str, folder: Path = ROOT) -> tuple[subprocess.CompletedProcess[str], float]:

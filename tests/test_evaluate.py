@@ -62,7 +62,11 @@ def test_breeds_are_scored_apart_and_add_up(run, tmp_path):
     groups, each = pd.read_csv(tmp_path / "out/per_group.csv"), pd.read_csv(tmp_path / "out/per_image.csv")
     assert groups.images.sum() == content["test/images"] == len(each) == 7
     for _, row in groups.iterrows():
-        assert row.iou_per_image == pytest.approx(each[each.group == row.group].iou.mean())
+        of_group = each[each.group == row.group]
+        assert row.iou_per_image == pytest.approx(of_group.iou.mean())
+        for score in ("hd95", "nsd"):
+            assert row[score] == pytest.approx(of_group[score].mean(), nan_ok=True)
+            assert row[f"{score}_images"] == of_group[score].count()
     assert (tmp_path / "out/figures/predictions.png").stat().st_size > 10_000
     edges = pd.read_csv(tmp_path / "out/edge_distance.csv")
     assert edges.pixels.sum() == 7 * 64 * 64

@@ -18,10 +18,9 @@ from PIL import Image
 
 from unetseg import predict as door
 from unetseg.data import tiff
-from unetseg.data.colours import class_colours
+from unetseg.data.colours import class_colours, overlay
 from unetseg.data.pictures import open_picture
 from unetseg.errors import Halt, UserError
-from unetseg.evaluation import overlays
 from unetseg.inference import outputs
 from unetseg.inference.engines import TorchEngine
 from unetseg.inference.outputs import Outputs, lock_folder
@@ -74,7 +73,7 @@ def test_a_folders_pictures_give_masks_with_a_palette_overlays_probabilities_and
     wanted = {"predictions.csv"}
     for name in "abc":
         wanted |= {f"{name}.png", f"overlay/{name}.png", f"probability/{name}.npy"}
-    assert contents(output).keys() == wanted
+    assert contents(output).keys() == wanted | {"overlay/legend.png"}
     segment, rows = unetseg.load(model), table(output)
     assert [row["picture"] for row in rows] == ["a.jpg", "b.png", "c.tif"]
     for row in rows:
@@ -87,7 +86,7 @@ def test_a_folders_pictures_give_masks_with_a_palette_overlays_probabilities_and
         assert probabilities.dtype == np.float16
         np.testing.assert_allclose(probabilities, proba, atol=3e-4)
         drawn = np.asarray(Image.open(output / f"overlay/{path.stem}.png"))
-        assert np.array_equal(drawn, overlays.overlay(np.asarray(Image.open(path).convert("RGB")), mask))
+        assert np.array_equal(drawn, overlay(np.asarray(Image.open(path).convert("RGB")), mask))
         assert (int(row["height"]), int(row["width"])) == mask.shape
         assert float(row["share_pet"]) == pytest.approx(mask.mean(), abs=1e-6)
         assert float(row["share_pet"]) + float(row["share_background"]) == pytest.approx(1, abs=2e-6)
@@ -291,7 +290,7 @@ def test_a_killed_run_leaves_no_half_file(photos, tmp_path, monkeypatch, large):
 
     with open_picture(path) as picture, pytest.raises(Killed):
         into.write(path, picture, killed)
-    assert [row for row in contents(tmp_path / "out") if row != "predictions.csv"] == []
+    assert contents(tmp_path / "out").keys() == {"predictions.csv", "overlay/legend.png"}
     assert table(tmp_path / "out") == []
     with open_picture(path) as picture:
         into.write(path, picture, lambda picture: next(Predictor(Brightness()).bands([picture])))
@@ -336,6 +335,15 @@ def test_a_wrong_option_is_refused_before_anything_is_loaded(photos, tmp_path, m
         door.check_files(compose("predict", Predict, given))
     assert told in str(caught.value)
     assert "accepted: " in str(caught.value)
+
+
+def test_a_picture_may_not_have_the_overlay_of_the_legend(tmp_path):
+    for name in ("Legend.tif", "model.ckpt"):
+        (tmp_path / name).touch()
+    given = [f"checkpoint={tmp_path}/model.ckpt", f"images={tmp_path}", f"output={tmp_path}/out"]
+    door.check_files(compose("predict", Predict, given))
+    with pytest.raises(UserError, match=r"Legend\.tif would have the overlay legend\.png"):
+        door.check_files(compose("predict", Predict, [*given, "overlay=true"]))
 
 
 def test_the_command_fails_within_two_seconds_without_a_traceback(tmp_path):
@@ -387,18 +395,20 @@ def test_rows_of_a_tiff_are_those_of_the_whole_picture(tmp_path, layout, dtype):
 
 def test_a_large_tiff_goes_through_by_windows_into_a_tiled_mask_and_overlay(tmp_path, monkeypatch):
     monkeypatch.setattr(outputs, "LARGE", 10_000)
+    monkeypatch.setattr(outputs, "BAND", 100)  # a band ends where a class does
     path = tmp_path / "large.tif"
     write_stripes(path, 700, 600)
     model = Predictor(Brightness(), tile=128)
-    into = Outputs(tmp_path / "out", model.classes, overlay=True, probability=True, overwrite=False)
+    classes = ("background", "bright")
+    into = Outputs(tmp_path / "out", classes, overlay=True, probability=True, overwrite=False)
     with open_picture(path) as picture:
         into.write(path, picture, lambda picture: next(model.bands([picture])))
     mask = np.asarray(Image.open(tmp_path / "out/large.tif"))
     assert np.array_equal(mask, np.repeat(np.arange(700)[:, None] // 100 % 2, 600, axis=1))
     assert tifffile.TiffFile(tmp_path / "out/large.tif").pages[0].is_tiled
     assert np.load(tmp_path / "out/probability/large.npy").argmax(-1).sum() == mask.sum()
-    overlay = tifffile.imread(tmp_path / "out/overlay/large.tif")
-    assert np.array_equal(overlay, overlays.overlay(tifffile.imread(path), mask, background=False))
+    drawn = tifffile.imread(tmp_path / "out/overlay/large.tif")
+    assert np.array_equal(drawn, overlay(tifffile.imread(path), mask))
     assert into.is_complete(path)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import TINY, Forked
+from conftest import TINY, Forked, write_pairs
 from PIL import Image
 
 import unetseg
@@ -193,7 +193,6 @@ def test_a_compiled_training_is_the_same_but_for_the_compilers_rounding(tiny, mo
 
 def test_own_pictures_of_three_classes_train(drawn_set, tmp_path):
     import numpy as np
-    from PIL import Image
 
     for part in ("images", "masks"):
         (tmp_path / "own" / part).mkdir(parents=True)
@@ -290,17 +289,11 @@ def test_online_without_a_key_is_refused_with_what_to_do(tmp_path, drawn):
 # A dry run
 
 
-def folder_of_pictures(root: Path, count: int = 12) -> Path:
+def folder_of_pictures(root: Path) -> Path:
     """Write pictures with masks of two halves."""
-    rng = np.random.default_rng(0)
-    for name in ("images", "masks"):
-        (root / name).mkdir(parents=True)
-    for i in range(count):
-        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(root / f"images/p{i}.png")
-        mask = np.zeros((40, 48), np.uint8)
-        mask[:, : 10 + i] = 1
-        Image.fromarray(mask).save(root / f"masks/p{i}.png")
-    return root
+    images = np.random.default_rng(0).integers(0, 256, (12, 40, 48, 3), dtype=np.uint8)
+    masks = [np.tile(np.arange(48) < 10 + i, (40, 1)).astype(np.uint8) for i in range(12)]
+    return write_pairs(root, zip(images, masks, strict=True))
 
 
 def dry(*overrides: str, cwd: Path) -> subprocess.CompletedProcess:
@@ -326,7 +319,7 @@ def test_a_dry_run_tells_what_would_be_trained_and_makes_no_run_folder(tmp_path)
 
 def test_a_dry_run_refuses_what_a_training_would(tmp_path):
     root = folder_of_pictures(tmp_path / "set")
-    (root / "masks/p3.png").unlink()
+    (root / "masks/3.png").unlink()
     done = dry("data=folder", f"data.root={root}", cwd=tmp_path)
     assert done.returncode == 2
     assert "1 of 12 pictures have no mask of their name" in done.stderr

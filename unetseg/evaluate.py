@@ -158,7 +158,7 @@ def measure_path_lengths(module: SegmentationModule, batches: Any, trainer: L.Tr
     """Write and show the gradient's shares by the number of residual branches on its way."""
     from rich.progress import track
 
-    from unetseg.evaluation import path_lengths, plots
+    from unetseg.evaluation import gradient_plots, path_lengths
     from unetseg.gradients.path_lengths import gradient_by_path_length
     from unetseg.runs import summary
 
@@ -170,7 +170,7 @@ def measure_path_lengths(module: SegmentationModule, batches: Any, trainer: L.Tr
     )
     table = path_lengths.table(products, [batches.dataset.examples[index].group for index in indices])
     table.to_csv(folder.path / "path_lengths.csv", index=False)
-    plots.path_lengths(table, folder.figures / "path_lengths.png")
+    gradient_plots.path_lengths(table, folder.figures / "path_lengths.png")
     summary.show_path_lengths(table)
 
 
@@ -178,7 +178,7 @@ def measure_lesions(model: Segmenter, classes: int, batches: Any, trainer: L.Tra
     """Cut the long skips; write and show the scores that are lost without them."""
     from rich.progress import track
 
-    from unetseg.evaluation import lesions, plots
+    from unetseg.evaluation import lesions, score_plots
     from unetseg.runs import summary
 
     device = trainer.strategy.root_device
@@ -187,7 +187,7 @@ def measure_lesions(model: Segmenter, classes: int, batches: Any, trainer: L.Tra
     tables = lesions.tables(losses, [batches.dataset.examples[index].group for index in losses.indices])
     for name, table in tables.items():
         table.to_csv(folder.path / f"{name}.csv", index=False)
-    plots.lesions(tables, folder.figures / "lesion.png")
+    score_plots.lesions(tables, folder.figures / "lesion.png")
     summary.show_lesions(tables)
 
 

@@ -100,7 +100,9 @@ def predict(options: Predict) -> list[Path]:
     if kept:
         counts += "; overwrite=true predicts the kept ones again"
     say("\n".join([counts, *selection.notes()]))
-    if not options.overlay:
+    if options.overlay:
+        say(f"the colours of the classes: {outputs.legend}")
+    else:
         say("next: the same command with overlay=true overwrite=true draws the masks over the pictures")
     return left_out
 
@@ -197,7 +199,8 @@ def _files_below(folder: Path, output: Path) -> Iterator[Path]:
 
 
 def check_files(options: Predict) -> None:
-    """Raise a UserError if there is no picture, two would have the same mask, or a mask might replace a picture."""
+    """Raise a UserError if there is no picture, or two files would have one name: of masks, overlays and pictures."""
+    from unetseg.data.legend import STEM
     from unetseg.data.published import SUFFIXES
     from unetseg.inference.outputs import stem
 
@@ -220,6 +223,12 @@ def check_files(options: Predict) -> None:
                 advice=f"two commands, images='DIR/*{path.suffix}' and another, with an output=... each",
             )
         first[name] = path
+        if options.overlay and name.lower() == STEM:
+            raise UserError(
+                f"{shown(path)} would have the overlay {STEM}.png, which names the colours of the classes",
+                accepted="pictures of other names",
+                advice="overlay=false",
+            )
         if path.resolve().parent == output.resolve():
             raise UserError(
                 f"output={options.output} holds the picture {shown(path.name)}, which a mask might replace",

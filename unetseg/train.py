@@ -146,7 +146,7 @@ def _check(planned: Trainer, data: SegmentationData) -> None:
 
 
 def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], None]) -> dict[str, Any]:
-    from unetseg.evaluation import plots
+    from unetseg.evaluation import score_plots
     from unetseg.evaluation.cost import cost
     from unetseg.evaluation.record import TestRecord
     from unetseg.runs import wandb_run
@@ -201,7 +201,7 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
         }
         if trainer.is_global_zero:
             write_json(run.summary, summary)
-            plots.curves(run.metrics, run.figures / "curves.png")
+            score_plots.curves(run.metrics, run.figures / "curves.png")
         wandb_run.log_summary(loggers, summary, record.per_class)
         if options.wandb.log_model:
             wandb_run.log_model(loggers, run.best)
@@ -256,7 +256,7 @@ def next_steps(summaries: list[dict[str, Any]]) -> str:
 
 def compare(summaries: list[dict[str, Any]]) -> None:
     """Draw the gradient flow of several runs into one figure beside their folders."""
-    from unetseg.evaluation import plots
+    from unetseg.evaluation import gradient_plots
 
     different = len({s["variant"] for s in summaries}) == len(summaries)
     runs = {s["variant"] if different else Path(s["folder"]).name: RunFolder(s["folder"]) for s in summaries}
@@ -264,7 +264,7 @@ def compare(summaries: list[dict[str, Any]]) -> None:
     if len(tables) > 1:
         last = Path(summaries[-1]["folder"])
         path = last.with_name(f"{last.name}.gradients.png")
-        plots.compare_gradients(tables, path)
+        gradient_plots.compare_gradients(tables, path)
         print(f"gradient flow side by side: {path}")
 
 

@@ -14,13 +14,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, prepared
 
 from unetseg.data import cache, dataset
 from unetseg.data.cache import Cache, cache_bytes
 from unetseg.data.masks import MaskValues
 from unetseg.data.pictures import Unreadable
-from unetseg.data.sources import make_data
 from unetseg.data.view import View
 from unetseg.errors import UserError
 from unetseg.options.compose import compose
@@ -76,9 +75,7 @@ def holds_all(squares: Cache) -> bool:
 def batches(drawn, *overrides: str):
     """Return the batches of two augmented training epochs and of validation."""
     options = compose("train", Train, [*TINY, f"data.root={drawn}", *overrides])
-    data = make_data(options.data.model_dump(), 0)
-    data.prepare_data()
-    data.setup()
+    data = prepared(options.data.model_dump())
     train = data.train_dataloader()
     found = []
     for epoch in range(2):
@@ -120,9 +117,7 @@ def test_by_itself_it_keeps_in_memory_what_takes_at_most_a_quarter_of_it(quarter
     room(monkeypatch, int(quarters * cache_bytes(View(48), 18)))
     options = compose("train", Train, [*TINY, f"data.root={drawn}", "data.size=48"]).data
     assert options.cache == "auto"
-    data = make_data(options.model_dump(), 0)
-    data.prepare_data()
-    data.setup()
+    data = prepared(options.model_dump())
     assert len(data.collection.splits["train"]) == 18
     loaders = {"train": data.train_dataloader(), "val": data.val_dataloader(), "test": data.test_dataloader()}
     assert {split for split, loader in loaders.items() if loader.dataset.cache} == kept

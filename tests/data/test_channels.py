@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from conftest import prepared, square, write_pairs
 from PIL import Image
 from segmentation_models_pytorch.encoders import get_encoder
 
 import unetseg
 from unetseg.data.channels import displayed, statistics
 from unetseg.data.pictures import image_size, open_picture, read_image
-from unetseg.data.sources import make_data
 from unetseg.data.transforms import Transform, fit_image, resize_image
 from unetseg.data.view import View
 from unetseg.errors import UserError
@@ -196,18 +196,13 @@ def test_augmentation_fills_with_the_mean_and_changes_all_channels_alike(channel
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Return a folder of five-band pictures in which one band shows the class."""
-    root = tmp_path_factory.mktemp("bands")
-    for part in ("images", "masks"):
-        (root / part).mkdir()
-    rng = np.random.default_rng(1)
-    for number in range(14):
-        mask = np.zeros((48, 64), np.uint8)
-        top, left = rng.integers(0, 24, 2)
-        mask[top : top + 20, left : left + 24] = 1
+    rng, pairs = np.random.default_rng(1), []
+    for _ in range(14):
+        mask = square(rng, 48, 64, 20, 24)
         bands = rng.normal(3000, 100, (5, 48, 64))
         bands[4] += 800.0 * mask
-        tifffile.imwrite(root / f"images/{number}.tif", bands.astype(np.uint16), photometric="minisblack")
-        Image.fromarray(mask).save(root / f"masks/{number}.png")
+        pairs.append((bands.astype(np.uint16), mask))
+    root = write_pairs(tmp_path_factory.mktemp("set") / "bands", pairs)
     (root / "data.yaml").write_text("channels: 5\nshown: [4]\n")
     return root
 
@@ -228,10 +223,8 @@ def test_a_model_learns_from_the_band_that_shows_the_class(run):
 
 def test_the_checkpoint_knows_the_channels_and_what_was_measured(run, folder):
     model = unetseg.load(run.folder)
-    data = make_data(run.config["data"], 0)
-    data.prepare_data()
-    data.setup()
-    pictures = [read_image(e.image, View(channels=5)) for e in data.collection.splits["train"]]
+    collection = prepared(run.config["data"]).collection
+    pictures = [read_image(e.image, View(channels=5)) for e in collection.splits["train"]]
     mean, std = statistics(pictures)
     assert (model.view.channels, model.view.shown) == (5, [4])
     assert model.view.mean == pytest.approx(mean)
@@ -266,11 +259,8 @@ def test_evaluate_predict_and_export_go_along(run, folder, tmp_path):
 
 def test_training_and_prediction_give_the_model_the_same_values(folder):
     view = View(64, channels=5, mean=[3000] * 5, std=[100] * 5)
-    data = make_data(
-        compose("train", Train, ["data=folder", f"data.root={folder}", "data.size=64", *OPTIONS]).data.model_dump(), 0
-    )
-    data.prepare_data()
-    data.setup()
+    options = compose("train", Train, ["data=folder", f"data.root={folder}", "data.size=64", *OPTIONS])
+    data = prepared(options.data.model_dump())
     batch = next(iter(data.val_dataloader()))
     example = data.collection.splits["val"][int(batch.indices[0])]
     assert np.array_equal(batch.images[0].permute(1, 2, 0).numpy(), fit_image(read_image(example.image, view), view))

@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, prepared, square, write_pairs
 from PIL import Image
 
-from unetseg.data.sources import make_data
 from unetseg.data.tiling import from_square
 from unetseg.data.transforms import REACH, Transform, fit_image, rare_pixel, window
 from unetseg.data.view import View
@@ -143,17 +142,11 @@ def test_a_padded_picture_keeps_its_shape_and_comes_back_to_its_size(shape):
 @pytest.fixture(scope="module")
 def sizes(tmp_path_factory):
     """Return a folder of pictures of several sizes, whose masks are a bright square in each."""
-    root = tmp_path_factory.mktemp("sizes")
-    for part in ("images", "masks"):
-        (root / part).mkdir()
     rng = np.random.default_rng(0)
-    for number, (height, width) in enumerate([(70, 100), (40, 40), (33, 150), (20, 24), (64, 96), (96, 64), (50, 50)]):
-        image, mask = rng.integers(0, 120, (height, width, 3), np.uint8), np.zeros((height, width), np.uint8)
-        top, left = rng.integers(0, height - 12), rng.integers(0, width - 12)
-        image[top : top + 12, left : left + 12] += 120
-        mask[top : top + 12, left : left + 12] = 1
-        Image.fromarray(image).save(root / f"images/{number}.png")
-        Image.fromarray(mask).save(root / f"masks/{number}.png")
+    sizes = [(70, 100), (40, 40), (33, 150), (20, 24), (64, 96), (96, 64), (50, 50)]
+    masks = [square(rng, *size, 12) for size in sizes]
+    pairs = [(rng.integers(0, 120, (*mask.shape, 3), np.uint8) + 120 * mask[..., None], mask) for mask in masks]
+    root = write_pairs(tmp_path_factory.mktemp("set") / "sizes", pairs)
     for split, names in (("train", "0 1 2 3 4"), ("val", "5"), ("test", "6")):
         (root / f"{split}.txt").write_text("\n".join(names.split()))
     return root
@@ -162,10 +155,7 @@ def sizes(tmp_path_factory):
 def data_of(root, *overrides: str):
     """Return the loaders of the folder in crops of 32 pixels."""
     given = ["data=folder", f"data.root={root}", "data.crop=32", "data.workers=0", "data.batch_size=3", *overrides]
-    data = make_data(compose("train", Train, given).data.model_dump(), seed=0)
-    data.prepare_data()
-    data.setup()
-    return data
+    return prepared(compose("train", Train, given).data.model_dump())
 
 
 @pytest.mark.parametrize("check", ["full", "none"])
@@ -234,11 +224,9 @@ def test_scores_are_those_of_the_masks_that_prediction_gives(tmp_path, scale):
     run = run_of(tmp_path, f"data.scale={scale}", "data.test_images=6", "trainer.precision=32-true")
     model = unetseg.load(run.folder)
     assert model.view.crop == 32
-    data = make_data(json.loads(json.dumps(run.config["data"])), 0, test_split="test")
-    data.prepare_data()
-    data.setup()
+    collection = prepared(json.loads(json.dumps(run.config["data"])), test_split="test").collection
     scores = []
-    for example in data.collection.splits["test"]:
+    for example in collection.splits["test"]:
         mask, truth = model(example.image), np.isin(np.asarray(Image.open(example.mask)), [1, 3])
         assert mask.shape == truth.shape
         union = (mask | truth).sum()

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from conftest import prepared
 
 from unetseg.data.dataset import EpochSampler
-from unetseg.data.sources import make_data
 from unetseg.data.transforms import Transform
 from unetseg.data.view import View
 from unetseg.names import IGNORE
@@ -22,10 +22,7 @@ def make(drawn):
     def build_it(*overrides: str, seed: int = 0):
         tiny = ("data=synthetic", "data.size=64", "data.train_images=20", "data.test_images=7", "data.batch_size=4")
         options = compose("train", Train, [*tiny, f"data.root={drawn}", *overrides])
-        data = make_data(options.data.model_dump(), seed)
-        data.prepare_data()
-        data.setup()
-        return data
+        return prepared(options.data.model_dump(), seed)
 
     return build_it
 

@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, prepared
 
 from unetseg.data import device
 from unetseg.data.cache import Cache
-from unetseg.data.sources import make_data
 from unetseg.errors import UserError
 from unetseg.names import IGNORE
 from unetseg.options.compose import compose
@@ -23,10 +22,7 @@ SIZE = 96
 def data_of(drawn, *overrides):
     """Return a DataModule whose files are found."""
     options = compose("train", Train, [*TINY, f"data.root={drawn}", f"data.size={SIZE}", *overrides])
-    data = make_data(options.data.model_dump(), 0)
-    data.prepare_data()
-    data.setup()
-    return data
+    return prepared(options.data.model_dump())
 
 
 def batches(data, loader, epochs=1):

@@ -1,21 +1,11 @@
-"""Masks on pictures: class 0 is drawn where it is a thing of its own, and errors are told apart."""
+"""Errors on pictures are told apart."""
 
 import numpy as np
 
-from unetseg.data.colours import FIRST
-from unetseg.evaluation.overlays import CONFUSED, INVENTED, MISSED, errors, kinds_of_errors, overlay
+from unetseg.evaluation.overlays import CONFUSED, INVENTED, MISSED, errors, kinds_of_errors
 from unetseg.names import IGNORE
 
 BLACK = np.zeros((1, 4, 3), np.uint8)
-
-
-def test_class_0_is_left_as_it_is_where_it_is_the_background():
-    mask = np.array([[0, 1, 2, IGNORE]], np.uint8)
-    drawn = overlay(BLACK, mask, opacity=1)[0]
-    assert not drawn[[0, 3]].any()
-    first = overlay(BLACK, mask, opacity=1, background=False)[0]
-    assert first[0].tolist() == list(FIRST)
-    assert np.array_equal(first[1:], drawn[1:])
 
 
 def test_errors_are_missed_invented_or_of_another_class():

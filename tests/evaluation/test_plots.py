@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from unetseg.evaluation import plots
+from unetseg.evaluation import gradient_plots, score_plots
 from unetseg.evaluation.calibration import calibration_table
 from unetseg.evaluation.overlays import Sample
 from unetseg.names import EXITS
@@ -68,25 +68,25 @@ def metrics_table(path: Path) -> Path:
 def draw(name: str, folder: Path, steps: tuple[int, ...] = (0, 25, 50)) -> None:
     table, path = flow_table(folder / "gradient_flow.csv", steps), folder / "figure.png"
     if name in ("gradient_flow", "gradient_routes", "gradient_short", "gradient_dense"):
-        getattr(plots, name)(table, path)
+        getattr(gradient_plots, name)(table, path)
     elif name == "compare_gradients":
-        plots.compare_gradients({"concat": table, "none": table}, path)
+        gradient_plots.compare_gradients({"concat": table, "none": table}, path)
     elif name == "curves":
-        plots.curves(metrics_table(folder / "metrics.csv"), path)
+        score_plots.curves(metrics_table(folder / "metrics.csv"), path)
     elif name == "lesions":
-        plots.lesions(lesion_tables(), path)
+        score_plots.lesions(lesion_tables(), path)
     elif name == "edge_distance":
-        plots.edge_distance(edge_rates(), path)
+        score_plots.edge_distance(edge_rates(), path)
     elif name == "calibration":
-        plots.calibration(calibration_table(np.array([[0, 0, 0], [10, 6, 4], [30, 27, 28]])), path)
+        score_plots.calibration(calibration_table(np.array([[0, 0, 0], [10, 6, 4], [30, 27, 28]])), path)
     elif name == "path_lengths":
         lengths = pd.DataFrame(
             {"residual_branches": [0, 1], "share": [0.4, 0.6], "low": [0.3, 0.5], "high": [0.5, 0.7]}
         )
-        plots.path_lengths(lengths, path)
+        gradient_plots.path_lengths(lengths, path)
     else:
         image, mask = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
-        plots.predictions([Sample("a", image, mask, mask)], ["best"], ["background", "pet"], path)
+        score_plots.predictions([Sample("a", image, mask, mask)], ["best"], ["background", "pet"], path)
 
 
 LINES_AND_BARS = ("curves", "gradient_flow", "gradient_short", "compare_gradients", "edge_distance", "lesions")
@@ -138,7 +138,7 @@ def test_matplotlibs_own_settings_are_as_before(figures, tmp_path):
 
 def test_the_confusion_matrix_names_its_classes_and_writes_its_shares(figures, tmp_path):
     table = pd.DataFrame([[90, 10], [0, 0]], ["sky", "bird"], ["sky", "bird"])
-    plots.confusion(table, tmp_path / "c.png")
+    score_plots.confusion(table, tmp_path / "c.png")
     axis = figures[0].axes[0]
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted", "true")
     assert [label.get_text() for label in axis.get_yticklabels()] == ["sky", "bird"]
@@ -148,7 +148,7 @@ def test_the_confusion_matrix_names_its_classes_and_writes_its_shares(figures, t
 def test_the_predictions_have_the_colours_of_all_classes_and_errors_below(figures, tmp_path):
     image, mask = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
     classes = ["sky", *(f"class{number}" for number in range(1, 22))]
-    plots.predictions([Sample("a", image, mask, mask)], ["best"], classes, tmp_path / "figure.png")
+    score_plots.predictions([Sample("a", image, mask, mask)], ["best"], classes, tmp_path / "figure.png")
     (figure,) = figures
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [*classes, "wrong class"]

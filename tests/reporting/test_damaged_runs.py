@@ -262,7 +262,7 @@ def test_scores_beyond_0_and_1_take_their_run_out(runs):
 
 
 def test_edge_counts_of_other_pictures_give_no_interval(runs):
-    from unetseg.reporting import findings
+    from unetseg.reporting import scores
 
     (setting,) = results.read(runs).settings
     bands = pd.read_csv(runs / "seed0/edge_distance.csv").from_px
@@ -270,8 +270,8 @@ def test_edge_counts_of_other_pictures_give_no_interval(runs):
     for seed in (0, 1):
         path = runs / f"seed{seed}/edge_distance_per_image.csv"
         path.write_text("\n".join(["name,from_px,pixels,errors", *rows]) + "\n")
-    before = findings.edge_errors(setting, "image")
+    before = scores.edge_errors(setting, "image")
     assert before.loc["low"].notna().all()
     path.write_text("\n".join(["name,from_px,pixels,errors", *(f"zz_{row}" for row in rows)]) + "\n")
-    after = findings.edge_errors(setting, "image")
+    after = scores.edge_errors(setting, "image")
     assert after.loc[["low", "high"]].isna().all(axis=None)

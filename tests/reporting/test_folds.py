@@ -10,7 +10,7 @@ import yaml
 from test_report import lead, made, rows, undrawn, write_classes, write_run  # noqa: F401 (a fixture)
 
 from unetseg.evaluation.statistics import compare
-from unetseg.reporting import findings
+from unetseg.reporting import comparisons, scores
 from unetseg.reporting.results import read
 from unetseg.runs.run import Sweep
 
@@ -56,7 +56,7 @@ def test_a_fold_is_no_setting_and_every_run_counts(runs, tmp_path):
 
 
 def test_settings_are_paired_within_fold_and_seed_and_a_fold_counts_once(runs):
-    (pair,) = findings.pairs(read(runs).settings, "fold")[0]["iou"]
+    (pair,) = comparisons.pairs(read(runs).settings, "fold")[0]["iou"]
     expected = compare(by_fold(runs, "none"), by_fold(runs, "concat"), folds=True)
     assert (pair.result.difference, pair.result.low, pair.result.p) == pytest.approx(
         (expected.difference, expected.low, expected.p)
@@ -85,7 +85,7 @@ def test_a_missing_fold_is_said_and_the_others_are_compared(runs, tmp_path):
 def test_the_most_seeds_and_folds_are_compared_of_which_nothing_is_missing(runs):
     for fold in FOLDS[1:]:
         shutil.rmtree(runs / f"none_fold={fold}_seed1")
-    cells = findings.common_cells(read(runs).settings)
+    cells = comparisons.common_cells(read(runs).settings)
     assert (cells.seeds, cells.folds) == ([0], [0, 1, 2])
 
 
@@ -128,10 +128,11 @@ def test_groups_count_within_their_fold(runs):
         table.assign(group=np.where(number < 30, "a", "b" + number.astype(str))).to_csv(path, index=False)
     run = read(runs).settings[0].runs[0]
     sweep = read(runs)
-    scores, _, images = findings._unit_scores(sweep.settings, "iou", findings.common_cells(sweep.settings), "fold")
+    cells = comparisons.common_cells(sweep.settings)
+    of_folds, _, images = comparisons._unit_scores(sweep.settings, "iou", cells, "fold")
     first = run.per_image.groupby("group").iou.mean().mean()
     assert images == 120
-    assert scores[0, 0, 0] == pytest.approx(first)
+    assert of_folds[0, 0, 0] == pytest.approx(first)
 
 
 def test_folds_that_are_no_numbers_are_damage(runs):
@@ -147,7 +148,7 @@ def test_the_score_of_a_class_is_the_mean_of_a_seeds_folds(runs, tmp_path):
             for seed in SEEDS:
                 road = 0.3 + 0.1 * fold + 0.2 * seed
                 write_classes(runs / f"{skip}_fold={fold}_seed{seed}", {"sky": 0.9, "road": road, "car": 0.5})
-    tables = findings.class_iou(read(runs))
+    tables = scores.class_iou(read(runs))
     assert [table.road.tolist() for table in tables.values()] == [pytest.approx([0.4, 0.6])] * 2
     assert "## Classes" in made(runs, tmp_path / "out")
 

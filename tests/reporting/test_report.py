@@ -25,7 +25,7 @@ from unetseg.names import EXITS
 from unetseg.options.compose import compose
 from unetseg.options.schema import Report, Train
 from unetseg.report import report
-from unetseg.reporting import findings, sentences
+from unetseg.reporting import comparisons, sentences
 from unetseg.reporting.results import Run, Setting, Sweep, read
 from unetseg.runs.folder import RunFolder
 
@@ -279,7 +279,7 @@ def test_pooling_is_said_and_uses_the_spread_of_all_settings(copy, tmp_path):
 def test_a_plan_asks_for_more_images_only_where_they_would_help():
     for of_seeds, of_units, help in ((0.3, 0.01, False), (0.001, 1.0, True)):
         parts = Components(seeds=of_seeds**2, units=of_units**2, rest=0.0)
-        plan = findings.Plan("iou", parts, parts, parts, units=40, level=0.05)
+        plan = comparisons.Plan("iou", parts, parts, parts, units=40, level=0.05)
         assert plan.seeds(0.02, 1) == [None] * 3
         assert plan.units_help(0.02) == help
         told = sentences.describe_plan("IoU", [None] * 3, "40 images", [2], units_help=help)
@@ -296,7 +296,7 @@ def test_pooling_that_can_not_be_done_is_not_claimed(copy, tmp_path):
 def test_what_images_would_have_given_is_pooled_as_groups_are(copy):
     with_groups(copy)
     settings = read(copy).settings
-    (own, *_), (pooled, *_) = (findings.pairs(settings, "group", pooled=flag)[0]["iou"] for flag in (False, True))
+    (own, *_), (pooled, *_) = (comparisons.pairs(settings, "group", pooled=flag)[0]["iou"] for flag in (False, True))
     freedoms = [pair.by_image.spread.seeds_freedom for pair in (own, pooled)]
     assert freedoms == [1, 2]
     assert [pair.result.spread.seeds_freedom for pair in (own, pooled)] == freedoms
@@ -381,8 +381,8 @@ def test_no_sentence_contradicts_its_interval():
     generator, kinds = np.random.default_rng(0), set()
     for _ in range(250):
         settings = made_up(*(int(generator.choice(n)) for n in ((2, 3, 6), (1, 2, 3, 5), (12, 40), (0, 5))), generator)
-        unit = findings.unit(Sweep(settings, [], [], {}))
-        pairs, left_out = findings.pairs(settings, unit, pooled=bool(generator.random() < 0.3))
+        unit = comparisons.unit(Sweep(settings, [], [], {}))
+        pairs, left_out = comparisons.pairs(settings, unit, pooled=bool(generator.random() < 0.3))
         assert not left_out
         together = [pair for found in pairs.values() for pair in found if not pair.one_seed]
         assert [pair.p for pair in together] == holm([pair.result.p for pair in together])  # over all metrics at once
@@ -391,7 +391,7 @@ def test_no_sentence_contradicts_its_interval():
                 mine = {pair.other.name: pair for pair in found if pair.base is base}
                 if not mine:
                     continue
-                sentence = sentences.compare_with_base(base, found, findings.METRICS[metric])
+                sentence = sentences.compare_with_base(base, found, comparisons.METRICS[metric])
                 higher, lower = told(f"higher with {NAMES}", sentence), told(f"lower with {NAMES}", sentence)
                 not_shown, single = (
                     told(f"shown for {NAMES}", sentence),
@@ -432,7 +432,7 @@ def test_two_seeds_are_said_of_the_pairs_that_have_them():
     generator = np.random.default_rng(0)
     settings = made_up(3, 3, 12, 0, generator)
     settings[2] = replace(settings[2], runs=settings[2].runs[:2])
-    pairs, _ = findings.pairs(settings, "image")
+    pairs, _ = comparisons.pairs(settings, "image")
     assert sentences.compare_with_base(settings[0], pairs["iou"], "IoU").startswith(
         f"With two seeds only in {settings[2].name} − {settings[0].name}, which hardly tell how far trainings spread: "
     )

@@ -1,10 +1,13 @@
-"""The colours in which classes are drawn, and the one rule on class 0: it is drawn unless its name says background."""
+"""Classes drawn on pictures, their colours, and the one rule on class 0: it is drawn unless its name is background."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
+
+from unetseg.names import IGNORE
 
 PALETTE = np.array(
     [
@@ -18,6 +21,8 @@ PALETTE = np.array(
 """RGB of the classes 0, 1, ...; further ones begin again at 1."""
 FIRST = (255, 240, 170)
 """RGB of class 0 where it is a thing of its own."""
+DARK = 90
+"""The mean of RGB below which a colour is outlined in white."""
 BACKGROUND = ("background", "bg", "other", "void", "unlabeled", "unlabelled", "none", "land")
 """Names of a class 0 that is what the others are not, which is left as it is in pictures."""
 
@@ -51,3 +56,29 @@ def legend(classes: Sequence[str]) -> list[tuple[str, tuple[int, int, int]]]:
     background = is_background(classes)
     colours = [(red, green, blue) for red, green, blue in class_colours(len(classes), background=background).tolist()]
     return [*zip(classes, colours, strict=True)][background:]
+
+
+def overlay(
+    image: np.ndarray, mask: np.ndarray, opacity: float = 0.55, *, background: bool = True, outlined: bool = True
+) -> np.ndarray:
+    """Return the picture, HxWx3 uint8, tinted by the classes of the mask, HxW; IGNORE is not tinted.
+
+    What is tinted has an outline, a pixel wide and beside it: black around light colours and white around dark ones, so
+    that one of the two stands out on a picture of any colour. Two classes that touch have none between them.
+
+    Args:
+        image: HxWx3 uint8.
+        mask: HxW uint8 classes, IGNORE included.
+        opacity: of the tint, 0..1.
+        background: class 0 is the background, which isn't tinted either; see `is_background`.
+        outlined: draw the outline.
+    """
+    colours = class_colours(background=background)
+    drawn = (mask >= background) & (mask != IGNORE)
+    mixed = np.where(drawn[..., None], (1 - opacity) * image + opacity * colours[mask], image).astype(np.uint8)
+    if outlined:
+        beside = cv2.dilate(np.where(drawn, mask + 1, 0).astype(np.uint8), np.ones((3, 3), np.uint8))
+        edge = ~drawn & (beside > 0)
+        is_dark = colours.mean(axis=1) < DARK
+        mixed[edge] = np.where(is_dark[beside[edge] - 1], 255, 0)[:, None]
+    return mixed

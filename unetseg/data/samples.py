@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 
 from unetseg.data.channels import displayed
-from unetseg.data.colours import class_colours, is_background, legend
+from unetseg.data.colours import is_background, legend, overlay
 from unetseg.data.dataset import Collection
+from unetseg.data.legend import LINE, draw_legend, write
 from unetseg.data.masks import read_mask
 from unetseg.data.pictures import read_image
 from unetseg.data.view import View
@@ -21,8 +22,6 @@ SIDE = 320
 COLUMNS = 4
 GAP = 8
 """Pixels between pictures."""
-LINE = 22
-"""Height of a line of text, in pixels."""
 
 
 def sheet(collection: Collection, count: int, view: View, path: Path) -> None:
@@ -46,43 +45,18 @@ def sheet(collection: Collection, count: int, view: View, path: Path) -> None:
         classes = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
         tile = np.full((SIDE + LINE, SIDE + GAP, 3), 255, np.uint8)
         tile[: size[1], GAP : GAP + size[0]] = _tinted(small, classes, is_background(collection.classes))
-        tiles.append(_write(tile, f"{split}: {shown(example.name)[-34:]}", GAP, size[1] + LINE - 7))
+        tiles.append(write(tile, f"{split}: {shown(example.name)[-34:]}", GAP, size[1] + LINE - 7))
     blank = np.full_like(tiles[0], 255)
     rows = [tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)]
     page = np.vstack([np.hstack(row + [blank] * (COLUMNS - len(row))) for row in rows])
-    page = np.vstack([page, _legend(collection.classes, page.shape[1])])
+    entries = [*legend(collection.classes), ("ignored", (255, 255, 255))]
+    below = draw_legend(entries, page.shape[1])
+    page = np.vstack([np.pad(page, ((0, 0), (0, below.shape[1] - page.shape[1]), (0, 0)), constant_values=255), below])
     with drafted(path) as draft:
         draft.write_bytes(cv2.imencode(".png", page[..., ::-1])[1].tobytes())
 
 
 def _tinted(image: np.ndarray, mask: np.ndarray, background: bool) -> np.ndarray:
-    """Return a picture with each class but a background in its colour, outlined; ignored pixels are white."""
-    colours = class_colours(background=background)
-    colours[IGNORE] = 255
-    left_out = 0 if background else -1
-    mixed = np.where((mask == left_out)[..., None], image, 0.55 * image + 0.45 * colours[mask]).astype(np.uint8)
-    edge = (cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0) & (mask != left_out)
-    mixed[edge] = colours[mask][edge]
-    return mixed
-
-
-def _legend(classes: tuple[str, ...], width: int) -> np.ndarray:
-    """Return lines of the classes' names beside their colours, wide enough for the page."""
-    entries = [*legend(classes), ("ignored", (255, 255, 255))]
-    lines, left = [np.full((LINE, width, 3), 255, np.uint8)], 4
-    for name, colour in entries:
-        length = 30 + 9 * len(name)
-        if left + length > width:
-            lines.append(np.full((LINE, width, 3), 255, np.uint8))
-            left = 4
-        cv2.rectangle(lines[-1], (left, 4), (left + 14, 17), colour, -1)
-        cv2.rectangle(lines[-1], (left, 4), (left + 14, 17), (90, 90, 90), 1)
-        _write(lines[-1], shown(name), left + 20, 16)
-        left += length
-    return np.vstack(lines)
-
-
-def _write(tile: np.ndarray, text: str, left: int, bottom: int) -> np.ndarray:
-    """Write into an image, and return it; OpenCV has no other letters than ASCII's."""
-    plain = text.encode("ascii", "replace").decode()
-    return cv2.putText(tile, plain, (left, bottom), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (40, 40, 40), 1, cv2.LINE_AA)
+    """Return a picture with each class but a background in its colour; ignored pixels are pale."""
+    pale = (0.55 * image + 0.45 * 255).astype(np.uint8)
+    return overlay(np.where((mask == IGNORE)[..., None], pale, image), mask, background=background)

@@ -1,4 +1,4 @@
-"""Masks drawn on pictures, as arrays."""
+"""A picture with its masks, and the errors drawn on it, as arrays."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unetseg.data.colours import class_colours, is_background
+from unetseg.data.colours import is_background
 from unetseg.names import IGNORE
 
 MISSED, INVENTED, CONFUSED = (64, 130, 255), (255, 60, 60), (245, 165, 0)
@@ -20,9 +20,8 @@ class Sample:
 
     Examples:
         >>> image, mask = np.zeros((4, 6, 3), np.uint8), np.ones((4, 6), np.uint8)
-        >>> sample = Sample("blank", image, target=mask, predicted=mask)
-        >>> overlay(sample.image, sample.predicted, opacity=1)[0, 0].tolist()
-        [255, 96, 55]
+        >>> Sample("blank", image, target=mask, predicted=mask).predicted.shape
+        (4, 6)
     """
 
     name: str
@@ -32,20 +31,6 @@ class Sample:
     """HxW uint8 classes, IGNORE included."""
     predicted: np.ndarray
     """HxW uint8 classes."""
-
-
-def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.55, *, background: bool = True) -> np.ndarray:
-    """Return the picture, HxWx3 uint8, tinted by the classes of the mask, HxW; IGNORE is not tinted.
-
-    Args:
-        image: HxWx3 uint8.
-        mask: HxW uint8 classes, IGNORE included.
-        opacity: of the tint, 0..1.
-        background: class 0 is the background, which isn't tinted either; see `colours.is_background`.
-    """
-    drawn = (mask >= background) & (mask != IGNORE)
-    mixed = (1 - opacity) * image + opacity * class_colours(background=background)[mask]
-    return np.where(drawn[..., None], mixed, image).astype(np.uint8)
 
 
 def errors(image: np.ndarray, target: np.ndarray, predicted: np.ndarray, *, background: bool = True) -> np.ndarray:

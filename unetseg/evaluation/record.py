@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 from unetseg.data.channels import displayed
 from unetseg.data.dataset import Batch, Examples, collate, split_skipped
 from unetseg.data.transforms import resize_image
-from unetseg.evaluation import plots
+from unetseg.evaluation import score_plots
 from unetseg.evaluation.calibration import calibration_error, calibration_table
 from unetseg.evaluation.metrics import class_table, confusion, edge_bands, edge_table, errors_by_band, scores
 from unetseg.evaluation.overlays import Sample
@@ -108,9 +108,9 @@ class TestRecord(L.Callback):
             self.per_class.to_csv(self.run.per_class, index=False)
             table = pd.DataFrame(confused.numpy(), pd.Index(names, name="true"), names)
             table.to_csv(self.run.confusion)
-            plots.confusion(table, self.run.figures / "confusion.png")
+            score_plots.confusion(table, self.run.figures / "confusion.png")
             self.calibration.to_csv(self.run.calibration, index=False)
-            plots.calibration(self.calibration, self.run.figures / "calibration.png")
+            score_plots.calibration(self.calibration, self.run.figures / "calibration.png")
             edges = torch.stack(of_edges).numpy()
             errors = edge_table(edges, list(self.per_image.group))
             errors.to_csv(self.run.edge_distance, index=False)
@@ -118,7 +118,7 @@ class TestRecord(L.Callback):
             by_image.insert(0, "name", self.per_image.name.repeat(edges.shape[1]).to_numpy())
             by_image.insert(1, "from_px", [*errors.from_px] * len(edges))
             by_image.to_csv(self.run.edge_distance_per_image, index=False)
-            plots.edge_distance(errors, self.run.figures / "edge_distance.png")
+            score_plots.edge_distance(errors, self.run.figures / "edge_distance.png")
             self._draw(trainer, module, dataset)
 
     def set_scores(self) -> dict[str, float]:
@@ -137,6 +137,7 @@ class TestRecord(L.Callback):
         for group, members in self.per_image.groupby("group").indices.items():
             over_group = {name: value.item() for name, value in scores(self.counts[members].sum(0)).items()}
             over_group["iou_per_image"] = float(self.per_image.iou.iloc[members].mean())
+            over_group |= set_scores(self.surfaces[members])
             rows.append({"group": group, "images": len(members), **over_group})
         return pd.DataFrame(rows)
 
@@ -148,7 +149,7 @@ class TestRecord(L.Callback):
             samples = predict_samples(module.get_submodule("model"), dataset, [positions[row] for row in ranks])
         captions = [f"{rank}: IoU {iou[row]:.3f}" for row, rank in ranks.items()]
         classes = trainer.datamodule.collection.classes  # type: ignore[attr-defined]
-        plots.predictions(samples, captions, classes, self.run.figures / "predictions.png")
+        score_plots.predictions(samples, captions, classes, self.run.figures / "predictions.png")
 
 
 @torch.inference_mode()

@@ -9,9 +9,13 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.rcsetup import cycler
 
+from unetseg.names import LEVELS
+
 INK, SOFT = "#1b1f24", "#59636e"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5539", "#000000")
 """Lines take them in this order: distinct for any colour vision (Okabe and Ito 2008, with brown for yellow)."""
+LEVEL_COLOURS = [matplotlib.colormaps["plasma"](level / 4.5) for level in range(LEVELS)]
+"""Of lines, finest level first; yellow, as in gradient_plots.EXIT_COLOURS, is too pale for a line."""
 STYLE: Any = {
     **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "axes.labelcolor"), SOFT),
     **dict.fromkeys(("text.color", "axes.titlecolor"), INK),

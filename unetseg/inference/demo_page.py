@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from unetseg.data.channels import displayed
-from unetseg.data.colours import is_background, legend
+from unetseg.data.colours import is_background, legend, overlay
 from unetseg.data.pictures import open_picture
 from unetseg.data.view import View
 from unetseg.errors import UserError
@@ -59,6 +59,8 @@ CSS = """
 #given { grid-area: given } #result { grid-area: result } #controls { grid-area: controls }
 @media (max-width: 700px) { #page { grid-template: "given" auto "result" auto "controls" auto / 100% } }
 h1 { font-size: 1.4rem; margin: 0 }
+h1 + p { overflow-wrap: anywhere }
+.class { display: inline-block }
 .say { font-size: 1.1rem; margin: 0; white-space: pre-line }
 .note { font-size: 0.85rem; margin: 0; opacity: 0.8 }
 .colour { display: inline-block; width: 0.8em; height: 0.8em; border-radius: 2px; margin: 0 0.35em 0 0.6em }
@@ -131,19 +133,21 @@ class CutMasks:
 
     def drawings(self) -> Iterator[np.ndarray]:
         """Yield the picture with the intact mask, with the other mask, and with the pixels that changed."""
-        yield self._draw_bands(overlays.overlay, self.intact)
-        yield self._draw_bands(overlays.overlay, self.without)
+        yield self._draw_bands(overlay, self.intact)
+        yield self._draw_bands(overlay, self.without)
         yield self._draw_bands(overlays.errors, self.intact, self.without)
 
     def drawing_of(self, truth: np.ndarray) -> np.ndarray:
         """Return the picture with the true mask, HxW uint8 classes."""
-        return self._draw_bands(overlays.overlay, truth)
+        return self._draw_bands(overlay, truth)
 
     def _draw_bands(self, draw: Callable[..., np.ndarray], *masks: np.ndarray) -> np.ndarray:
-        bands = [slice(top, top + BAND) for top in range(0, len(self.picture), BAND)]
-        drawings = [
-            draw(self.picture[band], *(mask[band] for mask in masks), background=self.background) for band in bands
-        ]
+        drawings = []
+        for top in range(0, len(self.picture), BAND):
+            above = max(top - 1, 0)  # outlines reach a row further
+            rows = slice(above, top + BAND + 1)
+            drawing = draw(self.picture[rows], *(mask[rows] for mask in masks), background=self.background)
+            drawings.append(drawing[top - above :][:BAND])
         return np.concatenate(drawings)
 
 
@@ -370,7 +374,8 @@ def _head(checkpoint: str, known: dict[str, Any]) -> str:
     """Return the head of the page as HTML: the model and the colours of its classes."""
     model, data = known["model"], known["data"]
     colours = "".join(
-        f"<span class='colour' style='background: rgb({red}, {green}, {blue})'></span>{html.escape(name)}"
+        f"<span class='class'><span class='colour' style='background: rgb({red}, {green}, {blue})'></span>"
+        f"{html.escape(name)}</span> "
         for name, (red, green, blue) in legend(known["classes"])
     )
     description = f"{model['encoder']}, skip={one_word(model['skip'])}, {data['name']}: {view_text(data)}"

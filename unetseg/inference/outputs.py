@@ -4,6 +4,7 @@
     output/NAME.tif              the same as a tiled TIFF, for pictures above 100 megapixels
     output/NAME.tif, .nii.gz     the masks of a stack or a volume, as it lies
     output/overlay/NAME.png      the picture with the mask drawn on it (.tif as well)
+    output/overlay/legend.png    the names of the classes beside their colours
     output/probability/NAME.npy  HxWxC float16: half the size of float32, and within 0.0003 of it
     output/predictions.csv       a row for each picture; names as `names.cell` writes them
 
@@ -28,13 +29,13 @@ from PIL import Image
 
 from unetseg.data import tiff
 from unetseg.data.channels import displayed
-from unetseg.data.colours import class_colours, is_background
+from unetseg.data.colours import class_colours, is_background, legend, overlay
+from unetseg.data.legend import STEM, draw_legend
 from unetseg.data.pictures import ArrayPicture, Picture
 from unetseg.data.tiling import argmax
 from unetseg.data.view import View
 from unetseg.data.volumes import Volume, is_nifti, read_volume
 from unetseg.errors import UserError
-from unetseg.evaluation import overlays
 from unetseg.files import drafted
 from unetseg.names import cell, shown
 
@@ -107,7 +108,7 @@ class Outputs:
         self.overlay, self.probability = overlay, probability
         self.background = is_background(classes)
         self.colours = class_colours(background=self.background)
-        """256x3 uint8: the colour of each class, as in overlays.overlay."""
+        """256x3 uint8: the colour of each class, as in colours.overlay."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, is_written in (("overlay", overlay), ("probability", probability)):
             if is_written:
@@ -119,6 +120,10 @@ class Outputs:
         self.header = ["picture", "mask", "width", "height", "seconds", *(f"share_{shown(name)}" for name in classes)]
         self.rows = self._read_table()
         self.write_table()
+        self.legend = folder / "overlay" / f"{STEM}.png"
+        if overlay and self._is_due(self.legend):
+            with drafted(self.legend) as draft:
+                Image.fromarray(draw_legend(legend(classes))).save(draft, "PNG")
 
     def is_complete(self, path: Path) -> bool:
         """Return whether all files of this picture exist and need not be replaced."""
@@ -147,13 +152,13 @@ class Outputs:
             predict: maps a picture to its probabilities in bands of rows, hxWxC.
         """
         suffix = ".tif" if isinstance(picture, Volume) or picture.height * picture.width > LARGE else ".png"
-        overlay = self.folder / "overlay" / f"{stem(path)}{suffix}"
-        mask = self.folder / (path.name if is_nifti(path) else overlay.name)
+        drawn = self.folder / "overlay" / f"{stem(path)}{suffix}"
+        mask = self.folder / (path.name if is_nifti(path) else drawn.name)
         probabilities = self._probability_path(path) if self.probability else None
         if cell(stem(path)) not in self.rows or self._is_due(mask) or (probabilities and self._is_due(probabilities)):
             self._predict(path, picture, predict, mask, probabilities)
-        if self.overlay and self._is_due(overlay):
-            with drafted(overlay) as draft:
+        if self.overlay and self._is_due(drawn):
+            with drafted(drawn) as draft:
                 if isinstance(picture, Volume):
                     _save_overlays(draft, picture, mask, self.view, self.background)
                 else:
@@ -253,7 +258,7 @@ def _save_overlays(path: Path, volume: Volume, mask: Path, view: View, backgroun
     if masks.shape != (len(volume), volume.height, volume.width):
         raise UserError(f"{mask} is no mask of this volume", advice="overwrite=true, or another output=...")
     shown = (displayed(picture.rows(0, picture.height), view) for picture in volume)
-    pages = [overlays.overlay(*pair, background=background) for pair in zip(shown, masks, strict=True)]
+    pages = [overlay(*pair, background=background) for pair in zip(shown, masks, strict=True)]
     tiff.write_pages(path, np.stack(pages))
 
 
@@ -262,8 +267,10 @@ def overlay_bands(picture: Picture, mask: Path, view: View, background: bool) ->
     with open_mask(mask, picture) as mask_rows:
         for start in range(0, picture.height, BAND):
             stop = min(start + BAND, picture.height)
-            shown = displayed(picture.rows(start, stop), view)
-            yield overlays.overlay(shown, mask_rows(start, stop), background=background)
+            above, below = max(start - 1, 0), min(stop + 1, picture.height)  # outlines reach a row further
+            image = displayed(picture.rows(above, below), view)
+            drawn = overlay(image, mask_rows(above, below), background=background)
+            yield drawn[start - above : stop - above]
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from unetseg.evaluation import plots
+from unetseg.evaluation import gradient_plots
 from unetseg.evaluation.style import INK, SOFT, integer_ticks, legend_beside, styled
 from unetseg.names import shown
+from unetseg.reporting.comparisons import TIMES, Pair, Plan
 from unetseg.reporting.document import Panel
-from unetseg.reporting.findings import TIMES, Pair, Plan
 from unetseg.reporting.results import Setting
 
 DPI = 250
@@ -123,7 +123,7 @@ def plan(name: str, title: str, plan: Plan, difference: float, unit: str) -> Pan
 def heatmap(name: str, title: str, table: pd.DataFrame, low: float, high: float) -> Panel:
     """Return log10 of the gradient's rms, block (row) by step (column), in colours from `low` to `high`."""
     figure, axis = _axes(title, (NARROW[0], 2.5))
-    image = plots.heatmap(axis, table, low, high)
+    image = gradient_plots.heatmap(axis, table, low, high)
     axis.tick_params(length=2)
     bar = figure.colorbar(image, ax=axis, pad=0.02, aspect=28, label="log10 of the rms")
     bar.outline.set_visible(False)  # type: ignore[operator]
@@ -134,7 +134,7 @@ def heatmap(name: str, title: str, table: pd.DataFrame, low: float, high: float)
 def reuse(name: str, title: str, table: pd.DataFrame) -> Panel:
     """Return a matrix of a dense block: by source (row) and reader (column)."""
     figure, axis = _axes(title, (NARROW[0], 2.5))
-    image = plots.reuse_map(axis, table)
+    image = gradient_plots.reuse_map(axis, table)
     axis.set_xlabel("read by layer")
     axis.set_ylabel("output of layer")
     bar = figure.colorbar(image, ax=axis, pad=0.02, aspect=28, extend="max")
@@ -146,7 +146,7 @@ def reuse(name: str, title: str, table: pd.DataFrame) -> Panel:
 def exits(name: str, title: str, table: pd.DataFrame, limits: tuple[float, float]) -> Panel:
     """Return the shares of the exits (columns), stacked for each step (rows); `limits` of y are those of all panels."""
     figure, axis = _axes(title, NARROW)
-    plots.stacked_shares(axis, table)
+    gradient_plots.stacked_shares(axis, table)
     axis.set_ylim(limits)
     axis.set_xlabel("step")
     axis.set_ylabel("share of the gradient")

@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unetseg.data.colours import is_background, legend
+from unetseg.data.colours import is_background, legend, overlay
 from unetseg.data.dataset import Examples
 from unetseg.data.sources import make_data
 from unetseg.errors import UserError, first_line
 from unetseg.evaluation.metrics import erode
-from unetseg.evaluation.overlays import Sample, overlay
+from unetseg.evaluation.overlays import Sample
 from unetseg.evaluation.record import predict_samples
 from unetseg.model import checkpoint
 from unetseg.names import IGNORE, cell, class_names
 from unetseg.reporting import charts
 from unetseg.reporting.document import Figure, Panel
-from unetseg.reporting.findings import RankedImage
 from unetseg.reporting.results import Run, Sweep
+from unetseg.reporting.scores import RankedImage
 from unetseg.reporting.sentences import number
 
 ROOM, GAP = 960, 14
@@ -77,7 +77,8 @@ def examples(sweep: Sweep, ranked: Sequence[RankedImage], gallery: Sequence[Rank
 
 def _prediction(sample: Sample, background: bool) -> np.ndarray:
     """Return the picture, HxWx3 uint8, tinted by the prediction, with the outline of the truth."""
-    return draw_outline(overlay(sample.image, sample.predicted, background=background), sample.target)
+    tinted = overlay(sample.image, sample.predicted, background=background, outlined=False)
+    return draw_outline(tinted, sample.target)
 
 
 def draw_outline(picture: np.ndarray, target: np.ndarray) -> np.ndarray:

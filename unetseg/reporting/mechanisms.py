@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from unetseg.evaluation.plots import EXIT_COLOURS
+from unetseg.evaluation.gradient_plots import EXIT_COLOURS
 from unetseg.evaluation.statistics import seed_interval
 from unetseg.names import AUXILIARY, BOTTLENECK, EXITS
-from unetseg.reporting import charts, findings
+from unetseg.reporting import charts, gradient_readings, scores
 from unetseg.reporting.document import Block, Figure, Section, Table
 from unetseg.reporting.results import Setting, Sweep
 from unetseg.reporting.sentences import SEEDS_OF_AN_INTERVAL, change, interval, join_words, number
@@ -24,7 +24,7 @@ CUT = "mean"
 
 def gradients(sweep: Sweep) -> Section | None:
     """Return heatmaps on one scale, the skip share of each level, and the vanishing indices beside the IoU."""
-    heat = {setting: table for setting in sweep.settings if (table := findings.gradient_rms(setting)).size}
+    heat = {setting: table for setting in sweep.settings if (table := gradient_readings.gradient_rms(setting)).size}
     if not heat:
         return None
     everything = np.concatenate([table.to_numpy().ravel() for table in heat.values()])
@@ -42,9 +42,9 @@ def gradients(sweep: Sweep) -> Section | None:
         lead += f", the least, and {_power_of_ten(first[greatest])} with {greatest}, the greatest"
     shares = {
         (level, setting): table
-        for level in findings.levels(sweep)
+        for level in gradient_readings.levels(sweep)
         for setting in sweep.settings
-        if (table := findings.skip_share(setting, level)).any(axis=None)
+        if (table := gradient_readings.skip_share(setting, level)).any(axis=None)
     }
     if not shares:
         lead += "; no gradient came by a long skip"
@@ -80,12 +80,12 @@ def gradients(sweep: Sweep) -> Section | None:
 
 def routes(sweep: Sweep) -> Section | None:
     """Return by which exit of the encoder its gradient came: for its first block, and for all of it."""
-    blocks = findings.routed_blocks(sweep)
+    blocks = gradient_readings.routed_blocks(sweep)
     tables = {
         (block, setting): shares
         for block in blocks
         for setting in sweep.settings
-        if (shares := findings.exit_shares(setting, block))
+        if (shares := gradient_readings.exit_shares(setting, block))
     }
     if not tables:
         return None
@@ -135,8 +135,8 @@ def routes(sweep: Sweep) -> Section | None:
 
 def short_skips(sweep: Sweep) -> Section | None:
     """Return by which way the gradient came through the encoder's own skips: residual blocks, and dense ones."""
-    shares = {setting: tables for setting in sweep.settings if (tables := findings.identity_shares(setting))}
-    matrices = {setting: found for setting in sweep.settings if (found := findings.reuse(setting))}
+    shares = {setting: tables for setting in sweep.settings if (tables := gradient_readings.identity_shares(setting))}
+    matrices = {setting: found for setting in sweep.settings if (found := gradient_readings.reuse(setting))}
     leads: list[str] = []
     blocks: list[Block] = []
     if shares:
@@ -226,7 +226,7 @@ def _over_seeds(values: Sequence[float]) -> str:
 
 
 def _vanishing(sweep: Sweep) -> list[Block]:
-    table = findings.vanishing(sweep)
+    table = gradient_readings.vanishing(sweep)
     rows = [
         [name, *(change(of_setting[index].mean()) for index in INDICES), number(of_setting.iou.mean())]
         for name, of_setting in table.groupby("setting", sort=False)
@@ -246,7 +246,7 @@ def _vanishing(sweep: Sweep) -> list[Block]:
 
 def edges(sweep: Sweep, unit: str) -> Section | None:
     """Return the error rates by distance to the mask's edge."""
-    tables = {setting: table for setting in sweep.settings if (table := findings.edge_errors(setting, unit)).size}
+    tables = {setting: table for setting in sweep.settings if (table := scores.edge_errors(setting, unit)).size}
     if not tables:
         return None
     names = next(iter(tables.values())).columns
@@ -272,7 +272,7 @@ def edges(sweep: Sweep, unit: str) -> Section | None:
 def lesions(sweep: Sweep) -> Section | None:
     """Return what trained models lose when their long skips are cut."""
     rows, worst = [], (-np.inf, "")
-    for setting, run, evaluation, losses, shapley in findings.lesions(sweep):
+    for setting, run, evaluation, losses, shapley in scores.lesions(sweep):
         values = shapley[shapley.cut == CUT].set_index("level").rename(str)
         for levels in [*values.index, "+".join(values.index)]:
             row = losses[(losses.cut == CUT) & (losses.levels == levels)].iloc[0]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from unetseg.names import counted, view_text
-from unetseg.reporting import charts, findings, sentences
+from unetseg.reporting import charts, comparisons, scores, sentences
+from unetseg.reporting.comparisons import METRICS, Pair
 from unetseg.reporting.document import Block, Document, Figure, Section, Table
-from unetseg.reporting.findings import METRICS, Pair
 from unetseg.reporting.mechanisms import edges, gradients, lesions, routes, short_skips
 from unetseg.reporting.provenance import common, provenance
 from unetseg.reporting.results import Sweep
@@ -33,8 +33,8 @@ def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False) -> 
         plan: a difference for which the number of seeds needed is planned; None leaves the section out.
         pooled: take the seeds' variance as the same for all settings.
     """
-    unit = findings.unit(sweep)
-    differences, left_out = findings.pairs(sweep.settings, unit, pooled=pooled)
+    unit = comparisons.unit(sweep)
+    differences, left_out = comparisons.pairs(sweep.settings, unit, pooled=pooled)
     sections = [
         question(sweep, differences, unit),
         settings(sweep, unit),
@@ -75,7 +75,7 @@ def question(sweep: Sweep, differences: dict[str, list[Pair]], unit: str) -> Sec
     """Return the answer that the paired differences give to the report's question."""
     base, names = sweep.settings[0], [setting.name for setting in sweep.settings]
     notes = [sentences.seeds(sweep, differences["iou"], unit), *sentences.folds(sweep, differences["iou"], unit)]
-    notes += [sentences.groups_unused(findings.groups_unused(sweep, unit)), sentences.absent(sweep)]
+    notes += [sentences.groups_unused(comparisons.groups_unused(sweep, unit)), sentences.absent(sweep)]
     if len(names) == 1:
         return Section("Answer", sentences.best(sweep), [note for note in notes if note])
     lead, *answers = [sentences.compare_with_base(base, differences[m], title) for m, title in titles(unit).items()]
@@ -97,7 +97,7 @@ def settings(sweep: Sweep, unit: str) -> Section:
     for setting in sweep.settings:
         over_set = [run.summary["test/iou"] for run in setting.runs]
         span = f" ({number(min(over_set))} to {number(max(over_set))})" if len(over_set) > 1 else ""
-        means = [findings.mean_with_interval(setting, metric, unit) for metric in METRICS]
+        means = [comparisons.mean_with_interval(setting, metric, unit) for metric in METRICS]
         rows.append(
             [
                 setting.name,
@@ -152,7 +152,7 @@ def paired_differences(
         f"and {unit}s could have shown four times in five at the level that Holm's correction leaves, an estimate with "
         f"its own 95 % interval. With one seed the intervals cover the {unit}s only."
     )
-    shared = sentences.pooling(findings.pooled_variance(sweep.settings, "iou", unit) is not None)
+    shared = sentences.pooling(comparisons.pooled_variance(sweep.settings, "iou", unit) is not None)
     lead = sentences.differences({title: differences[metric] for metric, title in titles(unit).items()})
     notes = [note, *([shared] if pooled else []), *sentences.units(differences, unit), *left_out]
     notes += [sentences.seeds(sweep, differences["iou"], unit), *sentences.folds(sweep, differences["iou"], unit)]
@@ -164,7 +164,7 @@ def planning(sweep: Sweep, differences: dict[str, list[Pair]], unit: str, differ
     """Return how many seeds and units would show a difference."""
     if unit == "fold":
         return Section("Plan", "There is no plan over folds: of so few their spread is hardly known. Plan on one fold.")
-    plans = findings.plans(differences, unit)
+    plans = comparisons.plans(differences, unit)
     if not plans:
         lead = "A plan needs two settings with two seeds each: one seed says nothing of how far trainings spread."
         return Section("Plan", lead)
@@ -174,7 +174,7 @@ def planning(sweep: Sweep, differences: dict[str, list[Pair]], unit: str, differ
         title = titles(unit)[plan.metric]
         needed, units_help = plan.seeds(difference, 1), plan.units_help(difference)
         parts.append(sentences.describe_plan(title, needed, f"{plan.units} {unit}s", now, units_help=units_help))
-        for times in findings.TIMES:
+        for times in comparisons.TIMES:
             value, low, high = ("> 100" if n is None else str(n) for n in plan.seeds(difference, times))
             rows.append([title, str(times * plan.units), value, f"{low} to {high}"])
         panels.append(charts.plan(f"plan_{plan.metric}", title, plan, difference, unit))
@@ -194,7 +194,7 @@ def planning(sweep: Sweep, differences: dict[str, list[Pair]], unit: str, differ
 
 def classes(sweep: Sweep) -> Section | None:
     """Return the IoU of each class."""
-    tables = findings.class_iou(sweep)
+    tables = scores.class_iou(sweep)
     if not tables:
         return None
     pixels = sweep.runs[0].per_class.pixels
@@ -216,10 +216,10 @@ def classes(sweep: Sweep) -> Section | None:
 def curves(sweep: Sweep) -> Section | None:
     """Return the learning curves."""
     titles = {"val/iou": "validation IoU", "val/boundary_iou": "validation Boundary IoU", "train/loss": "training loss"}
-    tables = {name: {s: t for s in sweep.settings if (t := findings.curve(s, name)).size} for name in titles}
+    tables = {name: {s: t for s in sweep.settings if (t := scores.curve(s, name)).size} for name in titles}
     if not tables["val/iou"]:
         return None
-    ends = {setting: findings.ends(setting, "val/iou") for setting in tables["val/iou"]}
+    ends = {setting: scores.ends(setting, "val/iou") for setting in tables["val/iou"]}
     last = {setting: sum(value for value, _ in of_runs) / len(of_runs) for setting, of_runs in ends.items()}
     each = [best for of_runs in ends.values() for _, best in of_runs]
     lead = sentences.learning(last, sum(each), len(each))
@@ -235,7 +235,7 @@ def curves(sweep: Sweep) -> Section | None:
 def examples(sweep: Sweep) -> Section:
     """Return the best, median and worst test images with the predictions of every setting."""
     title = "Best, median and worst images"
-    ranked = findings.ranked_images(sweep)
+    ranked = scores.ranked_images(sweep)
     if not ranked:
         return Section(title, "Not shown: the settings have no images with scores in common.")
     first_runs = [setting.runs[0] for setting in sweep.settings]
@@ -246,7 +246,7 @@ def examples(sweep: Sweep) -> Section:
         return Section(title, f"Not shown: checkpoints/best.ckpt is not there any more ({', '.join(absent)}).")
     from unetseg.reporting import examples as example_figures  # imports torch
 
-    worst = findings.worst_first(sweep)
+    worst = scores.worst_first(sweep)
     try:
         *rows, gallery = example_figures.examples(sweep, ranked, worst[:GALLERY])
     except example_figures.MissingInput as reason:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from unetseg.evaluation.statistics import LEVEL, Comparison, seed_interval
 from unetseg.names import counted
-from unetseg.reporting.findings import Pair
+from unetseg.reporting.comparisons import Pair
 from unetseg.reporting.results import Setting, Sweep
 
 MINUS = "−"

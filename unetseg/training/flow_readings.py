@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
 from unetseg.data.dataset import Batch
-from unetseg.evaluation import plots
+from unetseg.evaluation import gradient_plots
 from unetseg.files import append_rows
 from unetseg.gradients import GradientFlow
 from unetseg.names import AUXILIARY, EXITS
@@ -37,10 +37,10 @@ class FlowReadings(L.Callback):
     }
     """Metrics that go to the loggers; the table has all, of which the hundreds of a dense block are for a figure."""
     FIGURES = {
-        "gradient_flow": plots.gradient_flow,
-        "gradient_routes": plots.gradient_routes,
-        "gradient_short": plots.gradient_short,
-        "gradient_dense": plots.gradient_dense,
+        "gradient_flow": gradient_plots.gradient_flow,
+        "gradient_routes": gradient_plots.gradient_routes,
+        "gradient_short": gradient_plots.gradient_short,
+        "gradient_dense": gradient_plots.gradient_dense,
     }
     DRAWN = {"net": "gradient_flow", "exit": "gradient_routes", "short": "gradient_short", "dense": "gradient_dense"}
     """The figure that a reading with this kind of records is drawn in."""

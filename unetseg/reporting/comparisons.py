@@ -1,33 +1,28 @@
-"""The numbers of a report, computed from the tables of the run folders."""
+"""Settings compared on the same images, seeds and folds, and what it would take to show a difference."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import pandas as pd
 
-from unetseg.evaluation.plots import band_labels, reuse_matrix
 from unetseg.evaluation.statistics import (
     LEVEL,
     Comparison,
     Components,
     Smallest,
-    best_median_worst,
     compare,
     components,
     group_means,
     holm,
     holm_levels,
     pooled_seeds,
-    rates_with_interval,
     seeds_needed,
 )
-from unetseg.names import AUXILIARY, EXITS
 from unetseg.reporting.results import Run, Setting, Sweep
 
 METRICS = {"iou": "IoU", "boundary_iou": "Boundary IoU"}
@@ -129,16 +124,6 @@ class Plan:
         return [parts.spread(number, times * self.units).smallest(self.level).value for number in seeds]
 
 
-@dataclass(frozen=True)
-class RankedImage:
-    """A test image ranked by its mean IoU over all settings and seeds."""
-
-    rank: str
-    """Best, median or worst; or a number."""
-    name: str
-    iou: float
-
-
 def unit(sweep: Sweep) -> str:
     """Return the independent unit of the test set.
 
@@ -152,7 +137,7 @@ def unit(sweep: Sweep) -> str:
 
 def groups_unused(sweep: Sweep, unit: str) -> list[tuple[str, str]]:
     """Return the places of runs whose groups can't be the unit, each with the reason; none if no run has groups."""
-    if unit != "image" or not any(any(_groups(run)) for run in sweep.runs):
+    if unit != "image" or not any(any(groups_of(run)) for run in sweep.runs):
         return []
     return [(run.place, reason) for run in sweep.runs if (reason := _groups_unusable(run))]
 
@@ -247,175 +232,10 @@ def plans(differences: dict[str, list[Pair]], unit: str) -> list[Plan]:
     return metric_plans
 
 
-def curve(setting: Setting, name: str) -> pd.DataFrame:
-    """Return a scalar of metrics.csv by epoch, a row for each run; epochs that one run lacks are left out."""
-    return _by_run(setting, lambda run: _by_epoch(run, name))
-
-
-def ends(setting: Setting, name: str) -> list[tuple[float, bool]]:
-    """Return of each run that has a scalar its value in the run's last epoch, and whether that was its greatest."""
-    each = [values.to_numpy() for run in setting.runs if len(values := _by_epoch(run, name))]
-    return [
-        (float(values[-1]), bool(np.isfinite(values[-1]) and not (values[:-1] >= values[-1]).any())) for values in each
-    ]
-
-
-def class_iou(sweep: Sweep) -> dict[Setting, pd.DataFrame]:
-    """Return for each setting the IoU of each class over all test pixels: a row for each seed, the mean of its folds.
-
-    It is empty unless all runs have tables of the same classes, three or more: of two it is the foreground's IoU.
-    """
-    names, *others = {tuple(run.per_class.index) for run in sweep.runs}
-    if others or len(set(names)) < max(3, len(names)):
-        return {}
-    tables = {
-        s: pd.DataFrame([run.per_class.iou for run in s.runs], [run.seed for run in s.runs]) for s in sweep.settings
-    }
-    return {setting: table.groupby(level=0).mean() for setting, table in tables.items()}
-
-
-def skip_share(setting: Setting, level: str) -> pd.DataFrame:
-    """Return the skip share of a level by step, a row for each run."""
-    return _by_run(setting, lambda run: _readings(run, "skip", "skip_share").get(level, pd.Series(dtype=float)))
-
-
-def routed_blocks(sweep: Sweep) -> list[str]:
-    """Return the encoder's first block and all blocks together, as named where the exits were read; none if nowhere."""
-    for run in sweep.runs:
-        rows = run.gradient_flow[run.gradient_flow.kind == "exit"]
-        if len(rows):
-            return list(dict.fromkeys((rows.block.iloc[0], rows.block.iloc[-1])))
-    return []
-
-
-def exit_shares(setting: Setting, block: str) -> list[pd.DataFrame]:
-    """Return by which exit a block's gradient came, for each seed: a row for each step, a column for each exit."""
-    tables = []
-    for run in setting.runs:
-        columns = {name: _readings(run, "exit", f"share_{name}") for name in (*EXITS, AUXILIARY)}
-        table = pd.DataFrame({name: table[block] for name, table in columns.items() if block in table})
-        if len(table):
-            tables.append(table)
-    return tables
-
-
-def identity_shares(setting: Setting) -> list[pd.DataFrame]:
-    """Return the identity share for each seed that has one: a row for each step, a column for each residual block."""
-    tables = [_readings(run, "short", "identity_share") for run in setting.runs]
-    return [table for table in tables if len(table)]
-
-
-def reuse(setting: Setting) -> tuple[str, dict[str, pd.DataFrame]] | None:
-    """Return the dense block with the most layers and its matrices "reuse" and "weight", as plots.reuse_matrix.
-
-    They are medians over the readings and means over the seeds; None where none was read.
-    """
-    flow = [run.gradient_flow[run.gradient_flow.kind == "dense"] for run in setting.runs]
-    flow = [rows for rows in flow if len(rows)]
-    if not flow:
-        return None
-    block = str(flow[0].groupby("block").metric.nunique().idxmax())
-    medians = [rows[rows.block == block].groupby("metric").value.median() for rows in flow]
-    mean = pd.concat(medians).groupby(level=0).mean()
-    matrices = {name: reuse_matrix(mean, name) for name in ("reuse", "weight")}
-    reuse = matrices["reuse"]  # a stranger's table may hold other metrics
-    return (block, matrices) if "out" in reuse.columns and "0" in reuse.index else None
-
-
-def gradient_rms(setting: Setting) -> pd.DataFrame:
-    """Return log10 of each block's gradient rms by step, as the mean over the seeds; nan where a seed's rms is 0."""
-    tables = [_readings(run, "block", "rms") for run in setting.runs]
-    tables = [np.log10(table.where(table > 0)).T for table in tables if len(table)]
-    if not tables:
-        return pd.DataFrame()
-    steps = sorted(set.intersection(*(set(table.columns) for table in tables)))
-    mean: pd.DataFrame = sum(table[steps] for table in tables) / len(tables)  # type: ignore[assignment]
-    return mean.loc[tables[0].index]
-
-
-def vanishing(sweep: Sweep) -> pd.DataFrame:
-    """Return the medians over the readings of each run's vanishing indices, beside its IoU over the set."""
-    rows = []
-    for setting in sweep.settings:
-        for run in setting.runs:
-            net = run.gradient_flow[run.gradient_flow.kind == "net"]
-            if len(net):
-                medians = net.groupby("metric").value.median()
-                rows.append({"setting": setting.name, "seed": run.seed, "iou": run.summary["test/iou"], **medians})
-    columns = ["setting", "seed", "iou", "vanishing_slope", "centre_dip"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def edge_errors(setting: Setting, unit: str) -> pd.DataFrame:
-    """Return the share of wrong pixels over all seeds by distance to the edge: 1, 2, 3–4, ... ≥ 33.
-
-    The rows are rate, low and high: the ends of its interval over units (of these trained models). The ends are nan if
-    the runs have no counts of each image, or different images, and for folds: few of them can't be resampled.
-    """
-    paths = [run.folder.edge_distance for run in setting.runs]
-    if not all(path.exists() for path in paths):
-        return pd.DataFrame()
-    table = pd.concat([pd.read_csv(path) for path in paths]).groupby(["from_px", "to_px"])[["pixels", "errors"]].sum()
-    bands = band_labels(table.index)
-    rate = (table.errors / table.pixels.where(table.pixels > 0)).to_numpy()
-    without_interval = pd.DataFrame([rate, np.nan * rate, np.nan * rate], ["rate", "low", "high"], bands)
-    paths = [run.folder.edge_distance_per_image for run in setting.runs]
-    if setting.images is None or unit == "fold" or not all(path.exists() for path in paths):
-        return without_interval
-    counts = pd.concat([pd.read_csv(path, dtype={"name": str}) for path in paths])
-    by_image = counts.groupby(["name", "from_px"])[["pixels", "errors"]].sum()  # in the order of setting.images
-    of_these = list(by_image.index.unique("name")) == sorted(setting.images)
-    if not of_these or len(by_image) != len(setting.images) * len(bands):
-        return without_interval
-    groups = _groups(setting.runs[0]) if unit == "group" else [""] * len(setting.images)
-    rates = rates_with_interval(by_image.to_numpy().reshape(len(groups), -1, 2), groups)
-    return pd.DataFrame(rates, ["rate", "low", "high"], bands)
-
-
-def lesions(sweep: Sweep) -> list[tuple[Setting, Run, str, pd.DataFrame, pd.DataFrame]]:
-    """Return the results of evaluate lesion=true: setting, run, evaluation, lesion.csv and shapley.csv."""
-    results = []
-    for setting in sweep.settings:
-        for run in setting.runs:
-            for path in sorted(run.folder.path.glob("evaluation/*/lesion.csv")):
-                shapley = path.with_name("shapley.csv")
-                if shapley.exists():
-                    losses = pd.read_csv(path, dtype={"levels": str})
-                    results.append((setting, run, path.parent.name, losses, pd.read_csv(shapley)))
-    return results
-
-
-def levels(sweep: Sweep) -> list[str]:
-    """Return the levels of long skips in the readings of the gradient flow, finest first."""
-    return sorted({level for run in sweep.runs for level in _readings(run, "skip", "skip_share")})
-
-
-def ranked_images(sweep: Sweep) -> list[RankedImage]:
-    """Return the best, median and worst images; none if the settings have different images."""
-    iou = _mean_iou(sweep)
-    ranks = best_median_worst(iou.to_numpy(), each=2)
-    return [RankedImage(rank, iou.index[i], float(iou.iloc[i])) for i, rank in ranks.items()]
-
-
-def worst_first(sweep: Sweep) -> list[RankedImage]:
-    """Return all images from the worst to the best, ranked 1, 2, ...; none if the settings have different images."""
-    iou = _mean_iou(sweep).sort_values(kind="stable")
-    return [RankedImage(str(rank), name, value) for rank, (name, value) in enumerate(iou.items(), start=1)]
-
-
-def _mean_iou(sweep: Sweep) -> pd.Series:
-    """Return each image's mean IoU over settings and seeds, where it has one, by the images' names.
-
-    In a cross-validation they are the images of the fold of the first run.
-    """
-    fold = sweep.settings[0].runs[0].fold
-    by_fold = [setting.images_by_fold or {} for setting in sweep.settings]
-    names = by_fold[0].get(fold)
-    if names is None or any(images.get(fold) != names for images in by_fold):
-        return pd.Series(dtype=float)
-    means = [setting.scores("iou", setting.seeds, fold).mean(0) for setting in sweep.settings]
-    iou = pd.Series(np.mean(means, axis=0), list(names))
-    return iou[np.isfinite(iou)]
+def groups_of(run: Run) -> list[str]:
+    """Return the group of each image, in the order of their names; "" where an image is a group of its own."""
+    table = run.per_image
+    return table["group"].tolist() if "group" in table else [""] * len(table)
 
 
 def _why_incomparable(base: Setting, other: Setting, cells: Cells, unit: str) -> str:
@@ -447,7 +267,7 @@ def _unit_scores(settings: Sequence[Setting], metric: str, cells: Cells, unit: s
         without, images = without + int((~complete).sum()), images + int(complete.sum())
         run = next(run for run in settings[0].runs if run.fold == fold)
         if scores.size and (unit == "group" or (unit == "fold" and not _groups_unusable(run))):
-            scores = group_means(scores, np.array(_groups(run))[complete].tolist())
+            scores = group_means(scores, np.array(groups_of(run))[complete].tolist())
         if scores.size and unit == "fold":
             scores = scores.mean(-1, keepdims=True)
         units.append(scores)
@@ -460,33 +280,9 @@ def _differences(pair: Pair, metric: str, unit: str) -> np.ndarray:
     return other - base
 
 
-def _groups(run: Run) -> list[str]:
-    """Return the group of each image, in the order of their names; "" where an image is a group of its own."""
-    table = run.per_image
-    return table["group"].tolist() if "group" in table else [""] * len(table)
-
-
 def _groups_unusable(run: Run) -> str:
     """Return why a run's groups can't be the unit; an empty string if they can."""
-    groups = _groups(run)
+    groups = groups_of(run)
     if not any(groups):
         return "names no groups"
     return "has all images in one group" if len(set(groups)) == 1 else ""
-
-
-def _by_epoch(run: Run, name: str) -> pd.Series:
-    """Return a scalar of metrics.csv by epoch."""
-    rows = run.metrics[run.metrics.name == name]
-    return rows.groupby(rows.epoch.astype(int)).value.mean()
-
-
-def _readings(run: Run, kind: str, metric: str) -> pd.DataFrame:
-    """Return a metric of gradient_flow.csv: a row for each step, a column for each block in the file's order."""
-    flow = run.gradient_flow
-    rows = flow[(flow.kind == kind) & (flow.metric == metric)]
-    table = rows.pivot_table(index="step", columns="block", values="value", aggfunc="last")
-    return table[list(dict.fromkeys(rows.block))]
-
-
-def _by_run(setting: Setting, of_run: Callable[[Run], pd.Series]) -> pd.DataFrame:
-    return pd.DataFrame([of_run(run) for run in setting.runs]).dropna(axis=1).astype(float)
