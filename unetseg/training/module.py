@@ -195,8 +195,10 @@ class SegmentationModule(L.LightningModule):
         fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed" and not clipped
         optimizer = self.optimization.make_optimizer(self, self.lr, fused=fused)
         self.steps = max(1, self.trainer.estimated_stepping_batches)
-        steps_per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
-        self.warmup = round(self.optimization.warmup_epochs * steps_per_epoch)
+        if self.optimization.warmup_epochs:
+            self.trainer.fit_loop.setup_data()  # counts the batches, which a training without an end hasn't done yet
+            steps_per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
+            self.warmup = round(self.optimization.warmup_epochs * steps_per_epoch)
         schedule = self.optimization.make_schedule(optimizer, self.steps, self.warmup)
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])  # which not all schedules note
