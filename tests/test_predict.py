@@ -446,7 +446,9 @@ def volume(path: Path, axes: str = "RAS") -> np.ndarray:
     array = np.random.default_rng(0).integers(-900, 900, (40, 36, 5)).astype(np.int16)
     turn = nibabel.orientations.ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(axes))
     affine = np.diag([1.0, 1.0, 3.0, 1.0]) @ inv_ornt_aff(turn, array.shape)
-    nibabel.Nifti1Image(apply_orientation(array, turn), affine).to_filename(path)
+    image = nibabel.Nifti1Image(apply_orientation(array, turn), affine)
+    image.header.set_xyzt_units("mm", "sec")
+    image.to_filename(path)
     return array.transpose(2, 1, 0)[:, ::-1]
 
 
@@ -461,10 +463,12 @@ def test_a_volume_gives_a_mask_on_its_own_grid(axes, ending, grey_model, tmp_pat
     assert predicted(grey_model, path, output, "overlay=true", "probability=true") == []
     mask, source = nibabel.load(output / path.name), nibabel.load(path)
     np.testing.assert_allclose(mask.affine, source.affine)
+    assert mask.header.get_xyzt_units() == source.header.get_xyzt_units()
     assert mask.shape == source.shape
     segment = unetseg.load(grey_model)
     upright = np.asarray(nibabel.as_closest_canonical(mask).dataobj).transpose(2, 1, 0)[:, ::-1]
     assert np.array_equal(upright, [segment(plane) for plane in slices])
+    assert np.array_equal(segment(path), upright)
     assert 0 < upright.mean() < 1
     assert np.load(output / "probability/scan.npy").shape == (5, 36, 40, 2)
     assert tifffile.imread(output / "overlay/scan.tif").shape == (5, 36, 40, 3)
@@ -486,18 +490,63 @@ def test_a_stack_gives_a_stack(grey_model, tmp_path):
     assert tifffile.imread(tmp_path / "out/overlay/stack.tif").shape == (4, 33, 40, 3)
 
 
-def test_the_files_of_channels_are_one_picture(tmp_path, monkeypatch):
-    import unetseg
-
+@pytest.fixture
+def bands(tmp_path, monkeypatch) -> tuple[Path, np.ndarray, Path]:
+    """Return a folder of a picture in two files, its values CxHxW, and a model of its two bands."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = save_untrained(tmp_path / "m.ckpt", "data.channels=2", "data.mean=[9,9]", "data.std=[9,9]")
-    bands = np.random.default_rng(0).integers(0, 20, (2, 33, 40)).astype(np.uint16)
-    for number, band in enumerate(bands):
-        tifffile.imwrite(tmp_path / f"a_B{number}.tif", band)
-    assert predicted(model, f"{tmp_path}/{{name}}_{{channel}}.tif", tmp_path / "out") == []
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out/a.png")), unetseg.load(model)(bands))
+    content = torch.load(model, weights_only=True)
+    content["hyper_parameters"]["data"]["bands"] = ["B1", "B2"]
+    torch.save(content, model)
+    values = np.random.default_rng(0).integers(0, 20, (2, 33, 40)).astype(np.uint16)
+    folder = tmp_path / "bands"
+    folder.mkdir()
+    for number, band in enumerate(values, start=1):
+        tifffile.imwrite(folder / f"a_B{number}.tif", band)
+    return folder, values, model
+
+
+def test_the_files_of_channels_are_one_picture(bands, tmp_path, capsys):
+    import unetseg
+
+    folder, values, model = bands
+    tifffile.imwrite(folder / "a_B0.tif", values[0])  # a band that the model doesn't know
+    tifffile.imwrite(folder / "b_B1.tif", values[0])
+    assert [path.name for path in predicted(model, f"{folder}/{{name}}_{{channel}}.tif", tmp_path / "out")] == [
+        "b.channels"
+    ]
+    printed = capsys.readouterr()
+    assert "channels of a picture, in this order: B1, B2" in printed.out
+    assert "b has no file for B2" in " ".join(printed.err.split())
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out/a.png")), unetseg.load(model)(values))
+    assert [row["picture"] for row in table(tmp_path / "out")] == ["a.channels"]
     with pytest.raises(UserError, match="with both fields"):
-        predicted(model, f"{tmp_path}/{{channel}}.tif", tmp_path / "out")
+        predicted(model, f"{folder}/{{channel}}.tif", tmp_path / "out")
+
+
+def test_masks_among_the_files_of_channels_are_neither_taken_nor_replaced(bands, tmp_path):
+    folder, _, model = bands
+    pattern = f"{folder}/{{name}}_{{channel}}.tif"
+    with pytest.raises(UserError, match="which a mask might replace"):
+        predicted(model, pattern, folder, "overwrite=true")
+    for _ in range(2):
+        assert predicted(model, pattern, folder / "masks_x") == []
+    assert [row["picture"] for row in table(folder / "masks_x")] == ["a.channels"]
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.nii"])
+def test_a_file_of_the_user_in_a_masks_place_is_no_mask(name, grey_model, tmp_path, capsys):
+    if name.endswith(".nii"):
+        volume(tmp_path / name)
+    else:
+        Image.fromarray(RANDOM.integers(0, 9, (40, 36), dtype=np.uint8)).save(tmp_path / name)
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / name).write_text("mine")
+    assert predicted(grey_model, tmp_path / name, output) == [tmp_path / name]
+    assert (output / name).read_text() == "mine"
+    assert "is no mask of this picture" in " ".join(capsys.readouterr().err.split())
+    assert table(output) == []
 
 
 def test_a_folders_arrays_are_pictures(grey_model, tmp_path):

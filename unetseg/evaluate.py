@@ -107,14 +107,14 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
             f"gradient=true: the encoder of {options.checkpoint}, {known['model']['encoder']}, has no residual blocks",
             accepted="a checkpoint of a ResNet with short_skips=true",
         )
-    measured = {name: known["data"].get(name) for name in ("mean", "std")}
+    measured = {name: known["data"].get(name) for name in ("mean", "std", "bands")}
     for name, value in measured.items():
-        given = getattr(options.data, name)
+        given = getattr(options.data, name, None)
         if given is not None and given != value:
             raise UserError(
                 f"data.{name}={given}, by which the model wasn't trained",
-                accepted=f"{value}, which the checkpoint states" if value else "nothing: the model is of RGB's own",
-                advice=f"the same command without data.{name}",
+                accepted=f"{value}, which the checkpoint states" if value else "null, as in training",
+                advice="data.bands=null" if name == "bands" else "data.mean=null data.std=null",
             )
     data = make_data(options.data.model_dump() | measured, known["seed"], test_split=options.split)
     data.check()
@@ -220,7 +220,7 @@ def output_folder(options: Evaluate) -> Path:
 
 
 KEPT_FOR_OTHER_DATA = (
-    *("size", "fit", "crop", "scale", "channels", "range", "mean", "std", "shown"),
+    *("size", "fit", "crop", "scale", "channels", "range", "mean", "std", "shown", "bands"),
     *("batch_size", "target", "border"),
 )
 """The data options of a run that hold for other data sets too."""

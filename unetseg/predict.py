@@ -14,9 +14,10 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +51,8 @@ class Selection:
     """Other files of the folder."""
     below: int
     """The number of pictures in folders of the folder."""
+    channels: dict[Path, dict[str, Path]] = field(default_factory=dict)
+    """The file of each channel of those pictures that have several; such a picture's path is no file's."""
 
     def notes(self) -> list[str]:
         """Return a sentence on each kind of files that aren't predicted."""
@@ -93,7 +96,7 @@ def predict(options: Predict) -> list[Path]:
             )
             selection = select_files(options.images, output)
             due = [path for path in selection.files if not outputs.is_complete(path)]
-            left_out = predict_each(due, model, outputs)
+            left_out = predict_each(due, model, outputs, selection.channels)
             outputs.write_table()
     kept = len(selection.files) - len(due)
     counts = f"{len(due) - len(left_out)} predicted, {kept} kept, {len(left_out)} unreadable: {outputs.table}"
@@ -107,8 +110,16 @@ def predict(options: Predict) -> list[Path]:
     return left_out
 
 
-def predict_each(paths: list[Path], model: Predictor, outputs: Outputs) -> list[Path]:
+def predict_each(
+    paths: list[Path], model: Predictor, outputs: Outputs, channels: Mapping[Path, Mapping[str, Path]] | None = None
+) -> list[Path]:
     """Write the outputs of each picture; name and return the pictures that can't be read or written.
+
+    Args:
+        paths: of the pictures.
+        model: predicts them.
+        outputs: writes them.
+        channels: the file of each channel of those pictures that have several.
 
     Raises:
         OSError: nothing more can be written, as the disk is full or read-only.
@@ -116,8 +127,14 @@ def predict_each(paths: list[Path], model: Predictor, outputs: Outputs) -> list[
     from rich.console import Console
     from rich.progress import track
 
+    from unetseg.data.joined import join_files, order_bands
     from unetseg.data.pictures import open_picture
     from unetseg.data.volumes import Volume, has_slices
+
+    channels = channels or {}
+    order = model.view.bands or order_bands(band for files in channels.values() for band in files)
+    if channels:
+        say(f"channels of a picture, in this order: {', '.join(order)}")
 
     def bands(picture: Picture) -> Iterator[np.ndarray]:
         return next(model.bands([picture]))
@@ -126,10 +143,11 @@ def predict_each(paths: list[Path], model: Predictor, outputs: Outputs) -> list[
     left_out = []
     for path in track(paths, "predicting", console=console):
         try:
-            if has_slices(path, model.view.channels):
+            if path not in channels and has_slices(path, model.view):
                 outputs.write(path, Volume(path, model.view), bands)
                 continue
-            with open_picture(path, model.view) as picture:
+            own = join_files(path.stem, channels[path], order) if path in channels else path
+            with open_picture(own, model.view) as picture:
                 outputs.write(path, picture, bands)
         # the name may be too long, or the picture need more memory than there is: go on with the others
         except (UserError, OSError, MemoryError, RuntimeError) as error:
@@ -143,19 +161,29 @@ def predict_each(paths: list[Path], model: Predictor, outputs: Outputs) -> list[
     return left_out
 
 
-def join_channels(images: str) -> list[Path]:
-    """Return one file a picture, written where its channels have files of their own: FOLDER/{name}_{channel}.tif."""
-    from unetseg.data.joined import join
+def select_channels(images: str, output: Path) -> Selection:
+    """Return the pictures whose channels are files of their own, by a pattern such as FOLDER/{name}_{channel}.tif."""
     from unetseg.data.layout import Pattern, files_below, find
+    from unetseg.data.pictures import IMAGE_SUFFIXES
     from unetseg.data.published import channels_of
 
-    fixed = Path(images[: images.index("{")] + "x").parent
+    fixed = Path(re.split(r"[{*]", images)[0] + "x").parent
     pattern = Pattern("images", Path(images).relative_to(fixed).as_posix())
     if pattern.fields != {"name", "channel"}:
         raise UserError(f"images={images} is not accepted", accepted="FOLDER/{name}_{channel}.tif, with both fields")
-    found = find(fixed, files_below(fixed), pattern)
-    channels = {place.name: channels_of(pattern, paths) for place, paths in found.items()}
-    return [*join({name: {c: fixed / p for c, p in own.items()} for name, own in channels.items()}).values()]
+    inside = [file for file in files_below(fixed) if file.lower().endswith((*IMAGE_SUFFIXES, ".npy"))]
+    if output.resolve() != fixed.resolve():  # which is refused
+        inside = [file for file in inside if output.resolve() not in (fixed / file).resolve().parents]
+    found = find(fixed, inside, pattern)
+    pictures = {
+        fixed / f"{place.name.replace('/', '_')}.channels": {
+            channel: fixed / file for channel, file in channels_of(pattern, files).items()
+        }
+        for place, files in found.items()
+    }
+    if len(pictures) < len(found):
+        raise UserError(f"images={images} has names that differ in / and _ alone", accepted="one mask for each name")
+    return Selection([*pictures], [], 0, pictures)
 
 
 def select_files(images: str, output: Path) -> Selection:
@@ -175,7 +203,7 @@ def select_files(images: str, output: Path) -> Selection:
 
     path = Path(images)
     if "{channel}" in images and not path.exists():
-        return Selection(join_channels(images), [], 0)
+        return select_channels(images, output)
     if path.is_dir():
         inside = sorted(path.iterdir())
         files = [p for p in inside if is_picture(p.name)]
@@ -229,7 +257,8 @@ def check_files(options: Predict) -> None:
                 accepted="pictures of other names",
                 advice="overlay=false",
             )
-        if path.resolve().parent == output.resolve():
+        sources = selection.channels.get(path, {}).values() or [path]
+        if any(source.resolve().parent == output.resolve() for source in sources):
             raise UserError(
                 f"output={options.output} holds the picture {shown(path.name)}, which a mask might replace",
                 accepted="a folder without the pictures",

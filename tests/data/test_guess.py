@@ -114,7 +114,7 @@ def test_json_of_something_else_is_passed_over(content, tmp_path):
 
 def test_a_folder_of_something_else_is_refused_with_what_is_there(tmp_path):
     (tmp_path / "a.mat").write_text("")
-    with pytest.raises(UserError, match=r"files: 1 \.mat(.|\n)*as PNG, TIFF or NPY"):
+    with pytest.raises(UserError, match=r"files: 1 \.mat(.|\n)*as PNG, TIFF, NPY or NIfTI"):
         guess(tmp_path)
 
 

@@ -5,12 +5,14 @@ import pytest
 import tifffile
 from PIL import Image
 
+from unetseg.data.joined import order_bands
 from unetseg.data.pictures import read_image
 from unetseg.data.sources import make_data
 from unetseg.data.view import View
 from unetseg.errors import UserError
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
+from unetseg.training.build import hyper_parameters
 
 BANDS = ("B1", "B2", "B8A", "B10")
 
@@ -80,6 +82,7 @@ def test_lists_name_pictures_of_several_files(root):
     ("change", "given", "said"),
     [
         (lambda root: (root / "t_3_B8A.tif").unlink(), (), "t_3 has no file for B8A"),
+        (lambda root: None, ("data.bands=[B1,B2,B8A,B11]",), "has no file for B11"),
         (
             lambda root: tifffile.imwrite(root / "t_3_B8A.tif", np.zeros((10, 12), np.uint16)),
             (),
@@ -99,3 +102,31 @@ def test_files_that_are_no_channels_of_a_picture_are_named(change, given, said, 
     change(root)
     with pytest.raises(UserError, match=said):
         data_of(root, "data.channels=4", *given)
+
+
+def test_the_order_of_bands_is_theirs_however_they_are_found():
+    assert order_bands(["B02", "B2", "B002", "B1"]) == order_bands(["B1", "B002", "B2", "B02"])
+    assert order_bands(["nir", "blue", "Red", "green"]) == ["Red", "green", "blue", "nir"]
+    assert order_bands(["g", "b", "r"]) == ["r", "g", "b"]
+    assert order_bands(["green", "blue"]) == ["blue", "green"], "no colours where one of three is absent"
+
+
+def test_bands_are_chosen_and_ordered_by_an_option(root):
+    written = tiles(root)
+    example = data_of(root, "data.channels=2", "data.bands=[B10,B1]").collection.splits["train"][0]
+    assert np.array_equal(read_image(example.image, View(channels=2)), written[example.name][..., [3, 0]])
+
+
+def test_colours_of_several_types_are_refused(root):
+    tiles(root, ("red", "green", "blue"))
+    tifffile.imwrite(root / "t_0_green.tif", np.zeros((20, 24), np.uint8))
+    with pytest.raises(UserError, match="of uint16 and uint8: one value has several meanings"):
+        data_of(root)
+
+
+def test_the_checkpoint_knows_its_bands(root):
+    tiles(root)
+    data = data_of(root, "data.channels=4")
+    options = compose("train", Train, ["data=folder", f"data.root={root}"])
+    assert list(data.view.bands) == [*BANDS]
+    assert hyper_parameters(options, data.view)["data"]["bands"] == [*BANDS]

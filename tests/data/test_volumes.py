@@ -9,6 +9,7 @@ from unetseg.data.masks import read_mask
 from unetseg.data.pictures import read_image
 from unetseg.data.sources import make_data
 from unetseg.data.view import View
+from unetseg.data.volumes import Volume, has_slices
 from unetseg.errors import UserError
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
@@ -144,4 +145,48 @@ def test_damaged_volumes_are_named(tmp_path):
     file = tmp_path / "p0_ct.nii"
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(UserError, match=r"p0_ct.nii can't be read as a volume"):
+        data_of(tmp_path)
+
+
+def test_pages_of_another_meaning_are_refused(tmp_path):
+    stack = np.random.default_rng(0).integers(0, 256, (5, 20, 24)).astype(np.uint8)
+    turned = [(274, "H", 1, 6, True)]
+    for name, options, said in (
+        ("white", {"photometric": "miniswhite"}, "its 0 is white"),
+        ("turned", {"photometric": "minisblack", "extratags": turned}, "turned by a tag"),
+        ("palette", {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)}, "table of colours"),
+    ):
+        tifffile.imwrite(tmp_path / f"{name}.tif", stack, **options)
+        assert has_slices(tmp_path / f"{name}.tif", View())
+        with pytest.raises(UserError, match=said):
+            Volume(tmp_path / f"{name}.tif", View())
+
+
+def test_channels_of_imagej_are_no_slices_and_three_pages_are(tmp_path):
+    pages = np.zeros((3, 20, 24), np.uint8)
+    tifffile.imwrite(tmp_path / "channels.tif", pages[:2], imagej=True, metadata={"axes": "CYX"})
+    assert not has_slices(tmp_path / "channels.tif", View())
+    tifffile.imwrite(tmp_path / "three.tif", pages, photometric="minisblack")
+    assert has_slices(tmp_path / "three.tif", View())
+    assert has_slices(tmp_path / "three.tif", View(channels=1))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_nifti_of_8_or_16_bits_is_read_like_a_tiff_of_them(kind, tmp_path):
+    stack = np.random.default_rng(0).integers(0, 200, (4, 20, 24)).astype(kind)
+    tifffile.imwrite(tmp_path / "a.tif", stack, photometric="minisblack")
+    nibabel.Nifti1Image(stack[:, ::-1].transpose(2, 1, 0), np.eye(4)).to_filename(tmp_path / "a.nii")
+    for view in (View(), View(value_range=(0, 100)), View(channels=1)):
+        first, second = (
+            [picture.rows(0, 20) for picture in Volume(tmp_path / name, view)] for name in ("a.tif", "a.nii")
+        )
+        assert np.array_equal(first, second)
+
+
+def test_an_error_names_a_slice_by_its_volume(tmp_path):
+    volumes(tmp_path, 3)
+    mask = np.zeros((24, 20, 9), np.uint8)
+    mask[3, 3, 4] = 7
+    nibabel.Nifti1Image(mask.transpose(1, 0, 2), np.eye(4)).to_filename(tmp_path / "p1_seg.nii.gz")
+    with pytest.raises(UserError, match=r"mask_p1_seg_slice00004.tif"):
         data_of(tmp_path)

@@ -42,6 +42,7 @@ def load(
     values: Mapping[str, Any] | None = None,
     threshold: float | None = None,
     instances: bool = False,
+    bands: Sequence[str] | None = None,
     ignore_index: int | None = None,
     stratify: bool = False,
     needed: Sequence[str] = SPLITS,
@@ -58,6 +59,7 @@ def load(
         values: the values or colours of each class, see `masks.stated_values`; None: 0, 1, ...
         threshold: mask values above it are class 1, the others class 0.
         instances: a mask is any number of files, one an object.
+        bands: the names of a picture's channels, in their order, where each is a file; None: all, see joined.py.
         ignore_index: the mask value that is left out, if any.
         stratify: draw splits in which each class occurs in its share of the pictures.
         needed: the splits to return; all: every listed picture, or every picture where there are no lists.
@@ -91,9 +93,9 @@ def load(
             found = published.select_listed(root, found, lists)
         examples, given, missing, remarks = found.examples, found.splits, found.missing, found.notes
         if found.channels:
-            channels = {name: found.channels[name] for name in examples}
-            remarks = [*remarks, f"channels of a picture, in this order: {', '.join(joined.order_channels(channels))}"]
-            files = joined.join(channels)
+            order = bands or joined.order_bands(band for files in found.channels.values() for band in files)
+            remarks = [*remarks, f"channels of a picture, in this order: {', '.join(order)}"]
+            files = joined.join({name: found.channels[name] for name in examples}, order)
             examples = {name: replace(example, image=files[name]) for name, example in examples.items()}
         if patterns[1].endswith(".json") or instances:
             meaning = value_table(len(classes), IGNORE)  # of the masks that have been drawn

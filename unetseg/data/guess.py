@@ -71,8 +71,9 @@ def guess(root: Path) -> dict[str, Any]:
             f"in {root} no pictures with masks are recognised (files: {found or 'none'})",
             accepted=f"pictures and masks that end in {', '.join(MASK_SUFFIXES)}, whose names have a part in common",
             advice=(
-                "files of other formats (.mat, .nii.gz, .dcm, .h5) as PNG, TIFF or NPY",
-                "a data.yaml of your own: images: PATTERN, masks: PATTERN with {name} for the common part",
+                "files of other formats (.mat, .dcm, .h5) as PNG, TIFF, NPY or NIfTI",
+                "a data.yaml of your own: images: PATTERN, masks: PATTERN with {name} for the common part; NIfTI and "
+                "pictures of a file a channel, {name}_{channel}.tif, always need one",
             ),
         )
     _, images, masks = max(pairs, key=lambda pair: pair[0])

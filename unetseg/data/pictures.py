@@ -39,6 +39,7 @@ OWN_RANGE = ("PPM", "JPEG2000", "AVIF")
 """The formats that PIL scales by a depth that the file states: a range would be applied to other values."""
 MOST = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 """The most pixels of a picture that is read as a whole: PIL's own bound against forged sizes."""
+CODECS = "pip install imagecodecs, which reads more kinds of TIFF"
 BLOCK = 2**22
 """Pixels that are converted at a time."""
 END_OF_JPEG = b"\xff\xd9"
@@ -409,4 +410,7 @@ def decoding_errors(name: str | Path) -> Iterator[None]:
         raise Unreadable(f"{name} does not exist", advice="put it there, or drop its line from the lists") from None
     except Exception as error:  # damaged bytes make decoders fail in every way there is
         reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else first_line(error)
-        raise Unreadable(f"{name} can't be read as a picture: {reason}", advice="replace it, or leave it out") from None
+        if "pickle" in reason:  # NumPy's advice would be to run what is in the file
+            reason = "it is no array of numbers"
+        advice = CODECS if "imagecodecs" in reason else "replace it, or leave it out"
+        raise Unreadable(f"{name} can't be read as a picture: {reason}", advice=advice) from None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from unetseg.data import drawn_masks
 from unetseg.data.dataset import Example, read_list
+from unetseg.data.joined import order_bands
 from unetseg.data.layout import Pattern, Place, files_below, find
 from unetseg.data.masks import MASK_SUFFIXES, MaskValues
 from unetseg.data.pictures import IMAGE_SUFFIXES, Unreadable
@@ -64,7 +65,8 @@ def pair(root: Path, images: str, masks: str, *, instances: bool, values: MaskVa
     endings = (".json",) if json else (*MASK_SUFFIXES, *NIFTI)
     truths = find(root, [file for file in files if file.lower().endswith(endings)], mask_pattern)
     mask_files = {file for paths in truths.values() for file in paths}
-    candidates = [file for file in files if file.lower().endswith(SUFFIXES) and file not in mask_files]
+    joinable = SUFFIXES if "channel" not in image_pattern.fields else SUFFIXES[: -len(NIFTI)]  # volumes aren't joined
+    candidates = [file for file in files if file.lower().endswith(joinable) and file not in mask_files]
     fitting = find(root, candidates, image_pattern)
     found = Found()
     _tell("data.images", set(candidates) - {file for paths in fitting.values() for file in paths}, found)
@@ -101,6 +103,15 @@ def pair(root: Path, images: str, masks: str, *, instances: bool, values: MaskVa
         if place.split or name in said:
             found.splits[name] = place.split or said[name]
     return found
+
+
+def bands_of(root: Path, images: str) -> list[str] | None:
+    """Return the names of the channels of the pictures below a folder; None where a pattern has no {channel}."""
+    pattern = Pattern("data.images", images)
+    if "channel" not in pattern.fields:
+        return None
+    files = [file for file in files_below(root) if file.lower().endswith(SUFFIXES) and pattern.place(file)]
+    return order_bands(map(pattern.channel, files))
 
 
 def channels_of(pattern: Pattern, paths: Sequence[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from rich.progress import track
 from unetseg.data import folder, hf, pets, synthetic
 from unetseg.data.datamodule import SegmentationData
 from unetseg.data.dataset import Collection
+from unetseg.data.published import bands_of
 from unetseg.data.splits import Drawing
 from unetseg.data.view import View
 from unetseg.huggingface import Source
@@ -41,6 +42,8 @@ def make_data(
         batch_normalisation: whether the model has any: a training batch of one picture can't be normalised.
     """
     needed = SPLITS if test_split is None else (test_split,)
+    if data["name"] == "folder" and data.get("images") and not data.get("bands"):
+        data = {**data, "bands": bands_of(Path(data["root"]), data["images"])}
 
     def prepare() -> None:
         if data["name"] == "synthetic":
@@ -74,7 +77,7 @@ def find(data: Mapping[str, Any], seed: int, needed: Sequence[str] = SPLITS) -> 
             seed=data["split_seed"],
             **{key: data[key] for key in ("group", "folds", "fold") if data.get(key) is not None},
         )
-        keys = ("images", "masks", "values", "threshold", "instances", "ignore_index", "stratify")
+        keys = ("images", "masks", "values", "threshold", "instances", "bands", "ignore_index", "stratify")
         options = {key: data[key] for key in keys if data.get(key) is not None}  # older runs have fewer
         if data["name"] == "folder":
             return folder.load(Path(data["root"]), classes=classes, drawing=drawing, needed=needed, **options)

@@ -41,11 +41,13 @@ class View:
     std: Sequence[float] | None = None
     shown: Sequence[int] | None = None
     """The channels that figures show as red, green and blue, or one as grey; None: the first three, or the first."""
+    bands: Sequence[str] | None = None
+    """The names of the channels, in their order, where each has a file of its own."""
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> View:
         """Return the view that the data section of a run's options states; older runs state less."""
-        names = ("size", "fit", "crop", "scale", "channels", "mean", "std", "shown")
+        names = ("size", "fit", "crop", "scale", "channels", "mean", "std", "shown", "bands")
         stated = {name: data[name] for name in names if data.get(name) is not None}
         return cls(**stated, value_range=data.get("range"))
 

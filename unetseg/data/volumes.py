@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -23,15 +24,15 @@ from rich.progress import track
 
 from unetseg.data.cache import made_folder
 from unetseg.data.dataset import Example
-from unetseg.data.pictures import ArrayPicture, Picture, decoding_errors, open_picture
+from unetseg.data.pictures import CODECS, ArrayPicture, Picture, decoding_errors, open_picture
 from unetseg.data.splits import Drawing
 from unetseg.data.survey import file_state
 from unetseg.data.tiff import TIFF_MARKS
-from unetseg.data.view import View
+from unetseg.data.view import RGB, View
 from unetseg.errors import UserError, first_line
 
 NIFTI = (".nii", ".nii.gz")
-VERSION = 1
+VERSION = 2
 """Of how slices are written."""
 GROUP = "{group}_slice*"
 """By which the slices of a volume stay in one split."""
@@ -90,9 +91,9 @@ def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith(NIFTI)
 
 
-def has_slices(path: Path, channels: int) -> bool:
+def has_slices(path: Path, view: View) -> bool:
     """Return whether a picture of no mask is a volume: NIfTI, or a TIFF of several pages that aren't its channels."""
-    return is_nifti(path) or _pages(path) not in (0, 1, channels)
+    return is_nifti(path) or _pages(path) not in (0, 1, 1 if view.channels == RGB else view.channels)
 
 
 class Volume:
@@ -114,6 +115,7 @@ class Volume:
     """
 
     def __init__(self, path: Path, view: View):
+        _check_picture(path)
         self.path, self.view = path, view
         self.planes, _ = read_volume(path)
         self.height, self.width = self.planes.shape[1:3]
@@ -132,10 +134,12 @@ class Volume:
         import nibabel
         from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
-        affine = nibabel.load(self.path).affine  # type: ignore[attr-defined]
-        as_stored = ornt_transform(axcodes2ornt("RAS"), io_orientation(affine))
+        source: Any = nibabel.load(self.path)  # type: ignore[attr-defined]
+        as_stored = ornt_transform(axcodes2ornt("RAS"), io_orientation(source.affine))
         array = apply_orientation(mask[:, ::-1].transpose(2, 1, 0), as_stored)
-        content = nibabel.Nifti1Image(np.ascontiguousarray(array), affine).to_bytes()
+        header = source.header.copy()  # keeps units and codes of the grid
+        header.set_data_dtype(np.uint8)
+        content = type(source)(np.ascontiguousarray(array), source.affine, header).to_bytes()
         path.write_bytes(gzip.compress(content, mtime=0) if self.path.suffix.lower() == ".gz" else content)
 
 
@@ -147,7 +151,7 @@ def _pages(path: Path) -> int:
                 return 0
         with tifffile.TiffFile(path) as pages:
             series = pages.series[0]
-            stacked = series.axes[0] not in "YXS" and series.axes[1:] in ("YX", "YXS")
+            stacked = series.axes[0] not in "YXSC" and series.axes[1:] in ("YX", "YXS")  # C: channels, as ImageJ says
             return int(series.shape[0]) if stacked else 1
     except Exception:  # damaged bytes fail in every way there is; the reader of pictures will name them
         return 0
@@ -162,6 +166,7 @@ def _slices(example: Example) -> list[tuple[Path, Path]]:
     with made_folder("slices") as folder:
         own = folder / key.hexdigest()[:32]
         if not own.exists():
+            _check_picture(example.image)
             (image, place), (mask, mask_place) = read_volume(example.image), read_volume(example.mask)
             if image.shape[:3] != mask.shape:
                 raise UserError(
@@ -173,19 +178,25 @@ def _slices(example: Example) -> list[tuple[Path, Path]]:
                     f"{example.mask} lies elsewhere than its volume {example.image}: their affine matrices differ",
                     accepted="a mask on the volume's own grid",
                 )
-            _write(own, image, mask)
-    count = len(list(own.glob("image*.tif")))
-    return [(own / f"image{number:05}.tif", own / f"mask{number:05}.tif") for number in range(count)]
+            _write(own, {"image": (example.image, image), "mask": (example.mask, mask)})
+    images, masks = (sorted(own.glob(f"{kind}_*.tif")) for kind in ("image", "mask"))
+    return [*zip(images, masks, strict=True)]
 
 
-def _write(folder: Path, image: np.ndarray, mask: np.ndarray) -> None:
-    """Write slices into a new folder, which appears complete or not at all."""
+def _write(folder: Path, volumes: Mapping[str, tuple[Path, np.ndarray]]) -> None:
+    """Write slices into a new folder, which appears complete or not at all; errors name a slice by its volume's name.
+
+    Args:
+        folder: the new folder.
+        volumes: of image and mask, the file and its slices.
+    """
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
     try:
-        for number, pair in enumerate(zip(image, mask, strict=True)):
-            for name, plane in zip(("image", "mask"), pair, strict=True):
-                kind = "minisblack" if plane.ndim == 2 else "rgb"
-                tifffile.imwrite(partial / f"{name}{number:05}.tif", plane, photometric=kind, metadata=None)
+        for kind, (source, planes) in volumes.items():
+            for number, plane in enumerate(planes):
+                file = partial / f"{kind}_{source.name.partition('.')[0]}_slice{number:05}.tif"
+                colours = "minisblack" if plane.ndim == 2 else "rgb"
+                tifffile.imwrite(file, plane, photometric=colours, metadata=None)
         os.rename(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -203,18 +214,51 @@ def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
                     f"{path} doesn't say how it lies in its volume",
                     accepted="NIfTI for both, or TIFFs of pages for both",
                 )
-            stack = tifffile.imread(path)
-            return (stack if _pages(path) > 1 else stack[None]), np.eye(4)
+            return _stack(path), np.eye(4)
         array, place = _nifti(path)
     except UserError:
         raise
     except Exception as error:  # damaged bytes fail in every way there is
-        raise UserError(f"{path} can't be read as a volume: {first_line(error)}", advice="replace it") from None
+        advice = CODECS if "imagecodecs" in str(error) else "replace it"
+        raise UserError(f"{path} can't be read as a volume: {first_line(error)}", advice=advice) from None
     if not np.isfinite(array).all():
         raise UserError(f"{path} has values that are no numbers (nan or infinite)", accepted="numbers")
-    if (array == np.rint(array)).all() and np.abs(array.astype(float)).max(initial=0) < 2**15:
-        array = array.astype(np.int16)
-    return array.astype(np.float32 if array.dtype.kind == "f" or array.dtype.itemsize > 4 else array.dtype), place
+    if array.dtype not in (np.uint8, np.uint16):
+        if (array == np.rint(array)).all() and np.abs(array.astype(float)).max(initial=0) < 2**15:
+            array = array.astype(np.int16)
+        elif array.dtype.kind == "f" or array.dtype.itemsize > 4:
+            array = array.astype(np.float32)
+    return array, place
+
+
+def _stack(path: Path) -> np.ndarray:
+    """Return the pages of a TIFF, SxHxW or SxHxWx3, as a page on its own is read; one bit a pixel is 0 or 255.
+
+    Raises:
+        UserError: its tags give the values another meaning, which pages on their own have.
+    """
+    with tifffile.TiffFile(path) as file:
+        page = file.series[0].keyframe
+        turned = page.tags.get("Orientation")
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+            raise UserError(f"{path}: its 0 is white", accepted="a stack whose 0 is black", advice="its pages as files")
+        if turned is not None and turned.value != 1:
+            raise UserError(f"{path}: its pages are turned by a tag", accepted="upright pages", advice="pages as files")
+        stack = file.series[0].asarray()
+    stack = stack.astype(np.uint8) * 255 if stack.dtype == bool else stack
+    return stack if _pages(path) > 1 else stack[None]
+
+
+def _check_picture(path: Path) -> None:
+    """Raise a UserError where the pages of a TIFF are places in a table of colours, as those of masks may be."""
+    if not is_nifti(path) and _pages(path):
+        with tifffile.TiffFile(path) as file:
+            if file.series[0].keyframe.photometric == tifffile.PHOTOMETRIC.PALETTE:
+                raise UserError(
+                    f"{path}: its values are places in a table of colours",
+                    accepted="a stack of grey or RGB pages",
+                    advice="its pages as files",
+                )
 
 
 def _nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:

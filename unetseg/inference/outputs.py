@@ -155,6 +155,8 @@ class Outputs:
         drawn = self.folder / "overlay" / f"{stem(path)}{suffix}"
         mask = self.folder / (path.name if is_nifti(path) else drawn.name)
         probabilities = self._probability_path(path) if self.probability else None
+        if not self._is_due(mask):
+            _check_mask(mask, picture)
         if cell(stem(path)) not in self.rows or self._is_due(mask) or (probabilities and self._is_due(probabilities)):
             self._predict(path, picture, predict, mask, probabilities)
         if self.overlay and self._is_due(drawn):
@@ -243,6 +245,21 @@ def stem(path: Path) -> str:
     return path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
 
 
+def _check_mask(mask: Path, picture: Picture | Volume) -> None:
+    """Raise a UserError where a file that lies in a mask's place is no mask of this picture."""
+    try:
+        if isinstance(picture, Volume):
+            masks, _ = read_volume(mask)
+            fits = masks.dtype == np.uint8 and masks.shape == (len(picture), picture.height, picture.width)
+        else:
+            with open_mask(mask, picture):
+                fits = True
+    except Exception:  # whatever the file may be
+        fits = False
+    if not fits:
+        raise UserError(f"{mask} is no mask of this picture", advice="overwrite=true, or another output=...")
+
+
 def _save_volume(path: Path, volume: Volume, bands: Iterable[np.ndarray], palette: np.ndarray) -> None:
     """Write bands of the classes of all slices as NIfTI, or as a TIFF of pages with a palette."""
     masks = np.concatenate(list(bands)).reshape(len(volume), volume.height, volume.width)
@@ -255,8 +272,6 @@ def _save_volume(path: Path, volume: Volume, bands: Iterable[np.ndarray], palett
 def _save_overlays(path: Path, volume: Volume, mask: Path, view: View, background: bool) -> None:
     """Write the slices with their masks drawn on them as a TIFF of pages."""
     masks, _ = read_volume(mask)
-    if masks.shape != (len(volume), volume.height, volume.width):
-        raise UserError(f"{mask} is no mask of this volume", advice="overwrite=true, or another output=...")
     shown = (displayed(picture.rows(0, picture.height), view) for picture in volume)
     pages = [overlay(*pair, background=background) for pair in zip(shown, masks, strict=True)]
     tiff.write_pages(path, np.stack(pages))

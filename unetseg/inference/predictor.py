@@ -22,6 +22,7 @@ from unetseg.data.pictures import Picture, open_picture
 from unetseg.data.tiling import GRID, OVERLAP, argmax, from_square, predict_scaled
 from unetseg.data.transforms import fit_image
 from unetseg.data.view import View
+from unetseg.data.volumes import Volume, has_slices
 from unetseg.errors import UserError
 from unetseg.inference.engines import READERS, Engine, TorchEngine, load_exported
 from unetseg.model import checkpoint
@@ -100,7 +101,8 @@ class Predictor:
 
         Args:
             image: a path, a PIL image or an array, see `unetseg.data.pictures.open_picture`; or several of them: a list
-                of these, or BxHxWx3.
+                of these, or BxHxWx3. The path of a NIfTI volume or a TIFF of several pages gives SxHxW, axial slices
+                from below, their rows from the front.
 
         Raises:
             UserError: a picture can't be read.
@@ -132,6 +134,8 @@ class Predictor:
                 yield from_square(next(squares), self.view, picture.height, picture.width)
 
     def _predict_each(self, image: Any, finish: Callable[[Iterator[np.ndarray]], np.ndarray]) -> Any:
+        if isinstance(image, str | Path) and has_slices(path := Path(os.path.expanduser(image)), self.view):
+            return np.stack([finish(bands) for one in Volume(path, self.view) for bands in self.bands([one])])
         if not isinstance(image, list | tuple) and not (isinstance(image, np.ndarray) and image.ndim == 4):
             return self._predict_each([image], finish)[0]
         results = []

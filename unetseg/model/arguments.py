@@ -61,6 +61,11 @@ def _are_places(value: Any) -> bool:
     )
 
 
+def _are_names(value: Any) -> bool:
+    texts = isinstance(value, list) and all(type(v) is str and 0 < len(v) < 256 for v in value)
+    return value is None or (texts and 0 < len({*value}) == len(value) <= MOST_CHANNELS)
+
+
 def _is_crop(value: Any) -> bool:
     return value is None or (type(value) is int and 32 <= value <= LARGEST_SIZE and value % 32 == 0)
 
@@ -81,6 +86,7 @@ VIEW: dict[str, Rule] = {
     "mean": NUMBERS,
     "std": NUMBERS,
     "shown": ("null, or one or three numbers of channels", _are_places),
+    "bands": ("null, or different names of channels", _are_names),
 }
 """Rules of what a checkpoint or an exported file says of how its model sees pictures, see `unetseg.data.view.View`."""
 NET: dict[str, Rule] = {

@@ -15,7 +15,7 @@ from unetseg.options import plain_yaml
 
 NAME = "data.yaml"
 KEYS = (
-    *("images", "masks", "classes", "values", "threshold", "instances", "ignore_index", "group"),
+    *("images", "bands", "masks", "classes", "values", "threshold", "instances", "ignore_index", "group"),
     *("channels", "range", "mean", "std", "shown"),
 )
 """The options that describe a data set wherever it lies."""

@@ -202,6 +202,10 @@ class Folder(Own):
         description="pattern of the pictures below the root, such as {split}/{name}_sat.jpg, or where each channel has "
         "a file {name}_{channel}.tif; null: images/{name}.*"
     )
+    bands: list[Text] | None = Field(
+        description="the {channel}s to take, in their order, such as [B04,B03,B02]; null: all, red, green and blue "
+        "first, the others by their names"
+    )
     masks: str | None = Field(
         description="pattern of the masks; one that ends in .json is LabelMe's with {name}, COCO's without; null: "
         "masks/{name}.*"

@@ -250,7 +250,7 @@ def _run_folders(root: Path) -> Iterator[Run | str | tuple[str, str]]:
 
 EARLIER = {
     **{"fit": "squash", "crop": None, "scale": 1.0, "foreground": 0.33, "crops": None},
-    **{"channels": None, "mean": None, "std": None, "shown": None},
+    **{"channels": None, "mean": None, "std": None, "shown": None, "bands": None},
 }
 """How runs saw pictures before there were these options: they are no seeds of a setting with others."""
 

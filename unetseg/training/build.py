@@ -81,6 +81,8 @@ def hyper_parameters(options: Train, view: View | None = None) -> dict[str, Any]
     data = options.data.model_dump()
     if view is not None and view.mean is not None and view.std is not None:
         data |= {"mean": [*view.mean], "std": [*view.std]}
+    if view is not None and view.bands is not None:
+        data |= {"bands": [*view.bands]}
     return {
         "model": segmenter_arguments(options),
         "classes": list(class_names(options.data.model_dump())),
