@@ -30,7 +30,7 @@ def boundary_map(mask: np.ndarray, sigma: float = SIGMA) -> np.ndarray:
         >>> boundary_map(np.array([[1, 0, 1]], np.uint8)).tolist()  # exp(-2^2 / 50)
         [[0.9231163859367371, 0.9231163859367371, 0.9231163859367371]]
     """
-    nearest, second = np.full((2, *mask.shape), np.inf, np.float32)
+    nearest, second = np.full((2, *mask.shape), np.inf, np.float32)  # squares of the distances
     reach = int(np.ceil(REACH * sigma))
     for label in np.unique(mask):
         if label in (0, IGNORE):
@@ -41,7 +41,8 @@ def boundary_map(mask: np.ndarray, sigma: float = SIGMA) -> np.ndarray:
             columns = slice(max(0, left - reach), left + width + reach)
             outside = (parts[rows, columns] != part).astype(np.uint8)
             distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+            square = np.rint(distance * distance)  # OpenCV's last bit differs with an array's place in memory
             first = nearest[rows, columns]
-            second[rows, columns] = np.minimum(second[rows, columns], np.maximum(first, distance))
-            nearest[rows, columns] = np.minimum(first, distance)
-    return np.exp(-((nearest + second) ** 2) / (2 * sigma**2))
+            second[rows, columns] = np.minimum(second[rows, columns], np.maximum(first, square))
+            nearest[rows, columns] = np.minimum(first, square)
+    return np.exp(-((np.sqrt(nearest) + np.sqrt(second)) ** 2) / (2 * sigma**2))

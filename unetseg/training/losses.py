@@ -10,6 +10,7 @@ Legend: B images, K logits of a pixel (one for two classes, otherwise one a clas
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetseg.names import IGNORE
-from unetseg.training.boundary import SIGMA, boundary_map
+from unetseg.training.boundary import boundary_map
 from unetseg.training.distributed import sum_over_processes
 
 
@@ -58,13 +59,14 @@ class PixelWeights(nn.Module):
         self.register_buffer("by_class", weights, persistent=False)
         self.boundary = boundary
 
-    def forward(self, target: Tensor) -> Tensor:
-        """Map classes BxHxW to weights BxHxW >= 0, 0 where IGNORE."""
-        weights = self.by_class[target.long()]
+    def forward(self, target: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Map classes BxHxW to weights BxHxW >= 0 of that dtype, 0 where IGNORE."""
+        weights = self.by_class.to(dtype)[target.long()]
         if not self.boundary:
             return weights
-        maps = torch.stack([torch.from_numpy(boundary_map(mask, SIGMA)) for mask in target.cpu().numpy()])
-        return weights + self.boundary * maps.to(weights) * (target != IGNORE)
+        with ThreadPoolExecutor(8) as pool:  # OpenCV's distances need no lock of Python's
+            maps = [torch.from_numpy(of_one) for of_one in pool.map(boundary_map, target.cpu().numpy())]
+        return weights + self.boundary * torch.stack(maps).to(weights) * (target != IGNORE)
 
 
 class PixelLoss(Loss):
@@ -84,7 +86,8 @@ class PixelLoss(Loss):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Map logits BxKxHxW and classes BxHxW (0 ... C-1 or IGNORE) to a scalar >= 0."""
-        weights = (target != IGNORE if self.weights is None else self.weights(target)).to(logits.dtype)
+        counts = (target != IGNORE).to(logits.dtype)
+        weights = counts if self.weights is None else self.weights(target, logits.dtype)
         total, weight = self.sum_over_batch((self.cost(logits, target) * weights).sum(), weights.sum())
         return total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
 
