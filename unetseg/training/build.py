@@ -45,8 +45,10 @@ def make_module(
     Args:
         options: of the run.
         view: how the model sees pictures, with what was measured of their channels; None: as the options state it.
-        class_weights: of the loss, see `make_class_weights`.
+        class_weights: those that were measured; None: as the options state them.
     """
+    stated = options.class_weights
+    class_weights = stated if isinstance(stated, list) else class_weights
     view = view or View.of(options.data.model_dump())
     weights = options.model.weights
     first = "imagenet" if weights == "imagenet" else None
@@ -79,13 +81,13 @@ def make_module(
     )
 
 
-def make_class_weights(options: Train, data: SegmentationData) -> list[float] | None:
-    """Return the weights of the classes in the loss; print balanced ones, which are measured.
+def measured_class_weights(options: Train, data: SegmentationData) -> list[float] | None:
+    """Return the weights of the classes that class_weights=balanced makes, and print them; None without it.
 
     A run that is resumed goes on with those in its checkpoint, also where its masks have changed.
     """
     if options.class_weights != "balanced":
-        return options.class_weights
+        return None
     weights = _recorded_class_weights(options) or balanced_weights(data.class_pixels("train"))
     if launch.is_first():
         names = class_names(options.data.model_dump())
