@@ -10,7 +10,6 @@ Legend: B images, K logits of a pixel (one for two classes, otherwise one a clas
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -64,8 +63,7 @@ class PixelWeights(nn.Module):
         weights = self.by_class.to(dtype)[target.long()]
         if not self.boundary:
             return weights
-        with ThreadPoolExecutor(8) as pool:  # OpenCV's distances need no lock of Python's
-            maps = [torch.from_numpy(of_one) for of_one in pool.map(boundary_map, target.cpu().numpy())]
+        maps = [torch.from_numpy(boundary_map(mask)) for mask in target.cpu().numpy()]
         return weights + self.boundary * torch.stack(maps).to(weights) * (target != IGNORE)
 
 
