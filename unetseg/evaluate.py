@@ -122,7 +122,9 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     if os.path.lexists(folder.path):
         raise UserError(f"{folder.path} exists", accepted="a new folder", advice="another output=...")
     check_writable(folder.path)
-    module = SegmentationModule(model, make_loss(known["loss"], len(classes)), classes=len(classes), view=data.view)
+    weights = {name: known.get(name) for name in ("class_weights", "boundary_weight")}
+    loss = make_loss(known["loss"], len(classes), **weights)
+    module = SegmentationModule(model, loss, classes=len(classes), view=data.view)
     record = TestRecord(folder, tolerance=options.tolerance)
     trainer = build.make_trainer({"accelerator": options.accelerator, "devices": 1}, [], [record], folder.path)
     with explain_write_errors(folder.path), new_folder(folder):

@@ -13,7 +13,19 @@ DENSENETS = ("densenet121", "densenet161", "densenet169", "densenet201")
 ENCODERS = RESNETS + DENSENETS
 SKIPS = ("concat", "add", "attention", "placebo", "none")
 FLOWS = ("both", "forward", "backward")
-LOSSES = ("dice", "bce", "bce_dice", "cross_entropy")
+LOSSES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("dice", "bce", "bce_dice", "cross_entropy"), ()),
+    "focal": ("gamma",),
+    "tversky": ("alpha", "beta"),
+    **dict.fromkeys(("jaccard", "lovasz"), ()),
+    "soft_cross_entropy": ("smoothing",),
+    "mcc": (),
+}
+"""The losses, each with the names of its parameters."""
+PIXEL_LOSSES = ("bce", "bce_dice", "cross_entropy", "focal", "soft_cross_entropy")
+"""Those that have a cost of each pixel, or a part that has."""
+BINARY_LOSSES = ("bce", "bce_dice")
+"""Those of two classes alone."""
 LEVELS = 4
 """Long skips of a U-Net with five encoder stages; level 1 is the finest (stride 2)."""
 BOTTLENECK = "bottleneck"

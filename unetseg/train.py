@@ -132,7 +132,7 @@ def _prepare(options: Train) -> tuple[SegmentationData, SegmentationModule, Trai
     data = make_data(
         options.data.model_dump(), options.seed, skip_unreadable=skip_unreadable, batch_normalisation=normalised
     )
-    module = build.make_module(options, data.measured_view())
+    module = build.make_module(options, data.measured_view(), build.measured_class_weights(options, data))
     planned = build.make_trainer(options.trainer, [], [], Path(options.output))
     return data, module, planned, build.set_batch_size_and_learning_rate(options, planned, data, module)
 

@@ -47,6 +47,7 @@ def accepted(option: str) -> bool:
     data = [f"data={kind}", "data.root=.", "data.classes=[a,b]"] if kind else ["data=synthetic"]
     data = [] if key == "data" else data
     others = ["data.target=pet", "model.weights=null"] if "data" not in key and key != "model.weights" else []
+    others += ["loss=bce"] if key == "class_weights" else []  # which do nothing to the Dice of two classes
     try:
         compose("train", Train, [*data, *others, option])
     except UserError as error:

@@ -61,7 +61,7 @@ WRONG = [
     ("model.skp=none", "model.skp is not an option", "model.skip", "try: model.skip"),
     ("trainer.max_epoch=3", "trainer.max_epoch is not an option", "max_epochs", "try: trainer.max_epochs"),
     ("trainer.max_epochs=many", "trainer", "a whole number for trainer.max_epochs", "try: trainer.max_epochs=10"),
-    ("loss=dise", "loss=dise", "dice, bce, bce_dice or cross_entropy", "try:"),
+    ("loss=dise", "loss=dise", "accepted: dice, ", "try: loss=dice"),
     ("+nonsense=1", "nonsense is not an option", "accepted", "try:"),
     ("model.short_skips=false model.encoder=densenet121", "model", "resnet50", "try: model.encoder=resnet50"),
     ("name=a/b", "name=a/b", "plain folder name", "try: name=null"),

@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, TINY
-from test_losses import NAMES as LOSSES
+from test_losses import CASES as LOSSES
+from test_losses import make_case
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -68,19 +69,19 @@ def segmented(classes: int) -> tuple[Tensor, Tensor]:
     return torch.randn(4, 3, 8, 8, dtype=torch.float64), target
 
 
-def loss_and_gradient(name: str, classes: int) -> tuple[Tensor, Tensor]:
+def loss_and_gradient(name: str, classes: int, weighted: bool) -> tuple[Tensor, Tensor]:
     """Return a loss while training, and the gradient of the weights before it."""
     images, target = segmented(classes)
     net = parallel(nn.Conv2d(3, 1 if classes == 2 else classes, 3, padding=1).double())
-    loss = make_loss(name, classes)(net(mine(images)), mine(target))
+    loss = make_case(name, classes, weighted)(net(mine(images)), mine(target))
     loss.backward()
     return loss.detach(), next(net.parameters()).grad
 
 
-def loss_in_evaluation(name: str, classes: int) -> Tensor:
+def loss_in_evaluation(name: str, classes: int, weighted: bool) -> Tensor:
     """Return a loss of the first image, as it is in evaluation."""
     images, target = segmented(classes)
-    return make_loss(name, classes).eval()(images[:1, : 1 if classes == 2 else classes], target[:1])
+    return make_case(name, classes, weighted).eval()(images[:1, : 1 if classes == 2 else classes], target[:1])
 
 
 def normalised(dtype: torch.dtype, mean: float) -> dict[str, Tensor]:
@@ -173,15 +174,15 @@ def pair(tmp_path_factory) -> tuple[dict, dict]:
 # --- losses
 
 
-@pytest.mark.parametrize(("name", "classes"), LOSSES)
-def test_a_loss_and_its_gradient_are_those_of_the_joined_batch(pair, name, classes):
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+def test_a_loss_and_its_gradient_are_those_of_the_joined_batch(pair, loss):
     for found in pair:
-        torch.testing.assert_close(found["loss", name, classes], loss_and_gradient(name, classes), rtol=1e-12, atol=0)
+        torch.testing.assert_close(found["loss", *loss], loss_and_gradient(*loss), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize(("name", "classes"), LOSSES)
-def test_in_evaluation_a_loss_is_that_of_its_own_process_which_waits_for_no_other(pair, name, classes):
-    assert pair[0]["evaluation", name, classes] == loss_in_evaluation(name, classes)
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+def test_in_evaluation_a_loss_is_that_of_its_own_process_which_waits_for_no_other(pair, loss):
+    assert pair[0]["evaluation", *loss] == loss_in_evaluation(*loss)
 
 
 def test_alone_nothing_is_summed():

@@ -23,7 +23,7 @@ from unetseg.data.channels import statistics
 from unetseg.data.dataset import Batch, Collection, EpochSampler, Examples, Listing, WholeExamples, collate
 from unetseg.data.device import AugmentationBatch, AugmentationExamples, DeviceImages
 from unetseg.data.pictures import Unreadable, image_size, read_image
-from unetseg.data.survey import Survey, remarks, survey, table
+from unetseg.data.survey import MASK, Survey, class_counts, mask_contents, remarks, survey, table
 from unetseg.data.transforms import Transform
 from unetseg.data.view import RGB, View
 from unetseg.errors import UserError
@@ -130,6 +130,19 @@ class SegmentationData(L.LightningDataModule):
             mean, std = statistics(picture for e in paths if (picture := self._readable(e.image)) is not None)
             self.view = replace(self.view, mean=mean, std=std)
         return self.view
+
+    def class_pixels(self, split: str) -> list[int]:
+        """Return the pixels of each class in the masks of a split, as their files hold them."""
+        self.prepare_data()
+        self.setup()
+        assert self.collection is not None
+        assert self.survey is not None
+        masks, values = self.survey.masks[split], self.collection.values
+        if not len(masks):  # data.check=headers and none read no masks
+            contents = mask_contents([example.mask for example in self.collection.splits[split]], values).values()
+            masks = np.array([content for content in contents if not isinstance(content, Unreadable)], MASK)
+        labels = range(len(self.collection.classes))
+        return [int(class_counts(masks, values.table, label).sum()) for label in labels]
 
     def _readable(self, path: Path) -> np.ndarray | None:
         try:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from unetseg.names import ENCODERS, FLOWS, LARGEST_SIZE, LEVELS, MOST_CHANNELS, SKIPS
+from unetseg.names import ENCODERS, FLOWS, LARGEST_SIZE, LEVELS, LOSSES, MOST_CHANNELS, SKIPS
 
 Rule = tuple[str, Callable[[Any], bool]]
 """The accepted values in words, and whether a value is one of them."""
@@ -33,6 +33,25 @@ def _is_dose(value: Any) -> bool:
 
 def _are_doses(value: Any) -> bool:
     return _is_dose(value) or (isinstance(value, list) and len(value) == LEVELS and all(map(_is_dose, value)))
+
+
+def _is_loss(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return isinstance(value, str) and value in LOSSES
+    tables = [(name, entry if isinstance(entry, dict) else {"weight": entry}) for name, entry in value.items()]
+    return bool(tables) and all(
+        name in LOSSES and table.keys() <= {"weight", *LOSSES[name]} and all(map(_is_dose, table.values()))
+        for name, table in tables
+    )
+
+
+def class_weights_rule(classes: int) -> Rule:
+    """Return the rule of the weights of so many classes."""
+
+    def fits(value: Any) -> bool:
+        return value is None or (isinstance(value, list) and len(value) == classes and all(map(_is_dose, value)))
+
+    return f"null, or {classes} numbers from 0", fits
 
 
 def whole_number_rule(low: int, high: int) -> Rule:
@@ -72,6 +91,8 @@ def _is_crop(value: Any) -> bool:
 
 SWITCH: Rule = ("true, false", lambda value: isinstance(value, bool))
 DOSES: Rule = (f"a number from 0, or a list of {LEVELS} of them", _are_doses)
+LOSS: Rule = (f"{', '.join(LOSSES)}, or a table of them and their weights", _is_loss)
+BOUNDARY_WEIGHT: Rule = ("null, or a number from 0", lambda value: value is None or _is_dose(value))
 RANGE: Rule = ("null, or [low, high]", _is_range)
 NUMBERS: Rule = ("null, or a list of numbers", lambda value: value is None or _are_numbers(value))
 _is_channels = whole_number_rule(1, MOST_CHANNELS)[1]

@@ -13,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 from unetseg.errors import UserError, first_line
 from unetseg.model import archive, arguments
 from unetseg.model.segmenter import Segmenter
-from unetseg.names import LOSSES
 
 PREFIX = "model."
 """Prefix of the Segmenter's names in the state dict: it is the attribute `model` of the LightningModule."""
@@ -93,7 +92,9 @@ def hyper_parameters(content: Any) -> dict[str, Any]:
     arguments.check_view(data)
     if known["model"].get("in_channels", 3) != (data.get("channels") or 3):
         raise ValueError("its model and its data have different numbers of channels")
-    arguments.check_value("loss", known.get("loss"), arguments.name_rule(LOSSES))
+    arguments.check_value("loss", known.get("loss"), arguments.LOSS)
+    arguments.check_value("class_weights", known.get("class_weights"), arguments.class_weights_rule(count))
+    arguments.check_value("boundary_weight", known.get("boundary_weight"), arguments.BOUNDARY_WEIGHT)
     arguments.check_value("seed", known.get("seed"), arguments.whole_number_rule(0, 2**63))
     return known
 

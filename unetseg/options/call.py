@@ -21,9 +21,9 @@ from typing import Any
 
 from unetseg import launch
 from unetseg.errors import INTERRUPTED, Halt, UserError
-from unetseg.options.settings import override
+from unetseg.options.settings import TABLES, override
 
-Option = str | int | float | bool | os.PathLike[str] | Sequence[str] | None
+Option = str | int | float | bool | os.PathLike[str] | Sequence[str] | Mapping[str, Any] | None
 """What a keyword may be; None is the command line's null."""
 
 
@@ -86,7 +86,7 @@ def _is_word(text: str) -> bool:
 
 
 def _plain(key: str, value: Any) -> Any:
-    """Return a keyword's value as plain text, number, truth value, None, or list of texts."""
+    """Return a keyword's value as plain text, number, truth value, None, list of texts, or table."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, Integral):
@@ -97,6 +97,8 @@ def _plain(key: str, value: Any) -> Any:
         return os.path.expanduser(os.fspath(value))
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [_plain(key, entry) for entry in value]
+    if isinstance(value, Mapping) and key in TABLES:
+        return {str(name): dict(entry) if isinstance(entry, Mapping) else entry for name, entry in value.items()}
     is_section = isinstance(value, Mapping) and value
     raise UserError(
         f"{key}={value!r} is not accepted",

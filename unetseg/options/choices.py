@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
-from unetseg.names import ENCODERS, FLOWS, SKIPS
+from unetseg.names import ENCODERS, FLOWS, LOSSES, SKIPS
 from unetseg.options.compose import CONF
 from unetseg.options.data_schema import DATA
 from unetseg.options.schema import Ablate, Demo, Evaluate, Export, Predict, Report, Train
@@ -26,6 +26,7 @@ BY_NAME = {
     "model.skip": SKIPS,
     "model.skip_flow": FLOWS,
     "model.weights": ("imagenet", "null"),
+    "loss": tuple(LOSSES),
     "data.validation": ("every_10th",),
     "trainer.accelerator": ("auto", "cpu", "gpu"),
     "trainer.strategy": ("auto", "ddp"),

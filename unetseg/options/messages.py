@@ -66,6 +66,8 @@ def format_value(value: object) -> str:
     """Return a value as it is written on the command line."""
     if isinstance(value, list | tuple):
         return f"[{','.join(map(format_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{format_value(entry)}' for key, entry in value.items())}}}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:.12g}" if isinstance(value, float) else str(value)

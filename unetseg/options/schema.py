@@ -16,12 +16,14 @@ from unetseg.names import (
     ENCODERS,
     FLOWS,
     LEVELS,
+    LOSSES,
     RESNETS,
     SKIPS,
     class_names,
     has_gradient,
 )
 from unetseg.options.data_schema import Folder, HuggingFace, Pets, Synthetic
+from unetseg.options.loss import check_loss_for_classes, checked_boundary_weight, checked_class_weights, checked_loss
 from unetseg.options.messages import dose_per_level, format_value, one_of, one_or_per_level, rejected
 from unetseg.options.section import Section, Text
 from unetseg.options.trainer import check_trainer
@@ -206,8 +208,18 @@ class Train(Section):
 
     model: Model
     data: Annotated[Pets | Folder | HuggingFace | Synthetic, Field(discriminator="name")]
-    loss: Literal["dice", "bce", "bce_dice", "cross_entropy"] = Field(
-        description="dice | bce | bce_dice | cross_entropy"
+    loss: str | dict[str, float | dict[str, float]] = Field(
+        description=f"{' | '.join(LOSSES)}, or a sum: a table of names and weights, in quotes: "
+        "'loss={dice:1,focal:0.5}', also with parameters: 'loss={tversky:{alpha:0.3,beta:0.7}}'"
+    )
+    class_weights: Literal["balanced"] | list[float] | None = Field(
+        description="null | balanced (the fewer pixels a class has in the training masks, the more they count) | a "
+        "number for each class: what its pixels count in the losses of pixels, and with three classes and more what it "
+        "counts in dice, jaccard, tversky and mcc"
+    )
+    boundary_weight: float | None = Field(
+        description="null | what pixels between two objects that touch count more in the losses of pixels: 10 in "
+        "Ronneberger et al. 2015"
     )
     optimizer: Optimizer
     early_stopping: int | None = Field(
@@ -236,6 +248,21 @@ class Train(Section):
         "nothing is trained and no run folder made"
     )
     sweep: dict[str, Text] = Field(description="an experiment's axes in Hydra's comma syntax: --multirun, ablate")
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _loss(cls, value: object) -> str | dict[str, float | dict[str, float]]:
+        return checked_loss(value)
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _class_weights(cls, value: object) -> str | list[float] | None:
+        return checked_class_weights(value)
+
+    @field_validator("boundary_weight", mode="before")
+    @classmethod
+    def _boundary_weight(cls, value: object) -> float | None:
+        return checked_boundary_weight(value)
 
     @field_validator("trainer")
     @classmethod
@@ -286,8 +313,7 @@ class Train(Section):
     @model_validator(mode="after")
     def _loss_fits_classes(self) -> Train:
         classes = class_names(self.data.model_dump())
-        if self.loss in ("bce", "bce_dice") and len(classes) > 2:
-            raise rejected(f"loss={self.loss} with two classes; dice or cross_entropy with {len(classes)}", "loss=dice")
+        check_loss_for_classes(self.loss, classes, self.class_weights, self.boundary_weight)
         return self
 
 

@@ -22,11 +22,16 @@ NO_DIFFERENCE = (
 pictures are loaded and when the run is saved."""
 
 
+TABLES = ("loss",)
+"""Options whose value may be a table, and which are no sections for that."""
+
+
 def flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested options by their dotted keys."""
     by_key: dict[str, Any] = {}
     for key, value in options.items():
-        by_key |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        name = f"{prefix}{key}"
+        by_key |= flat(value, f"{name}.") if isinstance(value, dict) and name not in TABLES else {name: value}
     return by_key
 
 
@@ -80,6 +85,8 @@ def override(key: str, value: Any) -> str:
 def _quoted(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(_quoted, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_quoted(entry)}' for key, entry in value.items())}}}"
     if not isinstance(value, str):
         return json.dumps(value)
     # backslashes are themselves, except those before OmegaConf's ${, a quote, and the end
@@ -110,6 +117,22 @@ def variant(model: dict[str, Any]) -> str:
     return " ".join(words)
 
 
+def table_text(table: dict[str, Any]) -> str:
+    """Return the table of an option in words.
+
+    Examples:
+        >>> table_text({"dice": 1.0, "tversky": {"weight": 0.5, "alpha": 0.3}})
+        'dice 1 + tversky 0.5 alpha 0.3'
+    """
+
+    def words(entry: Any) -> str:
+        if not isinstance(entry, dict):
+            return format_value(entry)
+        return " ".join(format_value(v) if key == "weight" else f"{key} {format_value(v)}" for key, v in entry.items())
+
+    return " + ".join(f"{name} {words(entry)}" for name, entry in table.items())
+
+
 def setting_name(options: dict[str, Any], axes: Iterable[str]) -> list[str]:
     """Return the words that name a setting: its variant, and key=value for the other options that vary.
 
@@ -120,13 +143,16 @@ def setting_name(options: dict[str, Any], axes: Iterable[str]) -> list[str]:
     values = flat(options)
     others = [key for key in axes if key != "seed" and key not in IN_THE_VARIANT and key in values]
     short = {key: "data" if key == "data.name" else key.rpartition(".")[2] for key in others}
-    return [variant(options["model"]), *(f"{name}={format_value(values[key])}" for key, name in short.items())]
+    texts = {
+        key: table_text(value) if isinstance(value, dict) else format_value(value) for key, value in values.items()
+    }
+    return [variant(options["model"]), *(f"{name}={texts[key]}" for key, name in short.items())]
 
 
 def run_name(options: dict[str, Any], axes: Iterable[str]) -> str:
     """Return the folder name of a run in a sweep: its setting and its seed."""
     words = [*setting_name(options, axes), f"seed{options['seed']}"]
-    return "_".join(words).replace(" ", "-").replace("/", "-")
+    return "_".join(words).replace(" + ", "+").replace(" ", "-").replace("/", "-")
 
 
 def timed_name(options: dict[str, Any]) -> str:

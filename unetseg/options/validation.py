@@ -74,7 +74,10 @@ def unknown_option(schema: type[Section], options: dict[str, Any], key: str, val
         value: as given, for the advice.
     """
     section, _, name = key.rpartition(".")
-    known = list(describe(schema, options))
+    descriptions = describe(schema, options)
+    if section in descriptions:  # an option and no section: loss.dice
+        return UserError(f"{key} is not an option", accepted=descriptions[section], advice=f"{section}=...")
+    known = list(descriptions)
     siblings = nearest_first(key, [name for name in known if name.rpartition(".")[0] == section] or known)
     others = [data for data, fields in DATA.items() if section == "data" and name in fields.model_fields]
     if others:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from unetseg import launch
 from unetseg.names import one_word
 from unetseg.options.schema import Train
-from unetseg.options.settings import variant
+from unetseg.options.settings import TABLES, table_text, variant
 from unetseg.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ def flat_config(options: Train) -> dict[str, Any]:
     """Return the options with flat keys, as W&B's filters and groupings want them: skip, encoder, data_size, ..."""
     flat: dict[str, Any] = {}
     for key, value in options.model_dump(exclude={"wandb"}).items():
-        if not isinstance(value, dict):
-            flat[key] = value
+        if not isinstance(value, dict) or key in TABLES:
+            flat[key] = table_text(value) if isinstance(value, dict) else value
             continue
         prefix = "" if key == "model" else f"{key}_"
         flat |= {f"{prefix}{name}": entry for name, entry in value.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,19 +18,20 @@ from unetseg import launch
 from unetseg.data.datamodule import SegmentationData
 from unetseg.data.view import View
 from unetseg.errors import UserError, first_line
+from unetseg.model import checkpoint
 from unetseg.model.auxiliary import AuxiliaryHeads
 from unetseg.model.segmenter import Segmenter
 from unetseg.model.weights import load_encoder
 from unetseg.names import class_names, counted
 from unetseg.options.schema import Train
-from unetseg.runs.folder import RunFolder
+from unetseg.runs.folder import RunFolder, options_of
 from unetseg.runs.metrics_csv import LongCsv
 from unetseg.runs.wandb_run import wandb_logger
 from unetseg.training.callbacks import EpochLines, SamplePictures, progress_callback
 from unetseg.training.distributed import JointBatchNorm
 from unetseg.training.flow_readings import FlowReadings
 from unetseg.training.guards import Guard
-from unetseg.training.losses import make_loss
+from unetseg.training.losses import balanced_weights, make_loss
 from unetseg.training.module import SegmentationModule
 from unetseg.training.optimization import Optimization
 from unetseg.training.preflight import no_weights
@@ -37,13 +39,18 @@ from unetseg.training.resume import AtomicIO
 from unetseg.training.steering import AverageWeights, EarlyStop
 
 
-def make_module(options: Train, view: View | None = None) -> SegmentationModule:
+def make_module(
+    options: Train, view: View | None = None, class_weights: list[float] | None = None
+) -> SegmentationModule:
     """Return the untrained module; print which encoder weights matched where they come from a file.
 
     Args:
         options: of the run.
         view: how the model sees pictures, with what was measured of their channels; None: as the options state it.
+        class_weights: those that were measured; None: as the options state them.
     """
+    stated = options.class_weights
+    class_weights = stated if isinstance(stated, list) else class_weights
     view = view or View.of(options.data.model_dump())
     weights = options.model.weights
     first = "imagenet" if weights == "imagenet" else None
@@ -65,18 +72,45 @@ def make_module(options: Train, view: View | None = None) -> SegmentationModule:
         heads = AuxiliaryHeads(cast(list[int], model.net.encoder.out_channels), 1 if classes == 2 else classes)
     return SegmentationModule(
         model,
-        make_loss(options.loss, classes),
+        make_loss(options.loss, classes, class_weights=class_weights, boundary_weight=options.boundary_weight),
         classes=classes,
         lr=options.optimizer.lr,
         optimization=Optimization(**options.optimizer.model_dump(exclude={"lr", "lr_scaling", "ema"})),
-        hyper_parameters=hyper_parameters(options, view),
+        hyper_parameters=hyper_parameters(options, view, class_weights),
         view=view,
         skip_nonfinite=options.guards.nonfinite_loss == "skip",
         auxiliary=heads,
     )
 
 
-def hyper_parameters(options: Train, view: View | None = None) -> dict[str, Any]:
+def measured_class_weights(options: Train, data: SegmentationData) -> list[float] | None:
+    """Return the weights of the classes that class_weights=balanced makes, and print them; None without it.
+
+    A run that is resumed goes on with those in its checkpoint, also where its masks have changed.
+    """
+    if options.class_weights != "balanced":
+        return None
+    weights = _recorded_class_weights(options) or balanced_weights(data.class_pixels("train"))
+    if launch.is_first():
+        names = class_names(options.data.model_dump())
+        texts = [f"{name} {w:.4g}" if w else f"{name} 0 (no pixel)" for name, w in zip(names, weights, strict=True)]
+        print(f"class_weights=balanced: {', '.join(texts)}")
+    return weights
+
+
+def _recorded_class_weights(options: Train) -> list[float] | None:
+    """Return the weights in the last checkpoint of a run that is resumed, if it measured any."""
+    run = RunFolder(options.resume) if options.resume else None
+    if run is None or not run.last.exists() or options_of(run, []).class_weights != "balanced":
+        return None
+    with suppress(UserError):  # damaged, of which `rewind` says more
+        return checkpoint.read_hyper_parameters(run.last)["class_weights"]  # type: ignore[no-any-return]
+    return None
+
+
+def hyper_parameters(
+    options: Train, view: View | None = None, class_weights: list[float] | None = None
+) -> dict[str, Any]:
     """Return a checkpoint's hyper-parameters: dicts, lists, strings and numbers, which weights_only=True loads."""
     data = options.data.model_dump()
     if view is not None and view.mean is not None and view.std is not None:
@@ -88,6 +122,8 @@ def hyper_parameters(options: Train, view: View | None = None) -> dict[str, Any]
         "classes": list(class_names(options.data.model_dump())),
         "data": data,
         "loss": options.loss,
+        "class_weights": class_weights,
+        "boundary_weight": options.boundary_weight,
         "auxiliary": options.model.auxiliary,
         "seed": options.seed,
     }

@@ -44,9 +44,9 @@ class SegmentationModule(L.LightningModule):
 
     Examples:
         >>> from unetseg.model import Segmenter
-        >>> from unetseg.training.losses import Dice
+        >>> from unetseg.training.losses import make_loss
         >>> model = Segmenter(classes=2, encoder="resnet18", weights=None)
-        >>> module = SegmentationModule(model, Dice(), classes=2, lr=1e-3)
+        >>> module = SegmentationModule(model, make_loss("dice", classes=2), classes=2, lr=1e-3)
         >>> # L.Trainer(max_epochs=10).fit(module, SegmentationData(...))
     """
 
