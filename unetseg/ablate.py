@@ -38,7 +38,7 @@ from unetseg.training import preflight
 if TYPE_CHECKING:
     from unetseg.runs.run import Sweep
 
-SWEEP_OPTIONS = ("name", "output", "jobs", "dry_run")
+SWEEP_OPTIONS = ("name", "output", "jobs", "dry_run", "find_lr")
 """Options of the whole sweep, which its runs don't get."""
 
 

@@ -66,12 +66,13 @@ def call(*overrides: str, callbacks: Sequence[Callback] = (), **options: Option)
         checked = command.options_of(
             "train", Train, given, preflight=preflight.in_this_process, inherit=options_of_resumed_run
         )
-        if checked.dry_run:
-            raise UserError(
-                "dry_run=true makes no run, which a call from Python would return",
-                accepted="dry_run=false",
-                advice="python -m unetseg.train with the same options and dry_run=true",
-            )
+        for option in ("dry_run", "find_lr"):
+            if getattr(checked, option):
+                raise UserError(
+                    f"{option}=true makes no run, which a call from Python would return",
+                    accepted=f"{option}=false",
+                    advice=f"python -m unetseg.train with the same options and {option}=true",
+                )
         return Run(train(checked, callbacks, stop_at_once)["folder"])
 
 
@@ -114,6 +115,31 @@ def look(options: Train) -> None:
             print(build.describe_plan(planned, data))
             print(build.describe_start(planned, module, RunFolder.planned(options)))
             print("dry_run=true: nothing was trained, and no run folder made")
+
+
+def find_lr(options: Train) -> None:
+    """Try learning rates from the first step on, draw the loss over them and suggest one: `find_lr=true`."""
+    if launch.is_first():
+        print(plan(options), flush=True)
+    from unetseg.training.surroundings import kept
+
+    with kept():
+        from unetseg.evaluation import score_plots
+        from unetseg.training import lr_finder
+
+        data, module, planned, _ = _prepare(options)
+        _check(planned, data)
+        trial = lr_finder.try_rates(options.trainer, module, data)
+        suggestion = lr_finder.suggest(trial.lrs, trial.losses)
+        if launch.is_first():
+            folder = RunFolder.planned(options)
+            figure = folder.with_name(f"{folder.name}_find_lr.png")
+            figure.parent.mkdir(parents=True, exist_ok=True)
+            score_plots.learning_rates(trial.lrs, lr_finder.running_mean(trial.losses), suggestion, figure)
+            found = (
+                f"the loss fell fastest at optimizer.lr={suggestion:.1e}" if suggestion else "no rate lowered the loss"
+            )
+            print(f"find_lr=true: {found}; {figure}")
 
 
 def _prepare(options: Train) -> tuple[SegmentationData, SegmentationModule, Trainer, dict[str, Any]]:
@@ -218,11 +244,18 @@ def plan(options: Train) -> str:
     return f"{verb} {options.model.encoder}, skip {setting}, seed {options.seed}: {where}"
 
 
+def _do(options: Train) -> dict[str, Any] | None:
+    if not (options.find_lr or options.dry_run):
+        return train(options)
+    (find_lr if options.find_lr else look)(options)
+    return None
+
+
 def main() -> None:
     results = command.run(
         "train",
         Train,
-        lambda options: look(options) if options.dry_run else train(options),
+        _do,
         preflight=preflight.train,
         preflight_sweep=preflight.one_device,
         inherit=options_of_resumed_run,

@@ -8,13 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import TINY
 from torch import nn
 
 from unetseg.errors import UserError
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
 from unetseg.runs.folder import RunFolder
-from unetseg.train import options_of_resumed_run, train
+from unetseg.train import find_lr, options_of_resumed_run, train
+from unetseg.training import lr_finder
 from unetseg.training.optimization import Optimization
 
 
@@ -127,6 +129,29 @@ class TestOptimizers:
 def test_options_that_contradict_each_other_are_refused(given, said):
     with pytest.raises(UserError, match=said):
         compose("train", Train, ["data=synthetic", *given])
+
+
+class TestFinder:
+    def test_the_rate_rises_by_one_factor_from_step_to_step(self):
+        rates = [lr_finder.RisingRate().rate(step) for step in range(lr_finder.STEPS)]
+        np.testing.assert_allclose(np.diff(np.log(rates)), np.log(1e6) / 99)
+
+    def test_the_running_mean_has_no_bias_at_its_beginning(self):
+        np.testing.assert_allclose(lr_finder.running_mean([0.5] * 7), [0.5] * 7)
+        weights = 0.9 ** np.arange(3)[::-1]
+        assert lr_finder.running_mean([1.0, 0.0, 4.0])[-1] == pytest.approx(weights @ [1, 0, 4] / weights.sum())
+
+    def test_the_steepest_fall_over_the_logarithm_is_suggested(self):
+        lrs = np.logspace(-6, 0, 100)
+        losses = 1 - 0.8 / (1 + np.exp(-3 * (np.log10(lrs) + 3)))  # falls fastest at 1e-3
+        assert 1e-3 < lr_finder.suggest(lrs, losses) < 5e-3, "the mean lags behind"
+        assert lr_finder.suggest(lrs, np.linspace(0, 1, 100)) is None
+        assert lr_finder.suggest(lrs[:5], losses[:5]) is None
+
+    def test_the_command_writes_a_figure_and_makes_no_run_folder(self, drawn, tmp_path, capsys):
+        find_lr(compose("train", Train, [*TINY, f"data.root={drawn}", f"output={tmp_path}", "name=a", "find_lr=true"]))
+        assert [path.name for path in tmp_path.iterdir()] == ["a_find_lr.png"]
+        assert "find_lr=true: " in capsys.readouterr().out
 
 
 class Weights(L.Callback):

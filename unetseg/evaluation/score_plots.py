@@ -200,3 +200,18 @@ def _shortened(name: str) -> str:
     """Return a class's name as it is shown in a figure: with at most 17 letters."""
     name = shown(name)
     return name if len(name) < 18 else f"{name[:16]}…"
+
+
+@styled
+def learning_rates(lrs: Sequence[float], losses: Sequence[float], suggestion: float | None, path: Path) -> None:
+    """Write the loss over the learning rate of as many steps, with a line at the rate that is suggested."""
+    figure = Figure(figsize=(5, 3))
+    axis = figure.subplots()
+    axis.plot(lrs, losses)
+    axis.set_xscale("log")
+    axis.set_xlabel("learning rate")
+    axis.set_ylabel("running mean of the loss")
+    if suggestion is not None:
+        axis.axvline(suggestion, color=SOFT, linestyle="--", linewidth=1)
+        axis.set_title(f"The loss fell fastest at {suggestion:.1e}")
+    figure.savefig(path)

@@ -322,15 +322,15 @@ class Ablate(Train):
 
     jobs: int = Field(ge=1, description="runs at once; the visible GPUs are shared out among them")
 
-    @field_validator("dry_run")
-    @classmethod
-    def _dry_run(cls, value: bool) -> bool:
-        if value:
-            raise rejected(
-                "false; a dry run of each of a sweep's runs is one of train",
-                "python -m unetseg.train --multirun, the same options and dry_run=true",
-            )
-        return value
+    @model_validator(mode="after")
+    def _trains(self) -> Ablate:
+        for option in ("dry_run", "find_lr"):
+            if getattr(self, option):
+                raise rejected(
+                    f"{option}=false; for each of a sweep's runs it is one of train",
+                    f"python -m unetseg.train --multirun, the same options and {option}=true",
+                )
+        return self
 
 
 class Evaluate(Section):

@@ -28,7 +28,7 @@ from unetseg.runs.tables import read_csv, read_gradient_flow, read_metrics, read
 STYLES = ("-", "--", ":", "-.")
 """The settings' line styles, one for each round through the colours."""
 NO_AXES = (
-    *("seed", "data.fold", "name", "output", "resume", "allow_changes", "dry_run", "sweep.", "jobs"),
+    *("seed", "data.fold", "name", "output", "resume", "allow_changes", "dry_run", "find_lr", "sweep.", "jobs"),
     *("logger", "wandb.", "gradients."),
     *("data.workers", "trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.default_root_dir"),
 )
@@ -248,11 +248,18 @@ def _run_folders(root: Path) -> Iterator[Run | str | tuple[str, str]]:
             yield place, str(error)
 
 
-EARLIER = {
-    **{"fit": "squash", "crop": None, "scale": 1.0, "foreground": 0.33, "crops": None},
-    **{"channels": None, "mean": None, "std": None, "shown": None, "bands": None},
+EARLIER: dict[str, Any] = {
+    "data": {
+        **{"fit": "squash", "crop": None, "scale": 1.0, "foreground": 0.33, "crops": None},
+        **{"channels": None, "mean": None, "std": None, "shown": None, "bands": None},
+    },
+    "optimizer": {
+        **{"name": "adamw", "encoder_lr_factor": 1.0, "arguments": None, "schedule": "cosine"},
+        **{"warmup_epochs": 0.0, "patience": 5, "ema": None},
+    },
+    **{"class_weights": None, "boundary_weight": None, "early_stopping": None},
 }
-"""How runs saw pictures before there were these options: they are no seeds of a setting with others."""
+"""What runs did before there were these options: they are no seeds of a setting with others."""
 
 
 def _read_options(path: Path) -> dict[str, Any]:
@@ -264,7 +271,8 @@ def _read_options(path: Path) -> dict[str, Any]:
             raise TypeError("it has no seed or no data")
         if any(type(options["data"].get(key) or 0) is not int for key in ("folds", "fold")):
             raise TypeError("data.folds or data.fold is no number")
-        options["data"] = EARLIER | options["data"]
+        for key, earlier in EARLIER.items():
+            options[key] = earlier | options[key] if isinstance(earlier, dict) else options.get(key, earlier)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise Damaged(f"config.yaml can't be read: {shown(first_line(error))}") from None
     return options

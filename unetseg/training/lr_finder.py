@@ -1,13 +1,20 @@
-"""A learning rate by trying: the loss over a hundred steps in which the rate rises (Smith 2017)."""
+"""A learning rate by trying: the loss over a hundred steps in which the rate rises (Smith 2017).
+
+Lightning's own finder is not used: its running mean begins with half of the first loss, and it looks for the steepest
+fall over the rate itself and not over its logarithm, which favours the lowest rates.
+"""
 
 from __future__ import annotations
 
+import math
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.tuner import Tuner
+import lightning as L
+import numpy as np
 
 from unetseg.data.datamodule import SegmentationData
 from unetseg.training import build
@@ -15,39 +22,75 @@ from unetseg.training.module import SegmentationModule
 
 STEPS = 100
 LOWEST, HIGHEST = 1e-6, 1.0
+SMOOTHING = 0.9
+"""Of the running mean of the losses."""
+WORSE = 4
+"""Times the least mean loss, above which no higher rate is tried."""
+FEWEST = 10
+"""Steps from which a rate can be suggested."""
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What the loss did while the learning rate rose.
+@dataclass
+class RisingRate(L.Callback):
+    """Raises the learning rate from step to step by the same factor, and notes the loss of each step.
 
     Examples:
-        >>> Trial([1e-4, 1e-3], [0.7, 0.5], 1e-3).suggestion
-        0.001
+        >>> RisingRate().rate(0), RisingRate().rate(STEPS - 1)
+        (1e-06, 1.0)
     """
 
-    lrs: list[float]
-    losses: list[float]
-    """The running mean after each step; the steps end early where it rises to four times the least."""
-    suggestion: float | None
-    """The rate at which the loss fell fastest; None where too few steps were taken."""
+    lrs: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, from 0."""
+        return LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Set the rate of all weights."""
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = self.rate(len(self.lrs))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the loss; end where it is none, or far above the least."""
+        loss = outputs["loss"].item() if outputs else math.nan
+        self.lrs.append(self.rate(len(self.lrs)))
+        self.losses.append(loss)
+        mean = running_mean(self.losses)
+        trainer.should_stop = not math.isfinite(loss) or mean[-1] > WORSE * min(mean)
 
 
-def try_rates(arguments: dict[str, Any], module: SegmentationModule, data: SegmentationData) -> Trial:
-    """Return how the loss followed the rate by Lightning's finder; the module's weights are as before.
+def try_rates(arguments: dict[str, Any], module: SegmentationModule, data: SegmentationData) -> RisingRate:
+    """Train for a hundred steps with a rising rate; return the rates and the losses.
 
     Args:
         arguments: of Lightning's Trainer.
-        module: as a training begins.
+        module: as a training begins; its weights are changed.
         data: as of a training.
     """
-    endless = arguments | {"max_epochs": -1, "max_steps": -1, "limit_val_batches": 0, "num_sanity_val_steps": 0}
+    own = {"max_epochs": -1, "max_steps": STEPS, "limit_val_batches": 0, "accumulate_grad_batches": 1}
+    rising = RisingRate()
     with tempfile.TemporaryDirectory(prefix="unetseg-lr-") as folder:
-        trainer = build.make_trainer(endless, [], [], Path(folder))
-        found = Tuner(trainer).lr_find(
-            module, data, min_lr=LOWEST, max_lr=HIGHEST, num_training=STEPS, update_attr=False
-        )
-    assert found is not None
-    lrs, losses = found.results["lr"], found.results["loss"]
-    length = min(len(lrs), len(losses))
-    return Trial(lrs[:length], losses[:length], found.suggestion() if length > 12 else None)
+        build.make_trainer(arguments | own, [], [rising], Path(folder)).fit(module, data)
+    return rising
+
+
+def running_mean(losses: Sequence[float]) -> list[float]:
+    """Return the exponential running mean of losses, without the bias of its beginning (Kingma and Ba 2015)."""
+    means, mean = [], 0.0
+    for count, loss in enumerate(losses, start=1):
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        means.append(mean / (1 - SMOOTHING**count))
+    return means
+
+
+def suggest(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
+    """Return the rate at which the running mean fell fastest over the rate's logarithm; None where it can't be told."""
+    mean = np.array(running_mean(losses))
+    whole = np.isfinite(mean)
+    if whole.sum() < FEWEST:
+        return None
+    slope = np.gradient(mean[whole], np.log(np.array(lrs)[whole]))
+    return float(np.array(lrs)[whole][slope.argmin()]) if slope.min() < 0 else None
