@@ -337,7 +337,7 @@ def test_numbers_that_no_machine_takes_are_refused(option):
         ("seed=3.0", r"seed=3\.0 is not accepted"),
         ("seed='3'", "seed='3' is not accepted"),
         ("model.dropout=0.5", "try: --help"),
-        ("optimizer.name=sgd", "try: --help"),
+        ("optimizer.foreach=true", "try: --help"),
         ("model.encodr=resnet18", r"try: model\.encoder=resnet18"),
         ("data.fold=1", "try: data=folder"),
     ],
