@@ -1,0 +1,195 @@
+"""Our recipe against others at equal encoder, batch, steps and size, on three real sets; scored by score.py.
+
+    python scripts/contest/run.py WORK --pets PETS --sets SETS --weights resnet50_imagenet.safetensors
+    python scripts/contest/run.py WORK --table                # the scores so far
+
+WORK gets the sets as folders, a run a recipe, set and seed, and results/*.json. What is there is kept: the same
+command goes on after a stop. A recipe is example or tuned (rivals.py), ours, or one of VARIANTS, which change ours in
+one thing. The defaults are 3 sets x 3 recipes x 5 seeds, resnet50 with ImageNet's weights, 128 px, batches of 16, about
+230 steps. On two cores a run takes about ten minutes with a thread of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy import stats
+from score import score
+
+HERE = Path(__file__).parent
+STREET = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
+Example = tuple[str, str, Image.Image, np.ndarray]
+"""Split, name, picture, and truth, HxW uint8."""
+VARIANTS: dict[str, list[str]] = {
+    "ours": [],
+    "lr5e-4": ["optimizer.lr=5e-4"],
+    "lr1e-3": ["optimizer.lr=1e-3"],
+    "warmup": ["optimizer.warmup_epochs=1"],
+    "encoder_lr": ["optimizer.lr=1e-3", "optimizer.encoder_lr_factor=0.2"],
+    "ema": ["optimizer.ema=0.957"],
+    "dice_ce": ["loss={dice:1,cross_entropy:1}"],
+    "no_augmentation": ["data.augment=false"],
+    "last": ["trainer.limit_val_batches=0"],
+    "together": [
+        *("optimizer.lr=5e-4", "optimizer.warmup_epochs=1", "optimizer.ema=0.957"),
+        "loss={dice:1,cross_entropy:1}",
+    ],
+}
+"""Options beside our defaults. The average of ema is over a tenth of the steps."""
+
+
+def pets(root: Path) -> Iterator[Example]:
+    """Yield Oxford-IIIT Pet's pictures; the boundary is pet, each tenth of the training list validates."""
+    for split in ("trainval", "test"):
+        lines = (root / f"annotations/{split}.txt").read_text().splitlines()
+        for number, name in enumerate(line.split()[0] for line in lines):
+            own = "test" if split == "test" else "val" if number % 10 == 0 else "train"
+            trimap = np.asarray(Image.open(root / f"annotations/trimaps/{name}.png"))
+            yield own, name, Image.open(root / f"images/{name}.jpg").convert("RGB"), (trimap != 2).astype(np.uint8)
+
+
+def camvid(root: Path) -> Iterator[Example]:
+    """Yield CamVid's pictures of eleven classes; void is ignored."""
+    for split in ("train", "val", "test"):
+        for path in sorted((root / f"camvid/{split}").glob("*.png")):
+            truth = np.array(Image.open(root / f"camvid/{split}annot" / path.name))
+            yield split, path.stem, Image.open(path).convert("RGB"), np.where(truth == 11, 255, truth).astype(np.uint8)
+
+
+def nuclei(root: Path) -> Iterator[Example]:
+    """Yield the Data Science Bowl's pictures: of four the last is for the test, of the others each sixth validates."""
+    for number, folder in enumerate(sorted((root / "nuclei/stage1_train").iterdir())):
+        split = "test" if number % 4 == 3 else "val" if number % 8 == 0 else "train"
+        objects = [np.asarray(Image.open(path).convert("L")) > 0 for path in sorted((folder / "masks").glob("*.png"))]
+        picture = Image.open(next((folder / "images").glob("*.png"))).convert("RGB")
+        yield split, folder.name[:12], picture, np.any(objects, axis=0).astype(np.uint8)
+
+
+SETS: dict[str, tuple[Callable[[Path], Iterator[Example]], int, tuple[str, ...]]] = {
+    "pets": (pets, 10, ("background", "pet")),
+    "camvid": (camvid, 40, STREET),
+    "nuclei": (nuclei, 80, ("background", "nucleus")),
+}
+"""Each set's pictures, epochs and classes."""
+
+
+def prepare(folder: Path, examples: Iterator[Example]) -> None:
+    """Write a set as images/, masks/, lists of names, and the test pictures once more in test/."""
+    if (folder / "test.txt").exists():
+        return
+    names: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for part in ("images", "masks", "test"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for split, name, picture, truth in examples:
+        picture.save(folder / f"images/{name}.png")
+        Image.fromarray(truth).save(folder / f"masks/{name}.png")
+        names[split].append(name)
+        link = folder / f"test/{name}.png"
+        if split == "test" and not link.exists():
+            link.symlink_to(Path("..") / f"images/{name}.png")
+    for split, own in names.items():  # test.txt last: it says that the set is whole
+        (folder / f"{split}.txt").write_text("\n".join(own) + "\n")
+
+
+def run(work: Path, cell: tuple[str, str, int], args: argparse.Namespace) -> None:
+    """Train and predict a cell, unless its masks are scored already."""
+    name, recipe, seed = cell
+    result = work / "results" / f"{name}_{recipe}_{seed}.json"
+    if result.exists():
+        return
+    epochs, classes = args.epochs or SETS[name][1], SETS[name][2]
+    folder, masks, own = work / "sets" / name, work / "masks" / result.stem, work / "runs" / result.stem
+    if recipe in VARIANTS:
+        options = [
+            f"data.root={folder}",
+            f"data.classes=[{','.join(classes)}]",
+            f"data.size={args.size}",
+            f"seed={seed}",
+        ]
+        options += ["data.ignore_index=255", "data.batch_size=16", "data.workers=0", "model.encoder=resnet50"]
+        options += [f"model.weights={args.weights}", f"trainer.max_epochs={epochs}", "trainer.precision=32-true"]
+        options += ["logger=csv", "gradients.every_n_steps=0", "trainer.enable_progress_bar=false", *VARIANTS[recipe]]
+        where = [f"resume={own}"] if (own / "config.yaml").exists() else [f"output={own.parent}", f"name={own.name}"]
+        if not (own / "summary.json").exists():
+            python("-m", "unetseg.train", "data=folder", *(options if where[0].startswith("output") else []), *where)
+        python("-m", "unetseg.predict", f"checkpoint={own}", f"images={folder / 'test'}", f"output={masks}")
+    else:
+        given = {"weights": args.weights, "classes": len(classes), "epochs": epochs, "seed": seed, "size": args.size}
+        words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
+        python(str(HERE / "rivals.py"), recipe, str(folder), "--output", str(masks), *words)
+    found = score(folder / "masks", masks, (folder / "test.txt").read_text().split(), len(classes))
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.write_text(json.dumps(found))
+    print(
+        result.stem, " ".join(f"{key} {found[key]:.4f}" for key in ("iou", "iou_per_image", "boundary_iou")), flush=True
+    )
+
+
+def python(*words: str) -> None:
+    """Run a Python command with one thread; raise a RuntimeError with its output where it fails."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, env=environment, cwd=HERE.parents[1]
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def table(work: Path) -> str:
+    """Return the scores as a table in Markdown: means over seeds, and differences from ours with Welch's interval."""
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for path in sorted((work / "results").glob("*.json")):
+        name, rest = path.stem.split("_", 1)
+        found.setdefault((name, rest.rsplit("_", 1)[0]), []).append(json.loads(path.read_text()))
+    lines = ["| set | recipe | seeds | IoU | per picture | Boundary IoU |", "| --- | --- | --- | --- | --- | --- |"]
+    for (name, recipe), runs in found.items():
+        cells = []
+        for key in ("iou", "iou_per_image", "boundary_iou"):
+            values, base = [own[key] for own in runs], [own[key] for own in found.get((name, "ours"), [])]
+            text = f"{np.mean(values):.3f}"
+            if recipe != "ours" and min(len(values), len(base)) > 1:
+                low, high = stats.ttest_ind(values, base, equal_var=False).confidence_interval()
+                text += f" ({np.mean(values) - np.mean(base):+.3f} [{low:+.3f}, {high:+.3f}])"
+            cells.append(text)
+        lines.append(f"| {name} | {recipe} | {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--table", action="store_true", help="print the scores so far")
+    parser.add_argument("--pets", type=Path, help="folder in the layout of Oxford-IIIT Pet")
+    parser.add_argument("--sets", type=Path, help="folder with camvid/ and nuclei/")
+    parser.add_argument("--weights", type=Path, help="ImageNet's resnet50 as .safetensors")
+    parser.add_argument("--names", nargs="+", default=[*SETS], choices=[*SETS], help="sets")
+    parser.add_argument("--recipes", nargs="+", default=["ours", "example", "tuned"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--epochs", type=int, help="of every set; default 10, 40 and 80, about 230 steps")
+    args = parser.parse_args()
+    if not args.table:
+        args.weights = args.weights.resolve()
+        for name in args.names:
+            prepare(args.work / "sets" / name, SETS[name][0](args.pets if name == "pets" else args.sets))
+        cells = [(name, recipe, seed) for seed, name, recipe in product(args.seeds, args.names, args.recipes)]
+        with ThreadPoolExecutor(args.jobs) as pool:
+            for cell, done in [(cell, pool.submit(run, args.work.resolve(), cell, args)) for cell in cells]:
+                if done.exception():
+                    print(f"{'_'.join(map(str, cell))} failed: {done.exception()}", file=sys.stderr, flush=True)
+    print(table(args.work))
+
+
+if __name__ == "__main__":
+    main()
