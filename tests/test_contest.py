@@ -1,0 +1,59 @@
+"""The contest's scores, by plain loops: they must know neither our metrics nor another library's."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+SPEC = importlib.util.spec_from_file_location("contest_score", ROOT / "scripts/contest/score.py")
+contest = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(contest)
+
+
+def slow_band(mask: np.ndarray, width: int) -> np.ndarray:
+    """Return the pixels of a mask from which a square of `width` to each side reaches out of it, pixel by pixel."""
+    found = np.zeros_like(mask)
+    height, across = mask.shape
+    for row in range(height):
+        for column in range(across):
+            around = [
+                0 <= y < height and 0 <= x < across and mask[y, x]
+                for y in range(row - width, row + width + 1)
+                for x in range(column - width, column + width + 1)
+            ]
+            found[row, column] = mask[row, column] and not all(around)
+    return found
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_a_band_is_what_a_square_reaches_out_of(width):
+    mask = np.random.default_rng(0).random((14, 17)) < 0.9
+    mask[:6, :8] = True
+    assert np.array_equal(contest.band(mask, width), slow_band(mask, width))
+
+
+def test_counts_are_those_of_loops_and_leave_out_ignored_pixels():
+    rng = np.random.default_rng(1)
+    truth, predicted = rng.integers(0, 3, (2, 12, 15)).astype(np.uint8)
+    truth[3:6, 4:9] = 255
+    for label, row in zip((0, 1, 2), contest.counts(truth, predicted, [0, 1, 2]), strict=True):
+        known = truth != 255
+        filled = np.where(known, truth, predicted)
+        bands = slow_band(filled == label, 1), slow_band(predicted == label, 1)
+        pairs = [(filled == label, predicted == label), bands]
+        assert row == [f(a[known], b[known]).sum() for a, b in pairs for f in (np.logical_and, np.logical_or)]
+
+
+def test_the_score_of_files_is_the_mean_over_classes_that_occur(tmp_path):
+    truth = np.zeros((10, 10), np.uint8)
+    truth[:5], predicted = 1, np.zeros((10, 10), np.uint8)
+    predicted[:4] = 1
+    for part, mask in (("truth", truth), ("predicted", predicted)):
+        (tmp_path / part).mkdir()
+        Image.fromarray(mask).save(tmp_path / part / "a.png")
+    two = contest.score(tmp_path / "truth", tmp_path / "predicted", ["a"], 2)
+    three = contest.score(tmp_path / "truth", tmp_path / "predicted", ["a"], 3)
+    assert two["iou"] == two["iou_per_image"] == pytest.approx(0.8)
+    assert three["iou"] == pytest.approx((50 / 60 + 40 / 50) / 2)
