@@ -5,7 +5,7 @@ import torch
 
 from unetseg.model.skips import FLOWS as FLOW_FUNCTIONS
 from unetseg.model.skips import FUSIONS, Add, Attention, Concat, NoSkip, Placebo, dosed
-from unetseg.names import FLOWS, SKIPS
+from unetseg.names import FLOWS, FUSED
 
 DEEP = torch.tensor([[[[1.0]], [[2.0]]]])
 SKIP = torch.tensor([[[[10.0]]]])
@@ -42,7 +42,7 @@ def test_equal_halves_make_concat_an_addition():
 
 
 def test_the_options_are_the_fusions_and_the_flows():
-    assert list(FUSIONS) == list(SKIPS)
+    assert list(FUSIONS) == list(FUSED)
     assert list(FLOW_FUNCTIONS) == list(FLOWS)
 
 

@@ -45,7 +45,11 @@ def blocks_of(net: Any) -> dict[str, list[nn.Parameter]]:
     if not stages:
         blocks = stages_of(net.encoder)
     parts = getattr(net.decoder, "blocks", None)
-    if isinstance(parts, nn.ModuleList) and len(list(parts.parameters())) == len(list(net.decoder.parameters())):
+    by_level = getattr(net.decoder, "by_level", None)  # of a decoder with several nodes a level
+    if isinstance(by_level, list):
+        for level, own in zip(reversed(range(len(by_level))), by_level, strict=True):
+            blocks[f"decoder{level}"] = [weight for part in own for weight in part.parameters()]
+    elif isinstance(parts, nn.ModuleList) and len(list(parts.parameters())) == len(list(net.decoder.parameters())):
         for level, block in zip(reversed(range(len(parts))), parts, strict=True):
             blocks[f"decoder{level}"] = list(block.parameters())
     else:

@@ -17,7 +17,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +31,6 @@ from unetseg.data.view import RGB, View
 from unetseg.files import drafted
 from unetseg.inference.engines import READERS, seal
 from unetseg.model import checkpoint
-from unetseg.model.decoder import DecoderBlock
 from unetseg.model.segmenter import Segmenter, probabilities
 from unetseg.model.skips import Fusion
 from unetseg.names import view_text
@@ -82,11 +81,12 @@ class PictureModel(nn.Module):
         for module in self.model.modules():
             if isinstance(module, _BatchNorm):
                 module.num_batches_tracked = None
-        for block in cast(list[DecoderBlock], list(self.model.net.decoder.blocks)):
-            if block.fusion.flow == "backward":
-                block.fusion = ZeroSkip(block.fusion)  # type: ignore[assignment]
-            else:
-                block.fusion.flow, block.fusion.gradient = "both", 1.0
+        for parent in list(self.model.net.modules()):
+            for name, fusion in parent.named_children():
+                if isinstance(fusion, Fusion) and fusion.flow == "backward":
+                    setattr(parent, name, ZeroSkip(fusion))
+                elif isinstance(fusion, Fusion):
+                    fusion.flow, fusion.gradient = "both", 1.0
 
     def forward(self, images: Tensor) -> Tensor:
         """Map BxHxWxD, uint8 RGB or float32, to BxCxHxW float32 probabilities."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from unetseg.names import ENCODERS, FLOWS, LARGEST_SIZE, LEVELS, LOSSES, MOST_CHANNELS, SKIPS
+from unetseg.names import ENCODERS, FLOWS, FUSED, LARGEST_SIZE, LEVELS, LOSSES, MOST_CHANNELS, SKIPS
 
 Rule = tuple[str, Callable[[Any], bool]]
 """The accepted values in words, and whether a value is one of them."""
@@ -17,12 +17,12 @@ def name_rule(names: Sequence[str]) -> Rule:
     return ", ".join(names), lambda value: isinstance(value, str) and value in names
 
 
-def name_per_level_rule(names: Sequence[str]) -> Rule:
-    """Return the rule of one name, or of one a level."""
-    accepted, is_name = name_rule(names)
+def name_per_level_rule(names: Sequence[str], of_levels: Sequence[str] | None = None) -> Rule:
+    """Return the rule of one name, or of one a level, of which there may be fewer."""
+    (accepted, is_name), (_, is_of_level) = name_rule(names), name_rule(of_levels or names)
 
     def fits(value: Any) -> bool:
-        return is_name(value) or (isinstance(value, list) and len(value) == LEVELS and all(map(is_name, value)))
+        return is_name(value) or (isinstance(value, list) and len(value) == LEVELS and all(map(is_of_level, value)))
 
     return f"{accepted}, or a list of {LEVELS} of them", fits
 
@@ -112,7 +112,7 @@ VIEW: dict[str, Rule] = {
 """Rules of what a checkpoint or an exported file says of how its model sees pictures, see `unetseg.data.view.View`."""
 NET: dict[str, Rule] = {
     "encoder": name_rule(ENCODERS),
-    "skip": name_per_level_rule(SKIPS),
+    "skip": name_per_level_rule(SKIPS, FUSED),
     "skip_flow": name_per_level_rule(FLOWS),
     "skip_gradient": DOSES,
     "match_parameters": SWITCH,

@@ -1,4 +1,4 @@
-"""The decoder: five blocks that upsample, fuse a long skip and convolve twice; and widths of equal cost.
+"""The U-Net's decoder: five blocks that upsample, fuse a long skip and convolve twice.
 
 Legend: B batch, D, S, O channels of the deep path, the skip and the output, H x W resolution; blocks run from coarse
 to fine, lists over levels from fine to coarse.
@@ -8,16 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.base.modules import Conv2dReLU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetseg.model.skips import FUSIONS
 
-TOLERANCE = 0.01
-"""Largest difference of a matched network's size, as a share of the size that it should have."""
+NORMS = {"batch": "batchnorm", "none": "identity"}
+"""smp's names of the normalisations."""
+
+
+class Convolutions(nn.Module):
+    """Two 3x3 convolutions, each with its normalisation and ReLU, named as in smp's decoder blocks.
+
+    Examples:
+        >>> Convolutions(8, 4, "batch")(torch.zeros(2, 8, 16, 16)).shape
+        torch.Size([2, 4, 16, 16])
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, normalisation: str):
+        super().__init__()
+        norm = NORMS[normalisation]
+        self.conv1 = Conv2dReLU(in_channels, out_channels, kernel_size=3, padding=1, use_norm=norm)
+        self.conv2 = Conv2dReLU(out_channels, out_channels, kernel_size=3, padding=1, use_norm=norm)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map BxDxHxW to BxOxHxW."""
+        return self.conv2(self.conv1(features))
 
 
 class DecoderBlock(nn.Module):
@@ -40,7 +57,7 @@ class DecoderBlock(nn.Module):
         normalisation: str,
     ):
         super().__init__()
-        norm = {"batch": "batchnorm", "none": "identity"}[normalisation]
+        norm = NORMS[normalisation]
         self.fusion = FUSIONS[skip](in_channels, skip_channels, flow, gradient)
         self.conv1 = Conv2dReLU(self.fusion.out_channels, out_channels, kernel_size=3, padding=1, use_norm=norm)
         self.conv2 = Conv2dReLU(out_channels, out_channels, kernel_size=3, padding=1, use_norm=norm)
@@ -91,49 +108,14 @@ class Decoder(nn.Module):
             for deep_width, skip_width, width, kind, (let_through, factor) in blocks
         )
 
+    @property
+    def fusions(self) -> list[nn.Module]:
+        """The fusion of each level, finest first."""
+        return [block.fusion for block in reversed(self.blocks[:-1])]  # type: ignore[misc]
+
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Map the encoder's features, [input, stride 2, ..., stride 32], to BxOxHxW."""
         deep = features[-1]
         for block, skip in zip(self.blocks, reversed(features[:-1]), strict=True):
             deep = block(deep, skip)
         return deep
-
-
-def matched_channels(
-    encoder: nn.Module, channels: Sequence[int], skip: Sequence[str], normalisation: str, classes: int
-) -> list[int]:
-    """Return `channels`, scaled so that the network has as many parameters as with concat at every level.
-
-    Args:
-        encoder: the encoder, which both networks share.
-        channels: the widths of concat's decoder, coarsest first.
-        skip: kind of each level's fusion, finest first.
-        normalisation: "batch" or "none".
-        classes: output channels of the head.
-
-    Raises:
-        ValueError: no widths come within TOLERANCE of that number.
-    """
-    encoder_channels: Sequence[int] = encoder.out_channels  # type: ignore[assignment]
-    shared = sum(p.numel() for p in encoder.parameters())
-
-    def size(widths: Sequence[int], kinds: Sequence[str]) -> int:
-        with torch.device("meta"):
-            parts = (
-                Decoder(encoder_channels, widths, kinds, ["both"] * len(kinds), [1.0] * len(kinds), normalisation),
-                SegmentationHead(widths[-1], classes, kernel_size=3),
-            )
-        return shared + sum(p.numel() for part in parts for p in part.parameters())
-
-    wanted = size(channels, ["concat"] * len(skip))
-    low, high = 0.1, 10.0
-    for _ in range(20):  # bisection, as the size grows with the scale
-        scale = (low * high) ** 0.5
-        widths = [max(1, round(scale * width)) for width in channels]
-        parameters = size(widths, skip)
-        if parameters == wanted:
-            break
-        low, high = (scale, high) if parameters < wanted else (low, scale)
-    if abs(parameters - wanted) > TOLERANCE * wanted:
-        raise ValueError(f"no decoder widths give {wanted} parameters: the nearest, {widths}, give {parameters}")
-    return widths

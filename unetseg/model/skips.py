@@ -202,6 +202,19 @@ class NoSkip(Fusion):
         return deep
 
 
+class Passage(Fusion):
+    """What a long skip lets through, alone, for decoders that use it in several places (topologies.py).
+
+    Examples:
+        >>> Passage(1, 1, flow="backward")(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)).flatten()
+        tensor([0.])
+    """
+
+    def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
+        """Return the BxSxHxW features of the skip."""
+        return skip
+
+
 FUSIONS: dict[str, type[Fusion]] = {
     "concat": Concat,
     "add": Add,

@@ -16,11 +16,12 @@ from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
 from torch import Tensor, nn
 
-from unetseg.model.decoder import Decoder, DecoderBlock, matched_channels
 from unetseg.model.encoders import make_encoder
 from unetseg.model.hub import HubFolder
+from unetseg.model.matching import matched_channels
 from unetseg.model.skips import Fusion
-from unetseg.names import FLOWS, LEVELS, SKIPS, has_gradient, nearest_first
+from unetseg.model.topologies import make_decoder
+from unetseg.names import FLOWS, FUSED, LEVELS, SKIPS, has_gradient, nearest_first
 
 
 class SkipUnet(nn.Module, HubFolder):
@@ -32,7 +33,8 @@ class SkipUnet(nn.Module, HubFolder):
 
     Args:
         encoder: a ResNet or DenseNet of smp.
-        skip: concat | add | attention | placebo | none, or a list with one kind for each of the 4 levels, finest first.
+        skip: concat | add | attention | placebo | none, or a list with one kind for each of the 4 levels, finest first;
+            or nested (U-Net++) | full (U-Net 3+), which are decoders of all levels.
         skip_flow: both | forward | backward, or a list, see `unetseg.model.skips.FLOWS`; without effect for placebo and
             none, which let nothing through.
         skip_gradient: the dose: what the gradient that comes back by a long skip is multiplied with, a finite number
@@ -79,7 +81,7 @@ class SkipUnet(nn.Module, HubFolder):
         in_channels: int = 3,
     ):
         super().__init__()
-        self.skip = _per_level(skip, SKIPS, "skip")
+        self.skip = _per_level(skip, SKIPS if isinstance(skip, str) else FUSED, "skip")
         self.skip_flow = _per_level(skip_flow, FLOWS, "skip_flow")
         self.skip_gradient = _doses(skip_gradient, self.skip, self.skip_flow)
         self.encoder = make_encoder(
@@ -87,15 +89,19 @@ class SkipUnet(nn.Module, HubFolder):
         )
         if initialisation == "glorot":  # before the decoder draws, so that the encoder is the same with every skip kind
             _glorot(self.encoder)
+        scale = 1.0
         if match_parameters:
-            decoder_channels = matched_channels(self.encoder, decoder_channels, self.skip, normalisation, classes)
-        self.decoder = Decoder(
+            decoder_channels, scale = matched_channels(
+                self.encoder, decoder_channels, self.skip, normalisation, classes
+            )
+        self.decoder = make_decoder(
             cast(Sequence[int], self.encoder.out_channels),
             decoder_channels,
             self.skip,
             self.skip_flow,
             self.skip_gradient,
             normalisation,
+            scale,
         )
         self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, kernel_size=3)
         initialize_decoder(self.decoder)
@@ -115,7 +121,7 @@ class SkipUnet(nn.Module, HubFolder):
     @property
     def fusions(self) -> list[Fusion]:
         """The fusion of each level, finest first."""
-        return [cast(DecoderBlock, block).fusion for block in reversed(self.decoder.blocks[:-1])]
+        return [cast(Fusion, fusion) for fusion in self.decoder.fusions]
 
 
 def _glorot(part: nn.Module) -> None:

@@ -40,15 +40,18 @@ def one_of(value: object, names: Sequence[str], more: str = "") -> str:
     raise rejected(f"{', '.join(ordered)}{more}", ordered[0])
 
 
-def one_or_per_level(value: object, names: Sequence[str], key: str) -> str | list[str]:
-    """Return a name or a list of LEVELS names, finest level first."""
-    example = [names[-1], *[names[0]] * (LEVELS - 1)]
+def one_or_per_level(
+    value: object, names: Sequence[str], key: str, of_levels: Sequence[str] | None = None
+) -> str | list[str]:
+    """Return a name or a list of LEVELS names, finest level first; a list may have fewer kinds than one name."""
+    of_levels = of_levels or names
+    example = [of_levels[-1], *[of_levels[0]] * (LEVELS - 1)]
     more = f"; or one per level, {LEVELS} in all, finest first: {key}=[{','.join(example)}]"
     if not isinstance(value, list | tuple):
         return one_of(value, names, more)
     if len(value) != LEVELS:
         raise rejected(f"{', '.join(names)}{more}", f"[{','.join(example)}]")
-    return [one_of(entry, names, more) for entry in value]
+    return [one_of(entry, of_levels, more) for entry in value]
 
 
 def dose_per_level(value: object, key: str) -> float | list[float]:

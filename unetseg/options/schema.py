@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from unetseg.names import (
     ENCODERS,
     FLOWS,
+    FUSED,
     LEVELS,
     LOSSES,
     RESNETS,
@@ -36,7 +37,8 @@ class Model(Section):
     weights: Text | None = Field(description="imagenet (downloaded by smp) | null | PATH of a .pth or .safetensors")
     strict_weights: bool = Field(description="false: of a file of weights take what fits, also of another encoder's")
     skip: str | list[str] = Field(
-        description="long skips: concat | add | attention | placebo | none, or one per level, finest first"
+        description="long skips: concat | add | attention | placebo | none, or one per level, finest first; or nested "
+        "(U-Net++) | full (U-Net 3+), of all levels"
     )
     skip_flow: str | list[str] = Field(
         description="both | forward (no gradient) | backward (no features), or one per level, finest first"
@@ -62,7 +64,7 @@ class Model(Section):
     @field_validator("skip", mode="before")
     @classmethod
     def _skip(cls, value: object) -> str | list[str]:
-        return one_or_per_level(value, SKIPS, "model.skip")
+        return one_or_per_level(value, SKIPS, "model.skip", FUSED)
 
     @field_validator("skip_flow", mode="before")
     @classmethod

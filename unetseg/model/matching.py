@@ -1,0 +1,56 @@
+"""Decoder widths of equal size: each kind of skip with the parameters of concat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from segmentation_models_pytorch.base import SegmentationHead
+from torch import nn
+
+from unetseg.model.topologies import make_decoder
+
+TOLERANCE = 0.01
+"""Largest difference of a matched network's size, as a share of the size that it should have."""
+
+
+def matched_channels(
+    encoder: nn.Module, channels: Sequence[int], skip: Sequence[str], normalisation: str, classes: int
+) -> tuple[list[int], float]:
+    """Return `channels`, scaled so that the network has the parameters of concat at every level, and the scale.
+
+    Args:
+        encoder: the encoder, which both networks share.
+        channels: the widths of concat's decoder, coarsest first.
+        skip: kind of each level's fusion, finest first.
+        normalisation: "batch" or "none".
+        classes: output channels of the head.
+
+    Raises:
+        ValueError: no widths come within TOLERANCE of that number.
+    """
+    encoder_channels: Sequence[int] = encoder.out_channels  # type: ignore[assignment]
+    shared = sum(p.numel() for p in encoder.parameters())
+
+    def size(widths: Sequence[int], kinds: Sequence[str], scale: float = 1.0) -> int:
+        with torch.device("meta"):
+            parts = (
+                make_decoder(
+                    encoder_channels, widths, kinds, ["both"] * len(kinds), [1.0] * len(kinds), normalisation, scale
+                ),
+                SegmentationHead(widths[-1], classes, kernel_size=3),
+            )
+        return shared + sum(p.numel() for part in parts for p in part.parameters())
+
+    wanted = size(channels, ["concat"] * len(skip))
+    low, high = 0.1, 10.0
+    for _ in range(20):  # bisection, as the size grows with the scale
+        scale = (low * high) ** 0.5
+        widths = [max(1, round(scale * width)) for width in channels]
+        parameters = size(widths, skip, scale)
+        if parameters == wanted:
+            break
+        low, high = (scale, high) if parameters < wanted else (low, scale)
+    if abs(parameters - wanted) > TOLERANCE * wanted:
+        raise ValueError(f"no decoder widths give {wanted} parameters: the nearest, {widths}, give {parameters}")
+    return widths, scale

@@ -1,0 +1,196 @@
+"""Decoders in which a level's features go to more than one place: U-Net++ and U-Net 3+.
+
+The features of a level enter by a `Passage`, once, wherever the decoder uses them: what a level's long skip lets
+through, and its lesion, is all that the decoder gets of these features.
+
+Legend: B batch, O output channels, H x W resolution; level l = 1 ... L has stride 2^l; lists over levels are written
+finest first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from segmentation_models_pytorch.base.modules import Conv2dReLU
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unetseg.model.decoder import NORMS, Convolutions, Decoder
+from unetseg.model.skips import Passage
+
+
+def passages(encoder_channels: Sequence[int], flow: Sequence[str], gradient: Sequence[float]) -> nn.ModuleList:
+    """Return the way of each level's features into a decoder, finest first."""
+    ways = zip(encoder_channels[1:-1], flow, gradient, strict=True)
+    return nn.ModuleList(Passage(width, width, own, factor) for width, own, factor in ways)
+
+
+class NestedDecoder(nn.Module):
+    """The decoder of U-Net++ (Zhou et al. 2018), with the names, widths and operations of smp's UnetPlusPlus.
+
+    Node (l, j) sees the node below it, (l + 1, j - 1), upsampled, and all nodes of its own level before it: the
+    encoder's features (l, 0), (l, 1), ..., (l, j - 1). The last node of a level is as wide as the U-Net's block there,
+    the others as the encoder's features.
+
+    Args:
+        encoder_channels: widths of the encoder's features, [input, stride 2, ..., stride 2^(L + 1)].
+        channels: widths of the U-Net's blocks, coarsest first.
+        flow: what each level's long skip lets through, finest first.
+        gradient: what the gradient that comes back by each level's long skip is multiplied with, finest first.
+        normalisation: "batch" or "none".
+        scale: what the widths of the nodes before a level's last one are multiplied with, for networks of equal size.
+
+    Examples:
+        >>> decoder = NestedDecoder([3, 8, 8, 16], [16, 8, 4], ["both", "both"], [1.0, 1.0], "batch")
+        >>> features = [torch.zeros(2, 3, 32, 32), torch.zeros(2, 8, 16, 16), torch.zeros(2, 8, 8, 8),
+        ...             torch.zeros(2, 16, 4, 4)]
+        >>> decoder(features).shape
+        torch.Size([2, 4, 32, 32])
+    """
+
+    def __init__(
+        self,
+        encoder_channels: Sequence[int],
+        channels: Sequence[int],
+        flow: Sequence[str],
+        gradient: Sequence[float],
+        normalisation: str,
+        scale: float = 1.0,
+    ):
+        super().__init__()
+        skips = [*reversed(encoder_channels[1:-1])]  # coarsest first, as smp counts
+        inputs = [encoder_channels[-1], *channels[:-1]]
+        inner = [max(1, round(scale * width)) for width in skips]
+        self.depth = len(skips)
+        self.blocks = nn.ModuleDict()
+        for layer, width in enumerate(skips):
+            for begin in range(layer + 1):
+                before = inputs[layer] if begin == 0 else skips[layer - 1] if begin == layer else inner[layer - 1]
+                sees = before + inner[layer] * (layer - begin) + width
+                own = channels[layer] if begin == 0 else inner[layer]
+                self.blocks[f"x_{begin}_{layer}"] = Convolutions(sees, own, normalisation)
+        self.blocks[f"x_0_{self.depth}"] = Convolutions(inputs[-1], channels[-1], normalisation)
+        self.fusions = passages(encoder_channels, flow, gradient)
+
+    @property
+    def by_level(self) -> list[list[nn.Module]]:
+        """The nodes of each level, coarsest first, and the block of the input's resolution."""
+        levels = [[self.blocks[f"x_{begin}_{layer}"] for begin in range(layer + 1)] for layer in range(self.depth)]
+        return [*levels, [self.blocks[f"x_0_{self.depth}"]]]
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Map the encoder's features, [input, stride 2, ...], to BxOxHxW."""
+        levels = [fusion(skip, skip) for fusion, skip in zip(self.fusions, features[1:-1], strict=True)]
+        below = [features[-1], *reversed(levels)]  # coarsest first
+        nodes: dict[tuple[int, int], Tensor] = {}
+        for length in range(self.depth):
+            for begin in range(self.depth - length):
+                layer = begin + length
+                deep = below[begin] if length == 0 else nodes[begin, layer - 1]
+                own = [*(nodes[other, layer] for other in range(begin + 1, layer + 1)), below[layer + 1]]
+                deep = F.interpolate(deep, size=own[0].shape[-2:], mode="nearest")
+                nodes[begin, layer] = self.blocks[f"x_{begin}_{layer}"](torch.cat([deep, torch.cat(own, 1)], 1))
+        deep = F.interpolate(nodes[0, self.depth - 1], size=features[0].shape[-2:], mode="nearest")
+        return self.blocks[f"x_0_{self.depth}"](deep)
+
+
+class FullDecoder(nn.Module):
+    """The decoder of U-Net 3+ (Huang et al. 2020): each level sees every level of the encoder or of the decoder.
+
+    The node of level l concatenates, each after a 3x3 convolution to `source_channels`: the encoder's levels 1 ... l,
+    the finer ones max-pooled to its resolution; the decoder's nodes l + 1 ... L and the bottleneck, upsampled
+    bilinearly. A 3x3 convolution over all of them gives the node. A last block, as the U-Net's, upsamples level 1 to
+    the input's resolution; the paper's encoder has no stride there, and needs none.
+
+    Args:
+        encoder_channels: widths of the encoder's features, [input, stride 2, ..., stride 2^(L + 1)].
+        channels: widths of the nodes, coarsest first, and of the last block.
+        flow: what each level's long skip lets through, finest first.
+        gradient: what the gradient that comes back by each level's long skip is multiplied with, finest first.
+        normalisation: "batch" or "none".
+        source_channels: of each node's sources, coarsest first; None: a quarter of its width. The paper has 64, and
+            nodes of 320.
+
+    Examples:
+        >>> decoder = FullDecoder([3, 8, 8, 16], [16, 8, 4], ["both", "both"], [1.0, 1.0], "batch")
+        >>> features = [torch.zeros(2, 3, 32, 32), torch.zeros(2, 8, 16, 16), torch.zeros(2, 8, 8, 8),
+        ...             torch.zeros(2, 16, 4, 4)]
+        >>> decoder(features).shape
+        torch.Size([2, 4, 32, 32])
+    """
+
+    def __init__(
+        self,
+        encoder_channels: Sequence[int],
+        channels: Sequence[int],
+        flow: Sequence[str],
+        gradient: Sequence[float],
+        normalisation: str,
+        source_channels: Sequence[int] | None = None,
+    ):
+        super().__init__()
+        norm, widths = NORMS[normalisation], [*encoder_channels[1:-1]]
+        depth = len(widths)
+        nodes = [*reversed(channels[:depth])]  # finest first, from here on
+        sources = [*reversed(source_channels)] if source_channels else [max(1, width // 4) for width in nodes]
+        self.sources, self.merges = nn.ModuleList(), nn.ModuleList()
+        for level, (width, source) in enumerate(zip(nodes, sources, strict=True)):
+            inputs = [*widths[: level + 1], *nodes[level + 1 :], encoder_channels[-1]]
+            self.sources.append(
+                nn.ModuleList(Conv2dReLU(own, source, kernel_size=3, padding=1, use_norm=norm) for own in inputs)
+            )
+            self.merges.append(Conv2dReLU(source * len(inputs), width, kernel_size=3, padding=1, use_norm=norm))
+        self.last = Convolutions(nodes[0], channels[-1], normalisation)
+        self.fusions = passages(encoder_channels, flow, gradient)
+
+    @property
+    def by_level(self) -> list[list[nn.Module]]:
+        """The layers of each level's node, coarsest first, and the block of the input's resolution."""
+        nodes = [list(pair) for pair in zip(self.sources, self.merges, strict=True)]
+        return [*reversed(nodes), [self.last]]
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Map the encoder's features, [input, stride 2, ...], to BxOxHxW."""
+        levels = [fusion(skip, skip) for fusion, skip in zip(self.fusions, features[1:-1], strict=True)]
+        deeper = [features[-1]]  # the nodes that are there already, finest first, and the bottleneck
+        for level in reversed(range(len(levels))):
+            size = levels[level].shape[-2:]
+            finer = [_pooled(own, 2 ** (level - k), size) for k, own in enumerate(levels[:level])]
+            upsampled = [F.interpolate(own, size=size, mode="bilinear", align_corners=False) for own in deeper]
+            inputs = [*finer, levels[level], *upsampled]
+            layers = cast(nn.ModuleList, self.sources[level])
+            sources = [layer(own) for layer, own in zip(layers, inputs, strict=True)]
+            deeper.insert(0, self.merges[level](torch.cat(sources, 1)))
+        return self.last(F.interpolate(deeper[0], size=features[0].shape[-2:], mode="nearest"))
+
+
+def _pooled(features: Tensor, factor: int, size: Sequence[int]) -> Tensor:
+    """Return the maxima of squares of factor x factor, as many as a coarser level has pixels.
+
+    A last square is cut short where the encoder has rounded up, and left out where it has rounded down.
+    """
+    height, width = (factor * length for length in size)
+    frame = (0, width - features.shape[-1], 0, height - features.shape[-2])
+    return F.max_pool2d(F.pad(features, frame, value=-math.inf), factor)
+
+
+def make_decoder(
+    encoder_channels: Sequence[int],
+    channels: Sequence[int],
+    skip: Sequence[str],
+    flow: Sequence[str],
+    gradient: Sequence[float],
+    normalisation: str,
+    scale: float = 1.0,
+) -> Decoder | NestedDecoder | FullDecoder:
+    """Return the decoder of these skips, a kind a level, finest first; `scale` is of nested's inner nodes."""
+    match skip[0]:
+        case "nested":
+            return NestedDecoder(encoder_channels, channels, flow, gradient, normalisation, scale)
+        case "full":
+            return FullDecoder(encoder_channels, channels, flow, gradient, normalisation)
+        case _:
+            return Decoder(encoder_channels, channels, skip, flow, gradient, normalisation)
