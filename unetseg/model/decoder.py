@@ -22,6 +22,7 @@ class Convolutions(nn.Module):
     """Two 3x3 convolutions, each with its normalisation and ReLU, named as in smp's decoder blocks.
 
     Examples:
+        >>> import torch
         >>> Convolutions(8, 4, "batch")(torch.zeros(2, 8, 16, 16)).shape
         torch.Size([2, 4, 16, 16])
     """
@@ -41,6 +42,7 @@ class DecoderBlock(nn.Module):
     """Upsample to the resolution of the skip, fuse, convolve twice.
 
     Examples:
+        >>> import torch
         >>> block = DecoderBlock(16, 8, 4, skip="concat", flow="both", gradient=1.0, normalisation="batch")
         >>> block(torch.zeros(2, 16, 8, 8), torch.zeros(2, 8, 16, 16)).shape
         torch.Size([2, 4, 16, 16])
@@ -80,6 +82,7 @@ class Decoder(nn.Module):
         normalisation: "batch" or "none".
 
     Examples:
+        >>> import torch
         >>> decoder = Decoder([3, 8, 8, 16], [16, 8, 4], skip=["concat", "none"], flow=["both", "both"],
         ...                   gradient=[1.0, 1.0], normalisation="batch")
         >>> features = [torch.zeros(2, 3, 32, 32), torch.zeros(2, 8, 16, 16), torch.zeros(2, 8, 8, 8),
