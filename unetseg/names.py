@@ -14,6 +14,9 @@ ENCODERS = RESNETS + DENSENETS
 SKIPS = ("concat", "add", "attention", "placebo", "none")
 FLOWS = ("both", "forward", "backward")
 LOSSES = ("dice", "bce", "bce_dice", "cross_entropy")
+AUGMENTATIONS = ("none", "light", "strong", "medical", "aerial")
+NESTED = ("OneOf", "SomeOf", "RandomOrder", "Sequential")
+"""The augmentations that have `transforms` of their own."""
 LEVELS = 4
 """Long skips of a U-Net with five encoder stages; level 1 is the finest (stride 2)."""
 BOTTLENECK = "bottleneck"
