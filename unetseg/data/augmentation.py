@@ -84,10 +84,10 @@ def make_recipe(augment: Augment, view: View) -> Recipe:
     Raises:
         UserError: an entry of a list names no transform that can be used, or arguments that it doesn't take.
     """
-    if augment in (False, "none"):
+    if augment is False or augment == "none":
         return Recipe()
     if isinstance(augment, bool | str):
-        moves, colours, reached = PRESETS["light" if augment is True else augment](view)
+        moves, colours, reached = PRESETS[augment if isinstance(augment, str) else "light"](view)
         colours = colours if view.channels == RGB else []
     else:
         steps = listed(augment, view)
