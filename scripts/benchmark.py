@@ -7,6 +7,7 @@ train      images/s of the limit (bare steps on a resident batch), of ours with 
 data       images/s of the loader alone, held against decoding alone
 gradients  a training step with our gradient flow read in it, and with wandb.watch
 metrics    what counting a batch's pixels for all metrics takes
+augment    images/s of the augmentation in three libraries, and whether their masks follow
 predict    a picture's classes by smp.Unet, by our predictor, and by our predictor on ONNX
 startup    seconds to the first training step, to the help text and to the message about a wrong option
 growth     how the cost of training grows with images, pixels and epochs
@@ -57,6 +58,7 @@ MEASUREMENTS: dict[str, dict[str, Any]] = {
     "data": {"pets": ..., "size": ..., "batch_size": ..., "steps": ..., "rounds": 5},
     "gradients": {"encoder": ..., "size": ..., "batch_size": ..., "rounds": ...},
     "metrics": {"encoder": ..., "size": ..., "batch_size": ..., "rounds": ...},
+    "augment": {"rounds": ...},
     "predict": {"encoder": ..., "size": ..., "large": ..., "rounds": ...},
     "startup": {"pets": ..., "encoder": ..., "size": ..., "batch_size": ..., "rounds": 5},
     "growth": {"pets": ..., "encoder": ..., "size": ..., "batch_size": ..., "steps": 8, "epochs": 2, "workers": ...,

@@ -326,7 +326,7 @@ def test_a_dry_run_refuses_what_a_training_would(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_dry_run_refuses_a_name_that_is_taken_and_writes_nothing(drawn, tmp_path, capsys):
+def test_a_dry_run_refuses_a_name_that_is_taken_and_writes_a_sheet_over_no_other(drawn, tmp_path, capsys):
     from unetseg.train import look
 
     (tmp_path / "one").mkdir()
@@ -336,7 +336,11 @@ def test_a_dry_run_refuses_a_name_that_is_taken_and_writes_nothing(drawn, tmp_pa
         look(compose("train", Train, [*options, "name=one"]))
     look(compose("train", Train, [*options, "name=two"]))
     assert "5 steps an epoch (batches of 4), 10 steps in all" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two.augmented.png"]
+    look(compose("train", Train, [*options, "name=two", "data.augment=none"]))
+    look(compose("train", Train, [*options, "name=two", "data.augment=aerial"]))
+    assert f"augmented pictures: {tmp_path}/two.augmented_2.png" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two.augmented.png", "two.augmented_2.png"]
 
 
 def test_a_dry_run_of_a_sweep_is_one_of_train(tmp_path):

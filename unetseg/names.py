@@ -29,6 +29,9 @@ PIXEL_LOSSES = ("bce", "bce_dice", "cross_entropy", "focal", "soft_cross_entropy
 """Those that have a cost of each pixel, or a part that has."""
 BINARY_LOSSES = ("bce", "bce_dice")
 """Those of two classes alone."""
+AUGMENTATIONS = ("none", "light", "strong", "medical", "aerial")
+NESTED = ("OneOf", "SomeOf", "RandomOrder", "Sequential")
+"""The augmentations that have `transforms` of their own."""
 LEVELS = 4
 """Long skips of a U-Net with five encoder stages; level 1 is the finest (stride 2)."""
 BOTTLENECK = "bottleneck"

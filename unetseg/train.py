@@ -98,9 +98,9 @@ def train(
 
 
 def look(options: Train) -> None:
-    """Do what a training does before its first step, say what it would train, and write nothing: `dry_run=true`.
+    """Do what a training does before its first step, and say what it would train: `dry_run=true`.
 
-    Data that must be downloaded or drawn are, as for a training.
+    Nothing is written but a page of augmented pictures. Data that must be downloaded or drawn are, as for a training.
     """
     if launch.is_first():
         print(plan(options), flush=True)
@@ -113,7 +113,10 @@ def look(options: Train) -> None:
         _check(planned, data)
         if launch.is_first():
             print(build.describe_plan(planned, data))
-            print(build.describe_start(planned, module, RunFolder.planned(options)))
+            folder = RunFolder.planned(options)
+            print(build.describe_start(planned, module, folder))
+            if options.data.augment not in (False, "none"):
+                print(f"augmented pictures: {build.write_augmented(data, folder)}")
             print("dry_run=true: nothing was trained, and no run folder made")
 
 

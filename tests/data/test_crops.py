@@ -8,8 +8,9 @@ import torch
 from conftest import TINY, prepared, square, write_pairs
 from PIL import Image
 
+from unetseg.data.augmentation import REACH
 from unetseg.data.tiling import from_square
-from unetseg.data.transforms import REACH, Transform, fit_image, rare_pixel, window
+from unetseg.data.transforms import Transform, fit_image, rare_pixel, window
 from unetseg.data.view import View
 from unetseg.names import IGNORE
 from unetseg.options.compose import compose

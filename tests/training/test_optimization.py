@@ -216,6 +216,7 @@ def interrupted(tiny, tmp_path):
         ),
         ("optimizer.name=sgd", "optimizer.schedule=plateau", "optimizer.patience=0", "early_stopping=5"),
         ("optimizer.name=lion", "optimizer.schedule=one_cycle"),
+        ("data.augment=[{OneOf:{transforms:[ElasticTransform,{Affine:{rotate:[-30,30]}}],p:0.8}},GaussNoise]",),
     ],
 )
 def test_a_run_that_was_stopped_goes_on_to_the_last_bit(given, tiny, interrupted):

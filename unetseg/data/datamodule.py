@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from unetseg import launch
 from unetseg.data import device
+from unetseg.data.augmentation import Augment
 from unetseg.data.cache import Cache, cache_bytes, fits_in_memory
 from unetseg.data.channels import statistics
 from unetseg.data.dataset import Batch, Collection, EpochSampler, Examples, Listing, WholeExamples, collate
@@ -40,7 +41,7 @@ class SegmentationData(L.LightningDataModule):
         view: how the model sees pictures: as squares, or in crops, which are whole pictures in validation and test.
         batch_size: examples per step and device.
         workers: loader processes; 0 loads in this one.
-        augment: random flip, scale, rotation and colour while training.
+        augment: how training pictures are changed at random, see `augmentation`.
         seed: of the order and the augmentation.
         prepare: downloads or generates the files; called on one process of each machine.
         test_split: the split of a test.
@@ -62,7 +63,7 @@ class SegmentationData(L.LightningDataModule):
         view: View,
         batch_size: int,
         workers: int,
-        augment: bool,
+        augment: Augment,
         seed: int,
         prepare: Callable[[], object] = lambda: None,
         test_split: str = "test",
@@ -218,7 +219,7 @@ class SegmentationData(L.LightningDataModule):
         split: str,
         *,
         shuffle: bool = False,
-        augment: bool = False,
+        augment: Augment = False,
         each_epoch: bool = False,
         training: bool = False,
         crops: bool = False,
@@ -228,13 +229,12 @@ class SegmentationData(L.LightningDataModule):
         Args:
             split: its name.
             shuffle: in a new order in each epoch.
-            augment: with random flips and so on.
+            augment: how pictures are changed at random.
             each_epoch: it is read in every epoch, so a cache is worth its memory.
             training: leave out a last batch that can't be normalised.
             crops: where the view has crops, yield random ones and not whole pictures, one in a batch.
         """
         assert self.collection is not None, "call setup() first"
-        examples = self.collection.splits[split]
         whole = self.view.crop is not None and not crops
         share: dict[str, Any] = {}
         if self.trainer:
@@ -243,14 +243,7 @@ class SegmentationData(L.LightningDataModule):
             share["done"] = self.done
         on_device = self.cache == "device" and each_epoch
         kind = WholeExamples if whole else AugmentationExamples if on_device else Examples
-        dataset = kind(
-            examples,
-            self.collection.values,
-            Transform(self.view, augment, self.foreground if training else 0.0),
-            self.seed,
-            skip_unreadable=self.skip_unreadable,
-            crops=self._crops_of(split) if crops and self.view.crop is not None else None,
-        )
+        dataset = self._examples(kind, split, augment, self.foreground if training else 0.0, crops)
         sampler = EpochSampler(len(dataset), shuffle=shuffle, seed=self.seed, **share)
         drop_last = training and self._drops_last_batch(len(sampler))
         if drop_last and launch.is_first():
@@ -278,6 +271,21 @@ class SegmentationData(L.LightningDataModule):
             collate_fn=collate_fn,
             worker_init_fn=launch.loader_init_fn() if self.workers else None,
             generator=torch.Generator().manual_seed(self.seed),  # the process-wide one stays as it is
+        )
+
+    def augmented_examples(self) -> Examples:
+        """Return the training examples as a training augments them, read from their files."""
+        return self._examples(Examples, "train", self.augment, self.foreground, crops=True)
+
+    def _examples(self, kind: type[Examples], split: str, augment: Augment, foreground: float, crops: bool) -> Examples:
+        assert self.collection is not None
+        return kind(
+            self.collection.splits[split],
+            self.collection.values,
+            Transform(self.view, augment, foreground),
+            self.seed,
+            skip_unreadable=self.skip_unreadable,
+            crops=self._crops_of(split) if crops and self.view.crop is not None else None,
         )
 
     def examples_of(self, split: str) -> int:

@@ -6,31 +6,25 @@ Legend: H x W pixels of a picture, S side of a square, N side of a crop, C chann
 from __future__ import annotations
 
 import math
-import os
-import random
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from unetseg.data.view import COLOUR, RGB, View
+from unetseg.data.augmentation import Augment, draw_from, make_recipe
+from unetseg.data.view import RGB, View
 from unetseg.names import IGNORE
 
 COLOURS = ("brightness", "contrast", "saturation", "hue")
 UNCHANGED = (1, 1, 1, 0)
 """The neutral amount of each of COLOURS: three factors, and a share of the colour circle."""
-TURN = 15
-"""Degrees by which a picture is turned at most, either way."""
-SCALES = (0.8, 1.25)
 LOOKED_AT = 2**19
 """Pixels of a mask that are looked at for a rare class: more would take longer than a training step."""
 MOST_AT_ONCE = 4
 """Channels that OpenCV resizes by areas at a time."""
 CUTTING, RESCALING = 1, 2
 """What is added to a key, so that each use has random numbers of its own."""
-REACH = (math.cos(math.radians(TURN)) + math.sin(math.radians(TURN))) / SCALES[0]
-"""How many times as wide as a crop the part of the picture is at most that a turned and shrunk crop shows."""
 
 
 class Augmentation(NamedTuple):
@@ -50,7 +44,7 @@ class Transform:
 
     Args:
         view: how the model sees pictures.
-        augment: random flip, scale, rotation, translation and colour.
+        augment: as data.augment, see `augmentation`.
         foreground: the share of crops that are centred on a pixel of a rare class, 0..1, see `rare_pixel`.
 
     Examples:
@@ -61,10 +55,11 @@ class Transform:
         ((32, 32, 3), (32, 32))
     """
 
-    def __init__(self, view: View, augment: bool, foreground: float = 0.0):
+    def __init__(self, view: View, augment: Augment, foreground: float = 0.0):
         cv2.setNumThreads(0)  # the loader's processes are the parallelism
         self.view, self.foreground = view, foreground
-        self.steps = _augmentation(view) if augment else []
+        self.recipe = make_recipe(augment, view)
+        self.steps = self.recipe.steps
 
     def resize(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return an image hxwxC and its mask HxW as the view resizes and pads them: the same in every epoch."""
@@ -86,23 +81,29 @@ class Transform:
             image, mask = self._cut(image, mask, key)
         as_stored = bool(self.steps) and self.view.channels != RGB
         centre = np.array(self.view.fill, np.float32)
+        if self.recipe.copies:
+            image, mask = image.copy(), mask.copy()
         if as_stored:
             image = image - centre  # so that what is filled with 0 gets the mean
-        for step in self._steps(key):
+        draw_from(self.steps, key)
+        for step in self.steps:
             augmented = step(image=image, mask=mask)
             image, mask = augmented["image"], augmented["mask"]
+        if self.recipe.rescales:
+            image = self._rescale(image, key)
         if as_stored:
-            image = self._rescale(image, key) + centre
+            image = image + centre
         return np.require(image, requirements=["C", "W"]), np.require(mask, requirements=["C", "W"])
 
     def parameters(self, key: tuple[int, ...]) -> Augmentation:
-        """Return the parameters with which __call__ augments a square for this key."""
+        """Return the parameters with which __call__ augments a square for this key, of `light` alone."""
         import albumentations as A
 
         move, size = np.eye(3), self.view.size
         colours = np.tile(np.array(UNCHANGED, np.float32), (len(COLOURS), 1))
         blank = {"image": np.broadcast_to(np.uint8(0), (size, size, 3))}
-        for step in self._steps(key):
+        draw_from(self.steps, key)
+        for step in self.steps:
             if not step.should_apply():
                 continue
             drawn = step.update_transform_params(step.get_params(), blank)
@@ -125,7 +126,7 @@ class Transform:
             corner = [int(rng.integers(max(1, length - side + 1))) for length in mask.shape]
         else:
             corner = [place - side // 2 for place in centre]
-        margin = math.ceil((REACH - 1) / 2 * side) + 1 if self.steps else 0
+        margin = self.recipe.margin
         # a picture that is smaller than the crop lies in its middle
         inside = [
             min(max(at, 0), length - side) if length > side else (length - side) // 2
@@ -142,17 +143,6 @@ class Transform:
         rng = np.random.default_rng((*key, RESCALING))
         contrast, brightness = rng.uniform(0.8, 1.2), rng.uniform(-0.2, 0.2)
         return image * np.float32(contrast) + np.array(self.view.std, np.float32) * np.float32(brightness)
-
-    def _steps(self, key: tuple[int, ...]) -> Sequence[Any]:
-        """Return albumentations' steps, which all draw from one random generator that is seeded with the key.
-
-        Compose.set_random_seed would give each step a generator of its own with the same seed: a picture that is
-        flipped would always be moved and recoloured too.
-        """
-        rng = np.random.default_rng(key)
-        for step in self.steps:
-            step.set_random_state(rng, random.Random(int(rng.integers(2**63))))
-        return self.steps
 
 
 def fit_image(image: np.ndarray, view: View) -> np.ndarray:
@@ -250,21 +240,3 @@ def _framed(array: np.ndarray, view: View, fill: Sequence[float]) -> np.ndarray:
 def _counts(mask: np.ndarray) -> np.ndarray:
     """Return the pixels of each of the 256 values, 256 float32, in a tenth of the time of numpy's bincount."""
     return cv2.calcHist([mask], [0], None, [256], [0, 256]).reshape(-1)
-
-
-def _augmentation(view: View) -> Sequence[Any]:
-    """Return albumentations' steps: from squares to squares, or from a crop with its surroundings to the crop."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import asks the network for a newer version
-    import albumentations as A
-
-    affine = A.Affine(
-        scale=SCALES,
-        rotate=(-TURN, TURN),
-        translate_percent=None if view.crop else (-0.08, 0.08),  # a crop lies anywhere already
-        fill=COLOUR if view.channels == RGB else 0,
-        fill_mask=IGNORE,  # the default, 0, would teach that the frame is background
-        p=0.8,
-    )
-    cut = [A.CenterCrop(view.crop, view.crop)] if view.crop else []
-    colours = [A.ColorJitter((0.8, 1.2), (0.8, 1.2), (0.8, 1.2), (-0.03, 0.03), p=0.8)]
-    return [A.HorizontalFlip(p=0.5), affine, *cut, *(colours if view.channels == RGB else [])]

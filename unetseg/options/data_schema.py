@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from unetseg.names import IGNORED, LARGEST_SIZE, MOST_CHANNELS, PETS_ROOT
-from unetseg.options.messages import rejected
+from unetseg.names import AUGMENTATIONS, IGNORED, LARGEST_SIZE, MOST_CHANNELS, NESTED, PETS_ROOT
+from unetseg.options.messages import one_of, rejected
 from unetseg.options.section import Section, Text
 
 
@@ -22,6 +22,27 @@ def _existing_folder(value: str) -> str:
     return value
 
 
+def _check_transforms(entries: object, level: int = 1) -> None:
+    """Raise an error unless a list has the form of one of albumentations; names and arguments are checked with it."""
+    accepted = "[NAME,{NAME:{ARGUMENT:VALUE}}], with `transforms:` of the same form in OneOf, SomeOf, ..."
+    example = "[{HorizontalFlip:{p:0.5}}]"
+    if not isinstance(entries, list) or not entries:
+        raise rejected(f"a list of transforms: {accepted}", example)
+    if level > DEEPEST_TRANSFORMS:
+        raise rejected(f"at most {DEEPEST_TRANSFORMS} lists of transforms in one another", example)
+    for entry in entries:
+        named = {entry: None} if isinstance(entry, str) else entry
+        if not isinstance(named, dict) or len(named) != 1 or not all(isinstance(name, str) for name in named):
+            raise rejected(f"transforms, each with its name: {accepted}", example)
+        ((name, arguments),) = named.items()
+        if not isinstance(arguments, dict | None) or not all(isinstance(key, str) for key in arguments or {}):
+            raise rejected(f"arguments of {name} by their names: {accepted}", example)
+        if name in NESTED or "transforms" in (arguments or {}):
+            _check_transforms((arguments or {}).get("transforms"), level + 1)
+
+
+DEEPEST_TRANSFORMS = 3
+"""So many lists of transforms may lie in one another; a config.yaml that can be read again is not much deeper."""
 NAMES = "pets | folder | hf | synthetic"
 ExistingFolder = Annotated[Text, AfterValidator(_existing_folder)]
 
@@ -49,7 +70,11 @@ class Data(Section):
     )
     batch_size: int = Field(ge=1, description="pictures per step and device")
     workers: int = Field(ge=0, le=256, description="loader processes; 0 loads in the training process")
-    augment: bool = Field(description="random flip, scale, rotation and colour while training")
+    augment: bool | str | list[str | dict[str, Any]] = Field(
+        description="how training pictures are changed at random: none (false) | light (true): flip, scale, rotation, "
+        "colour | strong | medical: elastic, gamma, no hue | aerial: eight symmetries; or a list of albumentations, "
+        "[{HorizontalFlip:{p:0.5}},{Affine:{rotate:[-30,30]}}]"
+    )
     cache: Literal["auto", "none", "ram", "disk", "device"] = Field(description="auto | none | ram | disk | device")
     global_batch_size: int | None = Field(ge=1, description="pictures per step over all devices; null: what comes out")
     channels: int | None = Field(
@@ -72,6 +97,15 @@ class Data(Section):
         description="what is read before training: full (every mask) | headers (sizes) | none"
     )
 
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _augment(cls, value: object) -> object:
+        if isinstance(value, list):
+            _check_transforms(value)
+        elif not isinstance(value, bool):
+            one_of(value, AUGMENTATIONS, "; true (light), false (none), or a list of albumentations")
+        return value
+
     @field_validator("range")
     @classmethod
     def _range(cls, value: list[float] | None) -> list[float] | None:
@@ -88,6 +122,10 @@ class Data(Section):
         channels = self.channels or 3
         if self.cache == "device" and (self.crop is not None or channels != 3):
             raise rejected("data.cache=device with whole pictures of three channels", "data.cache=auto")
+        if self.cache == "device" and self.augment not in (True, False, "none", "light"):
+            raise rejected(
+                "data.cache=device with data.augment=light or none; the other caches with any", "data.cache=ram"
+            )
         if channels != 3 and self.range is not None:
             raise rejected(
                 "data.range with data.channels=3; other channels go to the model as stored", "data.range=null"

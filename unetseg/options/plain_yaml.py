@@ -12,9 +12,9 @@ from unetseg.files import no_link
 
 LARGEST = 2**20
 """Bytes of a file; a config.yaml has some two thousand."""
-DEEPEST = 8
+DEEPEST = 13
 MOST = 10_000
-"""Levels and values of a file; a config.yaml has three, and some hundred."""
+"""Levels and values of a file; a config.yaml has three, and some hundred, with augmentations in one another 13."""
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import warnings
 from contextlib import suppress
@@ -15,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from unetseg import launch
+from unetseg.data import samples
 from unetseg.data.datamodule import SegmentationData
 from unetseg.data.view import View
 from unetseg.errors import UserError, first_line
@@ -37,6 +39,9 @@ from unetseg.training.optimization import Optimization
 from unetseg.training.preflight import no_weights
 from unetseg.training.resume import AtomicIO
 from unetseg.training.steering import AverageWeights, EarlyStop
+
+SHEET_PICTURES = 4
+"""Training pictures on the page of augmented ones."""
 
 
 def make_module(
@@ -213,6 +218,17 @@ def describe_plan(trainer: L.Trainer, data: SegmentationData) -> str:
     limits = [limit for limit in (steps * epochs, trainer.max_steps) if limit > 0]
     length = f"{counted(min(limits), 'step')} in all" if limits else "without an end"
     return f"pictures: {pictures}; {counted(steps, 'step')} an epoch (batches of {data.batch_size}), {length}"
+
+
+def write_augmented(data: SegmentationData, folder: Path) -> Path:
+    """Draw a page of augmented training pictures beside a run folder; return its path, which was free."""
+    assert data.collection is not None
+    stem = f"{folder.name}.augmented"
+    paths = (folder.with_name(f"{stem}{'' if number == 1 else f'_{number}'}.png") for number in itertools.count(1))
+    path = next(path for path in paths if not path.exists())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples.augmented_sheet(data.augmented_examples(), data.collection.classes, SHEET_PICTURES, path)
+    return path
 
 
 def describe_start(trainer: L.Trainer, module: SegmentationModule, folder: Path) -> str:

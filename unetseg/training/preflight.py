@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from unetseg.errors import UserError
 from unetseg.huggingface import HUB, Source, answers, hub_cache, hub_is_offline
-from unetseg.names import PETS_ROOT
+from unetseg.names import PETS_ROOT, class_names
 from unetseg.options.data_schema import HuggingFace, Pets
 from unetseg.options.schema import Train
 from unetseg.runs.folder import check_resume
@@ -36,7 +36,14 @@ def train(options: Train) -> None:
             accepted="g++, or the one that CXX in the environment names",
             advice="compile=false",
         )
-    if options.data.cache == "device" and options.data.augment and find_spec("kornia") is None:
+    augment = options.data.augment
+    if isinstance(augment, list):
+        from unetseg.data import augmentation  # and, for a list, albumentations, which imports torch
+        from unetseg.data.view import View
+
+        classes = len(class_names(options.data.model_dump()))
+        augmentation.check(augment, View.of(options.data.model_dump()), classes)
+    if options.data.cache == "device" and augment not in (False, "none") and find_spec("kornia") is None:
         raise UserError(
             "data.cache=device augments with kornia, which is not installed",
             advice="pip install 'unetseg[device]', or data.cache=ram",
