@@ -28,7 +28,7 @@ NEW = {
             "gradients.routes_every_n_steps",
             "model.auxiliary",
         ),
-        *("model.skip_gradient", "model.strict_weights"),
+        *("model.skip_gradient", "model.strict_weights", "model.freeze_encoder"),
         *("plan", "pooled", "tolerance", "trust", "wandb.images"),
         *("data.fit", "data.crop", "data.scale", "data.foreground", "data.crops"),
         *("data.channels", "data.mean", "data.std", "data.shown"),
