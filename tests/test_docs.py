@@ -44,6 +44,9 @@ def desk(tmp_path_factory, drawn_set) -> Path:
     (folder / "runs/NAME/summary.json").write_text('{"test/iou": 0.5}')
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(folder / "picture.jpg")
     (folder / "resnet50_imagenet.safetensors").touch()
+    for name in ("config.json", "model.safetensors"):
+        (folder / "folder").mkdir(exist_ok=True)
+        (folder / "folder" / name).touch()
     return folder
 
 

@@ -1,6 +1,6 @@
-"""Data sets in the formats of the Hugging Face hub, there or in a local folder, opened by the library `datasets`.
+"""What comes from the Hugging Face hub: data sets, opened by the library `datasets`, and folders of models.
 
-No code of a data set is ever run: the library has had none since version 4.
+No code of a data set is ever run: the library has had none since version 4. Of a model two files are read, as data.
 """
 
 from __future__ import annotations
@@ -29,6 +29,14 @@ INFO = "info.json"
 """In the folder of a data set's pictures: the names of its classes, if it has any, and what the user is told."""
 MASK_WORDS = {"mask", "label", "annotation", "segmentation", "seg", "target", "gt", "truth", "trimap"}
 """Words in the names of columns of masks, without the s of many."""
+
+
+PREFIX = "hf:"
+"""Before the address of a model on the hub."""
+MODEL_FILES = ("config.json", "model.safetensors")
+"""The files of a folder of `unetseg.save_pretrained` that are read."""
+ADDRESS = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+ADDRESSES = "hf:USER/NAME, or hf:USER/NAME@REVISION (a branch, tag or commit)"
 
 
 @dataclass(frozen=True)
@@ -153,6 +161,36 @@ class Source:
             return json.loads(file.read_text(encoding="utf-8"))["classes"]
         features = next(iter(self.open().values())).features
         return names_in(features[self.columns(features)[1]])
+
+
+def fetch_model(address: str) -> Path:
+    """Return the local folder of a model on the hub, downloaded where it isn't yet.
+
+    Args:
+        address: hf:USER/NAME or hf:USER/NAME@REVISION.
+
+    Raises:
+        UserError: it is no such address, or can't be downloaded.
+    """
+    match = ADDRESS.fullmatch(address)
+    if match is None:
+        raise UserError(f"{address} is no address of a model", accepted=ADDRESSES)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(match[1], revision=match[2], allow_patterns=[*MODEL_FILES]))
+    except Exception as error:  # the hub's client raises many kinds of errors
+        offline = "HF_HUB_OFFLINE is set, and it has not been downloaded before"
+        raise UserError(
+            f"{address} can't be downloaded: {offline if hub_is_offline() else first_line(error)}",
+            accepted=f"{ADDRESSES} of what unetseg.save_pretrained wrote, with a network",
+            advice="the path of its folder, downloaded elsewhere",
+        ) from None
+
+
+def is_model_folder(path: Path) -> bool:
+    """Return whether a folder has the files of one that `unetseg.save_pretrained` wrote."""
+    return all((path / name).is_file() for name in MODEL_FILES)
 
 
 def names_in(feature: Any) -> list[str] | None:

@@ -39,6 +39,8 @@ AUXILIARY = "auxiliary"
 EXITS = (*(f"level{level}" for level in range(1, LEVELS + 1)), BOTTLENECK)
 """Where features leave the encoder for the decoder: by the long skip of a level, or at its end. Heads on the encoder's
 features are one exit more, AUXILIARY."""
+ENCODER_ONLY = "encoder:"
+"""Before what `model.weights` names: of that network the encoder alone."""
 IGNORE = 255
 """The mask value that neither the loss nor a metric counts."""
 IGNORED = "ignore"

@@ -207,9 +207,12 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
         if not best.best_model_path and trainer.is_global_zero:
             print("there is no best.ckpt, as no validation has run since: the last weights are tested")
         trainer.test(module, data, ckpt_path=best.best_model_path or None, verbose=False, weights_only=True)
+        encoder = module.get_submodule("model.net.encoder")
+        frozen = sum(p.numel() for p in encoder.parameters()) if options.model.freeze_encoder else 0
         summary = {
             **record.set_scores(),
             **cost(module.model, data.view.side, data.view.channels),
+            "frozen_parameters": frozen,
             "auxiliary_parameters": sum(p.numel() for p in module.auxiliary.parameters()) if module.auxiliary else 0,
             **speed.measurements(),
             **guard.counts(),

@@ -30,7 +30,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from unetseg.data.view import RGB, View
 from unetseg.files import drafted
 from unetseg.inference.engines import READERS, seal
-from unetseg.model import checkpoint
+from unetseg.model import arguments, checkpoint, hub
 from unetseg.model.segmenter import Segmenter, probabilities
 from unetseg.model.skips import Fusion
 from unetseg.names import view_text
@@ -122,14 +122,17 @@ def export(model: Segmenter, metadata: dict[str, Any], output: Path) -> dict[str
 def save_pretrained(path: str | Path, folder: str | Path) -> None:
     """Write a run folder or a checkpoint as a folder of the Hugging Face Hub, see `unetseg.model.hub`.
 
-    The model card states the run's data and, where it is finished, its scores on the test split.
+    The model card states the run's data and, where it is finished, its scores on the test split. config.json also
+    states the classes and how the model sees pictures, so that `unetseg.load` reads the folder.
     """
     path = os.path.expanduser(path)
     model, hyper_parameters = checkpoint.load(path)
     run, data = run_folder_of(path), hyper_parameters["data"]
     scores = json.loads(run.summary.read_text()) if run is not None and run.summary.exists() else {}
+    stated = {name: data[name] for name in ("name", *arguments.VIEW) if name in data}
     model.net.save_pretrained(
         folder,
+        config=model.net.hub_config() | {hub.DATA_KEY: {"classes": hyper_parameters["classes"], "data": stated}},
         dataset=f"{data['name']}, {view_text(data)}: {', '.join(hyper_parameters['classes'])}",
         metrics={name: value for name, value in scores.items() if name.startswith("test/")},
     )

@@ -24,6 +24,7 @@ from unetseg.data.transforms import fit_image
 from unetseg.data.view import View
 from unetseg.data.volumes import Volume, has_slices
 from unetseg.errors import UserError
+from unetseg.huggingface import PREFIX, fetch_model, is_model_folder
 from unetseg.inference.engines import READERS, Engine, TorchEngine, load_exported
 from unetseg.model import checkpoint
 from unetseg.runs import artifact
@@ -190,8 +191,9 @@ def load(
     """Load a trained model as a function of pictures.
 
     Args:
-        path: a checkpoint of unetseg.train, a run folder (its best checkpoint), a file that unetseg.export wrote, or
-            wandb:ENTITY/PROJECT/NAME:ALIAS, a model that wandb.log_model=true has uploaded.
+        path: a checkpoint of unetseg.train, a run folder (its best checkpoint), a file that unetseg.export wrote, a
+            folder that unetseg.save_pretrained wrote, hf:USER/NAME or hf:USER/NAME@REVISION, such a folder on the
+            Hugging Face hub, or wandb:ENTITY/PROJECT/NAME:ALIAS, a model that wandb.log_model=true has uploaded.
         device: "auto" (an accelerator if there is one), "cpu", "cuda", ...; an exported file runs where its runtime is.
         precision: float32 | bfloat16 (faster if the device supports it; probabilities change by some thousandths).
         tile: see Predictor, as for the next three.
@@ -207,6 +209,8 @@ def load(
     options: dict[str, Any] = {"tile": tile, "overlap": overlap, "tta": tta, "batch_size": batch_size}
     if str(path).startswith(artifact.PREFIX):
         path = artifact.fetch(str(path))
+    elif str(path).startswith(PREFIX):
+        path = fetch_model(str(path))
     path = Path(os.path.expanduser(path))
     if path.suffix in READERS:
         if device not in ("auto", "cpu") or precision != "float32":
@@ -216,7 +220,8 @@ def load(
                 advice="the checkpoint",
             )
         return Predictor(load_exported(path, trust=trust), **options)
-    model, hyper_parameters = checkpoint.load(path)
+    read = checkpoint.load_pretrained if is_model_folder(path) else checkpoint.load
+    model, hyper_parameters = read(path)
     data = hyper_parameters["data"]
     engine = TorchEngine(
         model,

@@ -1,4 +1,4 @@
-"""From a checkpoint to its model."""
+"""From a checkpoint, or a folder of save_pretrained, to its model."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from unetseg.errors import UserError, first_line
-from unetseg.model import archive, arguments
+from unetseg.model import archive, arguments, hub
 from unetseg.model.segmenter import Segmenter
+from unetseg.model.unet import SkipUnet
 
 PREFIX = "model."
 """Prefix of the Segmenter's names in the state dict: it is the attribute `model` of the LightningModule."""
@@ -50,6 +51,28 @@ def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
         archive.check_finite(model.state_dict())
     except Exception as error:  # damaged bytes make the unpickler fail in many ways
         raise _load_error(file, error) from None
+    return model.eval(), known
+
+
+def load_pretrained(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
+    """Return the model of a folder that `unetseg.save_pretrained` wrote, in eval mode, with its `classes` and `data`.
+
+    Raises:
+        UserError: it can't be read safely, or doesn't state its classes.
+    """
+    net = SkipUnet.from_pretrained(folder)
+    known = hub.recorded_data(folder)
+    if known is None:
+        raise UserError(
+            f"{folder} doesn't say what its classes are and how pictures are seen",
+            accepted="a folder that unetseg.save_pretrained wrote",
+            advice="unetseg.model.SkipUnet.from_pretrained, which gives the network alone",
+        )
+    data, classes = known["data"], len(known["classes"])
+    normalisation = {"mean": data.get("mean"), "std": data.get("std")}
+    with _Undrawn():
+        model = Segmenter(**{**net.config, **normalisation, "classes": classes, "weights": None})
+    model.net.load_state_dict(net.state_dict())
     return model.eval(), known
 
 

@@ -22,6 +22,8 @@ from unetseg.names import LEVELS
 
 ARGUMENTS_KEY = "_skip_unet"
 """Key of SkipUnet's arguments in config.json; smp ignores keys that begin with an underscore."""
+DATA_KEY = "_unetseg"
+"""Key of the classes and the data that `unetseg.save_pretrained` states, which a SkipUnet doesn't know."""
 FOLDERS = "a folder or repository of SkipUnet.save_pretrained"
 LARGEST_CONFIG = 2**20
 """Most bytes of a config.json that is read."""
@@ -232,3 +234,31 @@ def recorded_arguments(model_id: str, config: dict[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{model_id} holds no SkipUnet: {error}", accepted=FOLDERS) from None
     return recorded
+
+
+def recorded_data(folder: Path) -> dict[str, Any] | None:
+    """Return the names of the classes and the data that the config.json of a folder states; None where it states none.
+
+    Raises:
+        UserError: they are not as `unetseg.save_pretrained` writes them.
+    """
+    file = folder / "config.json"
+    try:
+        if file.stat().st_size > LARGEST_CONFIG:
+            raise ValueError(f"config.json is larger than {LARGEST_CONFIG >> 20} MiB")
+        config = json.loads(file.read_text(encoding="utf-8"))
+        known = config.get(DATA_KEY)
+        if known is None:
+            return None
+        names, data = known["classes"], known["data"]
+        outputs = config[ARGUMENTS_KEY]["classes"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("its classes are no names")
+        if len(names) != (outputs if outputs > 1 else 2):
+            raise ValueError(f"{len(names)} names of classes for {outputs} outputs")
+        arguments.check_view(data)
+        if (data.get("channels") or 3) != config[ARGUMENTS_KEY]["in_channels"]:
+            raise ValueError("its model and its data have different numbers of channels")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{folder} can't be loaded: {first_line(error)}", accepted=FOLDERS) from None
+    return {"classes": names, "data": data}

@@ -75,7 +75,7 @@ def load_encoder(encoder: nn.Module, path: str | Path, *, strict: bool = True) -
         ) from None
     state = {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in state.items()}
     own = encoder.state_dict()
-    stem = next(name for name, value in own.items() if value.dim() == 4)
+    stem = first_convolution(own)
     if stem in state and state[stem].dim() == 4:
         state[stem] = for_channels(state[stem], own[stem].shape[1])
     fitting = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
@@ -95,6 +95,11 @@ def load_encoder(encoder: nn.Module, path: str | Path, *, strict: bool = True) -
     # nn.Module's own method: smp's encoders override it without `strict`
     nn.Module.load_state_dict(encoder, fitting, strict=False)
     return names
+
+
+def first_convolution(encoder: dict[str, Tensor]) -> str:
+    """Return the name of the first convolution's weight in an encoder's state dict."""
+    return next(name for name, value in encoder.items() if value.dim() == 4)
 
 
 def for_channels(weight: Tensor, channels: int) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from unetseg.huggingface import PREFIX
 from unetseg.names import (
     ENCODERS,
     FLOWS,
@@ -27,6 +28,7 @@ from unetseg.options.data_schema import Folder, HuggingFace, Pets, Synthetic
 from unetseg.options.loss import check_loss_for_classes, checked_boundary_weight, checked_class_weights, checked_loss
 from unetseg.options.messages import dose_per_level, format_value, one_of, one_or_per_level, rejected
 from unetseg.options.section import Section, Text
+from unetseg.options.starting_weights import are_of_a_whole_encoder, check_weights
 from unetseg.options.trainer import check_trainer
 
 
@@ -34,8 +36,15 @@ class Model(Section):
     """The U-Net."""
 
     encoder: str = Field(description="ResNet or DenseNet of smp: resnet18 ... 152, densenet121 ... 201")
-    weights: Text | None = Field(description="imagenet (downloaded by smp) | null | PATH of a .pth or .safetensors")
+    weights: Text | None = Field(
+        description="imagenet (downloaded by smp) | null | PATH of an encoder's .pth or .safetensors | RUN, CKPT, a "
+        "folder of save_pretrained or hf:USER/NAME[@REVISION]: the whole network where it fits; encoder:RUN, ...: its "
+        "encoder alone"
+    )
     strict_weights: bool = Field(description="false: of a file of weights take what fits, also of another encoder's")
+    freeze_encoder: bool | int = Field(
+        description="true: the encoder's weights and statistics stay as they start | N: in the first N epochs | false"
+    )
     skip: str | list[str] = Field(
         description="long skips: concat | add | attention | placebo | none, or one per level, finest first; or nested "
         "(U-Net++) | full (U-Net 3+), of all levels"
@@ -79,11 +88,16 @@ class Model(Section):
     @field_validator("weights")
     @classmethod
     def _weights(cls, value: str | None) -> str | None:
-        accepted = "imagenet, null, or the path of an encoder's state dict that exists and ends in .pth or .safetensors"
-        file = Path(value or "imagenet")
-        if value not in (None, "imagenet") and (file.suffix not in (".pth", ".safetensors") or not file.is_file()):
-            raise rejected(accepted, "null")
+        if value is not None:
+            check_weights(value)
         return value
+
+    @field_validator("freeze_encoder", mode="before")
+    @classmethod
+    def _freeze_encoder(cls, value: object) -> bool | int:
+        if isinstance(value, int) and (isinstance(value, bool) or value >= 1):
+            return value
+        raise rejected("false, true, or the number of the first epochs, 1 or more", "true")
 
     @model_validator(mode="after")
     def _dose_has_a_gradient(self) -> Model:
@@ -109,7 +123,8 @@ class Model(Section):
                 f"for short_skips=false, normalisation=none: {', '.join(RESNETS)}; a DenseNet is made of short skips",
                 "model.encoder=resnet50",
             )
-        if self.weights is not None and not (whole and self.initialisation == "he"):
+        published = self.weights is not None and are_of_a_whole_encoder(self.weights)
+        if published and not (whole and self.initialisation == "he"):
             raise rejected(
                 "model.weights=null with short_skips=false, normalisation=none or initialisation=glorot",
                 "model.weights=null",
@@ -296,6 +311,13 @@ class Train(Section):
         return self
 
     @model_validator(mode="after")
+    def _thawed_weights_are_whole(self) -> Train:
+        sharded = str(self.trainer.get("strategy")).startswith(("fsdp", "deepspeed"))
+        if sharded and not isinstance(self.model.freeze_encoder, bool):
+            raise rejected("trainer.strategy=ddp with model.freeze_encoder=EPOCHS", "model.freeze_encoder=true")
+        return self
+
+    @model_validator(mode="after")
     def _schedule_fits_length(self) -> Train:
         optimizer, epochs = self.optimizer, self.trainer.get("max_epochs") or 0
         if optimizer.schedule == "plateau" and optimizer.warmup_epochs:
@@ -366,9 +388,10 @@ class Report(Section):
 
 
 def _existing_model(value: str) -> str:
-    if not Path(value).exists() and not value.startswith("wandb:"):
+    if not Path(value).exists() and not value.startswith(("wandb:", PREFIX)):
         raise rejected(
-            "a checkpoint, a run folder or an exported file that exists, or wandb:ENTITY/PROJECT/NAME:ALIAS",
+            "a checkpoint, a run folder, an exported file or a folder of save_pretrained that exists, "
+            "hf:USER/NAME[@REVISION], or wandb:ENTITY/PROJECT/NAME:ALIAS",
             "checkpoint=runs/NAME/checkpoints/best.ckpt",
         )
     return value
@@ -378,7 +401,8 @@ class Predict(Section):
     """The options of python -m unetseg.predict."""
 
     checkpoint: Annotated[Text, AfterValidator(_existing_model)] = Field(
-        description="a checkpoint of unetseg.train, its run folder, or an exported file"
+        description="a checkpoint of unetseg.train, its run folder, an exported file, or a folder of save_pretrained, "
+        "also as hf:USER/NAME[@REVISION]"
     )
     images: Text = Field(
         description="a picture or volume, a folder of them, or a pattern: 'photos/**/*.jpg', '{name}_{channel}.tif'"

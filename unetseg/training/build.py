@@ -23,7 +23,7 @@ from unetseg.errors import UserError, first_line
 from unetseg.model import checkpoint
 from unetseg.model.auxiliary import AuxiliaryHeads
 from unetseg.model.segmenter import Segmenter
-from unetseg.model.weights import load_encoder
+from unetseg.model.transfer import MatchedParts, load_weights
 from unetseg.names import class_names, counted
 from unetseg.options.schema import Train
 from unetseg.runs.folder import RunFolder, options_of
@@ -32,6 +32,7 @@ from unetseg.runs.wandb_run import wandb_logger
 from unetseg.training.callbacks import EpochLines, SamplePictures, progress_callback
 from unetseg.training.distributed import JointBatchNorm
 from unetseg.training.flow_readings import FlowReadings
+from unetseg.training.freezing import Thaw, hold
 from unetseg.training.guards import Guard
 from unetseg.training.losses import balanced_weights, make_loss
 from unetseg.training.module import SegmentationModule
@@ -66,9 +67,12 @@ def make_module(
             raise
         raise no_weights(options.model.encoder, first_line(error)) from None
     if weights not in (None, "imagenet"):
-        matched = load_encoder(model.net.encoder, weights, strict=options.model.strict_weights)
+        names = class_names(options.data.model_dump())
+        matched = load_weights(model, weights, names, strict=options.model.strict_weights)
         if launch.is_first():
-            print(f"{weights}: {matched}")
+            print(f"{weights}:\n{matched}" if isinstance(matched, MatchedParts) else f"{weights}: {matched}")
+    if options.model.freeze_encoder:
+        hold(model.net.encoder)
     if options.compile:
         model.compile()  # in place, so that a checkpoint's keys stay the same
     classes = len(class_names(options.data.model_dump()))
@@ -141,7 +145,7 @@ def segmenter_arguments(options: Train) -> dict[str, Any]:
     heads, which only training has.
     """
     return {
-        **options.model.model_dump(exclude={"weights", "strict_weights", "auxiliary"}),
+        **options.model.model_dump(exclude={"weights", "strict_weights", "freeze_encoder", "auxiliary"}),
         "classes": len(class_names(options.data.model_dump())),
         "in_channels": options.data.channels or 3,
         "channels_last": options.channels_last,
@@ -149,12 +153,17 @@ def segmenter_arguments(options: Train) -> dict[str, Any]:
 
 
 def make_steering(options: Train) -> list[Callback]:
-    """Return the callbacks that change a training: the average of the weights and early stopping, where asked for."""
+    """Return the callbacks that change a training, where they are asked for.
+
+    They are the average of the weights, early stopping, and what lets a frozen encoder train after some epochs.
+    """
     callbacks: list[Callback] = []
     if options.optimizer.ema is not None:
         callbacks.append(AverageWeights(decay=options.optimizer.ema))
     if options.early_stopping is not None:
         callbacks.append(EarlyStop(options.early_stopping))
+    if not isinstance(options.model.freeze_encoder, bool):
+        callbacks.append(Thaw(options.model.freeze_encoder))
     return callbacks
 
 
@@ -236,8 +245,11 @@ def describe_start(trainer: L.Trainer, module: SegmentationModule, folder: Path)
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else counted(torch.get_num_threads(), "thread")
     parameters = sum(parameter.numel() for parameter in module.parameters())
+    held = sum(parameter.numel() for parameter in module.parameters() if not parameter.requires_grad)
+    frozen = f" ({held / 1e6:.2f} M of them frozen)" if held else ""
     several = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
-    return f"on {several}{device.type} ({name}), {trainer.precision}, {parameters / 1e6:.2f} M parameters: {folder}"
+    size = f"{parameters / 1e6:.2f} M parameters{frozen}"
+    return f"on {several}{device.type} ({name}), {trainer.precision}, {size}: {folder}"
 
 
 def check_limits(trainer: L.Trainer, data: SegmentationData) -> None:
@@ -282,6 +294,8 @@ def silence_lightning() -> None:
     # without validation there is no best checkpoint, as train() prints at its end
     warnings.filterwarnings("ignore", message=".*could not find the monitored key in the returned metrics")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # a frozen encoder is meant to be
+    warnings.filterwarnings("ignore", message="Found .* module.s. in eval mode at the start of training")
 
 
 def set_batch_size_and_learning_rate(

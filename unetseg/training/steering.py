@@ -7,18 +7,27 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from unetseg import launch
 from unetseg.names import counted
 
 
-class AverageWeights(EMAWeightAveraging):
+class AverageWeights(WeightAveraging):
     """Lightning's moving average of the weights and buffers, which is what is validated, tested and saved.
 
-    After each step average = decay * average + (1 - decay) * weights, begun with the weights after the first step.
+    After each step average = decay * average + (1 - decay) * weights, begun with the weights after the first step. It
+    is computed as average + (1 - decay) * (weights - average), so that the average of weights that are frozen is these
+    weights to the last bit; EMAWeightAveraging's isn't.
+
+    Args:
+        decay: in 0..1.
     """
+
+    def __init__(self, decay: float):
+        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Restore the average and the weights of a resumed run; the test takes best.ckpt, the average, as it is."""
