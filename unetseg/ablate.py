@@ -14,7 +14,7 @@ import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 SWEEP_OPTIONS = ("name", "output", "jobs", "search", "trials", "dry_run", "find_lr")
 """Options of the whole sweep, which its runs don't get."""
 RECORD = "sweep.json"
+BEST = 5
+"""The most trials that are listed at the end of a search."""
 
 
 def call(*overrides: str, **options: Option) -> Sweep:
@@ -166,15 +168,22 @@ def search(first: Ablate, given: Sequence[str]) -> list[SweepRun]:
     write_json(folder / RECORD, {**record, "search": about})
     print(f"{folder}: {counted(trials, 'trial')}, {study.finished} of them finished before")
     show(study.runs, study.run(first.jobs), trials)
-    if best := study.best():
-        seeds = ",".join(str(first.seed + number) for number in (1, 2, 3))
-        options = [option.removeprefix("++") for option in [*own, *assignments(best)] if not option.startswith("seed=")]
-        about |= {
-            "importance": study.importance(),
-            "next": shlex.join(["python", "-m", "unetseg.ablate", *options, f"seed={seeds}"]),
-        }
+    if ranked := study.ranked():
+        further = test_command([*own, *assignments(ranked[0][2])], first.seed)
+        about |= {"importance": study.importance(), "next": further}
         write_json(folder / RECORD, {**record, "search": about})
+        print(f"the best of {counted(study.finished, 'trial')} by validation IoU, which is an optimistic estimate:")
+        for run, iou, _ in ranked[:BEST]:
+            print(f"{run.name}  val IoU {iou:.4f}  {run.text}")
+        print(f"on the test split, with seeds that the search did not use: {further}")
     return study.runs
+
+
+def test_command(overrides: Iterable[str], seed: int) -> str:
+    """Return the command that trains with these options and three seeds after `seed`, and tests."""
+    options = [option.removeprefix("++") for option in overrides if not option.startswith("seed=")]
+    seeds = ",".join(str(seed + number) for number in (1, 2, 3))
+    return shlex.join(["python", "-m", "unetseg.ablate", *options, f"seed={seeds}"])
 
 
 def of_runs(overrides: Iterable[str]) -> list[str]:
@@ -219,7 +228,7 @@ def sweep_name(jobs: list[tuple[list[str], Ablate]], axes: Iterable[str]) -> str
     return f"{values_of(overrides).get('experiment', 'ablation')}_{options.data.name}_{digest}"
 
 
-def show(runs: Sequence[SweepRun], ticks: Iterator[None], total: int) -> None:
+def show(runs: Sequence[SweepRun], ticks: Generator[None], total: int) -> None:
     """Run them; show one line a run, live in a terminal, otherwise whenever it changes.
 
     Args:

@@ -146,10 +146,7 @@ def run(
                 advice="the same without it, or python -m unetseg.ablate jobs=N",
             )
         if together or not hydra_flags:
-            if searched:
-                runs = edges(overrides)
-            else:
-                runs = runs_of(overrides) if sweep else [overrides]
+            runs = edges(overrides) if searched else runs_of(overrides) if sweep else [overrides]
             options_of_runs = compose_runs(command, schema, runs)
             check(options_of_runs)
             if multirun:

@@ -1,7 +1,10 @@
 """The space of a search: options given as choices, ranges and intervals, in Hydra's own grammar of sweeps.
 
-    model.skip=concat,add      data.batch_size=range(8,33,8)      optimizer.weight_decay=interval(0,0.1)
-    optimizer.lr=tag(log,interval(1e-5,1e-2))      data.batch_size=int(tag(log,interval(4,64)))
+model.skip=concat,add                              a choice
+data.batch_size=range(8,33,8)                      8, 16, 24, 32
+optimizer.weight_decay=interval(0,0.1)             any number between
+optimizer.lr=tag(log,interval(1e-5,1e-2))          on a logarithmic scale
+data.batch_size=int(tag(log,interval(4,64)))       whole numbers
 """
 
 from __future__ import annotations
@@ -117,7 +120,7 @@ def _distribution(key: str, override: Any) -> BaseDistribution:
         )
     sweep = override.value()
     problem = ""
-    tags = getattr(sweep, "tags", set())
+    tags: set[str] = getattr(sweep, "tags", set())
     if not isinstance(sweep, ChoiceSweep | RangeSweep | IntervalSweep) or getattr(sweep, "shuffle", False):
         problem = "is no space"
     elif tags - {"log"} or (tags and not isinstance(sweep, IntervalSweep)):

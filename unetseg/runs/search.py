@@ -10,7 +10,7 @@ import csv
 import io
 import math
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,10 @@ from unetseg.errors import UserError, first_line
 from unetseg.files import write_text
 from unetseg.runs.folder import RunFolder
 from unetseg.runs.sweep import SweepRun, run_all
+from unetseg.runs.tables import TRIALS_COLUMNS
 
 STUDY = "study.db"
 TRIALS = "trials.csv"
-TRIALS_COLUMNS = ("trial", "state", "val/iou", "validations", "folder")
-"""Those before the options that are searched."""
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
 """What Optuna's states are called in trials.csv."""
 ENOUGH = 10
@@ -84,7 +83,7 @@ class Search:
         """Return the number of trials that are finished or pruned."""
         return sum(run.state in ("done", "pruned") for run in self.runs)
 
-    def run(self, jobs: int) -> Iterator[None]:
+    def run(self, jobs: int) -> Generator[None]:
         """Run the trials that are left, `jobs` at once; yield twice a second. A trial that fails isn't replaced."""
         try:
             self._ask(jobs)
@@ -97,10 +96,12 @@ class Search:
         finally:
             self.lock.release()
 
-    def best(self) -> dict[str, Any] | None:
-        """Return the values of the finished trial with the best val/iou; None where none is finished."""
+    def ranked(self) -> list[tuple[SweepRun, float, dict[str, Any]]]:
+        """Return the finished trials, the best first: the run, its best val/iou, and the values of its options."""
         finished = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return max(finished, key=lambda trial: trial.value or 0.0).params if finished else None
+        runs = {run.name: run for run in self.runs}
+        trials = [(runs[trial_name(trial.number)], trial.value or 0.0, trial.params) for trial in finished]
+        return sorted(trials, key=lambda entry: -entry[1])
 
     def importance(self) -> dict[str, float]:
         """Return the share of each option in what sets the best trials apart; empty with fewer than ENOUGH finished.

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +122,7 @@ class SweepRun:
         return "\n".join(text.splitlines()[-lines:])
 
 
-def run_all(runs: Sequence[SweepRun], jobs: int) -> Iterator[None]:
+def run_all(runs: Sequence[SweepRun], jobs: int) -> Generator[None]:
     """Run those that wait, `jobs` at once; yield twice a second, so that the caller can show their progress.
 
     The caller may append further runs in between.
