@@ -29,7 +29,7 @@ NEW = {
             "model.auxiliary",
         ),
         *("model.skip_gradient", "model.strict_weights", "class_weights", "boundary_weight"),
-        *("plan", "pooled", "tolerance", "trust", "wandb.images"),
+        *("plan", "pooled", "search", "tolerance", "trials", "trust", "wandb.images"),
         *("data.fit", "data.crop", "data.scale", "data.foreground", "data.crops"),
         *("data.channels", "data.mean", "data.std", "data.shown"),
         *("data.images", "data.masks", "data.values", "data.threshold", "data.instances", "data.group"),

@@ -50,9 +50,9 @@ BEST = 5
 
 
 def call(*overrides: str, **options: Option) -> Sweep:
-    """Run a sweep, each run in a process of its own, and return it: what `unetseg.ablate(...)` does.
+    """Run a sweep or a search, each run in a process of its own, and return it: what `unetseg.ablate(...)` does.
 
-    The same call goes on with a sweep that was stopped.
+    The same call goes on with one that was stopped.
 
     Args:
         overrides: options as on the command line, such as "model.skip=concat,none" or "seed=0,1,2".
