@@ -31,7 +31,7 @@ NEW = {
         *("model.skip_gradient", "model.strict_weights", "model.freeze_encoder", "class_weights", "boundary_weight"),
         *(f"optimizer.{name}" for name in ("name", "encoder_lr_factor", "arguments", "schedule", "warmup_epochs")),
         *("optimizer.patience", "optimizer.ema", "early_stopping", "find_lr", "data.bands"),
-        *("plan", "pooled", "tolerance", "trust", "wandb.images"),
+        *("plan", "pooled", "search", "tolerance", "trials", "trust", "wandb.images"),
         *("data.fit", "data.crop", "data.scale", "data.foreground", "data.crops"),
         *("data.channels", "data.mean", "data.std", "data.shown"),
         *("data.images", "data.masks", "data.values", "data.threshold", "data.instances", "data.group"),

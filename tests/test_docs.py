@@ -15,6 +15,7 @@ from unetseg.options.choices import COMMANDS
 from unetseg.options.command import OUR_FLAGS
 from unetseg.options.compose import compose, compose_runs, experiment_axes, runs_of
 from unetseg.options.schema import Ablate, Train
+from unetseg.options.space import edges, is_search
 from unetseg.options.validation import describe
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -69,7 +70,10 @@ def test_every_command_is_accepted(line, desk, drawn_set, monkeypatch):
         overrides.append("data.classes=[background,foreground]")
     schema = COMMANDS[command]
     if schema in (Train, Ablate):
-        jobs = runs_of([*experiment_axes(command, schema, overrides), *overrides])
+        if is_search(overrides):
+            jobs = edges(overrides)
+        else:
+            jobs = runs_of([*experiment_axes(command, schema, overrides), *overrides])
         assert len(compose_runs(command, schema, jobs)) == len(jobs)
     elif not flags:
         compose(command, schema, overrides)

@@ -35,6 +35,7 @@ from unetseg.options.compose import (
 from unetseg.options.help import help_text
 from unetseg.options.output import FULL, shown_lines
 from unetseg.options.section import Section
+from unetseg.options.space import edges, is_search
 from unetseg.options.validation import Schema, known_options, likeliest, validate
 
 Result = TypeVar("Result")
@@ -83,8 +84,8 @@ def run(
         command: name of the config in conf/ and of the module, e.g. `train`.
         schema: the section of schema.py that describes the options.
         work: called with the validated options, once for each run of a Hydra multirun.
-        together: the options are always a sweep, and `work` is called once, with a list of the overrides and the
-            options of each run.
+        together: the options are always a sweep or a search, and `work` is called once, with a list of the overrides
+            and the options of each run, and with all overrides as they were given.
         preflight: cheap checks (files, network) before anything heavy is imported.
         preflight_sweep: further checks of the runs of a Hydra multirun.
         inherit: maps overrides to the options of an earlier run, changed by them, which don't go through Hydra again;
@@ -135,7 +136,8 @@ def run(
             print(help_text(command, schema, OmegaConf.to_container(config, resolve=True), about))
             return results
         sweep = together or multirun
-        if sweep:
+        searched = together and is_search(overrides)
+        if sweep and not searched:
             overrides = experiment_axes(command, schema, overrides) + overrides
         if any(override.endswith("hydra/launcher=slurm") for override in overrides) and not shutil.which("sbatch"):
             raise UserError(
@@ -144,13 +146,13 @@ def run(
                 advice="the same without it, or python -m unetseg.ablate jobs=N",
             )
         if together or not hydra_flags:
-            runs = runs_of(overrides) if sweep else [overrides]
+            runs = edges(overrides) if searched else runs_of(overrides) if sweep else [overrides]
             options_of_runs = compose_runs(command, schema, runs)
             check(options_of_runs)
             if multirun:
                 _check_names(options_of_runs)
             if together:
-                return [work(list(zip(runs, options_of_runs, strict=True)))]
+                return [work(list(zip(runs, options_of_runs, strict=True)), overrides)]
         # Hydra wants flags and their values last
         sys.argv[1:] = [*overrides, *(setting for setting in QUIET if setting not in overrides), *rest]
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(one_run)()
@@ -181,8 +183,12 @@ def options_of(
 def sweep_of(
     command: str, schema: type[Schema], overrides: list[str], *, preflight: Callable[[Schema], None]
 ) -> list[tuple[list[str], Schema]]:
-    """Return the overrides and the options of each run of a sweep, as `options_of` otherwise."""
-    runs = runs_of([*experiment_axes(command, schema, overrides), *overrides])
+    """Return the overrides and the options of each run of a sweep, or at the edges of a search's space.
+
+    Otherwise as `options_of`.
+    """
+    searched = is_search(overrides)
+    runs = edges(overrides) if searched else runs_of([*experiment_axes(command, schema, overrides), *overrides])
     options_of_runs = compose_runs(command, schema, runs)
     for options in options_of_runs:
         preflight(options)

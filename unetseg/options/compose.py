@@ -60,7 +60,9 @@ def runs_of(overrides: list[str]) -> list[list[str]]:
         try:
             values = [*override.sweep_string_iterator()] if override.is_sweep_override() else [None]
         except HydraException as error:
-            raise UserError(f"{override.input_line}: {error}", accepted="values with commas between them") from None
+            advice = "search=optuna trials=50" if override.is_interval_sweep() else ""
+            problem = f"{override.input_line}: {error}"
+            raise UserError(problem, accepted="values with commas between them", advice=advice) from None
         key = override.get_key_element()
         axes.append([override.input_line if value is None else f"{key}={value}" for value in values])
     return [list(run) for run in itertools.product(*axes)]

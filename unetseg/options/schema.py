@@ -345,6 +345,17 @@ class Ablate(Train):
     """The options of python -m unetseg.ablate."""
 
     jobs: int = Field(ge=1, description="runs at once; the visible GPUs are shared out among them")
+    search: Literal["optuna"] | None = Field(
+        description="null: each combination is run | optuna: options given as choices, range(...), interval(...) or "
+        "tag(log,interval(...)) are searched for the best val/iou"
+    )
+    trials: int | None = Field(ge=1, description="trials of a search; null without one")
+
+    @model_validator(mode="after")
+    def _trials_are_a_searchs(self) -> Ablate:
+        if (self.search is None) != (self.trials is None):
+            raise rejected("search=optuna with trials=N, or neither", "search=optuna trials=50")
+        return self
 
     @model_validator(mode="after")
     def _trains(self) -> Ablate:

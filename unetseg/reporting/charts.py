@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from unetseg.evaluation import gradient_plots
-from unetseg.evaluation.style import INK, SOFT, integer_ticks, legend_beside, styled
+from unetseg.evaluation.style import COLOURS, INK, SOFT, integer_ticks, legend_beside, styled
 from unetseg.names import shown
 from unetseg.reporting.comparisons import TIMES, Pair, Plan
 from unetseg.reporting.document import Panel
@@ -173,6 +173,45 @@ def scatter(name: str, title: str, x: str, table: pd.DataFrame, settings: Sequen
     axis.set_xlabel(title)
     axis.set_ylabel("test IoU over the set")
     return _panel(figure, name, f"test IoU of each run against {title}")
+
+
+@styled
+def search_history(name: str, trials: pd.DataFrame) -> Panel:
+    """Return the validation IoU of a search's trials by their numbers, and the best finished so far as a line."""
+    figure, axis = _axes("", WIDE)
+    _trials(axis, trials.trial, trials)
+    finished = trials[trials.state == "finished"]
+    axis.step(finished.trial, finished["val/iou"].cummax(), where="post", color=INK, linewidth=1)
+    axis.set_xlabel("trial")
+    integer_ticks(axis, trials.trial)
+    return _panel(figure, name, "validation IoU of each trial, and the best so far")
+
+
+@styled
+def over_option(name: str, key: str, trials: pd.DataFrame, *, log: bool) -> Panel:
+    """Return the validation IoU of a search's trials over an option: a number, or one of some choices."""
+    figure, axis = _axes("", NARROW)
+    numbers = pd.to_numeric(trials[key], errors="coerce")
+    if numbers.notna().all():
+        _trials(axis, numbers, trials)
+        axis.set_xscale("log" if log else "linear")
+    else:
+        choices = sorted(set(trials[key]))
+        _trials(axis, trials[key].map(choices.index), trials)
+        axis.set_xticks(range(len(choices)), [textwrap.fill(shown(choice), 14) for choice in choices])
+        axis.set_xlim(-0.5, len(choices) - 0.5)
+    axis.set_xlabel(shown(key))
+    return _panel(figure, name, f"validation IoU of each trial by {key}")
+
+
+def _trials(axis: Axes, places: pd.Series, trials: pd.DataFrame) -> None:
+    """Draw a dot for each trial that has a validation IoU, filled where it is finished."""
+    for finished, face in ((True, COLOURS[0]), (False, "white")):
+        rows = (trials.state == "finished") == finished
+        axis.scatter(
+            places[rows], trials["val/iou"][rows], s=20, color=face, edgecolor=COLOURS[0], linewidth=0.8, zorder=2
+        )
+    axis.set_ylabel("validation IoU")
 
 
 @styled

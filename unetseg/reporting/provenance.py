@@ -35,13 +35,14 @@ def provenance(sweep: Sweep) -> Section:
         *((name, _distinct([run.summary.get("versions", {}).get(name) for run in runs])) for name in packages),
     ]
     folds = any(run.folds for run in runs)
+    tested = "search" not in sweep.record  # a search's trials are not to be chosen by their test scores
     rows = [
         [
             setting.name,
             run.place,
             str(run.seed),
             *([str(run.fold)] if folds else []),
-            number(run.summary["test/iou"]),
+            *([number(run.summary["test/iou"])] if tested else []),
             str(run.summary.get("epochs", "–")),
             _time(run.summary.get("seconds")),
         ]
@@ -55,7 +56,12 @@ def provenance(sweep: Sweep) -> Section:
     blocks += [
         Table(["what", "value"], facts, words=2),
         Table(
-            ["setting", "folder", "seed", *(["fold"] if folds else []), "IoU over the set", "epochs", "time"],
+            [
+                *("setting", "folder", "seed"),
+                *(["fold"] if folds else []),
+                *(["IoU over the set"] if tested else []),
+                *("epochs", "time"),
+            ],
             rows,
             words=2,
         ),

@@ -23,7 +23,14 @@ from unetseg.names import shown
 from unetseg.options import plain_yaml
 from unetseg.options.settings import axes_of, setting_name, variant
 from unetseg.runs.folder import RunFolder
-from unetseg.runs.tables import read_csv, read_gradient_flow, read_metrics, read_per_class, read_per_image
+from unetseg.runs.tables import (
+    read_csv,
+    read_gradient_flow,
+    read_metrics,
+    read_per_class,
+    read_per_image,
+    read_trials,
+)
 
 STYLES = ("-", "--", ":", "-.")
 """The settings' line styles, one for each round through the colours."""
@@ -163,6 +170,8 @@ class Sweep:
     """The content of sweep.json, empty if there is none."""
     damaged: list[tuple[str, str]] = field(default_factory=list)
     """Places of runs that are left out because of a damaged file, each with the reason."""
+    trials: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Those of a search by their numbers, see `read_trials`; without rows where it is none."""
 
     @property
     def runs(self) -> list[Run]:
@@ -172,6 +181,7 @@ class Sweep:
 def read(root: Path) -> Sweep:
     """Read the runs below a folder; raise a UserError if none is finished."""
     record = _read_record(root / "sweep.json")
+    trials = _read_trials(root / "trials.csv", record["search"]) if "search" in record else pd.DataFrame()
     entries = list(_run_folders(root))
     runs = [run for run in entries if isinstance(run, Run)]
     unfinished = [place for place in entries if isinstance(place, str)]
@@ -188,7 +198,9 @@ def read(root: Path) -> Sweep:
     places = [*unfinished, *(place for place, _ in damaged), *(run.place for run in runs)]
     known = {place.rpartition("/")[2] for place in places}
     absent = [(name, "missing") for name in cells if name not in known]
-    absent += [(place, "unfinished") for place in unfinished] + [(place, "damaged") for place, _ in damaged]
+    listed = set(trials.folder) if len(trials) else set()  # of a trial that was pruned or failed there is a row
+    absent += [(place, "unfinished") for place in unfinished if place not in listed]
+    absent += [(place, "damaged") for place, _ in damaged]
     by_name: dict[str, dict[tuple[int, int], Run]] = {}
     repeated = []
     for run, name in zip(runs, setting_names([run.options for run in runs]), strict=True):
@@ -207,7 +219,7 @@ def read(root: Path) -> Sweep:
         Setting(name, COLOURS[number % 8], STYLES[number // 8 % 4], [run for _, run in sorted(by_name[name].items())])
         for number, name in enumerate(sorted(by_name, key=order))
     ]
-    return Sweep(settings, absent, repeated, record, damaged)
+    return Sweep(settings, absent, repeated, record, damaged, trials)
 
 
 def setting_names(options: list[dict[str, Any]]) -> list[str]:
@@ -306,12 +318,38 @@ def _read_record(path: Path) -> dict[str, Any]:
         cells = record.get("cells", [])
         if not all(isinstance(cell["name"], str) for cell in cells) or not isinstance(record.get("command", ""), str):
             raise Damaged("it is of another kind")
-    except (Damaged, TypeError, LookupError) as error:
-        reason = shown(first_line(error))
-        raise UserError(
-            f"{shown(path)} can't be read: {reason}", accepted="the file as it was written by this software"
-        ) from None
+        if "search" in record:
+            _check_search(record["search"])
+    except (Damaged, TypeError, LookupError, AttributeError) as error:
+        raise _unreadable(path, error) from None
     return record
+
+
+def _check_search(search: dict[str, Any]) -> None:
+    """Raise Damaged, or another error, unless what sweep.json says of a search is of the right types."""
+    words = [*search["space"], *search["space"].values(), *search.get("importance", {}), search.get("next", "")]
+    shares = [*search.get("importance", {}).values(), search["trials"]]
+    if not search["space"] or not all(isinstance(word, str) for word in words):
+        raise Damaged("its search is of another kind")
+    if not all(type(share) in (int, float) and 0 <= share < LARGEST_NUMBER for share in shares):
+        raise Damaged("its search has numbers of another kind")
+
+
+def _read_trials(path: Path, search: dict[str, Any]) -> pd.DataFrame:
+    """Return trials.csv; raise a UserError if it is damaged, or no trial is finished."""
+    try:
+        trials = read_trials(path, [*search["space"]])
+    except (OSError, ValueError, LookupError) as error:
+        raise _unreadable(path, error) from None
+    if "finished" not in set(trials.state):
+        problem = f"none of the search's {len(trials)} trials is finished"
+        raise UserError(problem, accepted="a search with finished trials", advice="the same command, which goes on")
+    return trials
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = shown(first_line(error))
+    return UserError(f"{shown(path)} can't be read: {reason}", accepted="the file as it was written by this software")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from unetseg.names import counted, view_text
-from unetseg.reporting import charts, comparisons, scores, sentences
+from unetseg.reporting import charts, comparisons, scores, search, sentences
 from unetseg.reporting.comparisons import METRICS, Pair
 from unetseg.reporting.document import Block, Document, Figure, Section, Table
 from unetseg.reporting.mechanisms import edges, gradients, lesions, routes, short_skips
@@ -26,13 +26,15 @@ GALLERY = 36
 
 
 def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False) -> Document:
-    """Return the whole report.
+    """Return the whole report, of a search its own.
 
     Args:
         sweep: the runs to report.
         plan: a difference for which the number of seeds needed is planned; None leaves the section out.
         pooled: take the seeds' variance as the same for all settings.
     """
+    if "search" in sweep.record:
+        return search.report(sweep, plan=plan)
     unit = comparisons.unit(sweep)
     differences, left_out = comparisons.pairs(sweep.settings, unit, pooled=pooled)
     sections = [

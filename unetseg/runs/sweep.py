@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,9 @@ class SweepRun:
     folder: RunFolder
     log: Path
     state: str = "waiting"
-    """waiting, running, done or failed."""
+    """waiting, running, done or failed; of a search also pruned."""
+    text: str = ""
+    """What is shown beside its name: a trial's options."""
     started: float = 0.0
     epochs_before: int = 0
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
@@ -91,14 +93,19 @@ class SweepRun:
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, sign)
 
-    def progress(self) -> tuple[int, float | None]:
-        """Return the number of epochs that are done, and the last val/iou."""
-        values = []
+    def validations(self) -> list[float]:
+        """Return val/iou of each validation so far."""
+        values: list[float] = []
         if self.folder.metrics.is_file():
             rows = (line.split(",") for line in self.folder.metrics.read_text("utf-8", "replace").splitlines())
             for row in rows:
                 with suppress(ValueError):  # damaged, or not written to its end yet
                     values += [float(row[3])] if len(row) == 4 and row[2] == "val/iou" else []
+        return values
+
+    def progress(self) -> tuple[int, float | None]:
+        """Return the number of epochs that are done, and the last val/iou."""
+        values = self.validations()
         return len(values), values[-1] if values else None
 
     def seconds_left(self) -> float | None:
@@ -115,8 +122,11 @@ class SweepRun:
         return "\n".join(text.splitlines()[-lines:])
 
 
-def run_all(runs: Sequence[SweepRun], jobs: int) -> Iterator[None]:
-    """Run those that wait, `jobs` at once; yield twice a second, so that the caller can show their progress."""
+def run_all(runs: Sequence[SweepRun], jobs: int) -> Generator[None]:
+    """Run those that wait, `jobs` at once; yield twice a second, so that the caller can show their progress.
+
+    The caller may append further runs in between.
+    """
     gpus = visible_gpus()
     # two processes that both use every core slow each other down tenfold
     threads = max(1, len(os.sched_getaffinity(0)) // jobs) if jobs > 1 and hasattr(os, "sched_getaffinity") else None
@@ -132,7 +142,7 @@ def run_all(runs: Sequence[SweepRun], jobs: int) -> Iterator[None]:
                     if next_run is not None:
                         next_run.start(share(gpus, jobs, slot), threads)
             yield
-            if not any(slots):
+            if not any(slots) and all(run.state != "waiting" for run in runs):
                 return
             time.sleep(0.5)
 

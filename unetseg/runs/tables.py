@@ -9,6 +9,11 @@ import pandas as pd
 
 from unetseg.runs.folder import GRADIENT_FLOW_COLUMNS, METRICS_COLUMNS, RunFolder
 
+TRIALS_COLUMNS = ("trial", "state", "val/iou", "validations", "folder")
+"""Those of trials.csv before the options that are searched."""
+TRIAL_STATES = ("finished", "pruned", "running", "failed")
+"""The words of its second column, in the order in which trials are ranked."""
+
 
 def read_per_image(run: RunFolder) -> pd.DataFrame:
     """Return per_image.csv with the images' names as the index."""
@@ -28,6 +33,28 @@ def read_metrics(run: RunFolder) -> pd.DataFrame:
 def read_gradient_flow(run: RunFolder) -> pd.DataFrame:
     """Return gradient_flow.csv; without rows if there is no such file."""
     return _csv_or_empty(run.gradient_flow, GRADIENT_FLOW_COLUMNS)
+
+
+def read_trials(path: Path, options: Sequence[str]) -> pd.DataFrame:
+    """Return a search's trials.csv: numbers of the trial, its best val/iou in 0..1 or nan, and validations; else texts.
+
+    Args:
+        path: of the file.
+        options: the columns of options that it has to have.
+
+    Raises:
+        ValueError: it lacks a column, or holds something else.
+    """
+    trials = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if absent := [column for column in (*TRIALS_COLUMNS, *options) if column not in trials]:
+        raise ValueError(f"it lacks {', '.join(absent)}")
+    for column in ("trial", "validations"):
+        trials[column] = trials[column].astype(int)
+    trials["val/iou"] = pd.to_numeric(trials["val/iou"].replace("", "nan"))
+    finished = trials.loc[trials.state == "finished", "val/iou"]
+    if not set(trials.state) <= set(TRIAL_STATES) or not finished.between(0, 1).all():
+        raise ValueError("it has a state or a score that no trial has")
+    return trials
 
 
 def read_csv(path: Path) -> pd.DataFrame:
