@@ -1,9 +1,9 @@
-"""Run a sweep or a search, each run in a process of its own; the same command continues what was stopped.
+"""Run a sweep or a search, a process for each run; the same command continues what was stopped.
 
 python -m unetseg.ablate experiment=skip_ablation                        the experiment's own axes
 python -m unetseg.ablate model.skip=concat,add,none seed=0,1,2 jobs=2    your own, two runs at once
 python -m unetseg.ablate experiment=flow trainer.devices=2 trainer.strategy=ddp
-python -m unetseg.ablate search=optuna trials=50 'optimizer.lr=tag(log,interval(1e-5,1e-2))' loss=dice,bce
+python -m unetseg.ablate search=optuna trials=50 'optimizer.lr=tag(log,interval(1e-5,1e-2))'
 
 In Python: sweep = unetseg.ablate("model.skip=concat,none", "seed=0,1", data="synthetic")
 """

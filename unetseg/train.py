@@ -178,7 +178,7 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
     from unetseg.evaluation import score_plots
     from unetseg.evaluation.cost import cost
     from unetseg.evaluation.record import TestRecord
-    from unetseg.runs import wandb_run
+    from unetseg.runs import pictures, wandb_run
     from unetseg.runs.summary import provenance
     from unetseg.training import build, resume
     from unetseg.training.callbacks import Cost
@@ -234,7 +234,7 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
         if trainer.is_global_zero:
             write_json(run.summary, summary)
             score_plots.curves(run.metrics, run.figures / "curves.png")
-        wandb_run.log_summary(loggers, summary, record.per_class)
+        pictures.log_summary(loggers, summary, record.per_class)
         if options.wandb.log_model:
             wandb_run.log_model(loggers, run.best)
     return summary

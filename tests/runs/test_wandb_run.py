@@ -67,7 +67,7 @@ def test_pictures_of_the_validation_are_sent_only_where_they_may(option, picture
 def test_three_classes_and_more_have_an_iou_each_beside_the_curves(classes, tmp_path):
     logger = wandb_run.wandb_logger(compose("train", Train, [*OPTIONS, "wandb.mode=offline"]), RunFolder(tmp_path))
     table = pd.DataFrame({"class": classes, "iou": [0.5, 0.25, np.nan][: len(classes)]})
-    wandb_run.log_summary([logger], {"test/iou": 0.375}, table)
+    wandb_run.log_summary(logger, {"test/iou": 0.375}, table)
     found = {key: value for key, value in dict(logger.experiment.summary).items() if key.startswith("test/iou")}
     wandb_run.finish([logger])
     by_class = {"test/iou_sky": 0.5, "test/iou_road": 0.25} if len(classes) > 2 else {}

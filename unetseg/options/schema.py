@@ -214,9 +214,11 @@ class Wandb(Section):
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
         description="auto (online only with a key) | online | offline | disabled"
     )
-    project: Text = Field(min_length=1, description="W&B project")
+    project: Text = Field(min_length=1, description="W&B project; with logger=mlflow the experiment")
     entity: Text | None = Field(description="W&B user or team; null: the key's own")
-    images: bool = Field(description="false: no pictures of the validation, only numbers and figures of them")
+    images: bool = Field(
+        description="false: no pictures of the validation, only numbers and figures of them; for each logger"
+    )
     log_model: bool = Field(description="true: upload best.ckpt as an artifact, when online")
 
 
@@ -246,8 +248,8 @@ class Train(Section):
         description="true: try learning rates over 100 steps, draw the loss over them, suggest one and train nothing"
     )
     trainer: dict[str, Any] = Field(description="arguments of Lightning's Trainer, unchanged")
-    logger: Literal["wandb", "csv", "none"] = Field(
-        description="wandb | csv | none; metrics.csv is written whatever is chosen"
+    logger: Literal["wandb", "tensorboard", "mlflow", "csv", "none"] = Field(
+        description="wandb | tensorboard | mlflow | csv | none; metrics.csv is written whatever is chosen"
     )
     wandb: Wandb
     gradients: Gradients

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,7 @@ from unetseg.options.settings import TABLES, table_text, variant
 from unetseg.runs.folder import RunFolder
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 
@@ -74,20 +76,40 @@ def wandb_logger(options: Train, run: RunFolder) -> WandbLogger:
     return WandbLogger(experiment=experiment)
 
 
-@rank_zero_only
-def log_summary(loggers: list[Logger], summary: dict[str, Any], per_class: pd.DataFrame) -> None:
+def log_predictions(
+    logger: WandbLogger,
+    pictures: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]],
+    labels: dict[int, str],
+    step: int,
+) -> None:
+    """Send pictures, HxWx3 uint8, by their names with the predicted and the true mask, HxW uint8, which W&B draws."""
+    masks = [
+        {
+            "prediction": {"mask_data": predicted, "class_labels": labels},
+            "truth": {"mask_data": target, "class_labels": labels},
+        }
+        for _, _, predicted, target in pictures
+    ]
+    logger.log_image(
+        "val/predictions",
+        [image for _, image, _, _ in pictures],
+        step=step,
+        caption=[name for name, *_ in pictures],
+        masks=masks,
+    )
+
+
+def log_summary(logger: WandbLogger, summary: dict[str, Any], per_class: pd.DataFrame) -> None:
     """Put a run's summary beside its curves in W&B, with the table of its classes.
 
     Of three classes or more each has an IoU of its own, test/iou_CLASS, which W&B's panels can compare between runs.
     """
     scored = per_class.dropna(subset="iou") if len(per_class) > 2 else per_class[:0]
     by_class = {f"test/iou_{name}": iou for name, iou in zip(scored["class"], scored.iou, strict=True)}
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            import wandb
+    import wandb
 
-            logger.experiment.log({"test/per_class": wandb.Table(dataframe=per_class)})
-            logger.experiment.summary.update(summary | by_class)
+    logger.experiment.log({"test/per_class": wandb.Table(dataframe=per_class)})
+    logger.experiment.summary.update(summary | by_class)
 
 
 @rank_zero_only

@@ -28,7 +28,9 @@ from unetseg.names import class_names, counted
 from unetseg.options.schema import Train
 from unetseg.runs.folder import RunFolder, options_of
 from unetseg.runs.metrics_csv import LongCsv
-from unetseg.runs.wandb_run import wandb_logger
+from unetseg.runs.mlflow_run import mlflow_logger
+from unetseg.runs.tensorboard_run import tensorboard_logger
+from unetseg.runs.wandb_run import flat_config, wandb_logger
 from unetseg.training.callbacks import EpochLines, SamplePictures, progress_callback
 from unetseg.training.distributed import JointBatchNorm
 from unetseg.training.flow_readings import FlowReadings
@@ -168,8 +170,16 @@ def make_steering(options: Train) -> list[Callback]:
 
 
 def make_loggers(options: Train, run: RunFolder) -> list[Logger]:
-    """Return metrics.csv's logger, and W&B's if asked for."""
-    return [LongCsv(run.metrics), *([wandb_logger(options, run)] if options.logger == "wandb" else [])]
+    """Return metrics.csv's logger, and the one that is asked for."""
+    loggers: list[Logger] = [LongCsv(run.metrics)]
+    match options.logger:
+        case "wandb":
+            loggers.append(wandb_logger(options, run))
+        case "tensorboard":
+            loggers.append(tensorboard_logger(run, flat_config(options)))
+        case "mlflow":
+            loggers.append(mlflow_logger(run, flat_config(options), options.wandb.project))
+    return loggers
 
 
 def make_watchers(options: Train, run: RunFolder) -> tuple[Guard, list[Callback]]:

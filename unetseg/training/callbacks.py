@@ -13,12 +13,12 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
-from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 
 from unetseg.data.dataset import Batch, Examples
 from unetseg.evaluation.record import predict_samples
-from unetseg.names import IGNORE, minutes
+from unetseg.names import minutes
+from unetseg.runs import pictures
 
 
 class ProgressBar(RichProgressBar):
@@ -86,7 +86,7 @@ def progress_callback(wanted: bool) -> L.Callback:
 
 
 class SamplePictures(L.Callback):
-    """Sends a few validation pictures, spread over the split, to W&B with the prediction and the truth as masks.
+    """Sends a few validation pictures, spread over the split, with the prediction and the truth to the loggers.
 
     Args:
         classes: names of the classes.
@@ -94,12 +94,11 @@ class SamplePictures(L.Callback):
     """
 
     def __init__(self, classes: Sequence[str], count: int = 6):
-        self.labels = {**dict(enumerate(classes)), IGNORE: "ignored"}
-        self.count = count
+        self.classes, self.count = classes, count
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Predict the pictures and log them."""
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        loggers = pictures.takers(trainer.loggers)
         if trainer.sanity_checking or not trainer.is_global_zero or not loggers:
             return
         dataset: Examples = trainer.val_dataloaders.dataset  # type: ignore[union-attr]
@@ -107,21 +106,8 @@ class SamplePictures(L.Callback):
         indices = np.unique(np.linspace(0, length - 1, min(self.count, length)).round().astype(int)).tolist()
         with trainer.precision_plugin.forward_context():
             samples = predict_samples(module.get_submodule("model"), dataset, indices)
-        masks = [
-            {
-                "prediction": {"mask_data": sample.predicted, "class_labels": self.labels},
-                "truth": {"mask_data": sample.target, "class_labels": self.labels},
-            }
-            for sample in samples
-        ]
-        for logger in loggers:
-            logger.log_image(
-                "val/predictions",
-                [sample.image for sample in samples],
-                step=trainer.global_step,
-                caption=[sample.name for sample in samples],
-                masks=masks,
-            )
+        masked = [(sample.name, sample.image, sample.predicted, sample.target) for sample in samples]
+        pictures.log_predictions(loggers, masked, self.classes, trainer.global_step)
 
 
 class Cost(L.Callback):

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import WandbLogger
 
 from unetseg.data.dataset import Batch
 from unetseg.evaluation import gradient_plots
 from unetseg.files import append_rows
 from unetseg.gradients import GradientFlow
 from unetseg.names import AUXILIARY, EXITS
+from unetseg.runs import pictures
 from unetseg.runs.folder import GRADIENT_FLOW_COLUMNS
 
 
@@ -113,13 +113,11 @@ class FlowReadings(L.Callback):
         self.on_validation_end(trainer, module)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Draw the readings so far and send the figure to W&B."""
+        """Draw the readings so far and send the figure to the loggers."""
         if not trainer.is_global_zero:
             return
         for name in sorted(self.undrawn):
             figure = self.figures / f"{name}.png"
             self.FIGURES[name](self.table, figure)
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.log_image(name.replace("_", "/"), [str(figure)], step=trainer.global_step)
+            pictures.log_figure(trainer.loggers, name.replace("_", "/"), figure, trainer.global_step)
         self.undrawn.clear()

@@ -17,6 +17,8 @@ from unetseg.runs.folder import check_resume
 if TYPE_CHECKING:
     from unetseg.data.datamodule import SegmentationData
 
+LIBRARIES = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
+"""What loggers need that is not always installed; MLflow keeps its runs in SQLite by the last two."""
 PETS_HOST = "https://www.robots.ox.ac.uk"
 
 
@@ -48,6 +50,13 @@ def train(options: Train) -> None:
             "data.cache=device augments with kornia, which is not installed",
             advice="pip install 'unetseg[device]', or data.cache=ram",
         )
+    for package in LIBRARIES.get(options.logger, ()):
+        if find_spec(package) is None:
+            raise UserError(
+                f"logger={options.logger} needs the library {package}, which is not installed",
+                accepted="wandb, csv, none, or a logger whose library is installed",
+                advice=f"pip install 'unetseg[{options.logger}]', or logger=csv",
+            )
     if options.logger == "wandb" and options.wandb.mode == "online":
         import wandb
 
