@@ -288,7 +288,7 @@ def test_two_runs_never_share_a_folder(tmp_path, monkeypatch):
     runs = [[*TINY, rate] for rate in rates]
     options = [compose("ablate", Ablate, run) for run in runs]
     folders = set()
-    monkeypatch.setattr(ablate, "show", lambda runs, jobs: folders.update(run.name for run in runs))
+    monkeypatch.setattr(ablate, "show", lambda runs, ticks, total: folders.update(run.name for run in runs))
     ablate.ablate(list(zip(runs, options, strict=True)))
     assert len(folders) == 2
     runs = [[*TINY, f"data.root={root}"] for root in ("x/a-b", "x/a/b")]

@@ -24,6 +24,7 @@ from unetseg.report import report
 from unetseg.runs import sweep
 from unetseg.runs.folder import RunFolder
 from unetseg.runs.sweep import SweepRun
+from unetseg.runs.tables import read_trials
 
 optuna = pytest.importorskip("optuna")
 from unetseg.options.space import space_of  # noqa: E402
@@ -157,11 +158,24 @@ def test_a_bad_trial_is_pruned_and_counts_once(searched):
     assert len(finish(searched(trials=6))) == 6
 
 
+def test_the_option_that_sets_the_best_apart_is_the_important_one(searched):
+    study = searched(trials=40)
+    for number in range(40):
+        values = {"optimizer.lr": number / 40, "model.skip": ("add", "concat")[number % 2]}
+        study.study.add_trial(optuna.trial.create_trial(params=values, distributions=SPACE, value=number / 40))
+        shares = study.importance()
+        assert (len(shares) == 2) == (number + 1 >= search.ENOUGH)
+    assert shares["optimizer.lr"] > 0.9
+    assert sum(shares.values()) == pytest.approx(1)
+
+
 def test_a_trial_that_fails_is_replaced_by_the_next_command_only(searched):
     study = searched(trials=3)
     (study.folder / "broken_trial_001").touch()
     assert [row["state"] for row in finish(study)] == ["finished", "failed", "finished"]
     assert "out of luck" in ablate.failures(study.runs)
+    table = read_trials(study.folder / "trials.csv", [*SPACE])
+    assert table["val/iou"].isna().tolist() == [False, True, False]
     again = searched(trials=3)
     assert [row["state"] for row in finish(again)] == ["finished", "failed", "finished", "finished"]
     assert ablate.failures(again.runs) == ""

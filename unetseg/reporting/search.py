@@ -43,7 +43,7 @@ def report(sweep: Sweep, *, plan: float | None = None) -> Document:
         f"U-Net with {common(sweep, 'model.encoder')} on {common(sweep, 'data.name')}, {' or '.join(views)}, "
         f"{common(sweep, 'trainer.max_epochs')} epochs; {counted(len(trials), 'trial')}: {states}"
     )
-    asked = f"Which {join_words([*search['space']])} validates best?"
+    asked = f"Which values of {join_words([*search['space']])} have the best validation IoU?"
     return Document("Options: a search", asked, facts, sections, {})
 
 

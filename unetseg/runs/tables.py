@@ -50,7 +50,7 @@ def read_trials(path: Path, options: Sequence[str]) -> pd.DataFrame:
         raise ValueError(f"it lacks {', '.join(absent)}")
     for column in ("trial", "validations"):
         trials[column] = trials[column].astype(int)
-    trials["val/iou"] = pd.to_numeric(trials["val/iou"].replace("", "nan"))
+    trials["val/iou"] = pd.to_numeric(trials["val/iou"].mask(trials["val/iou"] == ""))
     finished = trials.loc[trials.state == "finished", "val/iou"]
     if not set(trials.state) <= set(TRIAL_STATES) or not finished.between(0, 1).all():
         raise ValueError("it has a state or a score that no trial has")
