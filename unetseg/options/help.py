@@ -38,7 +38,8 @@ def help_text(command: str, schema: type[Section], options: Any, about: str | No
     for group in ("experiment", "data", "trainer"):
         if group in schema.model_fields or (group == "experiment" and issubclass(schema, Train)):
             names = sorted(path.stem for path in (CONF / group).iterdir())
-            lines.append(f"  {group}={' | '.join(names)}")
+            choices = f"{group}={' | '.join(names)}"
+            lines += textwrap.wrap(choices, WIDTH, initial_indent="  ", subsequent_indent=" " * (len(group) + 3))
     section_before = ""
     for key, text in describe(schema, options).items():
         section = key.rpartition(".")[0]
