@@ -132,15 +132,17 @@ def damaged(folder: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def limited() -> Iterator[None]:
-    """End an input that hangs."""
+    """End an input that computes for SECONDS, or that waits for something that never comes."""
 
-    def late(*_):
-        raise BaseException(f"no answer within {SECONDS} seconds")
+    def late(number, _):
+        raise BaseException(f"no answer within {SECONDS} seconds of computing: {signal.Signals(number).name}")
 
-    before = signal.signal(signal.SIGALRM, late)
+    before = {number: signal.signal(number, late) for number in (signal.SIGPROF, signal.SIGALRM)}
     yield
+    signal.setitimer(signal.ITIMER_PROF, 0)
     signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_each_gives_a_mask_or_an_error_that_names_it(tmp_path, limited):
@@ -148,7 +150,8 @@ def test_each_gives_a_mask_or_an_error_that_names_it(tmp_path, limited):
     masks, errors = set(), {}
     most_so_far = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # by other tests of this process
     for path in damaged(tmp_path):
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.alarm(30 * SECONDS)  # of a busy machine
         try:
             mask = model(path)
         except UserError as error:
