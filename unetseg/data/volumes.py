@@ -27,7 +27,7 @@ from unetseg.data.dataset import Example
 from unetseg.data.pictures import CODECS, ArrayPicture, Picture, decoding_errors, open_picture
 from unetseg.data.splits import Drawing
 from unetseg.data.survey import file_state
-from unetseg.data.tiff import TIFF_MARKS
+from unetseg.data.tiff import TIFF_MARKS, directories
 from unetseg.data.view import RGB, View
 from unetseg.errors import UserError, first_line
 
@@ -145,9 +145,11 @@ class Volume:
 
 def _pages(path: Path) -> int:
     """Return the number of pages of one size in a TIFF, 0 of another file."""
+    if not path.is_file():  # a pipe may never end
+        return 0
     try:
         with path.open("rb") as file:
-            if file.read(4) not in TIFF_MARKS:
+            if file.read(4) not in TIFF_MARKS or not directories(path):
                 return 0
         with tifffile.TiffFile(path) as pages:
             series = pages.series[0]
