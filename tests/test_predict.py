@@ -311,7 +311,7 @@ def test_a_folder_with_other_results_is_refused(model, photos, tmp_path):
 @pytest.mark.parametrize(
     ("option", "told"),
     [
-        ("checkpoint=nowhere.ckpt", "a checkpoint, a run folder or an exported file that exists"),
+        ("checkpoint=nowhere.ckpt", "a checkpoint, a run folder, an exported file or a folder of save_pretrained"),
         ("images=nowhere", "a picture or a folder that exists, or a pattern"),
         ("images=empty", "holds no picture"),
         ("output=photos/a.jpg", "a folder, new or not"),

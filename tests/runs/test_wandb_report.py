@@ -130,7 +130,7 @@ def test_an_offline_run_arrives_by_wandb_sync(tmp_path):
     options = compose("train", Train, own)
     logger = wandb_run.wandb_logger(options, RunFolder.create(options))
     logger.log_metrics({"val/iou": 0.25, "epoch": 0}, step=5)
-    wandb_run.log_summary([logger], {"test/iou": 0.75}, pd.DataFrame({"class": ["sky"], "iou": [0.75]}))
+    wandb_run.log_summary(logger, {"test/iou": 0.75}, pd.DataFrame({"class": ["sky"], "iou": [0.75]}))
     wandb_run.finish([logger])
     (logged,) = tmp_path.glob("alone/wandb/offline-run-*")
     with Server() as server:
