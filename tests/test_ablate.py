@@ -247,7 +247,7 @@ def test_ctrl_c_ends_all_children_and_says_how_to_go_on(drawn_set, drawn, tmp_pa
     folder = tmp_path / "sweep/concat_seed0"
     wait_for(lambda: (folder / "config.yaml").exists(), process)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=300)
+    _, said = process.communicate(timeout=900)
     assert process.returncode == -signal.SIGINT, "so that a shell's loop ends, too"
     assert "the same command goes on" in said
     assert "Traceback" not in said

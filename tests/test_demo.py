@@ -335,7 +335,7 @@ def test_a_tick_in_a_real_browser_shows_what_a_long_skip_did(server, browser, ad
 
     assert list(temporary.rglob("patches.png"))
     process.send_signal(signal.SIGINT)  # Ctrl-C
-    rest, _ = process.communicate(timeout=300)
+    rest, _ = process.communicate(timeout=900)
     assert process.returncode == 0
     assert rest.strip() == ""
     assert list(temporary.iterdir()) == []

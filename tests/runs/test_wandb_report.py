@@ -50,7 +50,7 @@ def run(folder: Path, server: str, *command: str, key: str | None = KEY) -> subp
     ours |= {"WANDB_BASE_URL": server, "WANDB_SILENT": "true", "HOME": str(folder), "NETRC": str(folder / "netrc")}
     ours |= {"MPLCONFIGDIR": matplotlib.get_cachedir()}  # in a new home its list of fonts would be made anew
     ours |= {} if key is None else {"WANDB_API_KEY": key}
-    return subprocess.run(command, cwd=folder, env=ours, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, env=ours, capture_output=True, text=True, timeout=900)
 
 
 def publish(folder: Path, server: str, key: str | None = KEY, **changed: object) -> subprocess.CompletedProcess[str]:

@@ -108,7 +108,7 @@ def test_the_slurm_script_stops_in_time_is_queued_again_and_goes_on(drawn_set, d
     assert requeued.read_text() == "requeue 4711\n"
     assert "stopped after step" in log.read_text()
 
-    assert subprocess.run(job, env=environment, timeout=150).returncode == 0, log.read_text()
+    assert subprocess.run(job, env=environment, timeout=900).returncode == 0, log.read_text()
     assert requeued.read_text() == "requeue 4711\n"
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"slurm_4711"}
     with run.metrics.open() as file:

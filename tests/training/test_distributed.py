@@ -261,7 +261,7 @@ def two(drawn, tmp_path_factory):
     own = [f"data.root={drawn}", f"output={folder}", "name=two"]
     command = [sys.executable, "-m", "unetseg.train", *TWENTY_STEPS, *halves, *own]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr
     return RunFolder(folder / "two")
 
@@ -290,7 +290,7 @@ def test_two_processes_share_crops_and_whole_pictures_as_one_sees_them(drawn, ti
     halves = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.sync_batchnorm=true"]
     command = [sys.executable, "-m", "unetseg.train", *TINY, *crops, *own, *halves]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=900
     )
     assert done.returncode == 0, done.stderr
     both, alone = RunFolder(tmp_path / "pair"), tiny(*crops)

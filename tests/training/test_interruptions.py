@@ -170,7 +170,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_ends_the_run_with_a_message_and_the_last_checkpoint_whole(drawn, tmp_path, small_disk):
     run, log = RunFolder(small_disk / "run"), tmp_path / "log"
     options = [*TINY, "trainer.max_epochs=3", "checkpoint.every_n_steps=2", f"data.root={drawn}"]
-    assert Forked([*options, f"output={small_disk}", "name=run"], log).wait(120) == 1, log.read_text()
+    assert Forked([*options, f"output={small_disk}", "name=run"], log).wait(900) == 1, log.read_text()
     text = log.read_text()
     assert f"no room to write {run.checkpoints}" in text
     assert f"resume={run.path}" in text
@@ -179,7 +179,7 @@ def test_a_full_disk_ends_the_run_with_a_message_and_the_last_checkpoint_whole(d
     assert {path.name for path in run.checkpoints.iterdir()} <= {"best.ckpt", "last.ckpt"}
     checkpoint.load(run.last)
     subprocess.run(["mount", "-o", "remount,size=2g", small_disk], check=True)
-    assert Forked([f"resume={run.path}"], log).wait(120) == 0, log.read_text()
+    assert Forked([f"resume={run.path}"], log).wait(900) == 0, log.read_text()
     undisturbed = compose("train", Train, [*options, f"output={tmp_path}", "name=whole"])
     assert run.metrics.read_text() == RunFolder(train(undisturbed)["folder"]).metrics.read_text()
 
