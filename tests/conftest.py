@@ -173,3 +173,26 @@ def tiny(drawn: Path, tmp_path: Path):
         return RunFolder(train(compose("train", Train, [*TINY, *own, *overrides]), callbacks)["folder"])
 
     return run
+
+
+@pytest.fixture
+def stopped(tiny, tmp_path: Path):
+    """Return a function that trains until the n-th step and returns the run folder as a stop leaves it."""
+    import lightning as L
+
+    from unetseg.runs.folder import RunFolder
+
+    class Stopped(Exception):
+        pass
+
+    def run(step: int, *overrides: str) -> RunFolder:
+        class Stop(L.Callback):
+            def on_train_batch_start(self, trainer, module, batch, batch_idx):
+                if trainer.global_step == step:
+                    raise Stopped
+
+        with pytest.raises(Stopped):
+            tiny("name=stopped", *overrides, callbacks=[Stop()])
+        return RunFolder(tmp_path / "stopped")
+
+    return run

@@ -27,8 +27,9 @@ from unetseg.inference.demo_page import NO_LEVELS, CutMasks, SwitchedModel, iou,
 from unetseg.inference.unet_drawing import draw_unet
 from unetseg.model import Segmenter, checkpoint
 from unetseg.names import IGNORE
+from unetseg.options.command_schema import Demo
 from unetseg.options.compose import compose
-from unetseg.options.schema import Demo, Train
+from unetseg.options.schema import Train
 from unetseg.training import build
 
 NARROW = [64, 32, 16, 16, 8]

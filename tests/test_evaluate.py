@@ -12,8 +12,9 @@ from PIL import Image
 
 from unetseg.errors import UserError
 from unetseg.evaluate import evaluate, options_of
+from unetseg.options.command_schema import Evaluate
 from unetseg.options.compose import compose
-from unetseg.options.schema import Evaluate, Train
+from unetseg.options.schema import Train
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,8 @@ from unetseg.inference import outputs
 from unetseg.inference.engines import TorchEngine
 from unetseg.inference.outputs import Outputs, lock_folder
 from unetseg.inference.predictor import Predictor, argmax
+from unetseg.options.command_schema import Predict
 from unetseg.options.compose import compose
-from unetseg.options.schema import Predict
 
 RANDOM = np.random.default_rng(0)
 

@@ -18,8 +18,9 @@ from conftest import ROOT, TINY
 
 from unetseg import ablate
 from unetseg.errors import UserError
+from unetseg.options.command_schema import Report
 from unetseg.options.compose import compose_runs, runs_of
-from unetseg.options.schema import Ablate, Report
+from unetseg.options.schema import Ablate
 from unetseg.report import report
 from unetseg.runs import sweep
 from unetseg.runs.folder import RunFolder

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from unetseg.errors import UserError
 from unetseg.options import command
+from unetseg.options.command_schema import Demo
 from unetseg.options.output import explain_write_errors, say
-from unetseg.options.schema import Demo
 
 HOST = "127.0.0.1"
 

@@ -27,11 +27,11 @@ from unetseg.files import write_json
 from unetseg.names import class_names
 from unetseg.options import command, recorded
 from unetseg.options.call import CallableModule, Option, interruptible, overrides_of
+from unetseg.options.command_schema import Evaluate
 from unetseg.options.compose import values_of
 from unetseg.options.data_schema import DATA
 from unetseg.options.messages import one_of
 from unetseg.options.output import check_writable, explain_write_errors
-from unetseg.options.schema import Evaluate
 from unetseg.options.validation import validate
 from unetseg.runs.folder import RunFolder, run_folder_of
 

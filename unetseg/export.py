@@ -19,8 +19,8 @@ from typing import Any
 from unetseg.errors import UserError
 from unetseg.names import shown
 from unetseg.options import command
+from unetseg.options.command_schema import Export
 from unetseg.options.output import check_writable, explain_write_errors, say
-from unetseg.options.schema import Export
 
 PACKAGES: dict[str, tuple[str, ...]] = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".pt2": ()}
 """What an export needs beyond the package's own requirements, by its suffix."""

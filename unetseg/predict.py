@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 from unetseg.errors import UserError
 from unetseg.names import shown
 from unetseg.options import command
+from unetseg.options.command_schema import Predict
 from unetseg.options.output import FULL, check_writable, explain_write_errors, say, shown_lines
-from unetseg.options.schema import Predict
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,8 +21,8 @@ from unetseg.files import drafted, write_text
 from unetseg.names import shown
 from unetseg.options import command
 from unetseg.options.call import CallableModule, Option, interruptible, overrides_of
+from unetseg.options.command_schema import Report
 from unetseg.options.output import check_writable, explain_write_errors, say
-from unetseg.options.schema import Report
 
 if TYPE_CHECKING:
     from unetseg.reporting import document

@@ -239,7 +239,7 @@ def test_the_checkpoint_knows_the_channels_and_what_was_measured(run, folder):
 def test_evaluate_predict_and_export_go_along(run, folder, tmp_path):
     pytest.importorskip("onnxruntime")
     from unetseg.export import export
-    from unetseg.options.schema import Export, Predict
+    from unetseg.options.command_schema import Export, Predict
     from unetseg.predict import predict
 
     again = unetseg.evaluate(checkpoint=str(run.folder))

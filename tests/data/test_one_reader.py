@@ -340,8 +340,8 @@ def test_an_exported_model_knows_the_range_and_is_given_the_square(tmp_path):
     from fake_engine import save_untrained
 
     from unetseg.export import export
+    from unetseg.options.command_schema import Export
     from unetseg.options.compose import compose
-    from unetseg.options.schema import Export
 
     save_untrained(tmp_path / "a.ckpt", "data.range=[0,4080]")
     export(compose("export", Export, [f"checkpoint={tmp_path / 'a.ckpt'}", f"output={tmp_path / 'a.onnx'}"]))

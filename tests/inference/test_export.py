@@ -21,8 +21,9 @@ from unetseg.inference.export import PictureModel, trace
 from unetseg.inference.predictor import Predictor
 from unetseg.model import Segmenter, checkpoint
 from unetseg.model.segmenter import probabilities
+from unetseg.options.command_schema import Export, Predict
 from unetseg.options.compose import compose
-from unetseg.options.schema import Export, Predict, Train
+from unetseg.options.schema import Train
 from unetseg.predict import predict
 from unetseg.training import build
 

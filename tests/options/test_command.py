@@ -12,8 +12,9 @@ from conftest import ROOT
 
 from unetseg.errors import UserError
 from unetseg.options.command import TolerantStream, _check_names, check_flags, check_words, exit_on_error
+from unetseg.options.command_schema import Evaluate, Report
 from unetseg.options.compose import compose, runs_of, values_of
-from unetseg.options.schema import Evaluate, Report, Train
+from unetseg.options.schema import Train
 
 
 def options(*overrides):

@@ -10,8 +10,9 @@ from conftest import ROOT, timed
 from unetseg.errors import UserError
 from unetseg.names import nearest_first
 from unetseg.options.command import check_flags
+from unetseg.options.command_schema import Evaluate
 from unetseg.options.compose import compose, compose_runs, experiment_axes, runs_of, values_of
-from unetseg.options.schema import Evaluate, Train
+from unetseg.options.schema import Train
 from unetseg.options.settings import override, variant
 from unetseg.options.trainer import trainer_arguments
 from unetseg.options.validation import describe

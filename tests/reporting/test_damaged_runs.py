@@ -13,7 +13,7 @@ from test_report import made, sweep, undrawn, write_run  # noqa: F401 (fixtures)
 
 from unetseg import report as door
 from unetseg.errors import UserError
-from unetseg.options.schema import Report
+from unetseg.options.command_schema import Report
 from unetseg.reporting import results
 from unetseg.reporting.document import Code, Document, Figure, Panel, Section, Table, html, markdown
 

@@ -22,8 +22,9 @@ from PIL import Image
 from unetseg.errors import UserError
 from unetseg.evaluation.statistics import Components, Smallest, compare, holm, seed_interval
 from unetseg.names import EXITS
+from unetseg.options.command_schema import Report
 from unetseg.options.compose import compose
-from unetseg.options.schema import Report, Train
+from unetseg.options.schema import Train
 from unetseg.report import report
 from unetseg.reporting import comparisons, sentences
 from unetseg.reporting.results import Run, Setting, Sweep, read

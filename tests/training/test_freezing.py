@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import torch
 
-from unetseg.runs.folder import RunFolder
 from unetseg.train import options_of_resumed_run, train
 from unetseg.training import build
 from unetseg.training.optimization import ENCODER
@@ -63,28 +62,15 @@ def test_held_for_all_epochs_is_held_for_good(tiny):
     assert all(torch.equal(first[name], value) for name, value in second.items())
 
 
-class Stopped(Exception):
-    pass
-
-
 @pytest.mark.parametrize("step", [8, 10, 13], ids=["held", "let go", "training"])
-def test_a_run_that_was_stopped_goes_on_to_the_last_bit(tiny, tmp_path, step):
+def test_a_run_that_was_stopped_goes_on_to_the_last_bit(tiny, stopped, step):
     given = (
         "model.freeze_encoder=2",
         "trainer.max_epochs=3",
         "gradients.every_n_steps=4",
         "checkpoint.every_n_steps=3",
     )
-    whole = tiny("name=whole", *given)
-
-    class Stop(L.Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            if trainer.global_step == step:
-                raise Stopped
-
-    with pytest.raises(Stopped):
-        tiny("name=broken", *given, callbacks=[Stop()])
-    broken = RunFolder(tmp_path / "broken")
+    whole, broken = tiny("name=whole", *given), stopped(step, *given)
     train(options_of_resumed_run([f"resume={broken.path}"]))
     states = [torch.load(run.last, weights_only=True) for run in (whole, broken)]
     assert all(torch.equal(value, states[1]["state_dict"][name]) for name, value in states[0]["state_dict"].items())

@@ -14,7 +14,6 @@ from torch import nn
 from unetseg.errors import UserError
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
-from unetseg.runs.folder import RunFolder
 from unetseg.train import find_lr, options_of_resumed_run, train
 from unetseg.training import lr_finder
 from unetseg.training.optimization import Optimization
@@ -184,26 +183,6 @@ def test_the_average_is_validated_tested_and_saved(tiny):
         assert torch.equal(value, noted.after[-1][name])
 
 
-@pytest.fixture
-def interrupted(tiny, tmp_path):
-    """Return a function that trains until the n-th step and returns the run folder as a stop leaves it."""
-
-    class Stopped(Exception):
-        pass
-
-    def run(step, *overrides):
-        class Stop(L.Callback):
-            def on_train_batch_start(self, trainer, module, batch, batch_idx):
-                if trainer.global_step == step:
-                    raise Stopped
-
-        with pytest.raises(Stopped):
-            tiny("name=stopped", *overrides, callbacks=[Stop()])
-        return RunFolder(tmp_path / "stopped")
-
-    return run
-
-
 @pytest.mark.parametrize(
     "given",
     [
@@ -219,9 +198,9 @@ def interrupted(tiny, tmp_path):
         ("data.augment=[{OneOf:{transforms:[ElasticTransform,{Affine:{rotate:[-30,30]}}],p:0.8}},GaussNoise]",),
     ],
 )
-def test_a_run_that_was_stopped_goes_on_to_the_last_bit(given, tiny, interrupted):
+def test_a_run_that_was_stopped_goes_on_to_the_last_bit(given, tiny, stopped):
     given = (*given, "trainer.max_epochs=3", "checkpoint.every_n_steps=3")
-    whole, broken = tiny("name=whole", *given), interrupted(11, *given)
+    whole, broken = tiny("name=whole", *given), stopped(11, *given)
     train(options_of_resumed_run([f"resume={broken.path}"]))
     states = [torch.load(run.last, weights_only=True) for run in (whole, broken)]
     for part in ("state_dict", "current_model_state", "averaging_state"):

@@ -30,27 +30,6 @@ def resume(run, *more, callbacks=()):
     return train(options, callbacks)
 
 
-class Stopped(Exception):
-    pass
-
-
-@pytest.fixture
-def stopped(tiny, tmp_path):
-    """Return a function that trains until the n-th step and returns the broken run folder."""
-
-    def run(step, *overrides):
-        class Stop(L.Callback):
-            def on_train_batch_start(self, trainer, module, batch, batch_idx):
-                if trainer.global_step == step:
-                    raise Stopped
-
-        with pytest.raises(Stopped):
-            tiny("name=stopped", *overrides, callbacks=[Stop()])
-        return RunFolder(tmp_path / "stopped")
-
-    return run
-
-
 OPTIONS = ("trainer.max_epochs=3", "gradients.every_n_steps=2", "model.skip=[none,concat,add,concat]")
 
 

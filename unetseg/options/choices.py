@@ -6,9 +6,10 @@ import types
 from typing import Any, Literal, Union, get_args, get_origin
 
 from unetseg.names import ENCODERS, FLOWS, LOSSES, SKIPS
+from unetseg.options.command_schema import Demo, Evaluate, Export, Predict, Report
 from unetseg.options.compose import CONF
 from unetseg.options.data_schema import DATA
-from unetseg.options.schema import Ablate, Demo, Evaluate, Export, Predict, Report, Train
+from unetseg.options.schema import Ablate, Train
 from unetseg.options.section import Section
 from unetseg.options.trainer import trainer_arguments
 

@@ -1,4 +1,4 @@
-"""The typed schema of every option of every command: what each means and what it accepts.
+"""The typed schema of every option of a training and of a sweep; command_schema.py has the other commands'.
 
 Imports neither torch nor Lightning: a wrong option fails within a second. Defaults live in conf/ only; a field's
 description is what `--help` prints.
@@ -6,13 +6,11 @@ description is what `--help` prints.
 
 from __future__ import annotations
 
-import glob
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from unetseg.huggingface import PREFIX
 from unetseg.names import (
     ENCODERS,
     FLOWS,
@@ -130,19 +128,6 @@ class Model(Section):
                 "model.weights=null",
             )
         return self
-
-
-def _existing_checkpoint(value: str) -> str:
-    if not Path(value).exists():
-        raise rejected("a checkpoint file or a run folder that exists", "checkpoint=runs/NAME/checkpoints/best.ckpt")
-    return value
-
-
-ExistingCheckpoint = Annotated[
-    Text,
-    AfterValidator(_existing_checkpoint),
-    Field(description="a checkpoint of unetseg.train, or its run folder"),
-]
 
 
 class Optimizer(Section):
@@ -368,109 +353,3 @@ class Ablate(Train):
                     f"python -m unetseg.train --multirun, the same options and {option}=true",
                 )
         return self
-
-
-class Evaluate(Section):
-    """The options of python -m unetseg.evaluate."""
-
-    checkpoint: ExistingCheckpoint
-    data: Annotated[Pets | Folder | HuggingFace | Synthetic, Field(discriminator="name")]
-    split: Literal["train", "val", "test", "all"] = Field(description="part of the data: train | val | test | all")
-    accelerator: Text = Field(description="auto | cpu | gpu ..., as Lightning's Trainer takes it")
-    lesion: bool = Field(description="true: cut every subset of the long skips, by zeros, means and other images")
-    gradient: bool = Field(description="true: by how many residual branches of a ResNet the gradient of the loss comes")
-    tolerance: float = Field(ge=0, description="pixels by which a surface may be off for NSD")
-    output: Text | None = Field(description="folder for the results; null: evaluation/... in the run folder")
-
-
-class Report(Section):
-    """The options of python -m unetseg.report."""
-
-    runs: Text = Field(description="folder with run folders somewhere below it")
-    output: Text | None = Field(description="folder for report.html and report.md; null: report/ in `runs`")
-    wandb: bool = Field(description="true: make a W&B Report of it as well")
-    plan: float | None = Field(gt=0, lt=1, description="say how many seeds and images would show this difference")
-    pooled: bool = Field(description="true: take the spread over seeds as the same for all settings, which shows more")
-
-    @field_validator("runs")
-    @classmethod
-    def _runs(cls, value: str) -> str:
-        if not Path(value).is_dir():
-            raise rejected("a folder that exists, with run folders below it", "runs=runs")
-        return value
-
-
-def _existing_model(value: str) -> str:
-    if not Path(value).exists() and not value.startswith(("wandb:", PREFIX)):
-        raise rejected(
-            "a checkpoint, a run folder, an exported file or a folder of save_pretrained that exists, "
-            "hf:USER/NAME[@REVISION], or wandb:ENTITY/PROJECT/NAME:ALIAS",
-            "checkpoint=runs/NAME/checkpoints/best.ckpt",
-        )
-    return value
-
-
-class Predict(Section):
-    """The options of python -m unetseg.predict."""
-
-    checkpoint: Annotated[Text, AfterValidator(_existing_model)] = Field(
-        description="a checkpoint of unetseg.train, its run folder, an exported file, or a folder of save_pretrained, "
-        "also as hf:USER/NAME[@REVISION]"
-    )
-    images: Text = Field(
-        description="a picture or volume, a folder of them, or a pattern: 'photos/**/*.jpg', '{name}_{channel}.tif'"
-    )
-    output: Text = Field(description="folder for the masks and predictions.csv; what it holds is kept")
-    overlay: bool = Field(description="true: also the pictures with the mask drawn, in overlay/")
-    probability: bool = Field(description="true: also the probabilities, HxWxC float16, in probability/NAME.npy")
-    overwrite: bool = Field(description="true: predict again what was predicted already")
-    tile: int | None = Field(
-        ge=0,
-        multiple_of=32,
-        description="null: as in training: pictures fitted into a square, above 16 megapixels tiles of 512, "
-        "or tiles as large as crops; N: tiles of NxN at the picture's own resolution; 0: a square up to 200 megapixels",
-    )
-    overlap: int | None = Field(
-        ge=0, description="pixels over which tiles are blended, at most half a tile; null: 64, or half a tile"
-    )
-    tta: bool = Field(description="true: mean over the picture and its mirror image")
-    batch_size: int = Field(ge=1, description="tiles that the model gets at once")
-    precision: Literal["float32", "bfloat16"] = Field(description="float32 | bfloat16")
-    accelerator: Literal["auto", "cpu", "gpu"] = Field(description="auto (a GPU if there is one) | cpu | gpu")
-    trust: bool = Field(description="true: open a .pt2, a program that may do anything with your rights")
-
-    @field_validator("images")
-    @classmethod
-    def _images(cls, value: str) -> str:
-        if not Path(value).exists() and "{channel}" not in value and not glob.glob(value, recursive=True):
-            raise rejected("a picture or a folder that exists, or a pattern of which some do", "images=FOLDER")
-        return value
-
-    @field_validator("output")
-    @classmethod
-    def _output(cls, value: str) -> str:
-        if Path(value).exists() and not Path(value).is_dir():
-            raise rejected("a folder, new or not", "output=predictions")
-        return value
-
-    @model_validator(mode="after")
-    def _overlap_fits(self) -> Predict:
-        most = (self.tile or 0) // 2
-        if self.tile and self.overlap is not None and self.overlap > most:
-            raise rejected(f"overlap={self.overlap} is too much: at most half a tile, {most}", f"overlap={most // 2}")
-        return self
-
-
-class Export(Section):
-    """The options of python -m unetseg.export."""
-
-    checkpoint: ExistingCheckpoint
-    output: Text = Field(description="FILE.onnx or FILE.pt2")
-    overwrite: bool = Field(description="true: replace a file that is there")
-
-
-class Demo(Section):
-    """The options of python -m unetseg.demo."""
-
-    checkpoint: ExistingCheckpoint
-    port: int = Field(ge=0, le=65535, description="port of the page on this machine; 0: any free one")

@@ -9,6 +9,7 @@ Legend: B images, K logits of a pixel (one for two classes, otherwise one a clas
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,7 @@ class PixelWeights(nn.Module):
         return weights + self.boundary * torch.stack(maps).to(weights) * (target != IGNORE)
 
 
-class PixelLoss(Loss):
+class PixelLoss(Loss, ABC):
     """The mean of a cost over the pixels that count, or their weighted mean sum(w cost) / sum(w), as torch's `weight=`.
 
     Args:
@@ -78,9 +79,9 @@ class PixelLoss(Loss):
         super().__init__()
         self.weights = weights
 
+    @abstractmethod
     def cost(self, logits: Tensor, target: Tensor) -> Tensor:
         """Map logits BxKxHxW and classes BxHxW to the cost of each pixel, BxHxW >= 0."""
-        raise NotImplementedError
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Map logits BxKxHxW and classes BxHxW (0 ... C-1 or IGNORE) to a scalar >= 0."""
