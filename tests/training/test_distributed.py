@@ -251,19 +251,23 @@ TWENTY_STEPS = (
 )
 
 
-@pytest.fixture(scope="module")
-def two(drawn, tmp_path_factory):
-    """Return the run folder of two processes with half of the batch each."""
+def trained_by_two(drawn, folder: Path, *options: str):
+    """Return the run folder of two processes with half of a batch of four each."""
     from unetseg.runs.folder import RunFolder
 
-    folder = tmp_path_factory.mktemp("two")
     halves = ["data.batch_size=2", "trainer.devices=2", "trainer.strategy=ddp", "trainer.sync_batchnorm=true"]
     own = [f"data.root={drawn}", f"output={folder}", "name=two"]
-    command = [sys.executable, "-m", "unetseg.train", *TWENTY_STEPS, *halves, *own]
+    command = [sys.executable, "-m", "unetseg.train", *TINY, *options, *halves, *own]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr
     return RunFolder(folder / "two")
+
+
+@pytest.fixture(scope="module")
+def two(drawn, tmp_path_factory):
+    """Return the run folder of two processes with half of the batch each."""
+    return trained_by_two(drawn, tmp_path_factory.mktemp("two"), *TWENTY_STEPS[len(TINY) :])
 
 
 def logged(run, name: str) -> list[float]:
@@ -281,19 +285,21 @@ def test_two_processes_train_as_one_with_the_whole_batch(two, tiny):
         assert logged(two, name) == pytest.approx(logged(alone, name), abs=1e-6), name
 
 
+def test_two_processes_hold_an_encoder_and_let_it_go_as_one_does(drawn, tiny, tmp_path):
+    """The encoder gets no gradient in the first epoch, which DDP must expect, and one in the second."""
+    thaw = (*TWENTY_STEPS[len(TINY) :], "model.freeze_encoder=1", "optimizer.name=sgd", "optimizer.lr=0.05")
+    both, alone = trained_by_two(drawn, tmp_path, *thaw), tiny(*thaw)
+    assert len(logged(both, "train/loss")) == 20
+    assert logged(both, "train/loss") == pytest.approx(logged(alone, "train/loss"), abs=1e-6)
+    ends = [torch.load(run.last, weights_only=True)["state_dict"] for run in (both, alone)]
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value.double(), ends[1][name].double(), rtol=1e-5, atol=1e-6)
+
+
 def test_two_processes_share_crops_and_whole_pictures_as_one_sees_them(drawn, tiny, tmp_path):
     """The losses of the joined batches, and the scores of 3 and of 7 whole pictures, each on one of the two."""
-    from unetseg.runs.folder import RunFolder
-
     crops = ("data.size=64", "data.crop=32", "data.crops=2", "trainer.max_epochs=1", *TWENTY_STEPS[-3:])
-    own = [f"data.root={drawn}", f"output={tmp_path}", "name=pair", "data.batch_size=2"]
-    halves = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.sync_batchnorm=true"]
-    command = [sys.executable, "-m", "unetseg.train", *TINY, *crops, *own, *halves]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=900
-    )
-    assert done.returncode == 0, done.stderr
-    both, alone = RunFolder(tmp_path / "pair"), tiny(*crops)
+    both, alone = trained_by_two(drawn, tmp_path, *crops), tiny(*crops)
     assert len(logged(both, "train/loss")) == 9
     for name in ("train/loss", "train/iou", "val/iou", "val/loss", "test/iou", "test/boundary_iou"):
         assert logged(both, name) == pytest.approx(logged(alone, name), abs=1e-4), name

@@ -50,9 +50,11 @@ def test_the_encoder_stays_as_it_is_for_the_whole_training(tiny, optimizer):
     assert summary["parameters"] > summary["frozen_parameters"]
 
 
-def test_the_encoder_is_held_for_the_first_epochs_and_trains_then(tiny):
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+def test_the_encoder_is_held_for_the_first_epochs_and_trains_then(tiny, optimizer):
     seen = Encoders()
-    tiny(*QUIET, "model.freeze_encoder=1", "optimizer.ema=0.9", "trainer.max_epochs=2", callbacks=[seen])
+    given = (f"optimizer.name={optimizer}", "model.freeze_encoder=1")
+    tiny(*QUIET, *given, "optimizer.ema=0.9", "trainer.max_epochs=2", callbacks=[seen])
     assert seen.changes == [0, len(seen.states[0])]
 
 

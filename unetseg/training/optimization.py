@@ -103,8 +103,10 @@ class Optimization:
         arguments = {"lr": lr, "weight_decay": self.weight_decay, **(self.arguments or {})}
         try:
             if self.name in OWN:
-                momentum = {"momentum": 0.9, "nesterov": True} if self.name == "sgd" else {}
-                return OWN[self.name](groups, **{"fused": fused, **momentum, **arguments})  # type: ignore[arg-type]
+                own: dict[str, Any] = {"fused": fused}
+                if self.name == "sgd":  # torch's fused SGD fails where an encoder is let go: it has no momentum yet
+                    own = {"momentum": 0.9, "nesterov": True}
+                return OWN[self.name](groups, **{**own, **arguments})
             return _of_timm(self.name, groups, arguments)
         except UserError:
             raise
