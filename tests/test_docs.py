@@ -39,6 +39,7 @@ def desk(tmp_path_factory, drawn_set) -> Path:
     """A folder with what the pages speak of: runs/NAME with a checkpoint, a picture, weights of an encoder."""
     folder = tmp_path_factory.mktemp("desk")
     save_untrained(folder / "runs/NAME/checkpoints/best.ckpt")
+    (folder / "runs/shift").mkdir()
     (folder / "runs/NAME/config.yaml").touch()
     (folder / "runs/NAME/metrics.csv").write_text("step,epoch,name,value\n1,0,val/iou,0.5\n")
     (folder / "runs/NAME/per_image.csv").write_text("name,group,iou,dice,boundary_iou\na,,0.5,0.6,0.2\n")

@@ -5,6 +5,7 @@ python -m unetseg.evaluate checkpoint=runs/NAME data.border=ignore split=val    
 python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER    other data
 python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER split=all    all of it
 python -m unetseg.evaluate checkpoint=runs/NAME lesion=true     what each long skip contributes
+python -m unetseg.evaluate checkpoint=runs/NAME shift=true      on noisy, blurred, pale ... pictures
 python -m unetseg.evaluate checkpoint=runs/NAME gradient=true   path lengths of the gradient
 python -m unetseg.evaluate checkpoint=runs/NAME tolerance=1     NSD within one pixel
 
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from unetseg.errors import UserError
 from unetseg.files import write_json
-from unetseg.names import class_names
+from unetseg.names import class_names, counted
 from unetseg.options import command, recorded
 from unetseg.options.call import CallableModule, Option, interruptible, overrides_of
 from unetseg.options.command_schema import Evaluate
@@ -38,6 +39,7 @@ from unetseg.runs.folder import RunFolder, run_folder_of
 if TYPE_CHECKING:
     import lightning as L
 
+    from unetseg.data.datamodule import SegmentationData
     from unetseg.model.segmenter import Segmenter
     from unetseg.runs.run import Evaluation
     from unetseg.training.module import SegmentationModule
@@ -48,8 +50,8 @@ def call(*overrides: str, **options: Option) -> Evaluation:
 
     Args:
         overrides: options as on the command line, such as "data.border=ignore".
-        options: those without a dot: checkpoint (a run folder or a file), data, split, lesion, gradient,
-            tolerance, accelerator, output.
+        options: those without a dot: checkpoint (a run folder or a file), data, split, lesion, shift,
+            gradient, tolerance, accelerator, output.
 
     Raises:
         UserError: an option is wrong; the text says what is accepted and what to try.
@@ -102,6 +104,11 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
             f"lesion=true: with skip={known['model']['skip']} no long skip of {options.checkpoint} carries features",
             accepted="a checkpoint with concat, add or attention at some level",
         )
+    if options.shift and known_channels != 3:
+        raise UserError(
+            f"shift=true: the pictures of {options.checkpoint} have {counted(known_channels, 'channel')}",
+            accepted="a checkpoint of pictures with three channels, RGB",
+        )
     if options.gradient and not residual_blocks(model.net.encoder):
         raise UserError(
             f"gradient=true: the encoder of {options.checkpoint}, {known['model']['encoder']}, has no residual blocks",
@@ -151,6 +158,8 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     print(folder.path)
     if options.lesion:
         measure_lesions(model, len(classes), data.loader(options.split, shuffle=True, crops=True), trainer, folder)
+    if options.shift:
+        measure_shifts(model, data, options.split, trainer, folder)
     if options.gradient:
         measure_path_lengths(module, data.loader(options.split, crops=True), trainer, folder)
     return content
@@ -191,6 +200,27 @@ def measure_lesions(model: Segmenter, classes: int, batches: Any, trainer: L.Tra
         table.to_csv(folder.path / f"{name}.csv", index=False)
     score_plots.lesions(tables, folder.figures / "lesion.png")
     summary.show_lesions(tables)
+
+
+def measure_shifts(model: Segmenter, data: SegmentationData, split: str, trainer: L.Trainer, folder: RunFolder) -> None:
+    """Score shifted pictures; write and show what is lost."""
+    from rich.progress import track
+
+    from unetseg.evaluation import score_plots, shifts
+    from unetseg.runs import summary
+
+    device, batches = trainer.strategy.root_device, data.loader(split)
+    examples = batches.dataset.examples  # type: ignore[attr-defined]
+    classes = len(data.collection.classes)  # type: ignore[union-attr]
+    names = [example.name for example in examples]
+    with trainer.precision_plugin.forward_context():
+        found = shifts.measure(model.to(device).eval(), batches, names, classes, data.view, device=device, track=track)
+    own = [examples[index] for index in found.indices]
+    tables = shifts.tables(found, [example.name for example in own], [example.group for example in own])
+    for name, table in tables.items():
+        table.to_csv(folder.path / f"{name}.csv", index=False)
+    score_plots.shifts(tables["shift"], folder.figures / "shift.png")
+    summary.show_shifts(tables["shift"])
 
 
 @contextmanager

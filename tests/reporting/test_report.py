@@ -20,6 +20,7 @@ from conftest import TINY
 from PIL import Image
 
 from unetseg.errors import UserError
+from unetseg.evaluation.shifts import CONDITIONS
 from unetseg.evaluation.statistics import Components, Smallest, compare, holm, seed_interval
 from unetseg.names import EXITS
 from unetseg.options.command_schema import Report
@@ -96,6 +97,19 @@ def write_lesions(folder: Path) -> None:
     ends = {f"{name}{end}": 0.02 for name in ("iou", "boundary_iou") for end in ("", "_low", "_high")}
     worth = [{"cut": cut, "level": level, **ends} for cut in ("zero", "mean") for level in (1, 2)]
     pd.DataFrame(worth).to_csv(folder / "shapley.csv", index=False)
+
+
+def write_shifts(folder: Path, skip: str, seed: int) -> None:
+    """Write the table of an evaluation with shift=true: concat is ahead, and behind under the strongest noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for (shift, strength), number in itertools.product(CONDITIONS, range(8)):
+        ahead = 0.1 if skip == "concat" else 0.0
+        if shift == "noise" and strength == 5 and skip == "concat":
+            ahead = -0.2
+        score = 0.5 + ahead + 0.01 * number + 0.001 * seed - 0.02 * strength + 0.0001 * ((7 * number + seed) % 3)
+        rows.append({"name": f"p{number}", "group": "", "shift": shift, "strength": strength, "iou": score})
+    pd.DataFrame(rows).assign(boundary_iou=0.25).to_csv(folder / "shift_per_image.csv", index=False)
 
 
 @pytest.fixture(scope="module")
@@ -539,6 +553,19 @@ def test_gradients_edges_and_lesions_are_told(text):
     assert rows(text, "Gradient flow")["add"] == ["+0.100", "−2.500", "0.605"]
     assert rows(text, "Errors by distance to the edge")["add"] == ["50.0", "10.0"]  # (40 + 60) / 200, 60 / 600
     assert lead(text, "Lesions").endswith("level 2 of none (seed 0): 0.044 [0.010, 0.010].")
+
+
+def test_differences_under_shift_are_told_with_their_change(copy, tmp_path):
+    for skip, seed in itertools.product(("concat", "none"), SEEDS):
+        write_shifts(copy / f"{skip}_seed{seed}/evaluation/pets_test", skip, seed)
+    text = made(copy, tmp_path / "out")
+    told = lead(text, "Under shift")
+    assert "0.400 (noise) with concat and 0.100 (speckle) with none" in told
+    assert "A difference in IoU changes: none − concat by +0.300 [+0.300, +0.300] under noise." in told
+    assert "The order is reversed: none − concat is +0.200 [+0.200, +0.200] under noise, −0.100" in told
+    assert "| noise | none − concat | −0.100 [−0.100, −0.100] | −0.100 " in text
+    assert "| +0.200 [+0.200, +0.200] | +0.300 [+0.300, +0.300] | \\< 0.001 |" in text
+    assert rows(text, "Under shift")["blur"][-2:] == ["+0.000 [+0.000, +0.000]", "1.000"], "Boundary IoU is the same"
 
 
 def test_the_exits_of_the_gradient_are_told(output, text):

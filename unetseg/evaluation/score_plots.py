@@ -177,6 +177,29 @@ def lesions(tables: dict[str, pd.DataFrame], path: Path) -> None:
     figure.savefig(path)
 
 
+@styled
+def shifts(table: pd.DataFrame, path: Path) -> None:
+    """Write the scores by the strength of each shift, with the interval of what is lost."""
+    names = [name for name in table["shift"].unique() if name != "none"]
+    clean = table[table.strength == 0]
+    figure = Figure(figsize=(1.8 * len(names), 2.6))
+    axes = figure.subplots(1, len(names), sharey=True)
+    for axis, name in zip(axes, names, strict=True):
+        rows = table[(table.strength == 0) | (table["shift"] == name)]
+        for number, (score, label) in enumerate((("iou", "IoU"), ("boundary_iou", "Boundary IoU"))):
+            intact = float(clean[score].iloc[0])
+            axis.plot(rows.strength, rows[score], marker="o", color=f"C{number}", label=label)
+            ends = (intact - rows[f"{score}_loss_high"], intact - rows[f"{score}_loss_low"])
+            axis.fill_between(rows.strength, *ends, color=f"C{number}", alpha=0.15, linewidth=0)
+        axis.set_title(name)
+        axis.set_xlabel("strength")
+        integer_ticks(axis, list(rows.strength))
+    axes[0].set_ylim(bottom=0)
+    axes[0].set_ylabel("score over the set")
+    legend_beside(axes[-1])
+    figure.savefig(path)
+
+
 def _error_rates(axis: Axes, tables: dict[str, tuple[pd.DataFrame, Any]]) -> None:
     """Draw the error rates of tables by their labels, each in its colour."""
     for label, (table, colour) in tables.items():

@@ -35,6 +35,7 @@ class Evaluate(Section):
     split: Literal["train", "val", "test", "all"] = Field(description="part of the data: train | val | test | all")
     accelerator: Text = Field(description="auto | cpu | gpu ..., as Lightning's Trainer takes it")
     lesion: bool = Field(description="true: cut every subset of the long skips, by zeros, means and other images")
+    shift: bool = Field(description="true: noise, speckle, blur, contrast, brightness and JPEG at five strengths each")
     gradient: bool = Field(description="true: by how many residual branches of a ResNet the gradient of the loss comes")
     tolerance: float = Field(ge=0, description="pixels by which a surface may be off for NSD")
     output: Text | None = Field(description="folder for the results; null: evaluation/... in the run folder")

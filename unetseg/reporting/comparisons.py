@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 
@@ -163,13 +163,16 @@ def common_cells(settings: Sequence[Setting]) -> Cells:
     return max(rectangles, key=lambda found: (len(found.seeds) * len(found.folds), len(found.folds)))
 
 
-def pairs(settings: Sequence[Setting], unit: str, *, pooled: bool = False) -> tuple[dict[str, list[Pair]], list[str]]:
+def pairs(
+    settings: Sequence[Setting], unit: str, *, pooled: bool = False, metrics: Iterable[str] = METRICS
+) -> tuple[dict[str, list[Pair]], list[str]]:
     """Return the differences in each metric, and a sentence for each pair that can't be compared.
 
     Args:
         settings: all pairs of them are compared, or each with the first if there are more than ALL_PAIRS.
         unit: "image", "group" or "fold".
         pooled: take the seeds' variance as the same for all settings, if they have two seeds in common or more.
+        metrics: columns of `Run.per_image`.
     """
     comparable, left_out = [], []
     for base, other in itertools.combinations(settings, 2):
@@ -182,7 +185,7 @@ def pairs(settings: Sequence[Setting], unit: str, *, pooled: bool = False) -> tu
         else:
             comparable.append((base, other, cells))
     uncorrected = []
-    for metric in METRICS:
+    for metric in metrics:
         variance = pooled_variance(settings, metric, unit) if pooled else None
         image_variance = pooled_variance(settings, metric, "image") if pooled else None
         for base, other, cells in comparable:
@@ -194,7 +197,7 @@ def pairs(settings: Sequence[Setting], unit: str, *, pooled: bool = False) -> tu
             uncorrected.append((metric, Pair(base, other, result, by_image, without, cells, images)))
     values = [pair.result.p for _, pair in uncorrected if not pair.one_seed]
     corrections = zip(holm(values), holm_levels(values), strict=True)
-    corrected: dict[str, list[Pair]] = {metric: [] for metric in METRICS}
+    corrected: dict[str, list[Pair]] = {metric: [] for metric in metrics}
     for metric, pair in uncorrected:
         if not pair.one_seed:
             p, level = next(corrections)

@@ -49,15 +49,22 @@ TABLES = {
     "gradient_flow.csv": (("kind", "block", "metric"), ("step", "epoch", "value")),
     "lesion.csv": (("cut", "levels"), ("iou_loss", "boundary_iou_loss")),
     "shapley.csv": (("cut", "level"), ("iou", "boundary_iou")),
+    "shift_per_image.csv": (("name", "shift"), ("strength", "iou", "boundary_iou")),
 }
 """The tables of a run that are read, each with its required columns: of text, and of numbers."""
+OF_EVALUATIONS = ("lesion.csv", "shapley.csv", "shift_per_image.csv")
+"""Those that lie in the folders of a run's evaluations."""
 NUMBERS = ("parameters", "flops", "activation_memory", "images_per_second")
 """Entries of a summary on a run's cost; each may be absent."""
 MAY_BE_EMPTY = ("metrics.csv", "gradient_flow.csv")
 """Tables that may have no rows."""
 LARGEST = 16_000_000
 """The most bytes of a config.yaml or a JSON file; they usually have some thousands."""
-SHARES = {"per_image.csv": ["iou", "dice", "boundary_iou"], "per_class.csv": ["iou"]}
+SHARES = {
+    "per_image.csv": ["iou", "dice", "boundary_iou"],
+    "per_class.csv": ["iou"],
+    "shift_per_image.csv": ["iou", "boundary_iou"],
+}
 """Columns of tables whose values are in 0..1, or nan."""
 LARGEST_COUNT = 10**9
 LARGEST_NUMBER = 2**63
@@ -370,7 +377,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _check_tables(run: RunFolder, summary: dict[str, Any]) -> None:
     """Raise Damaged if a table lacks required columns, or is shorter than the run's summary says."""
     paths = [path for name in TABLES if (path := run.path / name).exists()]
-    paths += [path for name in ("lesion.csv", "shapley.csv") for path in run.path.glob(f"evaluation/*/{name}")]
+    paths += [path for name in OF_EVALUATIONS for path in run.path.glob(f"evaluation/*/{name}")]
     for path in paths:
         name = path.relative_to(run.path)
         table = _read_table(path, str(name))

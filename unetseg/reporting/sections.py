@@ -12,6 +12,7 @@ from unetseg.reporting.mechanisms import edges, gradients, lesions, routes, shor
 from unetseg.reporting.provenance import common, provenance
 from unetseg.reporting.results import Sweep
 from unetseg.reporting.sentences import interval, number, p_value
+from unetseg.reporting.shifts import shifts
 
 COSTS = (
     ("parameters", "parameters (M)", 1e6, 2, ""),
@@ -49,6 +50,7 @@ def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False) -> 
         short_skips(sweep),
         edges(sweep, unit),
         lesions(sweep),
+        shifts(sweep, pooled=pooled),
         examples(sweep),
         provenance(sweep),
     ]

@@ -198,7 +198,7 @@ class Run(Results):
 
 
 class Evaluation(Results):
-    """The results of `unetseg.evaluate`: as a run's, and tables of groups and of lesions where there are some."""
+    """The results of `unetseg.evaluate`: as a run's, and tables of groups, lesions and shifts where there are some."""
 
     @cached_property
     def per_group(self) -> pd.DataFrame:
@@ -214,6 +214,11 @@ class Evaluation(Results):
     def shapley(self) -> pd.DataFrame:
         """Return each level's Shapley value, as `lesion` otherwise."""
         return self._table("shapley.csv")
+
+    @cached_property
+    def shift(self) -> pd.DataFrame:
+        """Return the scores under each shift; without rows unless it was asked for (shift=true)."""
+        return self._table("shift.csv")
 
     def _table(self, name: str) -> pd.DataFrame:
         path = self.folder / name

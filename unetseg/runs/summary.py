@@ -28,7 +28,7 @@ SPARE = ("images/s", "Dice", "weights", "per image", "time", "encoder", "boundar
 SPARE_OF_CLASSES = ("Dice", "pixels", "precision", "recall")
 WORDS = ("skip", "encoder", "group", "class", "cut by")
 """Columns of words."""
-LESION_SCORES = (("IoU", "iou"), ("boundary", "boundary_iou"))
+SCORES = (("IoU", "iou"), ("boundary", "boundary_iou"))
 PACKAGES = ("torch", "torchvision", "lightning", "segmentation-models-pytorch", "albumentations", "numpy")
 
 
@@ -134,7 +134,7 @@ def show_lesions(tables: dict[str, pd.DataFrame]) -> None:
     lesion, worth = tables["lesion"], tables["shapley"].set_index(["cut", "level"])
     levels = [str(level) for level in worth.index.unique("level")]
     shown_rows = lesion[lesion.levels.isin([*levels, "+".join(levels)])]
-    for title, name in LESION_SCORES:
+    for title, name in SCORES:
         rows = []
         for _, row in shown_rows.iterrows():
             alone = row["levels"] in levels
@@ -143,6 +143,18 @@ def show_lesions(tables: dict[str, pd.DataFrame]) -> None:
             level = row["levels"] if alone else "all"
             rows.append({"cut by": row["cut"], "level": level, f"{title} lost": lost, f"{title} Shapley": share})
         _print_table("what this model loses without its long skips (95 % over the images)", rows)
+
+
+def show_shifts(table: pd.DataFrame) -> None:
+    """Print the scores that are lost at each strength of each shift."""
+    for title, name in SCORES:
+        rows = []
+        for shift, of_shift in table[table.strength > 0].groupby("shift", sort=False):
+            lost = {str(row["strength"]): f"{row[f'{name}_loss']:.3f}" for _, row in of_shift.iterrows()}
+            last = of_shift.iloc[-1]
+            rows.append({"shift": str(shift), **lost, "95 % at 5": _ends(last, f"{name}_loss")})
+        clean = table[table.strength == 0].iloc[0][name]
+        _print_table(f"{title} lost by the strength of a shift, of {clean:.3f} (95 % over the images)", rows)
 
 
 def show_path_lengths(table: pd.DataFrame) -> None:
@@ -156,7 +168,11 @@ def show_path_lengths(table: pd.DataFrame) -> None:
 
 
 def _with_interval(row: pd.Series, name: str) -> str:
-    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
+    return f"{row[name]:.3f} {_ends(row, name)}"
+
+
+def _ends(row: pd.Series, name: str) -> str:
+    return f"[{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
 
 
 def _scores(row: dict[str, Any]) -> dict[str, str]:

@@ -59,7 +59,7 @@ def read_trials(path: Path, options: Sequence[str]) -> pd.DataFrame:
 
 def read_csv(path: Path) -> pd.DataFrame:
     """Return a table; its text columns are read as text, since a picture may be called NA or 007."""
-    words = {column: str for column in ("name", "group", "class", "levels", "kind", "block", "metric", "cut")}
+    words = {column: str for column in ("name", "group", "class", "levels", "kind", "block", "metric", "cut", "shift")}
     numbers = [column for column in pd.read_csv(path, nrows=0).columns if column not in words]
     empty = {column: ["", "nan", "NaN"] for column in numbers}
     return pd.read_csv(path, dtype=words, keep_default_na=False, na_values=empty)
