@@ -15,6 +15,8 @@ FUSED = ("concat", "add", "attention", "placebo", "none")
 """The kinds of long skips that a level can have."""
 SKIPS = (*FUSED, "nested", "full")
 """These, and those that are decoders of all levels."""
+SHORT_SKIPS = ("add", "concat")
+"""The ways of short skips; a ResNet's own is the first, a DenseNet's the second."""
 FLOWS = ("both", "forward", "backward")
 LOSSES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("dice", "bce", "bce_dice", "cross_entropy"), ()),
@@ -57,6 +59,11 @@ FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 """What a spreadsheet takes for the beginning of a formula."""
 PETS_ROOT = Path("data/oxford-iiit-pet")
 """Where `data=pets` looks, and downloads to, when `data.root` is null."""
+
+
+def own_short_skips(encoder: str) -> str | None:
+    """Return the way in which an encoder has short skips as it was published; None if it is neither of both."""
+    return "add" if encoder in RESNETS else "concat" if encoder in DENSENETS else None
 
 
 def has_gradient(skip: str, flow: str) -> bool:

@@ -248,6 +248,21 @@ def test_of_a_densenet_the_reuse_is_that_of_copies_and_sums_to_1():
         assert abs(sum(found[key] for key in wanted) - 1) < 1e-12
 
 
+def test_of_a_resnet_that_concatenates_the_shares_are_those_of_copies():
+    torch.manual_seed(0)
+    net = SkipUnet("resnet18", short_skips="concat", weights=None).eval().double()
+    images = torch.randn(1, 3, 32, 32).double()
+    wanted = short_by_copies(net, images)
+    assert len(wanted) == 2 * 8
+    assert_close(shares(readings(step(net, images, routes=True))), wanted, 1e-9)
+
+
+@pytest.mark.parametrize("short_skips", [False, "add"])
+def test_a_densenet_that_does_not_concatenate_has_no_reuse(short_skips):
+    net = SkipUnet("densenet121", short_skips=short_skips, weights=None)
+    assert readings(step(net, torch.randn(2, 3, 64, 64), routes=True)) == {}
+
+
 def test_blocks_of_other_libraries_are_found():
     torch.manual_seed(0)
     net = smp.Unet("se_resnet50", encoder_weights=None).eval().double()

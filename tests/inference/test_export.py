@@ -105,7 +105,8 @@ SETTINGS = [
     {"skip": ["concat", "add", "attention", "concat"], "skip_gradient": [0.5, 0.5, 2, 0]},
     {"skip": "none"},
     {"short_skips": False, "normalisation": "none"},
-    {"encoder": "densenet121", "skip": "add"},
+    {"encoder": "densenet121", "skip": "add", "short_skips": False},
+    {"short_skips": "concat"},
 ]
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from unetseg.names import ENCODERS, FLOWS, FUSED, LARGEST_SIZE, LEVELS, LOSSES, MOST_CHANNELS, SKIPS
+from unetseg.names import ENCODERS, FLOWS, FUSED, LARGEST_SIZE, LEVELS, LOSSES, MOST_CHANNELS, SHORT_SKIPS, SKIPS
 
 Rule = tuple[str, Callable[[Any], bool]]
 """The accepted values in words, and whether a value is one of them."""
@@ -116,7 +116,7 @@ NET: dict[str, Rule] = {
     "skip_flow": name_per_level_rule(FLOWS),
     "skip_gradient": DOSES,
     "match_parameters": SWITCH,
-    "short_skips": SWITCH,
+    "short_skips": ("true, false, add, concat", lambda value: value in (True, False, *SHORT_SKIPS)),
     "normalisation": name_rule(("batch", "none")),
     "initialisation": name_rule(("he", "glorot")),
     "classes": whole_number_rule(1, 254),

@@ -18,7 +18,7 @@ from segmentation_models_pytorch.base.hub_mixin import SMPHubMixin
 from unetseg.errors import UserError, first_line
 from unetseg.model import archive, arguments
 from unetseg.model.encoders import MEAN, STD
-from unetseg.names import LEVELS
+from unetseg.names import LEVELS, own_short_skips
 
 ARGUMENTS_KEY = "_skip_unet"
 """Key of SkipUnet's arguments in config.json; smp ignores keys that begin with an underscore."""
@@ -177,7 +177,8 @@ class HubFolder(SMPHubMixin):
     @property
     def is_smp_unet(self) -> bool:
         """Whether smp.Unet is the same network."""
-        plain = self.config["short_skips"] and self.config["normalisation"] == "batch"
+        own = self.config["short_skips"] in (True, own_short_skips(self.config["encoder"]))
+        plain = own and self.config["normalisation"] == "batch"
         whole = self.skip_flow == ["both"] * LEVELS and self.skip_gradient == [1.0] * LEVELS
         return plain and whole and self.skip == ["concat"] * LEVELS
 

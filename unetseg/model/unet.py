@@ -45,7 +45,8 @@ class SkipUnet(nn.Module, HubFolder):
         weights: "imagenet" downloads the encoder's weights by smp; None starts from random ones. Files are read by
             `unetseg.model.weights.load_encoder`.
         match_parameters: scale the decoder's widths until the network has the parameters of skip="concat", within 1 %.
-        short_skips: False leaves out the additions inside a ResNet.
+        short_skips: True for the encoder's own, "add" in a ResNet and "concat" in a DenseNet; the other one of these;
+            or False for none, see `unetseg.model.short_skips`.
         normalisation: "batch", or "none" for a ResNet and a decoder without batch normalisation.
         initialisation: random weights by "he" (He et al. 2015: torchvision's and smp's own) or, of every convolution,
             by "glorot" (Glorot and Bengio 2010, normal), which loses half the variance at each ReLU.
@@ -54,7 +55,7 @@ class SkipUnet(nn.Module, HubFolder):
         in_channels: input channels C.
 
     Raises:
-        ValueError: an unknown kind, a list of the wrong length, a DenseNet without short skips or normalisation, a
+        ValueError: an unknown kind, a list of the wrong length, a DenseNet without normalisation, a
             skip_gradient at a level that has no such gradient.
 
     Examples:
@@ -73,7 +74,7 @@ class SkipUnet(nn.Module, HubFolder):
         skip_gradient: float | Sequence[float] = 1.0,
         match_parameters: bool = False,
         weights: str | None = "imagenet",
-        short_skips: bool = True,
+        short_skips: bool | str = True,
         normalisation: str = "batch",
         initialisation: str = "he",
         classes: int = 1,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from unetseg.names import (
     ENCODERS,
@@ -18,9 +18,11 @@ from unetseg.names import (
     LEVELS,
     LOSSES,
     RESNETS,
+    SHORT_SKIPS,
     SKIPS,
     class_names,
     has_gradient,
+    own_short_skips,
 )
 from unetseg.options.data_schema import Folder, HuggingFace, Pets, Synthetic
 from unetseg.options.loss import check_loss_for_classes, checked_boundary_weight, checked_class_weights, checked_loss
@@ -59,7 +61,10 @@ class Model(Section):
         "supervision): a gradient for the encoder without any skip"
     )
     match_parameters: bool = Field(description="true: scale the decoder to the parameters of skip=concat, within 1 %")
-    short_skips: bool = Field(description="false: a ResNet without the additions inside it")
+    short_skips: bool | Literal["add", "concat"] = Field(
+        description="true: the encoder's own | add, concat: a ResNet that concatenates, a DenseNet that adds | false: "
+        "neither"
+    )
     normalisation: Literal["batch", "none"] = Field(description="none: no batch normalisation, in a ResNet's U-Net")
     initialisation: Literal["he", "glorot"] = Field(description="random weights: he | glorot (before He et al. 2015)")
 
@@ -67,6 +72,14 @@ class Model(Section):
     @classmethod
     def _encoder(cls, value: object) -> str:
         return one_of(value, ENCODERS)
+
+    @field_validator("short_skips", mode="before")
+    @classmethod
+    def _short_skips(cls, value: object, info: ValidationInfo) -> bool | str:
+        if isinstance(value, bool):
+            return value
+        way = one_of(value, SHORT_SKIPS, ", true, false")
+        return True if way == own_short_skips(info.data.get("encoder", "")) else way
 
     @field_validator("skip", mode="before")
     @classmethod
@@ -115,16 +128,17 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _variants(self) -> Model:
-        whole = self.short_skips and self.normalisation == "batch"
-        if not whole and self.encoder not in RESNETS:
+        whole = self.short_skips is True and self.normalisation == "batch"
+        if self.normalisation == "none" and self.encoder not in RESNETS:
             raise rejected(
-                f"for short_skips=false, normalisation=none: {', '.join(RESNETS)}; a DenseNet is made of short skips",
+                f"for normalisation=none: {', '.join(RESNETS)}; a layer of a DenseNet begins with its normalisation",
                 "model.encoder=resnet50",
             )
         published = self.weights is not None and are_of_a_whole_encoder(self.weights)
         if published and not (whole and self.initialisation == "he"):
             raise rejected(
-                "model.weights=null with short_skips=false, normalisation=none or initialisation=glorot",
+                "model.weights=null with other short skips than the encoder's own, normalisation=none or "
+                "initialisation=glorot",
                 "model.weights=null",
             )
         return self

@@ -112,8 +112,8 @@ def variant(model: dict[str, Any]) -> str:
         words.append("auxiliary")
     if model["match_parameters"]:
         words.append("matched")
-    if not model["short_skips"]:
-        words.append("plain")
+    if model["short_skips"] is not True:
+        words.append(f"short {model['short_skips']}" if model["short_skips"] else "plain")
     return " ".join(words)
 
 
