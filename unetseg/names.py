@@ -11,11 +11,15 @@ from typing import Any
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 DENSENETS = ("densenet121", "densenet161", "densenet169", "densenet201")
 ENCODERS = RESNETS + DENSENETS
-FUSED = ("concat", "add", "attention", "placebo", "none")
+FUSED = ("concat", "add", "attention", "respath", "placebo", "none")
 """The kinds of long skips that a level can have."""
 SKIPS = (*FUSED, "nested", "full")
 """These, and those that are decoders of all levels."""
 FLOWS = ("both", "forward", "backward")
+NOT_WITHHELD = {
+    "respath": "its normalisations, of zeros alone, would multiply the gradient that comes back with 316 each"
+}
+"""The kinds of long skips that have no skip_flow=backward, each with the reason."""
 LOSSES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("dice", "bce", "bce_dice", "cross_entropy"), ()),
     "focal": ("gamma",),
@@ -57,6 +61,11 @@ FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 """What a spreadsheet takes for the beginning of a formula."""
 PETS_ROOT = Path("data/oxford-iiit-pet")
 """Where `data=pets` looks, and downloads to, when `data.root` is null."""
+
+
+def why_not_withheld(skip: str, flow: str) -> str:
+    """Return why a long skip of this kind can't have this flow; empty where it can."""
+    return NOT_WITHHELD.get(skip, "") if flow == "backward" else ""
 
 
 def has_gradient(skip: str, flow: str) -> bool:

@@ -4,9 +4,12 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
+from unetseg.errors import UserError
 from unetseg.gradients import GradientFlow
 from unetseg.model import SkipUnet
-from unetseg.names import ENCODERS, FLOWS, SKIPS
+from unetseg.names import ENCODERS, FLOWS, SKIPS, why_not_withheld
+from unetseg.options.compose import compose
+from unetseg.options.schema import Train
 
 SIZES = [(128, 128), (125, 187)]
 
@@ -54,6 +57,8 @@ MIXES = [*SKIPS, ["none", "concat", "add", "attention"], ["placebo", "attention"
 @pytest.mark.parametrize("skip", MIXES, ids=str)
 @pytest.mark.parametrize(("encoder", "short_skips"), [("resnet18", True), ("resnet50", False), ("densenet121", True)])
 def test_no_setting_leaves_a_parameter_without_a_gradient(encoder, short_skips, skip, flow):
+    if isinstance(skip, str) and "backward" in flow and why_not_withheld(skip, "backward"):
+        flow = ["both", "forward", "both", "forward"]
     with torch.device("meta"):  # autograd's graph is that of real numbers
         net = SkipUnet(encoder, skip=skip, skip_flow=flow, short_skips=short_skips, weights=None, classes=3)
         net(torch.randn(2, 3, 32, 32)).square().mean().backward()
@@ -67,7 +72,7 @@ def same_weights(skip, flow):
     return nets
 
 
-@pytest.mark.parametrize("skip", ["concat", "add", "attention"])
+@pytest.mark.parametrize("skip", ["concat", "add", "attention", "respath"])
 def test_forward_gives_the_outputs_of_both(skip):
     whole, cut = same_weights(skip, "forward")
     images = torch.randn(2, 3, 64, 64)
@@ -112,6 +117,16 @@ def test_the_doses_are_finest_first():
 def test_a_dose_without_a_meaning_is_refused(dose, others, reason):
     with pytest.raises(ValueError, match=reason):
         SkipUnet("resnet18", skip_gradient=dose, weights=None, **others)
+
+
+@pytest.mark.parametrize("skip", ["respath"])
+def test_a_kind_that_cant_withhold_its_features_refuses_the_flow_and_says_why(skip):
+    with pytest.raises(ValueError, match=f"skip_flow=backward at level 2: skip={skip} doesn't have it: "):
+        SkipUnet("resnet18", skip=skip, skip_flow=["both", "backward", "both", "both"], weights=None)
+    with pytest.raises(UserError, match="model") as error:
+        compose("train", Train, ["data=synthetic", f"model.skip=[none,none,none,{skip}]", "model.skip_flow=backward"])
+    assert f"whose skip is {skip}" in str(error.value)
+    assert "model.skip_flow=[backward,backward,backward,both]" in str(error.value)
 
 
 def test_backward_with_add_gives_the_outputs_of_none():

@@ -12,10 +12,7 @@ from segmentation_models_pytorch.base.modules import Conv2dReLU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetseg.model.skips import FUSIONS
-
-NORMS = {"batch": "batchnorm", "none": "identity"}
-"""smp's names of the normalisations."""
+from unetseg.model.skips import NORMS, Fusion, make_fusion
 
 
 class Convolutions(nn.Module):
@@ -43,25 +40,17 @@ class DecoderBlock(nn.Module):
 
     Examples:
         >>> import torch
-        >>> block = DecoderBlock(16, 8, 4, skip="concat", flow="both", gradient=1.0, normalisation="batch")
+        >>> from unetseg.model.skips import Concat
+        >>> block = DecoderBlock(Concat(16, 8), 4, normalisation="batch")
         >>> block(torch.zeros(2, 16, 8, 8), torch.zeros(2, 8, 16, 16)).shape
         torch.Size([2, 4, 16, 16])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        skip_channels: int,
-        out_channels: int,
-        skip: str,
-        flow: str,
-        gradient: float,
-        normalisation: str,
-    ):
+    def __init__(self, fusion: Fusion, out_channels: int, normalisation: str):
         super().__init__()
         norm = NORMS[normalisation]
-        self.fusion = FUSIONS[skip](in_channels, skip_channels, flow, gradient)
-        self.conv1 = Conv2dReLU(self.fusion.out_channels, out_channels, kernel_size=3, padding=1, use_norm=norm)
+        self.fusion = fusion
+        self.conv1 = Conv2dReLU(fusion.out_channels, out_channels, kernel_size=3, padding=1, use_norm=norm)
         self.conv2 = Conv2dReLU(out_channels, out_channels, kernel_size=3, padding=1, use_norm=norm)
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
@@ -80,6 +69,7 @@ class Decoder(nn.Module):
         flow: what each level's long skip lets through, finest first.
         gradient: what the gradient that comes back by each level's long skip is multiplied with, finest first.
         normalisation: "batch" or "none".
+        scale: what the width of respath's paths is multiplied with, for networks of equal size.
 
     Examples:
         >>> import torch
@@ -99,17 +89,21 @@ class Decoder(nn.Module):
         flow: Sequence[str],
         gradient: Sequence[float],
         normalisation: str,
+        scale: float = 1.0,
     ):
         super().__init__()
         inputs = [encoder_channels[-1], *channels[:-1]]
         skips = [*reversed(encoder_channels[1:-1]), 0]
         kinds = [*reversed(skip), "none"]
         passes = [*zip(reversed(flow), reversed(gradient), strict=True), ("both", 1.0)]
-        blocks = zip(inputs, skips, channels, kinds, passes, strict=True)
-        self.blocks = nn.ModuleList(
-            DecoderBlock(deep_width, skip_width, width, kind, let_through, factor, normalisation)
-            for deep_width, skip_width, width, kind, (let_through, factor) in blocks
-        )
+        self.blocks = nn.ModuleList()
+        levels = zip(inputs, skips, channels, kinds, passes, strict=True)
+        for number, (deep_width, skip_width, width, kind, passed) in enumerate(levels, start=1):
+            # respath has a block at the coarsest level, and one more at each finer one
+            fusion = make_fusion(
+                kind, deep_width, skip_width, *passed, length=number, normalisation=normalisation, scale=scale
+            )
+            self.blocks.append(DecoderBlock(fusion, width, normalisation))
 
     @property
     def fusions(self) -> list[nn.Module]:

@@ -14,7 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from segmentation_models_pytorch.base.modules import Conv2dReLU, get_norm_layer
 from torch import Tensor, nn
+
+NORMS = {"batch": "batchnorm", "none": "identity"}
+"""smp's names of the normalisations."""
 
 FLOWS: dict[str, Callable[[Tensor], Tensor]] = {
     "both": lambda skip: skip,
@@ -163,6 +167,70 @@ class Attention(Concat):
         return super().fuse(deep, self.gate(deep, skip) * skip)
 
 
+class ResPathBlock(nn.Module):
+    """A residual block of a ResPath: norm(relu(relu(norm(conv3x3(x))) + norm(conv1x1(x)))).
+
+    Examples:
+        >>> ResPathBlock(8, 4, "batch")(torch.zeros(2, 8, 16, 16)).shape
+        torch.Size([2, 4, 16, 16])
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, normalisation: str):
+        super().__init__()
+        norm = NORMS[normalisation]
+        self.conv = Conv2dReLU(in_channels, out_channels, kernel_size=3, padding=1, use_norm=norm)
+        self.shortcut = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=normalisation == "none"),
+            get_norm_layer(norm, out_channels),
+        )
+        self.norm = get_norm_layer(norm, out_channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map BxSxHxW to BxOxHxW."""
+        return self.norm(torch.relu(self.conv(features) + self.shortcut(features)))
+
+
+class ResPath(Concat):
+    """A path of residual blocks on the skip, then concat (MultiResUNet, Ibtehaz and Rahman 2020).
+
+    The paper's paths are as wide as its U-Net at that level, and so are these: S channels. A skip of 0 channels has no
+    blocks.
+
+    Args:
+        deep_channels: D.
+        skip_channels: S.
+        flow: both or forward. With backward the blocks would normalise zeros, whose variance is 0: each normalisation
+            would multiply the gradient that comes back with up to 1 / sqrt(eps), 316.
+        gradient: what the gradient that comes back by the skip is multiplied with, >= 0.
+        length: the number of blocks; in the paper 4 at the finest level, then 3, 2 and 1.
+        normalisation: "batch" or "none".
+        width: channels of the path; None: S.
+
+    Examples:
+        >>> ResPath(8, 4, length=2)(torch.zeros(2, 8, 16, 16), torch.zeros(2, 4, 16, 16)).shape
+        torch.Size([2, 12, 16, 16])
+    """
+
+    def __init__(
+        self,
+        deep_channels: int,
+        skip_channels: int,
+        flow: str = "both",
+        gradient: float = 1.0,
+        length: int = 1,
+        normalisation: str = "batch",
+        width: int | None = None,
+    ):
+        width = skip_channels if width is None or skip_channels == 0 else width
+        super().__init__(deep_channels, width, flow, gradient)
+        inputs = [skip_channels, *[width] * (length - 1)] if skip_channels else []
+        self.path = nn.Sequential(*(ResPathBlock(own, width, normalisation) for own in inputs))
+
+    def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
+        """Return Bx(D+width)xHxW."""
+        return super().fuse(deep, self.path(skip))
+
+
 class Placebo(Concat):
     """Concat's size without its information: the deep features stand in for the skip.
 
@@ -219,6 +287,25 @@ FUSIONS: dict[str, type[Fusion]] = {
     "concat": Concat,
     "add": Add,
     "attention": Attention,
+    "respath": ResPath,
     "placebo": Placebo,
     "none": NoSkip,
 }
+
+
+def make_fusion(
+    kind: str,
+    deep_channels: int,
+    skip_channels: int,
+    flow: str,
+    gradient: float,
+    *,
+    length: int,
+    normalisation: str,
+    scale: float,
+) -> Fusion:
+    """Return the fusion of a level; the last three are of respath's path: its blocks, and the factor on its width."""
+    if kind == "respath":
+        width = max(1, round(scale * skip_channels))
+        return ResPath(deep_channels, skip_channels, flow, gradient, length, normalisation, width)
+    return FUSIONS[kind](deep_channels, skip_channels, flow, gradient)

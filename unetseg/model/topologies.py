@@ -18,8 +18,8 @@ from segmentation_models_pytorch.base.modules import Conv2dReLU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetseg.model.decoder import NORMS, Convolutions, Decoder
-from unetseg.model.skips import Passage
+from unetseg.model.decoder import Convolutions, Decoder
+from unetseg.model.skips import NORMS, Passage
 
 
 def passages(encoder_channels: Sequence[int], flow: Sequence[str], gradient: Sequence[float]) -> nn.ModuleList:
@@ -186,11 +186,11 @@ def make_decoder(
     normalisation: str,
     scale: float = 1.0,
 ) -> Decoder | NestedDecoder | FullDecoder:
-    """Return the decoder of these skips, a kind a level, finest first; `scale` is of nested's inner nodes."""
+    """Return the decoder of these skips, a kind a level, finest first; `scale` is of nested's inner nodes and respath's paths."""
     match skip[0]:
         case "nested":
             return NestedDecoder(encoder_channels, channels, flow, gradient, normalisation, scale)
         case "full":
             return FullDecoder(encoder_channels, channels, flow, gradient, normalisation)
         case _:
-            return Decoder(encoder_channels, channels, skip, flow, gradient, normalisation)
+            return Decoder(encoder_channels, channels, skip, flow, gradient, normalisation, scale)
