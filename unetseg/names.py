@@ -11,13 +11,14 @@ from typing import Any
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 DENSENETS = ("densenet121", "densenet161", "densenet169", "densenet201")
 ENCODERS = RESNETS + DENSENETS
-FUSED = ("concat", "add", "attention", "respath", "placebo", "none")
+FUSED = ("concat", "add", "attention", "multiply", "respath", "scse", "placebo", "none")
 """The kinds of long skips that a level can have."""
 SKIPS = (*FUSED, "nested", "full")
 """These, and those that are decoders of all levels."""
 FLOWS = ("both", "forward", "backward")
 NOT_WITHHELD = {
-    "respath": "its normalisations, of zeros alone, would multiply the gradient that comes back with 316 each"
+    "multiply": "times zeros, nothing would be left of the deep path either, nor of its gradient",
+    "respath": "each normalisation of its path, of zeros alone, would multiply the gradient that comes back with 316",
 }
 """The kinds of long skips that have no skip_flow=backward, each with the reason."""
 LOSSES: dict[str, tuple[str, ...]] = {

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from unetseg.model import SkipUnet
 from unetseg.model.skips import FLOWS as FLOW_FUNCTIONS
-from unetseg.model.skips import FUSIONS, Add, Attention, Concat, NoSkip, Placebo, ResPath, ResPathBlock, dosed
+from unetseg.model.skips import FUSIONS, Add, Attention, Concat, Multiply, NoSkip, Placebo, ResPath, ResPathBlock, dosed
 from unetseg.names import FLOWS, FUSED, why_not_withheld
 
 DEEP = torch.tensor([[[[1.0]], [[2.0]]]])
@@ -23,6 +23,21 @@ def test_add_projects_then_sums():
     fusion.projection.weight.data = torch.tensor([0.5, -1.0]).view(2, 1, 1, 1)
     assert fusion(DEEP, SKIP).flatten().tolist() == [6, -8]
     assert fusion.out_channels == 2
+
+
+def test_multiply_projects_then_multiplies():
+    fusion = Multiply(2, 1)
+    fusion.projection.weight.data = torch.tensor([0.5, -1.0]).view(2, 1, 1, 1)
+    assert fusion(DEEP, SKIP).flatten().tolist() == [5, -20]
+    assert fusion.out_channels == 2
+    assert list(Multiply(2, 2).parameters()) == []
+
+
+@pytest.mark.parametrize("kind", FUSED)
+def test_a_fusion_tells_whether_the_deep_path_outlives_zeros(kind):
+    deep = torch.randn(1, 4, 3, 3, requires_grad=True)
+    FUSIONS[kind](4, 6)(deep, torch.zeros(1, 6, 3, 3)).sum().backward()
+    assert bool(deep.grad.any()) == FUSIONS[kind].is_whole_without
 
 
 def test_add_of_equal_widths_has_no_parameter():
@@ -69,7 +84,7 @@ def test_placebo_repeats_or_cuts_the_deep_features_to_the_skips_width(deep, skip
     assert fusion(DEEP, torch.full((1, skip, 1, 1), 77.0)).flatten().tolist() == [1, 2, *stand_in]
 
 
-@pytest.mark.parametrize("kind", ["concat", "add", "attention", "respath"])
+@pytest.mark.parametrize("kind", ["concat", "add", "attention", "multiply", "respath", "scse"])
 def test_forward_lets_the_features_through_and_no_gradient(kind):
     whole, cut = FUSIONS[kind](4, 6), FUSIONS[kind](4, 6, "forward")
     cut.load_state_dict(whole.state_dict())
@@ -82,7 +97,7 @@ def test_forward_lets_the_features_through_and_no_gradient(kind):
 
 
 @pytest.mark.parametrize("factor", [0.25, 2.0])
-@pytest.mark.parametrize("kind", ["concat", "add", "attention", "respath"])
+@pytest.mark.parametrize("kind", ["concat", "add", "attention", "multiply", "respath", "scse"])
 def test_a_dose_multiplies_the_skips_gradient_and_changes_nothing_else(kind, factor):
     whole, part = FUSIONS[kind](4, 6), FUSIONS[kind](4, 6, gradient=factor)
     part.load_state_dict(whole.state_dict())

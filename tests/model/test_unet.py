@@ -34,6 +34,31 @@ def test_concat_equals_smp_unet_bit_for_bit(encoder, training, size):
     assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), theirs.buffers(), strict=True))
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("encoder", ["resnet18", "densenet121"])
+def test_scse_equals_smp_unet_with_it_bit_for_bit(encoder, training):
+    ours = SkipUnet(encoder, skip="scse", weights=None, classes=2)
+    theirs = smp.Unet(encoder, encoder_weights=None, classes=2, decoder_attention_type="scse")
+    left_over = theirs.load_state_dict(ours.state_dict(), strict=False)
+    assert left_over.unexpected_keys == []
+    assert {key.rsplit(".", 3)[0] for key in left_over.missing_keys} == {"decoder.blocks.4.attention1.attention"}, (
+        "weights of smp's that its last block, without a skip, never uses"
+    )
+    images = torch.randn(2, 3, 64, 96)
+    for net in (ours, theirs):
+        net.train(training)
+        net(images).square().mean().backward()
+    assert torch.equal(ours(images), theirs(images))
+    gradients = dict(theirs.named_parameters())
+    assert all(torch.equal(weight.grad, gradients[name].grad) for name, weight in ours.named_parameters())
+
+
+def test_scse_goes_by_level_and_the_last_block_with_level_1():
+    net = SkipUnet("resnet18", skip=["scse", "concat", "none", "scse"], weights=None)
+    reweighed = [(bool([*b.attention1.parameters()]), bool([*b.attention2.parameters()])) for b in net.decoder.blocks]
+    assert reweighed == [(True, True), (False, False), (False, False), (True, True), (False, True)]
+
+
 def test_the_same_seed_gives_the_weights_of_smp_unet():
     torch.manual_seed(3)
     ours = SkipUnet("resnet18", weights=None)
@@ -72,7 +97,7 @@ def same_weights(skip, flow):
     return nets
 
 
-@pytest.mark.parametrize("skip", ["concat", "add", "attention", "respath"])
+@pytest.mark.parametrize("skip", ["concat", "add", "attention", "multiply", "respath", "scse"])
 def test_forward_gives_the_outputs_of_both(skip):
     whole, cut = same_weights(skip, "forward")
     images = torch.randn(2, 3, 64, 64)
@@ -119,7 +144,7 @@ def test_a_dose_without_a_meaning_is_refused(dose, others, reason):
         SkipUnet("resnet18", skip_gradient=dose, weights=None, **others)
 
 
-@pytest.mark.parametrize("skip", ["respath"])
+@pytest.mark.parametrize("skip", ["respath", "multiply"])
 def test_a_kind_that_cant_withhold_its_features_refuses_the_flow_and_says_why(skip):
     with pytest.raises(ValueError, match=f"skip_flow=backward at level 2: skip={skip} doesn't have it: "):
         SkipUnet("resnet18", skip=skip, skip_flow=["both", "backward", "both", "both"], weights=None)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from segmentation_models_pytorch.base.modules import Conv2dReLU
+from segmentation_models_pytorch.base.modules import Attention, Conv2dReLU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetseg.model.skips import NORMS, Fusion, make_fusion
+from unetseg.model.skips import NORMS, Fusion, NoSkip, make_fusion
 
 
 class Convolutions(nn.Module):
@@ -38,6 +38,13 @@ class Convolutions(nn.Module):
 class DecoderBlock(nn.Module):
     """Upsample to the resolution of the skip, fuse, convolve twice.
 
+    Args:
+        fusion: of the level.
+        out_channels: O.
+        normalisation: "batch" or "none".
+        scse: reweigh what is fused, where there is a skip, and what is returned, by concurrent spatial and channel
+            squeeze and excitation (Roy et al. 2018), with the names and operations of smp's decoder_attention_type.
+
     Examples:
         >>> import torch
         >>> from unetseg.model.skips import Concat
@@ -46,17 +53,25 @@ class DecoderBlock(nn.Module):
         torch.Size([2, 4, 16, 16])
     """
 
-    def __init__(self, fusion: Fusion, out_channels: int, normalisation: str):
+    def __init__(self, fusion: Fusion, out_channels: int, normalisation: str, scse: bool = False):
         super().__init__()
         norm = NORMS[normalisation]
         self.fusion = fusion
         self.conv1 = Conv2dReLU(fusion.out_channels, out_channels, kernel_size=3, padding=1, use_norm=norm)
+        self.attention1 = _scse(fusion.out_channels) if scse and not isinstance(fusion, NoSkip) else nn.Identity()
         self.conv2 = Conv2dReLU(out_channels, out_channels, kernel_size=3, padding=1, use_norm=norm)
+        self.attention2 = _scse(out_channels) if scse else nn.Identity()
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Map BxDxhxw deep features and the encoder's BxSxHxW to BxOxHxW."""
         deep = F.interpolate(deep, size=skip.shape[-2:], mode="nearest")
-        return self.conv2(self.conv1(self.fusion(deep, skip)))
+        fused = self.attention1(self.fusion(deep, skip))
+        return self.attention2(self.conv2(self.conv1(fused)))
+
+
+def _scse(channels: int) -> nn.Module:
+    """Return smp's scSE; fewer channels than 16 are squeezed to one."""
+    return Attention("scse", in_channels=channels, reduction=min(16, channels))
 
 
 class Decoder(nn.Module):
@@ -96,14 +111,15 @@ class Decoder(nn.Module):
         skips = [*reversed(encoder_channels[1:-1]), 0]
         kinds = [*reversed(skip), "none"]
         passes = [*zip(reversed(flow), reversed(gradient), strict=True), ("both", 1.0)]
+        reweighed = [kind == "scse" for kind in (*reversed(skip), skip[0])]  # the last block is as level 1
         self.blocks = nn.ModuleList()
-        levels = zip(inputs, skips, channels, kinds, passes, strict=True)
-        for number, (deep_width, skip_width, width, kind, passed) in enumerate(levels, start=1):
+        levels = zip(inputs, skips, channels, kinds, passes, reweighed, strict=True)
+        for number, (deep_width, skip_width, width, kind, passed, scse) in enumerate(levels, start=1):
             # respath has a block at the coarsest level, and one more at each finer one
             fusion = make_fusion(
                 kind, deep_width, skip_width, *passed, length=number, normalisation=normalisation, scale=scale
             )
-            self.blocks.append(DecoderBlock(fusion, width, normalisation))
+            self.blocks.append(DecoderBlock(fusion, width, normalisation, scse))
 
     @property
     def fusions(self) -> list[nn.Module]:

@@ -81,12 +81,15 @@ class Fusion(nn.Module, ABC):
     Attributes:
         out_channels: width of the result.
         carries_features: whether the encoder's features can change the result.
+        is_whole_without: whether the deep path is as ever where the skip's features are zeros.
 
     Examples:
         >>> fusion = FUSIONS["concat"](deep_channels=8, skip_channels=4)
         >>> fusion(torch.zeros(2, 8, 16, 16), torch.zeros(2, 4, 16, 16)).shape
         torch.Size([2, 12, 16, 16])
     """
+
+    is_whole_without = True
 
     def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both", gradient: float = 1.0):
         super().__init__()
@@ -137,6 +140,41 @@ class Add(Fusion):
     def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Return BxDxHxW."""
         return deep + self.projection(skip)
+
+
+class Multiply(Fusion):
+    """The product, as in MONAI's SkipConnection(mode="mul"); a 1x1 projection without bias brings both to one width.
+
+    Zeros in place of the skip's features would leave nothing of the deep path. So there is no flow "backward", which
+    withholds the features, and no lesion by zeros; lesions by the mean and by other pictures' features are defined. A
+    skip of 0 channels is no factor.
+
+    Examples:
+        >>> Multiply(1, 1)(torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 3.0)).flatten()
+        tensor([6.])
+    """
+
+    is_whole_without = False
+
+    def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both", gradient: float = 1.0):
+        super().__init__(deep_channels, skip_channels, flow, gradient)
+        self.skip_channels = skip_channels
+        self.projection: nn.Module = nn.Identity()
+        if skip_channels not in (0, deep_channels):
+            self.projection = nn.Conv2d(skip_channels, deep_channels, kernel_size=1, bias=False)
+
+    def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
+        """Return BxDxHxW."""
+        return deep * self.projection(skip) if self.skip_channels else deep
+
+
+class Scse(Concat):
+    """Concat; the decoder's block reweighs the result and its own output by scSE, see `decoder.DecoderBlock`.
+
+    Examples:
+        >>> Scse(1, 1)(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)).flatten()
+        tensor([1., 0.])
+    """
 
 
 class Attention(Concat):
@@ -287,7 +325,9 @@ FUSIONS: dict[str, type[Fusion]] = {
     "concat": Concat,
     "add": Add,
     "attention": Attention,
+    "multiply": Multiply,
     "respath": ResPath,
+    "scse": Scse,
     "placebo": Placebo,
     "none": NoSkip,
 }

@@ -186,7 +186,10 @@ def make_decoder(
     normalisation: str,
     scale: float = 1.0,
 ) -> Decoder | NestedDecoder | FullDecoder:
-    """Return the decoder of these skips, a kind a level, finest first; `scale` is of nested's inner nodes and respath's paths."""
+    """Return the decoder of these skips, a kind a level, finest first.
+
+    For networks of equal size, `scale` multiplies the widths of nested's inner nodes and of respath's paths.
+    """
     match skip[0]:
         case "nested":
             return NestedDecoder(encoder_channels, channels, flow, gradient, normalisation, scale)

@@ -33,8 +33,8 @@ class SkipUnet(nn.Module, HubFolder):
 
     Args:
         encoder: a ResNet or DenseNet of smp.
-        skip: concat | add | attention | respath | placebo | none, or a list with one kind for each of the 4 levels,
-            finest first; or nested (U-Net++) | full (U-Net 3+), which are decoders of all levels.
+        skip: concat | add | attention | multiply | respath | scse | placebo | none, or a list with one kind for each of
+            the 4 levels, finest first; or nested (U-Net++) | full (U-Net 3+), which are decoders of all levels.
         skip_flow: both | forward | backward, or a list, see `unetseg.model.skips.FLOWS`; without effect for placebo and
             none, which let nothing through. `names.NOT_WITHHELD` says which kinds have no backward, and why.
         skip_gradient: the dose: what the gradient that comes back by a long skip is multiplied with, a finite number
@@ -154,7 +154,7 @@ def _doses(value: float | Sequence[float], skip: Sequence[str], flow: Sequence[s
     for level, (kind, flows, dose) in enumerate(zip(skip, flow, doses, strict=True), start=1):
         if dose != 1 and not has_gradient(kind, flows):
             raise ValueError(
-                f"skip_gradient={dose:g} at level {level}: with skip={kind}, skip_flow={flows} it has to be 1, as there is "
-                "a gradient to multiply only with skip_flow=both, and with no placebo or none"
+                f"skip_gradient={dose:g} at level {level}: with skip={kind}, skip_flow={flows} it has to be 1, as "
+                "placebo, none and other flows than both have no gradient of the skip to multiply"
             )
     return doses

@@ -45,8 +45,8 @@ class Model(Section):
         description="true: the encoder's weights and statistics stay as they start | N: in the first N epochs | false"
     )
     skip: str | list[str] = Field(
-        description="long skips: concat | add | attention | respath (MultiResUNet) | placebo | none, or one per level, "
-        "finest first; or nested (U-Net++) | full (U-Net 3+), of all levels"
+        description="long skips: concat | add | attention | multiply | respath (MultiResUNet) | scse (smp's) | "
+        "placebo | none, or one per level, finest first; or nested (U-Net++) | full (U-Net 3+), of all levels"
     )
     skip_flow: str | list[str] = Field(
         description="both | forward (no gradient) | backward (no features), or one per level, finest first"
