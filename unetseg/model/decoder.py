@@ -7,6 +7,7 @@ to fine, lists over levels from fine to coarse.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from segmentation_models_pytorch.base.modules import Attention, Conv2dReLU
 from torch import Tensor, nn
@@ -86,6 +87,9 @@ class Decoder(nn.Module):
         normalisation: "batch" or "none".
         scale: what the width of respath's paths is multiplied with, for networks of equal size.
 
+    Attributes:
+        node_channels: widths of the features that deep supervision reads: the blocks but the last one, coarsest first.
+
     Examples:
         >>> import torch
         >>> decoder = Decoder([3, 8, 8, 16], [16, 8, 4], skip=["concat", "none"], flow=["both", "both"],
@@ -107,6 +111,7 @@ class Decoder(nn.Module):
         scale: float = 1.0,
     ):
         super().__init__()
+        self.node_channels = [*channels[:-1]]
         inputs = [encoder_channels[-1], *channels[:-1]]
         skips = [*reversed(encoder_channels[1:-1]), 0]
         kinds = [*reversed(skip), "none"]
@@ -126,9 +131,14 @@ class Decoder(nn.Module):
         """The fusion of each level, finest first."""
         return [block.fusion for block in reversed(self.blocks[:-1])]  # type: ignore[misc]
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Map the encoder's features, [input, stride 2, ..., stride 32], to BxOxHxW."""
-        deep = features[-1]
+    def forward(self, features: Sequence[Tensor], with_nodes: bool = False) -> Any:
+        """Map the encoder's features, [input, stride 2, ..., stride 32], to BxOxHxW.
+
+        With `with_nodes` also return what deep supervision reads.
+        """
+        deep, nodes = features[-1], []
         for block, skip in zip(self.blocks, reversed(features[:-1]), strict=True):
             deep = block(deep, skip)
-        return deep
+            if with_nodes:
+                nodes.append(deep)
+        return (deep, nodes[:-1]) if with_nodes else deep

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from segmentation_models_pytorch.base import SegmentationHead
@@ -117,9 +117,15 @@ class SkipUnet(nn.Module, HubFolder):
         """Map normalised images, BxCxHxW float, to logits, BxKxHxW float."""
         return self.decode(self.encoder(images))
 
-    def decode(self, features: Sequence[Tensor]) -> Tensor:
-        """Map the encoder's features, [input, stride 2, ..., stride 32], to logits, BxKxHxW float."""
-        return self.segmentation_head(self.decoder(features))
+    def decode(self, features: Sequence[Tensor], with_nodes: bool = False) -> Any:
+        """Map the encoder's features, [input, stride 2, ..., stride 32], to logits, BxKxHxW float.
+
+        With `with_nodes` also return the decoder's features that deep supervision reads, `decoder.node_channels` wide.
+        """
+        if not with_nodes:
+            return self.segmentation_head(self.decoder(features))
+        decoded, nodes = self.decoder(features, with_nodes=True)
+        return self.segmentation_head(decoded), nodes
 
     @property
     def fusions(self) -> list[Fusion]:

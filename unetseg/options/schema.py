@@ -59,6 +59,10 @@ class Model(Section):
         description="true: while training a head on each level's encoder features predicts the mask, too (deep "
         "supervision): a gradient for the encoder without any skip"
     )
+    deep_supervision: bool = Field(
+        description="true: while training a head on each of the decoder's blocks predicts the mask, too; of nested on "
+        "the nodes of level 1, of full on each node and the bottleneck"
+    )
     match_parameters: bool = Field(description="true: scale the decoder to the parameters of skip=concat, within 1 %")
     short_skips: bool = Field(description="false: a ResNet without the additions inside it")
     normalisation: Literal["batch", "none"] = Field(description="none: no batch normalisation, in a ResNet's U-Net")
