@@ -13,12 +13,13 @@ DENSENETS = ("densenet121", "densenet161", "densenet169", "densenet201")
 ENCODERS = RESNETS + DENSENETS
 FUSED = ("concat", "add", "attention", "multiply", "respath", "scse", "placebo", "none")
 """The kinds of long skips that a level can have."""
-SKIPS = (*FUSED, "nested", "full")
+SKIPS = (*FUSED, "nested", "full", "channel")
 """These, and those that are decoders of all levels."""
 FLOWS = ("both", "forward", "backward")
 NOT_WITHHELD = {
     "multiply": "times zeros, nothing would be left of the deep path either, nor of its gradient",
-    "respath": "each normalisation of its path, of zeros alone, would multiply the gradient that comes back with 316",
+    "respath": "each normalisation of its path, of zeros alone, would multiply the gradient that comes back by 316",
+    "channel": "each normalisation of its tokens, of zeros alone, would multiply the gradient that comes back by 1,000",
 }
 """The kinds of long skips that have no skip_flow=backward, each with the reason."""
 LOSSES: dict[str, tuple[str, ...]] = {

@@ -7,7 +7,7 @@ import torch
 from unetseg.errors import UserError
 from unetseg.gradients import GradientFlow
 from unetseg.model import SkipUnet
-from unetseg.names import ENCODERS, FLOWS, SKIPS, why_not_withheld
+from unetseg.names import ENCODERS, FLOWS, FUSED, SKIPS, why_not_withheld
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
 
@@ -144,14 +144,17 @@ def test_a_dose_without_a_meaning_is_refused(dose, others, reason):
         SkipUnet("resnet18", skip_gradient=dose, weights=None, **others)
 
 
-@pytest.mark.parametrize("skip", ["respath", "multiply"])
+@pytest.mark.parametrize("skip", ["respath", "multiply", "channel"])
 def test_a_kind_that_cant_withhold_its_features_refuses_the_flow_and_says_why(skip):
     with pytest.raises(ValueError, match=f"skip_flow=backward at level 2: skip={skip} doesn't have it: "):
         SkipUnet("resnet18", skip=skip, skip_flow=["both", "backward", "both", "both"], weights=None)
+    given, fitting = f"[none,none,none,{skip}]", "[backward,backward,backward,both]"
+    if skip not in FUSED:
+        given, fitting = skip, "both"
     with pytest.raises(UserError, match="model") as error:
-        compose("train", Train, ["data=synthetic", f"model.skip=[none,none,none,{skip}]", "model.skip_flow=backward"])
+        compose("train", Train, ["data=synthetic", f"model.skip={given}", "model.skip_flow=backward"])
     assert f"whose skip is {skip}" in str(error.value)
-    assert "model.skip_flow=[backward,backward,backward,both]" in str(error.value)
+    assert f"model.skip_flow={fitting}" in str(error.value)
 
 
 def test_backward_with_add_gives_the_outputs_of_none():

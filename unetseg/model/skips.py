@@ -10,7 +10,7 @@ Legend: B batch, D channels of the deep path, S channels of the skip, H x W the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -309,7 +309,7 @@ class NoSkip(Fusion):
 
 
 class Passage(Fusion):
-    """What a long skip lets through, alone, for decoders that use it in several places (topologies.py).
+    """What a long skip lets through, alone, for decoders of all levels (topologies.py, channel.py).
 
     Examples:
         >>> Passage(1, 1, flow="backward")(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)).flatten()
@@ -319,6 +319,12 @@ class Passage(Fusion):
     def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Return the BxSxHxW features of the skip."""
         return skip
+
+
+def passages(encoder_channels: Sequence[int], flow: Sequence[str], gradient: Sequence[float]) -> nn.ModuleList:
+    """Return the way of each level's features into a decoder, finest first."""
+    ways = zip(encoder_channels[1:-1], flow, gradient, strict=True)
+    return nn.ModuleList(Passage(width, width, own, factor) for width, own, factor in ways)
 
 
 FUSIONS: dict[str, type[Fusion]] = {

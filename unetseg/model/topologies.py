@@ -1,4 +1,4 @@
-"""Decoders in which a level's features go to more than one place: U-Net++ and U-Net 3+.
+"""Decoders in which a level's features go to more than one place: U-Net++ and U-Net 3+, and the choice of a decoder.
 
 The features of a level enter by a `Passage`, once, wherever the decoder uses them: what a level's long skip lets
 through, and its lesion, is all that the decoder gets of these features.
@@ -18,14 +18,9 @@ from segmentation_models_pytorch.base.modules import Conv2dReLU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unetseg.model.channel import ChannelDecoder
 from unetseg.model.decoder import Convolutions, Decoder
-from unetseg.model.skips import NORMS, Passage
-
-
-def passages(encoder_channels: Sequence[int], flow: Sequence[str], gradient: Sequence[float]) -> nn.ModuleList:
-    """Return the way of each level's features into a decoder, finest first."""
-    ways = zip(encoder_channels[1:-1], flow, gradient, strict=True)
-    return nn.ModuleList(Passage(width, width, own, factor) for width, own, factor in ways)
+from unetseg.model.skips import NORMS, passages
 
 
 class NestedDecoder(nn.Module):
@@ -203,15 +198,18 @@ def make_decoder(
     gradient: Sequence[float],
     normalisation: str,
     scale: float = 1.0,
-) -> Decoder | NestedDecoder | FullDecoder:
+) -> Decoder | NestedDecoder | FullDecoder | ChannelDecoder:
     """Return the decoder of these skips, a kind a level, finest first.
 
-    For networks of equal size, `scale` multiplies the widths of nested's inner nodes and of respath's paths.
+    For networks of equal size, `scale` multiplies the widths of nested's inner nodes, of respath's paths and of
+    channel's tokens.
     """
     match skip[0]:
         case "nested":
             return NestedDecoder(encoder_channels, channels, flow, gradient, normalisation, scale)
         case "full":
             return FullDecoder(encoder_channels, channels, flow, gradient, normalisation)
+        case "channel":
+            return ChannelDecoder(encoder_channels, channels, flow, gradient, normalisation, scale)
         case _:
             return Decoder(encoder_channels, channels, skip, flow, gradient, normalisation, scale)

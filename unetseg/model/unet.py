@@ -34,7 +34,8 @@ class SkipUnet(nn.Module, HubFolder):
     Args:
         encoder: a ResNet or DenseNet of smp.
         skip: concat | add | attention | multiply | respath | scse | placebo | none, or a list with one kind for each of
-            the 4 levels, finest first; or nested (U-Net++) | full (U-Net 3+), which are decoders of all levels.
+            the 4 levels, finest first; or nested (U-Net++) | full (U-Net 3+) | channel (UCTransNet), decoders of all
+            levels.
         skip_flow: both | forward | backward, or a list, see `unetseg.model.skips.FLOWS`; without effect for placebo and
             none, which let nothing through. `names.NOT_WITHHELD` says which kinds have no backward, and why.
         skip_gradient: the dose: what the gradient that comes back by a long skip is multiplied with, a finite number

@@ -46,7 +46,8 @@ class Model(Section):
     )
     skip: str | list[str] = Field(
         description="long skips: concat | add | attention | multiply | respath (MultiResUNet) | scse (smp's) | "
-        "placebo | none, or one per level, finest first; or nested (U-Net++) | full (U-Net 3+), of all levels"
+        "placebo | none, or one per level, finest first; or, of all levels, nested (U-Net++) | full (U-Net 3+) | "
+        "channel (UCTransNet)"
     )
     skip_flow: str | list[str] = Field(
         description="both | forward (no gradient) | backward (no features), or one per level, finest first"

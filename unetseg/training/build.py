@@ -64,6 +64,8 @@ def make_module(
     first = "imagenet" if weights == "imagenet" else None
     try:
         model = Segmenter(weights=first, mean=view.mean, std=view.std, **segmenter_arguments(options))
+    except UserError:
+        raise
     except Exception as error:  # the hub's client raises many kinds of errors when a download fails
         if weights != "imagenet":
             raise
