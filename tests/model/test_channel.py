@@ -167,5 +167,5 @@ def test_every_level_hears_every_other_by_the_tokens_alone():
 
 def test_a_size_out_of_reach_is_told_to_the_user():
     with pytest.raises(UserError, match="no decoder widths give") as error, torch.device("meta"):
-        SkipUnet("densenet161", skip="channel", match_parameters=True, weights=None, decoder_channels=(32, 16, 8, 8, 4))
+        SkipUnet("densenet161", skip="channel", match_parameters=True, weights=None)
     assert "match_parameters=false" in str(error.value)

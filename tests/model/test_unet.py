@@ -199,6 +199,8 @@ def test_placebo_has_the_parameters_of_concat_one_by_one():
 @pytest.mark.parametrize("skip", MIXES, ids=str)
 @pytest.mark.parametrize(("encoder", "short_skips"), [("resnet18", True), ("resnet50", False), ("densenet161", True)])
 def test_matched_networks_have_concats_parameters_within_a_per_cent(encoder, short_skips, skip):
+    if (encoder, skip) == ("densenet161", "channel"):
+        pytest.skip("it is out of reach: tests/model/test_channel.py")
     options = {"weights": None, "short_skips": short_skips, "classes": 3}
     with torch.device("meta"):
         nets = [SkipUnet(encoder, **options), SkipUnet(encoder, skip=skip, match_parameters=True, **options)]
