@@ -27,6 +27,7 @@ NEW = {
             "gradients.routes",
             "gradients.routes_every_n_steps",
             "model.auxiliary",
+            "model.deep_supervision",
         ),
         *("model.skip_gradient", "model.strict_weights", "model.freeze_encoder", "class_weights", "boundary_weight"),
         *(f"optimizer.{name}" for name in ("name", "encoder_lr_factor", "arguments", "schedule", "warmup_epochs")),

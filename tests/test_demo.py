@@ -104,6 +104,8 @@ def test_the_encoder_runs_once_for_both_masks(add):
 def test_only_levels_that_carry_features_can_be_switched_off(tmp_path):
     assert switched(saved(tmp_path / "a.ckpt", ["none", "concat", "placebo", "attention"])).levels == [2, 4]
     assert switched(saved(tmp_path / "b.ckpt", "none")).levels == []
+    mixed = switched(saved(tmp_path / "c.ckpt", ["multiply", "concat", "none", "none"]))
+    assert mixed.levels == [2], "a product with zeros would switch the deep path off"
 
 
 def test_what_changed_is_counted_said_and_drawn():

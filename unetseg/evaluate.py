@@ -102,7 +102,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     if options.lesion and not lesions.levels_to_cut(model):
         raise UserError(
             f"lesion=true: with skip={known['model']['skip']} no long skip of {options.checkpoint} carries features",
-            accepted="a checkpoint with concat, add or attention at some level",
+            accepted="a checkpoint with another skip than placebo and none at some level, and no skip_flow=backward",
         )
     if options.shift and known_channels != 3:
         raise UserError(

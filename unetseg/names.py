@@ -11,13 +11,19 @@ from typing import Any
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 DENSENETS = ("densenet121", "densenet161", "densenet169", "densenet201")
 ENCODERS = RESNETS + DENSENETS
-FUSED = ("concat", "add", "attention", "placebo", "none")
+FUSED = ("concat", "add", "attention", "multiply", "respath", "scse", "placebo", "none")
 """The kinds of long skips that a level can have."""
-SKIPS = (*FUSED, "nested", "full")
+SKIPS = (*FUSED, "nested", "full", "channel")
 """These, and those that are decoders of all levels."""
 SHORT_SKIPS = ("add", "concat")
 """The ways of short skips; a ResNet's own is the first, a DenseNet's the second."""
 FLOWS = ("both", "forward", "backward")
+NOT_WITHHELD = {
+    "multiply": "times zeros, nothing would be left of the deep path either, nor of its gradient",
+    "respath": "each normalisation of its path, of zeros alone, would multiply the gradient that comes back by 316",
+    "channel": "each normalisation of its tokens, of zeros alone, would multiply the gradient that comes back by 1,000",
+}
+"""The kinds of long skips that have no skip_flow=backward, each with the reason."""
 LOSSES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("dice", "bce", "bce_dice", "cross_entropy"), ()),
     "focal": ("gamma",),
@@ -64,6 +70,11 @@ PETS_ROOT = Path("data/oxford-iiit-pet")
 def own_short_skips(encoder: str) -> str | None:
     """Return the way in which an encoder has short skips as it was published; None if it is neither of both."""
     return "add" if encoder in RESNETS else "concat" if encoder in DENSENETS else None
+
+
+def why_not_withheld(skip: str, flow: str) -> str:
+    """Return why a long skip of this kind can't have this flow; empty where it can."""
+    return NOT_WITHHELD.get(skip, "") if flow == "backward" else ""
 
 
 def has_gradient(skip: str, flow: str) -> bool:

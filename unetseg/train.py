@@ -209,11 +209,12 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
         trainer.test(module, data, ckpt_path=best.best_model_path or None, verbose=False, weights_only=True)
         encoder = module.get_submodule("model.net.encoder")
         frozen = sum(p.numel() for p in encoder.parameters()) if options.model.freeze_encoder else 0
+        heads = (("auxiliary", module.auxiliary), ("deep_supervision", module.deep_supervision))
         summary = {
             **record.set_scores(),
             **cost(module.model, data.view.side, data.view.channels),
             "frozen_parameters": frozen,
-            "auxiliary_parameters": sum(p.numel() for p in module.auxiliary.parameters()) if module.auxiliary else 0,
+            **{f"{name}_parameters": sum(p.numel() for p in own.parameters()) if own else 0 for name, own in heads},
             **speed.measurements(),
             **guard.counts(),
             **batch,
@@ -221,7 +222,9 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
             "skip": one_word(options.model.skip),
             "skip_flow": one_word(options.model.skip_flow),
             "skip_gradient": one_word(options.model.skip_gradient),
-            **options.model.model_dump(include={"encoder", "short_skips", "match_parameters", "auxiliary"}),
+            **options.model.model_dump(
+                include={"encoder", "short_skips", "match_parameters", "auxiliary", "deep_supervision"}
+            ),
             "data": options.data.name,
             "size": data.view.side,
             "epochs": trainer.current_epoch,

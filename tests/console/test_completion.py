@@ -13,6 +13,7 @@ import pytest
 from unetseg.console.completion import main, script
 from unetseg.console.main import COMMANDS, OWN
 from unetseg.errors import UserError
+from unetseg.names import SKIPS
 from unetseg.options.choices import choices
 from unetseg.options.compose import compose
 from unetseg.options.data_schema import Folder, HuggingFace, Synthetic
@@ -22,7 +23,7 @@ NAMES = [*COMMANDS, *OWN]
 TYPED = [
     ("unetseg tr", {"train"}),
     ("unetseg train model.skip", {"model.skip=", "model.skip_flow=", "model.skip_gradient="}),
-    ("unetseg train model.skip=", {"concat", "add", "attention", "placebo", "none", "nested", "full"}),
+    ("unetseg train model.skip=", {*SKIPS}),
     ("unetseg train seed=3 model.skip_flow=b", {"both", "backward"}),
     ("unetseg train data=", {"folder", "hf", "pets", "synthetic"}),
     ("unetseg train compile=", {"true", "false"}),

@@ -65,6 +65,16 @@ def test_all_cut_by_zero_in_an_add_model_is_the_none_model_with_its_weights():
     assert not torch.equal(found.counts[0, 0], found.counts[0, -1])
 
 
+def test_a_product_has_no_lesion_by_zeros_which_would_cut_the_deep_path_too():
+    model = segmenter(["concat", "multiply", "none", "none"])
+    found = measure(model, batches(), 2)
+    assert (found.levels, found.cuts) == ([1, 2], ("mean", "shuffle"))
+    assert found.counts.shape[:2] == found.edges.shape[:2] == (2, 4)
+    written = tables(found, groups=[""] * 7)
+    assert set(written["lesion"].cut) == {"intact", "mean", "shuffle"}
+    assert list(written["shapley"].cut) == ["mean", "mean", "shuffle", "shuffle"]
+
+
 def test_nothing_cut_is_the_model_itself():
     model = segmenter(MIXED)
     found = measure(model, batches(), 2)

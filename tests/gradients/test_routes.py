@@ -105,11 +105,25 @@ def unet(encoder: str, skip: str | list[str] = "concat") -> SkipUnet:
         partial(unet, "densenet121"),
         partial(unet, "resnet18", "nested"),
         partial(unet, "resnet18", "full"),
+        partial(unet, "resnet18", "channel"),
+        partial(unet, "resnet18", ["multiply", "respath", "scse", "respath"]),
         partial(smp.UnetPlusPlus, "resnet18", encoder_weights=None),
         partial(smp.FPN, "resnet18", encoder_weights=None),
         partial(smp.DeepLabV3Plus, "resnet18", encoder_weights=None),
     ],
-    ids=["resnet18", "add", "resnet50 mixed", "densenet121", "nested", "full", "UnetPlusPlus", "FPN", "DeepLabV3Plus"],
+    ids=[
+        "resnet18",
+        "add",
+        "resnet50 mixed",
+        "densenet121",
+        "nested",
+        "full",
+        "channel",
+        "multiply, respath, scse",
+        "UnetPlusPlus",
+        "FPN",
+        "DeepLabV3Plus",
+    ],
 )
 def test_in_float64_the_terms_are_those_of_nets_with_one_exit_and_sum_to_the_gradient(build):
     torch.manual_seed(0)

@@ -18,6 +18,7 @@ from unetseg.export import export, work
 from unetseg.inference import export as exporters
 from unetseg.inference.engines import Engine, TorchEngine, load_exported, parse_metadata
 from unetseg.inference.export import PictureModel, trace
+from unetseg.inference.export import export as write_export
 from unetseg.inference.predictor import Predictor
 from unetseg.model import Segmenter, checkpoint
 from unetseg.model.segmenter import probabilities
@@ -104,6 +105,11 @@ SETTINGS = [
     {"skip": "attention", "skip_flow": "backward"},
     {"skip": ["concat", "add", "attention", "concat"], "skip_gradient": [0.5, 0.5, 2, 0]},
     {"skip": "none"},
+    {"skip": ["respath", "scse", "multiply", "concat"], "skip_flow": ["both", "backward", "forward", "both"]},
+    {"skip": ["scse", "respath", "respath", "respath"], "normalisation": "none", "classes": 2},
+    {"skip": "nested"},
+    {"skip": "full", "encoder": "densenet121"},
+    {"skip": "channel", "skip_flow": ["both", "both", "forward", "both"]},
     {"short_skips": False, "normalisation": "none"},
     {"encoder": "densenet121", "skip": "add", "short_skips": False},
     {"short_skips": "concat"},
@@ -123,6 +129,13 @@ def test_every_setting_becomes_a_program_without_what_only_training_needs(settin
             images = torch.from_numpy(pictures(*shape))
             expected = probabilities(model(images.permute(0, 3, 1, 2)))
             assert torch.allclose(run(images), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("skip", ["channel", "full", ["respath", "scse", "multiply", "concat"]], ids=str)
+def test_other_kinds_of_skips_become_an_onnx_file_that_agrees(tmp_path, skip):
+    model = random_model(skip=skip, decoder_channels=[64, 32, 16, 16, 8])
+    errors = write_export(model, {"classes": ["a", "b", "c"], "size": 64}, tmp_path / "model.onnx")
+    assert max(errors.values()) < 1e-5
 
 
 def test_exporting_leaves_the_model_as_it_was():

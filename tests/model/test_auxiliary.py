@@ -28,7 +28,7 @@ def test_odd_sizes_and_reduced_precision_give_float32_logits_of_the_masks_size()
     heads = AuxiliaryHeads(model.net.encoder.out_channels, classes=1)
     images = torch.randint(0, 256, (1, 3, 61, 95), dtype=torch.uint8)
     with torch.autocast("cpu", torch.bfloat16):
-        _, features = model(images, with_features=True)
+        _, features, _ = model(images, with_features=True)
         found = heads(features, images.shape[-2:])
     assert [(x.shape, x.dtype) for x in found] == [((1, 1, 61, 95), torch.float32)] * 4
 
@@ -36,9 +36,10 @@ def test_odd_sizes_and_reduced_precision_give_float32_logits_of_the_masks_size()
 def test_with_features_the_logits_are_the_same_to_the_last_bit():
     model = Segmenter(classes=2, encoder="resnet18", weights=None).eval()
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    logits, features = model(images, with_features=True)
+    logits, features, nodes = model(images, with_features=True)
     assert torch.equal(logits, model(images))
     assert [f.shape[1] for f in features] == list(model.net.encoder.out_channels)
+    assert [tuple(node.shape[1:]) for node in nodes] == [(256, 4, 4), (128, 8, 8), (64, 16, 16), (32, 32, 32)]
 
 
 def test_the_encoder_gets_the_gradient_at_the_features_and_no_other():

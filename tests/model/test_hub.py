@@ -28,6 +28,8 @@ SETTINGS = [
     {"skip": "add"},
     {"skip": "placebo", "match_parameters": True},
     {"skip": ["none", "attention", "add", "concat"], "skip_flow": ["both", "both", "forward", "backward"]},
+    {"skip": ["multiply", "respath", "scse", "scse"], "match_parameters": True},
+    {"skip": "channel", "skip_flow": ["both", "forward", "both", "both"]},
     {"short_skips": False, "normalisation": "none", "initialisation": "glorot"},
     {"skip": ["none", "attention", "add", "concat"], "skip_gradient": [1, 0, 0.25, 2]},
     {"decoder_channels": (64, 32, 16, 16, 8), "in_channels": 3},
@@ -55,7 +57,9 @@ def test_a_concat_model_is_smp_unet_to_smp(tmp_path, arguments, load):
 
 
 @pytest.mark.parametrize(
-    "arguments", [SETTINGS[1], SETTINGS[4], {"skip_flow": "backward"}, {"skip_gradient": 0.5}], ids=str
+    "arguments",
+    [SETTINGS[1], SETTINGS[4], SETTINGS[6], {"skip": "scse"}, {"skip_flow": "backward"}, {"skip_gradient": 0.5}],
+    ids=str,
 )
 def test_smp_refuses_every_other_model_by_name(tmp_path, arguments):
     trained(**arguments).save_pretrained(tmp_path)

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from unetseg.model import SkipUnet
 from unetseg.model.skips import FLOWS as FLOW_FUNCTIONS
-from unetseg.model.skips import FUSIONS, Add, Attention, Concat, NoSkip, Placebo, dosed
-from unetseg.names import FLOWS, FUSED
+from unetseg.model.skips import FUSIONS, Add, Attention, Concat, Multiply, NoSkip, Placebo, ResPath, ResPathBlock, dosed
+from unetseg.names import FLOWS, FUSED, why_not_withheld
 
 DEEP = torch.tensor([[[[1.0]], [[2.0]]]])
 SKIP = torch.tensor([[[[10.0]]]])
@@ -21,6 +23,21 @@ def test_add_projects_then_sums():
     fusion.projection.weight.data = torch.tensor([0.5, -1.0]).view(2, 1, 1, 1)
     assert fusion(DEEP, SKIP).flatten().tolist() == [6, -8]
     assert fusion.out_channels == 2
+
+
+def test_multiply_projects_then_multiplies():
+    fusion = Multiply(2, 1)
+    fusion.projection.weight.data = torch.tensor([0.5, -1.0]).view(2, 1, 1, 1)
+    assert fusion(DEEP, SKIP).flatten().tolist() == [5, -20]
+    assert fusion.out_channels == 2
+    assert list(Multiply(2, 2).parameters()) == []
+
+
+@pytest.mark.parametrize("kind", FUSED)
+def test_a_fusion_tells_whether_the_deep_path_outlives_zeros(kind):
+    deep = torch.randn(1, 4, 3, 3, requires_grad=True)
+    FUSIONS[kind](4, 6)(deep, torch.zeros(1, 6, 3, 3)).sum().backward()
+    assert bool(deep.grad.any()) == FUSIONS[kind].is_whole_without
 
 
 def test_add_of_equal_widths_has_no_parameter():
@@ -67,7 +84,7 @@ def test_placebo_repeats_or_cuts_the_deep_features_to_the_skips_width(deep, skip
     assert fusion(DEEP, torch.full((1, skip, 1, 1), 77.0)).flatten().tolist() == [1, 2, *stand_in]
 
 
-@pytest.mark.parametrize("kind", ["concat", "add", "attention"])
+@pytest.mark.parametrize("kind", ["concat", "add", "attention", "multiply", "respath", "scse"])
 def test_forward_lets_the_features_through_and_no_gradient(kind):
     whole, cut = FUSIONS[kind](4, 6), FUSIONS[kind](4, 6, "forward")
     cut.load_state_dict(whole.state_dict())
@@ -80,7 +97,7 @@ def test_forward_lets_the_features_through_and_no_gradient(kind):
 
 
 @pytest.mark.parametrize("factor", [0.25, 2.0])
-@pytest.mark.parametrize("kind", ["concat", "add", "attention"])
+@pytest.mark.parametrize("kind", ["concat", "add", "attention", "multiply", "respath", "scse"])
 def test_a_dose_multiplies_the_skips_gradient_and_changes_nothing_else(kind, factor):
     whole, part = FUSIONS[kind](4, 6), FUSIONS[kind](4, 6, gradient=factor)
     part.load_state_dict(whole.state_dict())
@@ -128,7 +145,8 @@ def test_backward_withholds_the_features_and_lets_the_gradient_through(kind):
 
 
 @pytest.mark.parametrize(("kind", "flow", "carries"), [
-    *((kind, flow, flow != "backward") for kind in ("concat", "add", "attention") for flow in FLOWS),
+    *((kind, flow, flow != "backward") for kind in FUSED for flow in FLOWS
+      if kind not in ("placebo", "none") and not why_not_withheld(kind, flow)),
     *((kind, flow, False) for kind in ("placebo", "none") for flow in FLOWS),
 ])  # fmt: skip
 def test_a_fusion_tells_whether_it_carries_features(kind, flow, carries):
@@ -136,3 +154,74 @@ def test_a_fusion_tells_whether_it_carries_features(kind, flow, carries):
     deep = torch.randn(1, 4, 3, 3)
     assert fusion.carries_features is carries
     assert torch.equal(fusion(deep, torch.randn(1, 6, 3, 3)), fusion(deep, torch.randn(1, 6, 3, 3))) is not carries
+
+
+def normed(features, norm):
+    """Return batch normalisation in eval mode, written out."""
+    mean, var, weight, bias = (
+        values.view(1, -1, 1, 1) for values in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    return (features - mean) / torch.sqrt(var + norm.eps) * weight + bias
+
+
+def test_respath_is_that_of_the_paper_written_out():
+    """Ibtehaz and Rahman 2020, Fig. 4: to each 3x3 convolution's output that of a 1x1 convolution is added."""
+    fusion = ResPath(4, 6, length=3, width=5).double().eval()
+    for module in fusion.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    deep, skip = (torch.randn(2, width, 7, 9, dtype=torch.float64) for width in (4, 6))
+    found = skip
+    for block in fusion.path:
+        wide = normed(F.conv2d(found, block.conv[0].weight, padding=1), block.conv[1])
+        shortcut = normed(torch.einsum("oi,bihw->bohw", block.shortcut[0].weight[:, :, 0, 0], found), block.shortcut[1])
+        found = normed((wide.clamp(min=0) + shortcut).clamp(min=0), block.norm)
+    torch.testing.assert_close(fusion(deep, skip), torch.cat([deep, found], 1), rtol=1e-10, atol=1e-10)
+    assert fusion.out_channels == 4 + 5
+
+
+def keras_size(module):
+    """Return how many numbers Keras counts: all weights and statistics, but no scale of a convolution's own norm."""
+    numbers = sum(tensor.numel() for tensor in [*module.parameters(), *module.buffers()] if tensor.dim())
+    return numbers - sum(2 * block.norm.num_features for block in module.modules() if isinstance(block, ResPathBlock))
+
+
+def test_the_papers_network_with_these_paths_has_the_papers_size():
+    """Table 2 of Ibtehaz and Rahman 2020: 7,262,750. All but the paths is counted here."""
+
+    def conv(sees, width, side):
+        return sees * width * side**2 + 3 * width  # and the shift and the statistics of its normalisation
+
+    def multires(sees, width):
+        first, second, third = (int(1.67 * width * share) for share in (0.167, 0.333, 0.5))
+        total = first + second + third
+        convolutions = conv(sees, first, 3) + conv(first, second, 3) + conv(second, third, 3) + conv(sees, total, 1)
+        return convolutions + 2 * 4 * total, total
+
+    size, sees, paths = 0, 3, []
+    for width, length in ((32, 4), (64, 3), (128, 2), (256, 1), (512, 0)):
+        own, sees = multires(sees, width)
+        size += own
+        if length:
+            paths.append(ResPath(width, sees, length=length, width=width))
+    for width in (256, 128, 64, 32):
+        own, above = multires(2 * width, width)
+        size, sees = size + 4 * sees * width + width + own, above
+    size += conv(sees, 1, 1)
+    assert size + sum(keras_size(path) for path in paths) == 7_262_750
+
+
+def test_respath_has_4_blocks_at_the_finest_level_and_1_at_the_coarsest():
+    net = SkipUnet("resnet18", skip="respath", weights=None)
+    assert [len(fusion.path) for fusion in net.fusions] == [4, 3, 2, 1]
+    assert [fusion.path[-1].conv[0].out_channels for fusion in net.fusions] == [64, 64, 128, 256]
+    bare = SkipUnet("resnet18", skip="respath", normalisation="none", weights=None)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in bare.modules())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FUSED if kind not in ("attention", "add")])
+def test_a_skip_of_no_channels_brings_no_layer(kind):
+    fusion = FUSIONS[kind](4, 0)
+    assert all(weight.numel() for weight in fusion.parameters())
+    assert fusion(torch.randn(2, 4, 3, 3), torch.zeros(2, 0, 3, 3)).shape == (2, 4, 3, 3)

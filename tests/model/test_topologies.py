@@ -13,10 +13,11 @@ from unetseg.gradients.blocks import blocks_of
 from unetseg.model import Segmenter, SkipUnet
 from unetseg.model.decoder import Convolutions
 from unetseg.model.topologies import FullDecoder
+from unetseg.names import why_not_withheld
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
 
-TOPOLOGIES = ("nested", "full")
+TOPOLOGIES = ("nested", "full", "channel")
 
 
 def net_of(skip: str, encoder: str = "resnet18", **options) -> SkipUnet:
@@ -131,6 +132,12 @@ def test_a_levels_lesion_is_all_that_the_decoder_gets_of_it(skip):
     features = net.encoder(torch.randn(2, 3, 64, 64))
     cut = [features[0], *(torch.zeros_like(own) for own in features[1:-1]), features[-1]]
     other = [features[0], *(torch.randn_like(own) for own in features[1:-1]), features[-1]]
+    if why_not_withheld(skip, "backward"):
+        hooks = [f.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output)) for f in net.fusions]
+        withheld = net.decode(other)
+        assert all(hook.remove() is None for hook in hooks)
+        assert torch.equal(withheld, net.decode(cut))
+        return
     backward = net_of(skip, skip_flow="backward").eval()
     assert torch.equal(backward.decode(other), net.decode(cut))
     model = Segmenter(classes=2, encoder="resnet18", weights=None, skip=skip, skip_flow=["both", "backward"] * 2)

@@ -48,8 +48,9 @@ class Lesions:
 
     Attributes:
         levels: the L levels that carry features, finest first.
-        counts: 3 x 2^L x N x C x 6 float64 pixels of metrics.COUNTS for each of CUTS and each subset of kept levels.
-        edges: 3 x 2^L x N x 7 x 2 float64 pixels and errors by distance to the edge.
+        cuts: those of CUTS that the model has, K = 3 or 2 of them.
+        counts: K x 2^L x N x C x 6 float64 pixels of metrics.COUNTS for each of K cuts and subset of kept levels.
+        edges: K x 2^L x N x 7 x 2 float64 pixels and errors by distance to the edge.
         indices: of the N images in their data set.
 
     Examples:
@@ -61,6 +62,7 @@ class Lesions:
     """
 
     levels: list[int]
+    cuts: tuple[str, ...]
     counts: Tensor
     edges: Tensor
     indices: list[int]
@@ -69,6 +71,12 @@ class Lesions:
 def levels_to_cut(model: Segmenter) -> list[int]:
     """Return the levels whose long skip carries features, finest first."""
     return [level for level, fusion in enumerate(model.net.fusions, start=1) if fusion.carries_features]
+
+
+def cuts_of(model: Segmenter) -> tuple[str, ...]:
+    """Return the CUTS that a model has: no zeros where they would cut the deep path as well, as with skip=multiply."""
+    is_whole = all(fusion.is_whole_without for fusion in model.net.fusions)
+    return CUTS if is_whole else tuple(cut for cut in CUTS if cut != "zero")
 
 
 @torch.inference_mode()
@@ -89,7 +97,7 @@ def measure(
         device: where the model is.
         track: wraps an iterable, with a description, to show a progress bar.
     """
-    levels = levels_to_cut(model)
+    levels, cuts = levels_to_cut(model), cuts_of(model)
     full = 2 ** len(levels) - 1
     means, before = _feature_means(model, track(batches, "means of the features"), levels, device)
     shifts = range(1, len(before[levels[0]]) + 1)
@@ -98,12 +106,12 @@ def measure(
         target = batch.masks.to(device)
         bands = edge_bands(target, classes)
         features = _features(model, batch, device)
-        size = (len(CUTS), full + 1, len(target))
+        size = (len(cuts), full + 1, len(target))
         of_batch = torch.zeros(*size, classes, len(COUNTS), dtype=torch.float64)
         of_edges = torch.zeros(*size, len(EDGE_DISTANCES) + 1, 2, dtype=torch.float64)
         for kept in range(full + 1):
             cut_levels = [level for bit, level in enumerate(levels) if not kept >> bit & 1]
-            for cut, kind in enumerate(CUTS):
+            for cut, kind in enumerate(cuts):
                 if cut_levels or cut == 0:  # the intact model is the same for every kind of cut
                     of_shifts = []
                     for shift in shifts if kind == "shuffle" else shifts[:1]:
@@ -121,7 +129,7 @@ def measure(
         edges.append(of_edges)
         indices += batch.indices.tolist()
         before = {level: torch.cat([before[level], features[level]])[-len(shifts) :] for level in levels}
-    return Lesions(levels, torch.cat(counts, dim=2), torch.cat(edges, dim=2), indices)
+    return Lesions(levels, cuts, torch.cat(counts, dim=2), torch.cat(edges, dim=2), indices)
 
 
 def shapley(values: np.ndarray) -> np.ndarray:
@@ -157,7 +165,7 @@ def tables(lesions: Lesions, groups: Sequence[str]) -> dict[str, pd.DataFrame]:
     resampled = _scores(torch.from_numpy(resampled_sums(sum_by_unit(per_image, groups))).transpose(1, 2))
     whole = _scores(lesions.counts.sum(2))
     losses, contributions, edges = [], [], []
-    for cut, kind in enumerate(CUTS):
+    for cut, kind in enumerate(lesions.cuts):
         for kept in reversed(range(full + 1)):
             cut_levels = "+".join(str(level) for bit, level in enumerate(levels) if not kept >> bit & 1)
             if cut_levels or cut == 0:

@@ -47,7 +47,10 @@ CUT = (
     "<code>unetseg.evaluate lesion=true</code> with cut “zero”. This shows what the trained model relies on; what a "
     "network could learn without that skip takes a training without it."
 )
-NO_LEVELS = "No long skip of this model carries features from the encoder, so there is none to switch off."
+NO_LEVELS = (
+    "No long skip of this model carries features from the encoder that zeros could stand for, so there is none to "
+    "switch off."
+)
 PICTURES = {
     "intact": "all long skips on",
     "without": "without those switched off",
@@ -191,7 +194,8 @@ class SwitchedModel:
 
     def __init__(self, model: Segmenter, known: dict[str, Any]):
         self.classes = tuple(known["classes"])
-        self.levels = levels_to_cut(model)
+        fusions = model.net.fusions
+        self.levels = [level for level in levels_to_cut(model) if fusions[level - 1].is_whole_without]
         self._model, self._view = model, View.of(known["data"])
 
     def __call__(self, image: Any, off: Sequence[int] = ()) -> CutMasks:

@@ -7,15 +7,13 @@ to fine, lists over levels from fine to coarse.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from segmentation_models_pytorch.base.modules import Conv2dReLU
+from segmentation_models_pytorch.base.modules import Attention, Conv2dReLU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetseg.model.skips import FUSIONS
-
-NORMS = {"batch": "batchnorm", "none": "identity"}
-"""smp's names of the normalisations."""
+from unetseg.model.skips import NORMS, Fusion, NoSkip, make_fusion
 
 
 class Convolutions(nn.Module):
@@ -41,33 +39,40 @@ class Convolutions(nn.Module):
 class DecoderBlock(nn.Module):
     """Upsample to the resolution of the skip, fuse, convolve twice.
 
+    Args:
+        fusion: of the level.
+        out_channels: O.
+        normalisation: "batch" or "none".
+        scse: reweigh what is fused, where there is a skip, and what is returned, by concurrent spatial and channel
+            squeeze and excitation (Roy et al. 2018), with the names and operations of smp's decoder_attention_type.
+
     Examples:
         >>> import torch
-        >>> block = DecoderBlock(16, 8, 4, skip="concat", flow="both", gradient=1.0, normalisation="batch")
+        >>> from unetseg.model.skips import Concat
+        >>> block = DecoderBlock(Concat(16, 8), 4, normalisation="batch")
         >>> block(torch.zeros(2, 16, 8, 8), torch.zeros(2, 8, 16, 16)).shape
         torch.Size([2, 4, 16, 16])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        skip_channels: int,
-        out_channels: int,
-        skip: str,
-        flow: str,
-        gradient: float,
-        normalisation: str,
-    ):
+    def __init__(self, fusion: Fusion, out_channels: int, normalisation: str, scse: bool = False):
         super().__init__()
         norm = NORMS[normalisation]
-        self.fusion = FUSIONS[skip](in_channels, skip_channels, flow, gradient)
-        self.conv1 = Conv2dReLU(self.fusion.out_channels, out_channels, kernel_size=3, padding=1, use_norm=norm)
+        self.fusion = fusion
+        self.conv1 = Conv2dReLU(fusion.out_channels, out_channels, kernel_size=3, padding=1, use_norm=norm)
+        self.attention1 = _scse(fusion.out_channels) if scse and not isinstance(fusion, NoSkip) else nn.Identity()
         self.conv2 = Conv2dReLU(out_channels, out_channels, kernel_size=3, padding=1, use_norm=norm)
+        self.attention2 = _scse(out_channels) if scse else nn.Identity()
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Map BxDxhxw deep features and the encoder's BxSxHxW to BxOxHxW."""
         deep = F.interpolate(deep, size=skip.shape[-2:], mode="nearest")
-        return self.conv2(self.conv1(self.fusion(deep, skip)))
+        fused = self.attention1(self.fusion(deep, skip))
+        return self.attention2(self.conv2(self.conv1(fused)))
+
+
+def _scse(channels: int) -> nn.Module:
+    """Return smp's scSE; fewer channels than 16 are squeezed to one."""
+    return Attention("scse", in_channels=channels, reduction=min(16, channels))
 
 
 class Decoder(nn.Module):
@@ -80,6 +85,10 @@ class Decoder(nn.Module):
         flow: what each level's long skip lets through, finest first.
         gradient: what the gradient that comes back by each level's long skip is multiplied with, finest first.
         normalisation: "batch" or "none".
+        scale: what the width of respath's paths is multiplied with, for networks of equal size.
+
+    Attributes:
+        node_channels: widths of the features that deep supervision reads: the blocks but the last one, coarsest first.
 
     Examples:
         >>> import torch
@@ -99,26 +108,37 @@ class Decoder(nn.Module):
         flow: Sequence[str],
         gradient: Sequence[float],
         normalisation: str,
+        scale: float = 1.0,
     ):
         super().__init__()
+        self.node_channels = [*channels[:-1]]
         inputs = [encoder_channels[-1], *channels[:-1]]
         skips = [*reversed(encoder_channels[1:-1]), 0]
         kinds = [*reversed(skip), "none"]
         passes = [*zip(reversed(flow), reversed(gradient), strict=True), ("both", 1.0)]
-        blocks = zip(inputs, skips, channels, kinds, passes, strict=True)
-        self.blocks = nn.ModuleList(
-            DecoderBlock(deep_width, skip_width, width, kind, let_through, factor, normalisation)
-            for deep_width, skip_width, width, kind, (let_through, factor) in blocks
-        )
+        reweighed = [kind == "scse" for kind in (*reversed(skip), skip[0])]  # the last block is as level 1
+        self.blocks = nn.ModuleList()
+        levels = zip(inputs, skips, channels, kinds, passes, reweighed, strict=True)
+        for number, (deep_width, skip_width, width, kind, passed, scse) in enumerate(levels, start=1):
+            # respath has a block at the coarsest level, and one more at each finer one
+            fusion = make_fusion(
+                kind, deep_width, skip_width, *passed, length=number, normalisation=normalisation, scale=scale
+            )
+            self.blocks.append(DecoderBlock(fusion, width, normalisation, scse))
 
     @property
     def fusions(self) -> list[nn.Module]:
         """The fusion of each level, finest first."""
         return [block.fusion for block in reversed(self.blocks[:-1])]  # type: ignore[misc]
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Map the encoder's features, [input, stride 2, ..., stride 32], to BxOxHxW."""
-        deep = features[-1]
+    def forward(self, features: Sequence[Tensor], with_nodes: bool = False) -> Any:
+        """Map the encoder's features, [input, stride 2, ..., stride 32], to BxOxHxW.
+
+        With `with_nodes` also return what deep supervision reads.
+        """
+        deep, nodes = features[-1], []
         for block, skip in zip(self.blocks, reversed(features[:-1]), strict=True):
             deep = block(deep, skip)
-        return deep
+            if with_nodes:
+                nodes.append(deep)
+        return (deep, nodes[:-1]) if with_nodes else deep

@@ -8,6 +8,7 @@ import torch
 from segmentation_models_pytorch.base import SegmentationHead
 from torch import nn
 
+from unetseg.errors import UserError
 from unetseg.model.topologies import make_decoder
 
 TOLERANCE = 0.01
@@ -27,7 +28,7 @@ def matched_channels(
         classes: output channels of the head.
 
     Raises:
-        ValueError: no widths come within TOLERANCE of that number.
+        UserError: no widths come within TOLERANCE of that number.
     """
     encoder_channels: Sequence[int] = encoder.out_channels  # type: ignore[assignment]
     shared = sum(p.numel() for p in encoder.parameters())
@@ -52,5 +53,9 @@ def matched_channels(
             break
         low, high = (scale, high) if parameters < wanted else (low, scale)
     if abs(parameters - wanted) > TOLERANCE * wanted:
-        raise ValueError(f"no decoder widths give {wanted} parameters: the nearest, {widths}, give {parameters}")
+        raise UserError(
+            f"no decoder widths give {wanted} parameters: the nearest, {widths}, give {parameters}",
+            accepted=f"kinds of skips that can be as small as concat's, not {', '.join(dict.fromkeys(skip))}",
+            advice="model.match_parameters=false",
+        )
     return widths, scale

@@ -61,12 +61,14 @@ class Segmenter(nn.Module):
     def forward(self, images: Tensor, with_features: bool = False) -> Any:
         """Map BxDxHxW, RGB in 0..255 as uint8 or float, or other channels, to logits, BxKxHxW.
 
-        With `with_features` also return the encoder's features, [input, stride 2, ..., stride 32].
+        With `with_features` also return the encoder's features, [input, stride 2, ..., stride 32], and the decoder's
+        that deep supervision reads.
         """
         if not with_features:
             return self.net(self.normalise(images))
         features = self.net.encoder(self.normalise(images))
-        return self.net.decode(features), features
+        logits, nodes = self.net.decode(features, with_nodes=True)
+        return logits, features, nodes
 
     def normalise(self, images: Tensor) -> Tensor:
         """Map BxDxHxW images to the net's normalised ones, BxDxHxW float."""

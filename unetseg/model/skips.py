@@ -10,11 +10,15 @@ Legend: B batch, D channels of the deep path, S channels of the skip, H x W the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from segmentation_models_pytorch.base.modules import Conv2dReLU, get_norm_layer
 from torch import Tensor, nn
+
+NORMS = {"batch": "batchnorm", "none": "identity"}
+"""smp's names of the normalisations."""
 
 FLOWS: dict[str, Callable[[Tensor], Tensor]] = {
     "both": lambda skip: skip,
@@ -77,12 +81,15 @@ class Fusion(nn.Module, ABC):
     Attributes:
         out_channels: width of the result.
         carries_features: whether the encoder's features can change the result.
+        is_whole_without: whether the deep path is as ever where the skip's features are zeros.
 
     Examples:
         >>> fusion = FUSIONS["concat"](deep_channels=8, skip_channels=4)
         >>> fusion(torch.zeros(2, 8, 16, 16), torch.zeros(2, 4, 16, 16)).shape
         torch.Size([2, 12, 16, 16])
     """
+
+    is_whole_without = True
 
     def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both", gradient: float = 1.0):
         super().__init__()
@@ -135,6 +142,41 @@ class Add(Fusion):
         return deep + self.projection(skip)
 
 
+class Multiply(Fusion):
+    """The product, as in MONAI's SkipConnection(mode="mul"); a 1x1 projection without bias brings both to one width.
+
+    Zeros in place of the skip's features would leave nothing of the deep path. So there is no flow "backward", which
+    withholds the features, and no lesion by zeros; lesions by the mean and by other pictures' features are defined. A
+    skip of 0 channels is no factor.
+
+    Examples:
+        >>> Multiply(1, 1)(torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 3.0)).flatten()
+        tensor([6.])
+    """
+
+    is_whole_without = False
+
+    def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both", gradient: float = 1.0):
+        super().__init__(deep_channels, skip_channels, flow, gradient)
+        self.skip_channels = skip_channels
+        self.projection: nn.Module = nn.Identity()
+        if skip_channels not in (0, deep_channels):
+            self.projection = nn.Conv2d(skip_channels, deep_channels, kernel_size=1, bias=False)
+
+    def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
+        """Return BxDxHxW."""
+        return deep * self.projection(skip) if self.skip_channels else deep
+
+
+class Scse(Concat):
+    """Concat; the decoder's block reweighs the result and its own output by scSE, see `decoder.DecoderBlock`.
+
+    Examples:
+        >>> Scse(1, 1)(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)).flatten()
+        tensor([1., 0.])
+    """
+
+
 class Attention(Concat):
     """The additive attention gate of Oktay et al. 2018 on the skip, then concat.
 
@@ -161,6 +203,70 @@ class Attention(Concat):
     def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Return Bx(D+S)xHxW."""
         return super().fuse(deep, self.gate(deep, skip) * skip)
+
+
+class ResPathBlock(nn.Module):
+    """A residual block of a ResPath: norm(relu(relu(norm(conv3x3(x))) + norm(conv1x1(x)))).
+
+    Examples:
+        >>> ResPathBlock(8, 4, "batch")(torch.zeros(2, 8, 16, 16)).shape
+        torch.Size([2, 4, 16, 16])
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, normalisation: str):
+        super().__init__()
+        norm = NORMS[normalisation]
+        self.conv = Conv2dReLU(in_channels, out_channels, kernel_size=3, padding=1, use_norm=norm)
+        self.shortcut = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=normalisation == "none"),
+            get_norm_layer(norm, out_channels),
+        )
+        self.norm = get_norm_layer(norm, out_channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map BxSxHxW to BxOxHxW."""
+        return self.norm(torch.relu(self.conv(features) + self.shortcut(features)))
+
+
+class ResPath(Concat):
+    """A path of residual blocks on the skip, then concat (MultiResUNet, Ibtehaz and Rahman 2020).
+
+    The paper's paths are as wide as its U-Net at that level, and so are these: S channels. A skip of 0 channels has no
+    blocks.
+
+    Args:
+        deep_channels: D.
+        skip_channels: S.
+        flow: both or forward. With backward the blocks would normalise zeros, whose variance is 0: each normalisation
+            would multiply the gradient that comes back with up to 1 / sqrt(eps), 316.
+        gradient: what the gradient that comes back by the skip is multiplied with, >= 0.
+        length: the number of blocks; in the paper 4 at the finest level, then 3, 2 and 1.
+        normalisation: "batch" or "none".
+        width: channels of the path; None: S.
+
+    Examples:
+        >>> ResPath(8, 4, length=2)(torch.zeros(2, 8, 16, 16), torch.zeros(2, 4, 16, 16)).shape
+        torch.Size([2, 12, 16, 16])
+    """
+
+    def __init__(
+        self,
+        deep_channels: int,
+        skip_channels: int,
+        flow: str = "both",
+        gradient: float = 1.0,
+        length: int = 1,
+        normalisation: str = "batch",
+        width: int | None = None,
+    ):
+        width = skip_channels if width is None or skip_channels == 0 else width
+        super().__init__(deep_channels, width, flow, gradient)
+        inputs = [skip_channels, *[width] * (length - 1)] if skip_channels else []
+        self.path = nn.Sequential(*(ResPathBlock(own, width, normalisation) for own in inputs))
+
+    def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
+        """Return Bx(D+width)xHxW."""
+        return super().fuse(deep, self.path(skip))
 
 
 class Placebo(Concat):
@@ -203,7 +309,7 @@ class NoSkip(Fusion):
 
 
 class Passage(Fusion):
-    """What a long skip lets through, alone, for decoders that use it in several places (topologies.py).
+    """What a long skip lets through, alone, for decoders of all levels (topologies.py, channel.py).
 
     Examples:
         >>> Passage(1, 1, flow="backward")(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)).flatten()
@@ -215,10 +321,37 @@ class Passage(Fusion):
         return skip
 
 
+def passages(encoder_channels: Sequence[int], flow: Sequence[str], gradient: Sequence[float]) -> nn.ModuleList:
+    """Return the way of each level's features into a decoder, finest first."""
+    ways = zip(encoder_channels[1:-1], flow, gradient, strict=True)
+    return nn.ModuleList(Passage(width, width, own, factor) for width, own, factor in ways)
+
+
 FUSIONS: dict[str, type[Fusion]] = {
     "concat": Concat,
     "add": Add,
     "attention": Attention,
+    "multiply": Multiply,
+    "respath": ResPath,
+    "scse": Scse,
     "placebo": Placebo,
     "none": NoSkip,
 }
+
+
+def make_fusion(
+    kind: str,
+    deep_channels: int,
+    skip_channels: int,
+    flow: str,
+    gradient: float,
+    *,
+    length: int,
+    normalisation: str,
+    scale: float,
+) -> Fusion:
+    """Return the fusion of a level; the last three are of respath's path: its blocks, and the factor on its width."""
+    if kind == "respath":
+        width = max(1, round(scale * skip_channels))
+        return ResPath(deep_channels, skip_channels, flow, gradient, length, normalisation, width)
+    return FUSIONS[kind](deep_channels, skip_channels, flow, gradient)

@@ -1,4 +1,4 @@
-"""Decoders in which a level's features go to more than one place: U-Net++ and U-Net 3+.
+"""Decoders in which a level's features go to more than one place: U-Net++ and U-Net 3+, and the choice of a decoder.
 
 The features of a level enter by a `Passage`, once, wherever the decoder uses them: what a level's long skip lets
 through, and its lesion, is all that the decoder gets of these features.
@@ -11,21 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from segmentation_models_pytorch.base.modules import Conv2dReLU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetseg.model.decoder import NORMS, Convolutions, Decoder
-from unetseg.model.skips import Passage
-
-
-def passages(encoder_channels: Sequence[int], flow: Sequence[str], gradient: Sequence[float]) -> nn.ModuleList:
-    """Return the way of each level's features into a decoder, finest first."""
-    ways = zip(encoder_channels[1:-1], flow, gradient, strict=True)
-    return nn.ModuleList(Passage(width, width, own, factor) for width, own, factor in ways)
+from unetseg.model.channel import ChannelDecoder
+from unetseg.model.decoder import Convolutions, Decoder
+from unetseg.model.skips import NORMS, passages
 
 
 class NestedDecoder(nn.Module):
@@ -42,6 +37,9 @@ class NestedDecoder(nn.Module):
         gradient: what the gradient that comes back by each level's long skip is multiplied with, finest first.
         normalisation: "batch" or "none".
         scale: what the widths of the nodes before a level's last one are multiplied with, for networks of equal size.
+
+    Attributes:
+        node_channels: widths of what deep supervision reads, the nodes of the finest level as in the paper.
 
     Examples:
         >>> decoder = NestedDecoder([3, 8, 8, 16], [16, 8, 4], ["both", "both"], [1.0, 1.0], "batch")
@@ -74,6 +72,7 @@ class NestedDecoder(nn.Module):
                 self.blocks[f"x_{begin}_{layer}"] = Convolutions(sees, own, normalisation)
         self.blocks[f"x_0_{self.depth}"] = Convolutions(inputs[-1], channels[-1], normalisation)
         self.fusions = passages(encoder_channels, flow, gradient)
+        self.node_channels = [*[inner[-1]] * (self.depth - 1), channels[-2]]
 
     @property
     def by_level(self) -> list[list[nn.Module]]:
@@ -81,8 +80,11 @@ class NestedDecoder(nn.Module):
         levels = [[self.blocks[f"x_{begin}_{layer}"] for begin in range(layer + 1)] for layer in range(self.depth)]
         return [*levels, [self.blocks[f"x_0_{self.depth}"]]]
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Map the encoder's features, [input, stride 2, ...], to BxOxHxW."""
+    def forward(self, features: Sequence[Tensor], with_nodes: bool = False) -> Any:
+        """Map the encoder's features, [input, stride 2, ...], to BxOxHxW.
+
+        With `with_nodes` also return what deep supervision reads.
+        """
         levels = [fusion(skip, skip) for fusion, skip in zip(self.fusions, features[1:-1], strict=True)]
         below = [features[-1], *reversed(levels)]  # coarsest first
         nodes: dict[tuple[int, int], Tensor] = {}
@@ -94,7 +96,9 @@ class NestedDecoder(nn.Module):
                 deep = F.interpolate(deep, size=own[0].shape[-2:], mode="nearest")
                 nodes[begin, layer] = self.blocks[f"x_{begin}_{layer}"](torch.cat([deep, torch.cat(own, 1)], 1))
         deep = F.interpolate(nodes[0, self.depth - 1], size=features[0].shape[-2:], mode="nearest")
-        return self.blocks[f"x_0_{self.depth}"](deep)
+        result = self.blocks[f"x_0_{self.depth}"](deep)
+        finest = self.depth - 1
+        return (result, [nodes[begin, finest] for begin in reversed(range(self.depth))]) if with_nodes else result
 
 
 class FullDecoder(nn.Module):
@@ -113,6 +117,10 @@ class FullDecoder(nn.Module):
         normalisation: "batch" or "none".
         source_channels: of each node's sources, coarsest first; None: a quarter of its width. The paper has 64, and
             nodes of 320.
+
+    Attributes:
+        node_channels: widths of the features that deep supervision reads: the bottleneck and each node, coarsest first,
+            as in the paper.
 
     Examples:
         >>> decoder = FullDecoder([3, 8, 8, 16], [16, 8, 4], ["both", "both"], [1.0, 1.0], "batch")
@@ -144,6 +152,7 @@ class FullDecoder(nn.Module):
             )
             self.merges.append(Conv2dReLU(source * len(inputs), width, kernel_size=3, padding=1, use_norm=norm))
         self.last = Convolutions(nodes[0], channels[-1], normalisation)
+        self.node_channels = [encoder_channels[-1], *channels[:depth]]
         self.fusions = passages(encoder_channels, flow, gradient)
 
     @property
@@ -152,8 +161,11 @@ class FullDecoder(nn.Module):
         nodes = [list(pair) for pair in zip(self.sources, self.merges, strict=True)]
         return [*reversed(nodes), [self.last]]
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Map the encoder's features, [input, stride 2, ...], to BxOxHxW."""
+    def forward(self, features: Sequence[Tensor], with_nodes: bool = False) -> Any:
+        """Map the encoder's features, [input, stride 2, ...], to BxOxHxW.
+
+        With `with_nodes` also return what deep supervision reads.
+        """
         levels = [fusion(skip, skip) for fusion, skip in zip(self.fusions, features[1:-1], strict=True)]
         deeper = [features[-1]]  # the nodes that are there already, finest first, and the bottleneck
         for level in reversed(range(len(levels))):
@@ -164,7 +176,8 @@ class FullDecoder(nn.Module):
             layers = cast(nn.ModuleList, self.sources[level])
             sources = [layer(own) for layer, own in zip(layers, inputs, strict=True)]
             deeper.insert(0, self.merges[level](torch.cat(sources, 1)))
-        return self.last(F.interpolate(deeper[0], size=features[0].shape[-2:], mode="nearest"))
+        result = self.last(F.interpolate(deeper[0], size=features[0].shape[-2:], mode="nearest"))
+        return (result, deeper[::-1]) if with_nodes else result
 
 
 def _pooled(features: Tensor, factor: int, size: Sequence[int]) -> Tensor:
@@ -185,12 +198,18 @@ def make_decoder(
     gradient: Sequence[float],
     normalisation: str,
     scale: float = 1.0,
-) -> Decoder | NestedDecoder | FullDecoder:
-    """Return the decoder of these skips, a kind a level, finest first; `scale` is of nested's inner nodes."""
+) -> Decoder | NestedDecoder | FullDecoder | ChannelDecoder:
+    """Return the decoder of these skips, a kind a level, finest first.
+
+    For networks of equal size, `scale` multiplies the widths of nested's inner nodes, of respath's paths and of
+    channel's tokens.
+    """
     match skip[0]:
         case "nested":
             return NestedDecoder(encoder_channels, channels, flow, gradient, normalisation, scale)
         case "full":
             return FullDecoder(encoder_channels, channels, flow, gradient, normalisation)
+        case "channel":
+            return ChannelDecoder(encoder_channels, channels, flow, gradient, normalisation, scale)
         case _:
-            return Decoder(encoder_channels, channels, skip, flow, gradient, normalisation)
+            return Decoder(encoder_channels, channels, skip, flow, gradient, normalisation, scale)

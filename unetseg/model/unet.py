@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from segmentation_models_pytorch.base import SegmentationHead
@@ -21,7 +21,7 @@ from unetseg.model.hub import HubFolder
 from unetseg.model.matching import matched_channels
 from unetseg.model.skips import Fusion
 from unetseg.model.topologies import make_decoder
-from unetseg.names import FLOWS, FUSED, LEVELS, SKIPS, has_gradient, nearest_first
+from unetseg.names import FLOWS, FUSED, LEVELS, SKIPS, has_gradient, nearest_first, why_not_withheld
 
 
 class SkipUnet(nn.Module, HubFolder):
@@ -33,15 +33,16 @@ class SkipUnet(nn.Module, HubFolder):
 
     Args:
         encoder: a ResNet or DenseNet of smp.
-        skip: concat | add | attention | placebo | none, or a list with one kind for each of the 4 levels, finest first;
-            or nested (U-Net++) | full (U-Net 3+), which are decoders of all levels.
+        skip: concat | add | attention | multiply | respath | scse | placebo | none, or a list with one kind for each of
+            the 4 levels, finest first; or nested (U-Net++) | full (U-Net 3+) | channel (UCTransNet), decoders of all
+            levels.
         skip_flow: both | forward | backward, or a list, see `unetseg.model.skips.FLOWS`; without effect for placebo and
-            none, which let nothing through.
+            none, which let nothing through. `names.NOT_WITHHELD` says which kinds have no backward, and why.
         skip_gradient: the dose: what the gradient that comes back by a long skip is multiplied with, a finite number
             >= 0 or a list, finest first; the features are as ever. 0 is the flow forward and 1 is both, to the last
             bit; above 1 the skip is heard louder. A negative one would send the encoder up the loss by that path, and
-            be no dose of what the skip brings. Other numbers than 1 need a level that has such a gradient: concat, add
-            or attention, with skip_flow="both".
+            be no dose of what the skip brings. Other numbers than 1 need a level that has such a gradient: any kind but
+            placebo and none, with skip_flow="both".
         weights: "imagenet" downloads the encoder's weights by smp; None starts from random ones. Files are read by
             `unetseg.model.weights.load_encoder`.
         match_parameters: scale the decoder's widths until the network has the parameters of skip="concat", within 1 %.
@@ -55,8 +56,8 @@ class SkipUnet(nn.Module, HubFolder):
         in_channels: input channels C.
 
     Raises:
-        ValueError: an unknown kind, a list of the wrong length, a DenseNet without normalisation, a
-            skip_gradient at a level that has no such gradient.
+        ValueError: an unknown kind, a list of the wrong length, a DenseNet without normalisation, a skip_flow that a
+            level's kind doesn't have, a skip_gradient at a level that has no such gradient.
 
     Examples:
         >>> import torch
@@ -84,6 +85,9 @@ class SkipUnet(nn.Module, HubFolder):
         super().__init__()
         self.skip = _per_level(skip, SKIPS if isinstance(skip, str) else FUSED, "skip")
         self.skip_flow = _per_level(skip_flow, FLOWS, "skip_flow")
+        for level, (kind, flows) in enumerate(zip(self.skip, self.skip_flow, strict=True), start=1):
+            if reason := why_not_withheld(kind, flows):
+                raise ValueError(f"skip_flow={flows} at level {level}: skip={kind} doesn't have it: {reason}")
         self.skip_gradient = _doses(skip_gradient, self.skip, self.skip_flow)
         self.encoder = make_encoder(
             encoder, in_channels=in_channels, weights=weights, short_skips=short_skips, normalisation=normalisation
@@ -115,9 +119,15 @@ class SkipUnet(nn.Module, HubFolder):
         """Map normalised images, BxCxHxW float, to logits, BxKxHxW float."""
         return self.decode(self.encoder(images))
 
-    def decode(self, features: Sequence[Tensor]) -> Tensor:
-        """Map the encoder's features, [input, stride 2, ..., stride 32], to logits, BxKxHxW float."""
-        return self.segmentation_head(self.decoder(features))
+    def decode(self, features: Sequence[Tensor], with_nodes: bool = False) -> Any:
+        """Map the encoder's features, [input, stride 2, ..., stride 32], to logits, BxKxHxW float.
+
+        With `with_nodes` also return the decoder's features that deep supervision reads, `decoder.node_channels` wide.
+        """
+        if not with_nodes:
+            return self.segmentation_head(self.decoder(features))
+        decoded, nodes = self.decoder(features, with_nodes=True)
+        return self.segmentation_head(decoded), nodes
 
     @property
     def fusions(self) -> list[Fusion]:
@@ -152,7 +162,7 @@ def _doses(value: float | Sequence[float], skip: Sequence[str], flow: Sequence[s
     for level, (kind, flows, dose) in enumerate(zip(skip, flow, doses, strict=True), start=1):
         if dose != 1 and not has_gradient(kind, flows):
             raise ValueError(
-                f"skip_gradient={dose:g} at level {level}: with skip={kind}, skip_flow={flows} it has to be 1, as only "
-                "concat, add and attention with skip_flow=both have a gradient to multiply"
+                f"skip_gradient={dose:g} at level {level}: with skip={kind}, skip_flow={flows} it has to be 1, as "
+                "placebo, none and other flows than both have no gradient of the skip to multiply"
             )
     return doses

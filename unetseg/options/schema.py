@@ -23,6 +23,7 @@ from unetseg.names import (
     class_names,
     has_gradient,
     own_short_skips,
+    why_not_withheld,
 )
 from unetseg.options.data_schema import Folder, HuggingFace, Pets, Synthetic
 from unetseg.options.loss import check_loss_for_classes, checked_boundary_weight, checked_class_weights, checked_loss
@@ -46,8 +47,9 @@ class Model(Section):
         description="true: the encoder's weights and statistics stay as they start | N: in the first N epochs | false"
     )
     skip: str | list[str] = Field(
-        description="long skips: concat | add | attention | placebo | none, or one per level, finest first; or nested "
-        "(U-Net++) | full (U-Net 3+), of all levels"
+        description="long skips: concat | add | attention | multiply | respath (MultiResUNet) | scse (smp's) | "
+        "placebo | none, or one per level, finest first; or, of all levels, nested (U-Net++) | full (U-Net 3+) | "
+        "channel (UCTransNet)"
     )
     skip_flow: str | list[str] = Field(
         description="both | forward (no gradient) | backward (no features), or one per level, finest first"
@@ -59,6 +61,10 @@ class Model(Section):
     auxiliary: bool = Field(
         description="true: while training a head on each level's encoder features predicts the mask, too (deep "
         "supervision): a gradient for the encoder without any skip"
+    )
+    deep_supervision: bool = Field(
+        description="true: while training a head on each of the decoder's blocks predicts the mask, too; of nested on "
+        "the nodes of level 1, of full on each node and the bottleneck"
     )
     match_parameters: bool = Field(description="true: scale the decoder to the parameters of skip=concat, within 1 %")
     short_skips: bool | Literal["add", "concat"] = Field(
@@ -109,6 +115,20 @@ class Model(Section):
         if isinstance(value, int) and (isinstance(value, bool) or value >= 1):
             return value
         raise rejected("false, true, or the number of the first epochs, 1 or more", "true")
+
+    @model_validator(mode="after")
+    def _flow_is_the_kinds(self) -> Model:
+        kinds, flows = (v if isinstance(v, list) else [v] * LEVELS for v in (self.skip, self.skip_flow))
+        reasons = {kind: why_not_withheld(kind, flow) for kind, flow in zip(kinds, flows, strict=True)}
+        if found := [f"{kind} ({reason})" for kind, reason in reasons.items() if reason]:
+            fitting = [
+                "both" if why_not_withheld(kind, flow) else flow for kind, flow in zip(kinds, flows, strict=True)
+            ]
+            raise rejected(
+                f"skip_flow=both or forward at each level whose skip is {', '.join(found)}",
+                f"model.skip_flow={format_value(fitting if len({*fitting}) > 1 else fitting[0])}",
+            )
+        return self
 
     @model_validator(mode="after")
     def _dose_has_a_gradient(self) -> Model:

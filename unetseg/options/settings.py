@@ -96,7 +96,10 @@ def _quoted(value: Any) -> str:
 
 
 IN_THE_VARIANT = tuple(
-    f"model.{name}" for name in ("skip", "skip_flow", "skip_gradient", "auxiliary", "match_parameters", "short_skips")
+    f"model.{name}"
+    for name in (
+        *("skip", "skip_flow", "skip_gradient", "auxiliary", "deep_supervision", "match_parameters", "short_skips"),
+    )
 )
 """The options that `variant` is made of."""
 
@@ -110,6 +113,8 @@ def variant(model: dict[str, Any]) -> str:
         words.append(f"dose {one_word(model['skip_gradient'])}")
     if model.get("auxiliary"):
         words.append("auxiliary")
+    if model.get("deep_supervision"):
+        words.append("deep-supervision")
     if model["match_parameters"]:
         words.append("matched")
     if model["short_skips"] is not True:

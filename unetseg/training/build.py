@@ -21,7 +21,7 @@ from unetseg.data.datamodule import SegmentationData
 from unetseg.data.view import View
 from unetseg.errors import UserError, first_line
 from unetseg.model import checkpoint
-from unetseg.model.auxiliary import AuxiliaryHeads
+from unetseg.model.auxiliary import AuxiliaryHeads, MaskHeads
 from unetseg.model.segmenter import Segmenter
 from unetseg.model.transfer import MatchedParts, load_weights
 from unetseg.names import class_names, counted
@@ -64,6 +64,8 @@ def make_module(
     first = "imagenet" if weights == "imagenet" else None
     try:
         model = Segmenter(weights=first, mean=view.mean, std=view.std, **segmenter_arguments(options))
+    except UserError:
+        raise
     except Exception as error:  # the hub's client raises many kinds of errors when a download fails
         if weights != "imagenet":
             raise
@@ -78,9 +80,12 @@ def make_module(
     if options.compile:
         model.compile()  # in place, so that a checkpoint's keys stay the same
     classes = len(class_names(options.data.model_dump()))
-    heads = None
+    outputs = 1 if classes == 2 else classes
+    auxiliary, deep_supervision = None, None
     if options.model.auxiliary:
-        heads = AuxiliaryHeads(cast(list[int], model.net.encoder.out_channels), 1 if classes == 2 else classes)
+        auxiliary = AuxiliaryHeads(cast(list[int], model.net.encoder.out_channels), outputs)
+    if options.model.deep_supervision:
+        deep_supervision = MaskHeads(model.net.decoder.node_channels, outputs)
     return SegmentationModule(
         model,
         make_loss(options.loss, classes, class_weights=class_weights, boundary_weight=options.boundary_weight),
@@ -90,7 +95,8 @@ def make_module(
         hyper_parameters=hyper_parameters(options, view, class_weights),
         view=view,
         skip_nonfinite=options.guards.nonfinite_loss == "skip",
-        auxiliary=heads,
+        auxiliary=auxiliary,
+        deep_supervision=deep_supervision,
     )
 
 
@@ -136,6 +142,7 @@ def hyper_parameters(
         "class_weights": class_weights,
         "boundary_weight": options.boundary_weight,
         "auxiliary": options.model.auxiliary,
+        "deep_supervision": options.model.deep_supervision,
         "seed": options.seed,
     }
 
@@ -143,11 +150,12 @@ def hyper_parameters(
 def segmenter_arguments(options: Train) -> dict[str, Any]:
     """Return the arguments of Segmenter.
 
-    They are without the encoder's first weights, as a checkpoint has weights of its own, and without the auxiliary
-    heads, which only training has.
+    They are without the encoder's first weights, as a checkpoint has weights of its own, and without the heads of deep
+    supervision, which only training has.
     """
+    of_training = {"weights", "strict_weights", "freeze_encoder", "auxiliary", "deep_supervision"}
     return {
-        **options.model.model_dump(exclude={"weights", "strict_weights", "freeze_encoder", "auxiliary"}),
+        **options.model.model_dump(exclude=of_training),
         "classes": len(class_names(options.data.model_dump())),
         "in_channels": options.data.channels or 3,
         "channels_last": options.channels_last,

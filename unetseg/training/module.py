@@ -18,7 +18,7 @@ from unetseg.errors import UserError
 from unetseg.evaluation.calibration import confidence_counts
 from unetseg.evaluation.metrics import SegmentationScores, image_counts
 from unetseg.evaluation.whole import answer
-from unetseg.model.auxiliary import AuxiliaryHeads
+from unetseg.model.auxiliary import AuxiliaryHeads, MaskHeads
 from unetseg.model.segmenter import class_map
 from unetseg.training.optimization import Optimization
 
@@ -41,6 +41,7 @@ class SegmentationModule(L.LightningModule):
         auxiliary: heads on the encoder's features, whose loss is added while training. It is the mean over the heads,
             so that together they weigh as much as the model's own output; the heads weigh equally, as in U-Net++'s deep
             supervision (Zhou et al. 2018).
+        deep_supervision: heads on the decoder's features, likewise.
 
     Examples:
         >>> from unetseg.model import Segmenter
@@ -62,10 +63,12 @@ class SegmentationModule(L.LightningModule):
         view: View | None = None,
         skip_nonfinite: bool = False,
         auxiliary: AuxiliaryHeads | None = None,
+        deep_supervision: MaskHeads | None = None,
     ):
         super().__init__()
         self.save_hyperparameters(hyper_parameters or {}, logger=False)
-        self.model, self.loss, self.classes, self.auxiliary = model, loss, classes, auxiliary
+        self.model, self.loss, self.classes = model, loss, classes
+        self.auxiliary, self.deep_supervision = auxiliary, deep_supervision
         self.lr, self.optimization, self.skip_nonfinite = lr, optimization or Optimization(), skip_nonfinite
         self.view = view or View()
         self.steps: float = 0
@@ -78,15 +81,20 @@ class SegmentationModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return the loss of a batch, and count its pixels; None if the batch is left out."""
         before = [buffer.clone() for buffer in self.model.buffers()] if self.skip_nonfinite else []
-        if self.auxiliary is None:
+        if self.auxiliary is None and self.deep_supervision is None:
             loss, counts = self._step(batch, self.model(batch.images))
         else:
-            logits, features = self.model(batch.images, with_features=True)
+            logits, features, nodes = self.model(batch.images, with_features=True)
             loss, counts = self._step(batch, logits)
-            by_head = [self.loss(of_head, batch.masks) for of_head in self.auxiliary(features, batch.masks.shape[-2:])]
-            auxiliary_loss = torch.stack(by_head).mean()
-            self.log("train/auxiliary_loss", auxiliary_loss)
-            loss = loss + auxiliary_loss
+            for name, heads, own in (
+                ("auxiliary", self.auxiliary, features),
+                ("deep_supervision", self.deep_supervision, nodes),
+            ):
+                if heads is not None:
+                    by_head = [self.loss(of_head, batch.masks) for of_head in heads(own, batch.masks.shape[-2:])]
+                    mean = torch.stack(by_head).mean()
+                    self.log(f"train/{name}_loss", mean)
+                    loss = loss + mean
         self.log("train/loss", loss, prog_bar=True)
         if self.skip_nonfinite and not loss.isfinite():  # the same on all processes: the loss is of their whole batch
             with torch.no_grad():
