@@ -148,6 +148,8 @@ def test_a_dose_without_a_meaning_is_refused(dose, others, reason):
 def test_a_kind_that_cant_withhold_its_features_refuses_the_flow_and_says_why(skip):
     with pytest.raises(ValueError, match=f"skip_flow=backward at level 2: skip={skip} doesn't have it: "):
         SkipUnet("resnet18", skip=skip, skip_flow=["both", "backward", "both", "both"], weights=None)
+    with pytest.raises(UserError, match=f"at each level whose skip is {skip}"):
+        compose("train", Train, ["data=synthetic", f"model.skip={skip}", "model.skip_flow=[both,backward,both,both]"])
     given, fitting = f"[none,none,none,{skip}]", "[backward,backward,backward,both]"
     if skip not in FUSED:
         given, fitting = skip, "both"

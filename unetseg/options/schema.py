@@ -119,13 +119,12 @@ class Model(Section):
     @model_validator(mode="after")
     def _flow_is_the_kinds(self) -> Model:
         kinds, flows = (v if isinstance(v, list) else [v] * LEVELS for v in (self.skip, self.skip_flow))
-        reasons = {kind: why_not_withheld(kind, flow) for kind, flow in zip(kinds, flows, strict=True)}
-        if found := [f"{kind} ({reason})" for kind, reason in reasons.items() if reason]:
-            fitting = [
-                "both" if why_not_withheld(kind, flow) else flow for kind, flow in zip(kinds, flows, strict=True)
-            ]
+        levels = [(kind, flow, why_not_withheld(kind, flow)) for kind, flow in zip(kinds, flows, strict=True)]
+        if reasons := {kind: reason for kind, _, reason in levels if reason}:
+            fitting = ["both" if reason else flow for _, flow, reason in levels]
+            accepted = ", ".join(f"{kind} ({reason})" for kind, reason in reasons.items())
             raise rejected(
-                f"skip_flow=both or forward at each level whose skip is {', '.join(found)}",
+                f"skip_flow=both or forward at each level whose skip is {accepted}",
                 f"model.skip_flow={format_value(fitting if len({*fitting}) > 1 else fitting[0])}",
             )
         return self
