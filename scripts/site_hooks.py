@@ -28,6 +28,7 @@ NEW = {
             "gradients.routes_every_n_steps",
             "model.auxiliary",
         ),
+        *("model.skip_scale", "model.stem_skip", "freeu"),
         *("model.skip_gradient", "model.strict_weights", "model.freeze_encoder", "class_weights", "boundary_weight"),
         *(f"optimizer.{name}" for name in ("name", "encoder_lr_factor", "arguments", "schedule", "warmup_epochs")),
         *("optimizer.patience", "optimizer.ema", "early_stopping", "find_lr", "data.bands"),

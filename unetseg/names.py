@@ -16,6 +16,8 @@ FUSED = ("concat", "add", "attention", "placebo", "none")
 SKIPS = (*FUSED, "nested", "full")
 """These, and those that are decoders of all levels."""
 FLOWS = ("both", "forward", "backward")
+SCALES = ("kappa", "learned")
+"""The ways to scale what the long skips carry that have names."""
 LOSSES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("dice", "bce", "bce_dice", "cross_entropy"), ()),
     "focal": ("gamma",),
@@ -62,6 +64,11 @@ PETS_ROOT = Path("data/oxford-iiit-pet")
 def has_gradient(skip: str, flow: str) -> bool:
     """Return whether the whole gradient of a long skip comes back by it, so that there is something to multiply."""
     return skip not in ("placebo", "none") and flow == "both"
+
+
+def has_features(skip: str, flow: str) -> bool:
+    """Return whether a long skip carries the encoder's features, so that there is something to scale."""
+    return skip not in ("placebo", "none") and flow != "backward"
 
 
 def nearest_first(wanted: str, names: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ from unetseg.options.schema import Train
 NAMES = [*COMMANDS, *OWN]
 TYPED = [
     ("unetseg tr", {"train"}),
-    ("unetseg train model.skip", {"model.skip=", "model.skip_flow=", "model.skip_gradient="}),
+    ("unetseg train model.skip", {"model.skip=", "model.skip_flow=", "model.skip_gradient=", "model.skip_scale="}),
     ("unetseg train model.skip=", {"concat", "add", "attention", "placebo", "none", "nested", "full"}),
     ("unetseg train seed=3 model.skip_flow=b", {"both", "backward"}),
     ("unetseg train data=", {"folder", "hf", "pets", "synthetic"}),

@@ -104,6 +104,8 @@ SETTINGS = [
     {"skip": "attention", "skip_flow": "backward"},
     {"skip": ["concat", "add", "attention", "concat"], "skip_gradient": [0.5, 0.5, 2, 0]},
     {"skip": "none"},
+    {"skip": "attention", "skip_scale": "learned"},
+    {"skip": "full", "skip_scale": "kappa"},
     {"short_skips": False, "normalisation": "none"},
     {"encoder": "densenet121", "skip": "add"},
 ]

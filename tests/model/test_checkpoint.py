@@ -45,6 +45,8 @@ WRONG = [
     ("model", "skip_gradient", -1),
     ("model", "skip_gradient", float("nan")),
     ("model", "skip_gradient", True),
+    ("model", "skip_scale", 0),
+    ("model", "skip_scale", ["learned"] * 4),
     ("model", "classes", 10**9),
     ("model", "classes", 2.0),
     ("model", "classes", True),

@@ -53,6 +53,7 @@ A U-Net for semantic segmentation, by unetseg.
 | long skips, finest first | {{ skip }} |
 | what they let through | {{ skip_flow }} |
 | factor on the gradient that they bring back | {{ skip_gradient }} |
+| factor on the features that they carry | {{ skip_scale }} |
 | short skips | {{ arguments.short_skips }} |
 | output channels | {{ arguments.classes }} |
 | data | {{ dataset }} |
@@ -75,6 +76,7 @@ class HubFolder(SMPHubMixin):
     skip: list[str]
     skip_flow: list[str]
     skip_gradient: list[float]
+    skip_scale: list[float | str]
 
     def save_pretrained(self, save_directory: str | Path, **named: Any) -> str | None:
         """Write config.json, model.safetensors and, unless there is one, README.md, the model card.
@@ -178,7 +180,8 @@ class HubFolder(SMPHubMixin):
     def is_smp_unet(self) -> bool:
         """Whether smp.Unet is the same network."""
         plain = self.config["short_skips"] and self.config["normalisation"] == "batch"
-        whole = self.skip_flow == ["both"] * LEVELS and self.skip_gradient == [1.0] * LEVELS
+        untouched = self.skip_gradient == [1.0] * LEVELS and self.skip_scale == [1.0] * LEVELS
+        whole = self.skip_flow == ["both"] * LEVELS and untouched
         return plain and whole and self.skip == ["concat"] * LEVELS
 
     def generate_model_card(
@@ -200,6 +203,7 @@ class HubFolder(SMPHubMixin):
             skip=", ".join(self.skip),
             skip_flow=", ".join(self.skip_flow),
             skip_gradient=", ".join(f"{dose:g}" for dose in self.skip_gradient),
+            skip_scale=", ".join(scale if isinstance(scale, str) else f"{scale:g}" for scale in self.skip_scale),
             dataset=dataset or "not stated",
             metrics=f"```json\n{json.dumps(metrics, indent=2)}\n```" if metrics else "Not stated.",
             preprocessing=config["_preprocessing"],

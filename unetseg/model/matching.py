@@ -15,7 +15,12 @@ TOLERANCE = 0.01
 
 
 def matched_channels(
-    encoder: nn.Module, channels: Sequence[int], skip: Sequence[str], normalisation: str, classes: int
+    encoder: nn.Module,
+    channels: Sequence[int],
+    skip: Sequence[str],
+    normalisation: str,
+    classes: int,
+    others: int = 0,
 ) -> tuple[list[int], float]:
     """Return `channels`, scaled so that the network has the parameters of concat at every level, and the scale.
 
@@ -25,6 +30,7 @@ def matched_channels(
         skip: kind of each level's fusion, finest first.
         normalisation: "batch" or "none".
         classes: output channels of the head.
+        others: parameters of the network that concat's has not, and that no width of the decoder changes.
 
     Raises:
         ValueError: no widths come within TOLERANCE of that number.
@@ -47,7 +53,7 @@ def matched_channels(
     for _ in range(20):  # bisection, as the size grows with the scale
         scale = (low * high) ** 0.5
         widths = [max(1, round(scale * width)) for width in channels]
-        parameters = size(widths, skip, scale)
+        parameters = size(widths, skip, scale) + others
         if parameters == wanted:
             break
         low, high = (scale, high) if parameters < wanted else (low, scale)

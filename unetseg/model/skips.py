@@ -77,6 +77,7 @@ class Fusion(nn.Module, ABC):
     Attributes:
         out_channels: width of the result.
         carries_features: whether the encoder's features can change the result.
+        scale: multiplies what flows through the skip, see `unetseg.model.controls`.
 
     Examples:
         >>> fusion = FUSIONS["concat"](deep_channels=8, skip_channels=4)
@@ -89,10 +90,11 @@ class Fusion(nn.Module, ABC):
         self.flow, self.gradient = flow, gradient
         self.out_channels = deep_channels
         self.carries_features = flow != "backward"
+        self.scale: nn.Module = nn.Identity()
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Map BxDxHxW and BxSxHxW to Bx(out_channels)xHxW."""
-        return self.fuse(deep, dosed(FLOWS[self.flow](skip), self.gradient))
+        return self.fuse(deep, self.scale(dosed(FLOWS[self.flow](skip), self.gradient)))
 
     @abstractmethod
     def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ def remarks(source: Source, model: Segmenter, classes: Sequence[str], *, encoder
     there, here = (cast(dict[str, Any], net.config) for net in (source.net, model.net))
     pairs = {name: (there[name], here[name]) for name in ("encoder", "short_skips", "normalisation")}
     if not encoder_only:
-        for name in ("skip", "skip_flow", "skip_gradient"):
+        for name in ("skip", "skip_flow", "skip_gradient", "skip_scale"):
             pairs[name] = (_per_level(getattr(source.net, name)), _per_level(getattr(model.net, name)))
         pairs["classes"] = (", ".join(source.classes or ["not stated"]), ", ".join(classes))
     pairs["channels"] = (there["in_channels"], here["in_channels"])

@@ -16,12 +16,13 @@ from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
 from torch import Tensor, nn
 
+from unetseg.model.controls import make_scales, scales_of
 from unetseg.model.encoders import make_encoder
 from unetseg.model.hub import HubFolder
 from unetseg.model.matching import matched_channels
 from unetseg.model.skips import Fusion
 from unetseg.model.topologies import make_decoder
-from unetseg.names import FLOWS, FUSED, LEVELS, SKIPS, has_gradient, nearest_first
+from unetseg.names import FLOWS, FUSED, LEVELS, SCALES, SKIPS, has_features, has_gradient, nearest_first
 
 
 class SkipUnet(nn.Module, HubFolder):
@@ -42,6 +43,10 @@ class SkipUnet(nn.Module, HubFolder):
             bit; above 1 the skip is heard louder. A negative one would send the encoder up the loss by that path, and
             be no dose of what the skip brings. Other numbers than 1 need a level that has such a gradient: concat, add
             or attention, with skip_flow="both".
+        skip_scale: what the features that a long skip carries are multiplied with: a number above 0, or a list, finest
+            first; "kappa", 0.7^(level - 1), or "learned", of the levels with features, see `unetseg.model.controls`. It
+            multiplies the gradient that
+            comes back as well, beside skip_gradient. 1 is the network as it is, to the last bit.
         weights: "imagenet" downloads the encoder's weights by smp; None starts from random ones. Files are read by
             `unetseg.model.weights.load_encoder`.
         match_parameters: scale the decoder's widths until the network has the parameters of skip="concat", within 1 %.
@@ -55,7 +60,7 @@ class SkipUnet(nn.Module, HubFolder):
 
     Raises:
         ValueError: an unknown kind, a list of the wrong length, a DenseNet without short skips or normalisation, a
-            skip_gradient at a level that has no such gradient.
+            skip_gradient at a level that has no such gradient, a skip_scale at one that carries no features.
 
     Examples:
         >>> import torch
@@ -71,6 +76,7 @@ class SkipUnet(nn.Module, HubFolder):
         skip: str | Sequence[str] = "concat",
         skip_flow: str | Sequence[str] = "both",
         skip_gradient: float | Sequence[float] = 1.0,
+        skip_scale: str | float | Sequence[float] = 1.0,
         match_parameters: bool = False,
         weights: str | None = "imagenet",
         short_skips: bool = True,
@@ -84,18 +90,22 @@ class SkipUnet(nn.Module, HubFolder):
         self.skip = _per_level(skip, SKIPS if isinstance(skip, str) else FUSED, "skip")
         self.skip_flow = _per_level(skip_flow, FLOWS, "skip_flow")
         self.skip_gradient = _doses(skip_gradient, self.skip, self.skip_flow)
+        self.skip_scale = _scales(skip_scale, self.skip, self.skip_flow)
         self.encoder = make_encoder(
             encoder, in_channels=in_channels, weights=weights, short_skips=short_skips, normalisation=normalisation
         )
         if initialisation == "glorot":  # before the decoder draws, so that the encoder is the same with every skip kind
             _glorot(self.encoder)
+        encoder_channels = cast(Sequence[int], self.encoder.out_channels)
+        scales = make_scales(encoder_channels[1:-1], self.skip_scale)
         scale = 1.0
         if match_parameters:
+            calibrations = sum(p.numel() for part in scales for p in part.parameters())
             decoder_channels, scale = matched_channels(
-                self.encoder, decoder_channels, self.skip, normalisation, classes
+                self.encoder, decoder_channels, self.skip, normalisation, classes, calibrations
             )
         self.decoder = make_decoder(
-            cast(Sequence[int], self.encoder.out_channels),
+            encoder_channels,
             decoder_channels,
             self.skip,
             self.skip_flow,
@@ -109,6 +119,8 @@ class SkipUnet(nn.Module, HubFolder):
         if initialisation == "glorot":
             _glorot(self.decoder)
             _glorot(self.segmentation_head)
+        for fusion, own in zip(self.fusions, scales, strict=True):  # last: no initialisation is of these
+            fusion.scale = own
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images, BxCxHxW float, to logits, BxKxHxW float."""
@@ -155,3 +167,22 @@ def _doses(value: float | Sequence[float], skip: Sequence[str], flow: Sequence[s
                 "concat, add and attention with skip_flow=both have a gradient to multiply"
             )
     return doses
+
+
+def _scales(value: str | float | Sequence[float], skip: Sequence[str], flow: Sequence[str]) -> list[float | str]:
+    """Return skip_scale as a number or "learned" a level, finest first; raise a ValueError where one has no meaning."""
+    scales = scales_of(value) if not isinstance(value, str) or value in SCALES else []
+    numbers = [scale for scale in scales if not isinstance(scale, str)]
+    if len(scales) != LEVELS or not all(math.isfinite(scale) and scale > 0 for scale in numbers):
+        accepted = f"{', '.join(SCALES)}, a number above 0, or a list of {LEVELS} numbers, finest first"
+        raise ValueError(f"skip_scale={value!r}: accepted are {accepted}")
+    carry = [has_features(kind, flows) for kind, flows in zip(skip, flow, strict=True)]
+    if isinstance(value, str) and any(carry):
+        scales = [scale if there else 1.0 for scale, there in zip(scales, carry, strict=True)]
+    for level, (there, scale) in enumerate(zip(carry, scales, strict=True), start=1):
+        if scale != 1 and not there:
+            raise ValueError(
+                f"skip_scale={value!r} at level {level}: with skip={skip[level - 1]}, skip_flow={flow[level - 1]} it "
+                "has to be 1, as there are no features to multiply"
+            )
+    return scales

@@ -18,13 +18,22 @@ from unetseg.names import (
     LEVELS,
     LOSSES,
     RESNETS,
+    SCALES,
     SKIPS,
     class_names,
+    has_features,
     has_gradient,
 )
 from unetseg.options.data_schema import Folder, HuggingFace, Pets, Synthetic
 from unetseg.options.loss import check_loss_for_classes, checked_boundary_weight, checked_class_weights, checked_loss
-from unetseg.options.messages import dose_per_level, format_value, one_of, one_or_per_level, rejected
+from unetseg.options.messages import (
+    dose_per_level,
+    format_value,
+    one_of,
+    one_or_per_level,
+    rejected,
+    scale_per_level,
+)
 from unetseg.options.section import Section, Text
 from unetseg.options.starting_weights import are_of_a_whole_encoder, check_weights
 from unetseg.options.trainer import check_trainer
@@ -53,6 +62,10 @@ class Model(Section):
     skip_gradient: float | list[float] = Field(
         description="what the gradient that comes back by a long skip is multiplied with: 0 (as skip_flow=forward) ... "
         "1 (as both) or more, or one number per level, finest first"
+    )
+    skip_scale: str | float | list[float] = Field(
+        description="what a long skip's features are multiplied with: 1, a number above 0, or one per level, finest "
+        "first | kappa: 0.7^(level - 1) | learned: a small network's factor for each channel (ScaleLong)"
     )
     auxiliary: bool = Field(
         description="true: while training a head on each level's encoder features predicts the mask, too (deep "
@@ -83,6 +96,11 @@ class Model(Section):
     def _skip_gradient(cls, value: object) -> float | list[float]:
         return dose_per_level(value, "model.skip_gradient")
 
+    @field_validator("skip_scale", mode="before")
+    @classmethod
+    def _skip_scale(cls, value: object) -> str | float | list[float]:
+        return scale_per_level(value, SCALES, "model.skip_scale")
+
     @field_validator("weights")
     @classmethod
     def _weights(cls, value: str | None) -> str | None:
@@ -110,6 +128,21 @@ class Model(Section):
                 "skip_gradient=1 at each level whose skip is placebo or none, or whose skip_flow is not both: there is "
                 "no gradient of the skip to multiply",
                 f"model.skip_gradient={format_value(fitting)}",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scale_has_features(self) -> Model:
+        kinds, flows = (value if isinstance(value, list) else [value] * LEVELS for value in (self.skip, self.skip_flow))
+        carry = [has_features(str(kind), str(flow)) for kind, flow in zip(kinds, flows, strict=True)]
+        named = isinstance(self.skip_scale, str)
+        scales = self.skip_scale if isinstance(self.skip_scale, list) else [self.skip_scale] * LEVELS
+        fitting = [scale if there else 1.0 for scale, there in zip(scales, carry, strict=True)]
+        if (not any(carry)) if named else fitting != scales:
+            raise rejected(
+                "skip_scale=1 at each level whose skip is placebo or none, or whose skip_flow is backward: there are "
+                "no features to multiply",
+                f"model.skip_scale={'1' if named else format_value(fitting)}",
             )
         return self
 

@@ -1,0 +1,123 @@
+"""Doses and controls of the long skips: their scale, other levels' features, other pictures' features."""
+
+import math
+
+import pytest
+import torch
+
+from unetseg.gradients import GradientFlow
+from unetseg.model import SkipUnet
+from unetseg.model.controls import KAPPA, Calibration
+
+CARRYING = ("concat", "add", "attention", "nested", "full")
+
+
+def net_of(skip: str | list[str] = "concat", **options) -> SkipUnet:
+    torch.manual_seed(0)
+    return SkipUnet("resnet18", skip=skip, weights=None, **options)
+
+
+def shares(net: SkipUnet) -> dict[str, float]:
+    """Return the skip share of each level on fixed pictures."""
+    torch.manual_seed(1)
+    with GradientFlow(net) as flow:
+        net(torch.randn(3, 3, 64, 64)).square().mean().backward()
+    return {record.block: record.value for record in flow.read() if record.metric == "skip_share"}
+
+
+@pytest.mark.parametrize("skip", CARRYING)
+def test_a_constant_scale_multiplies_the_features_wherever_the_decoder_uses_them(skip):
+    scales = [1, 0.5, 0.25, 2]
+    plain, scaled = net_of(skip).eval(), net_of(skip, skip_scale=scales).eval()
+    features = plain.encoder(torch.randn(2, 3, 64, 64))
+    by_hand = [features[0], *(f * s for f, s in zip(features[1:-1], scales, strict=True)), features[-1]]
+    torch.testing.assert_close(scaled.decode(features), plain.decode(by_hand))
+    assert not torch.equal(scaled.decode(features), plain.decode(features))
+
+
+@pytest.mark.parametrize("skip", CARRYING)
+def test_the_scale_leaves_every_weight_as_the_seed_draws_it(skip):
+    plain, scaled = net_of(skip).state_dict(), net_of(skip, skip_scale="learned").state_dict()
+    assert all(torch.equal(value, scaled[name]) for name, value in plain.items())
+    assert all(".scale." in name for name in scaled.keys() - plain.keys())
+    assert len(scaled.keys() - plain.keys()) == 4 * 4
+
+
+def test_at_1_there_is_no_operation():
+    fusion = net_of().fusions[0]
+    features = torch.randn(1, 64, 4, 4)
+    assert fusion.scale(features) is features
+
+
+def test_kappa_is_a_power_by_the_level_that_leaves_the_finest_as_it_is():
+    """Huang et al. 2023: kappa^(i - 1), where i = 1 is the long skip next to the input, as in their code."""
+    net = net_of(skip_scale="kappa")
+    assert net.skip_scale == [KAPPA**0, KAPPA**1, KAPPA**2, KAPPA**3]
+    assert isinstance(net.fusions[0].scale, torch.nn.Identity)
+    assert [fusion.scale.factor for fusion in net.fusions[1:]] == net.skip_scale[1:]
+
+
+def test_a_learned_scale_is_the_squeeze_and_excitation_written_out():
+    torch.manual_seed(0)
+    scale = Calibration(32).double()
+    features = torch.randn(2, 32, 5, 3, dtype=torch.float64)
+    state = {name: value.tolist() for name, value in scale.state_dict().items()}
+    assert (len(state["squeeze.weight"]), len(state["excite.weight"])) == (2, 32)
+    expected = torch.empty_like(features)
+    for b in range(2):
+        means = [float(features[b, c].sum()) / 15 for c in range(32)]
+        hidden = []
+        for row, bias in zip(state["squeeze.weight"], state["squeeze.bias"], strict=True):
+            hidden.append(max(0.0, sum(w * m for w, m in zip(row, means, strict=True)) + bias))
+        for c, (row, bias) in enumerate(zip(state["excite.weight"], state["excite.bias"], strict=True)):
+            logit = sum(w * h for w, h in zip(row, hidden, strict=True)) + bias
+            expected[b, c] = features[b, c] / (1 + math.exp(-logit))
+    torch.testing.assert_close(scale(features), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(scale(features) / features, torch.full_like(features, 0.5), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("flow", ["both", "forward"])
+@pytest.mark.parametrize("skip", CARRYING)
+def test_every_weight_of_a_learned_scale_gets_a_gradient(skip, flow):
+    net = net_of(skip, skip_scale="learned", skip_flow=flow)
+    net(torch.randn(2, 3, 32, 32)).square().mean().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+    assert all(fusion.scale.excite.weight.grad.any() for fusion in net.fusions)
+
+
+def test_flow_and_dose_come_before_the_scale():
+    """The features are scaled, and the gradient is multiplied by dose and scale; forward lets none back."""
+    net = net_of(skip_scale=0.5, skip_gradient=[0.25, 1, 1, 1], skip_flow=["both", "forward", "both", "both"])
+    skip = torch.ones(1, 64, 2, 2, requires_grad=True)
+    net.fusions[0](torch.zeros(1, 64, 2, 2), skip).sum().backward()
+    assert skip.grad.flatten().tolist() == [0.125] * 256
+    assert not net.fusions[1](torch.zeros(1, 128, 2, 2), skip).requires_grad
+
+
+def test_a_smaller_scale_makes_a_smaller_skip_share():
+    small, whole = shares(net_of(skip_scale=0.01)), shares(net_of())
+    assert all(abs(small[level]) < abs(whole[level]) for level in whole)
+
+
+@pytest.mark.parametrize("skip", CARRYING)
+def test_equal_size_counts_the_learned_scale(skip):
+    with torch.device("meta"):
+        wanted = sum(p.numel() for p in SkipUnet("resnet50", weights=None).parameters())
+        net = SkipUnet("resnet50", skip=skip, weights=None, skip_scale="learned", match_parameters=True)
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(wanted, rel=0.01)
+
+
+@pytest.mark.parametrize(("scale", "others", "reason"), [
+    (0, {}, "a number above 0"), ("kapa", {}, "kappa, learned"), ([1, 1], {}, "a list of 4"),
+    (float("inf"), {}, "a number above 0"), ("kappa", {"skip": "none"}, "level 2: with skip=none"),
+    ("learned", {"skip": "placebo"}, "level 1: with skip=placebo"), (2, {"skip_flow": "backward"}, "no features"),
+])  # fmt: skip
+def test_a_scale_without_a_meaning_is_refused(scale, others, reason):
+    with pytest.raises(ValueError, match=reason):
+        net_of(**{"skip": "concat", "skip_scale": scale} | others)
+
+
+def test_a_name_is_of_the_levels_with_features():
+    net = net_of(["none", "concat", "placebo", "concat"], skip_scale="learned", skip_flow=["both"] * 3 + ["backward"])
+    assert net.skip_scale == [1, "learned", 1, 1]
+    assert [isinstance(fusion.scale, Calibration) for fusion in net.fusions] == [False, True, False, False]
