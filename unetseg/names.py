@@ -13,7 +13,7 @@ DENSENETS = ("densenet121", "densenet161", "densenet169", "densenet201")
 ENCODERS = RESNETS + DENSENETS
 FUSED = ("concat", "add", "attention", "placebo", "none")
 """The kinds of long skips that a level can have."""
-SKIPS = (*FUSED, "nested", "full")
+SKIPS = (*FUSED, "nested", "full", "permuted")
 """These, and those that are decoders of all levels."""
 FLOWS = ("both", "forward", "backward")
 SCALES = ("kappa", "learned")

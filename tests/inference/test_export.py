@@ -106,6 +106,7 @@ SETTINGS = [
     {"skip": "none"},
     {"skip": "attention", "skip_scale": "learned"},
     {"skip": "full", "skip_scale": "kappa"},
+    {"skip": "permuted"},
     {"short_skips": False, "normalisation": "none"},
     {"encoder": "densenet121", "skip": "add"},
 ]

@@ -165,6 +165,12 @@ class Attention(Concat):
         return super().fuse(deep, self.gate(deep, skip) * skip)
 
 
+def of_width(features: Tensor, channels: int) -> Tensor:
+    """Return the features repeated, or cut, along the channels: BxDxHxW to Bx(channels)xHxW."""
+    repeats = -(-channels // features.shape[1])
+    return features.repeat(1, repeats, 1, 1)[:, :channels]
+
+
 class Placebo(Concat):
     """Concat's size without its information: the deep features stand in for the skip.
 
@@ -183,8 +189,7 @@ class Placebo(Concat):
 
     def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Return Bx(D+S)xHxW."""
-        repeats = -(-self.skip_channels // deep.shape[1])
-        return super().fuse(deep, deep.repeat(1, repeats, 1, 1)[:, : self.skip_channels])
+        return super().fuse(deep, of_width(deep, self.skip_channels))
 
 
 class NoSkip(Fusion):

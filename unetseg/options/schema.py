@@ -54,7 +54,7 @@ class Model(Section):
     )
     skip: str | list[str] = Field(
         description="long skips: concat | add | attention | placebo | none, or one per level, finest first; or nested "
-        "(U-Net++) | full (U-Net 3+), of all levels"
+        "(U-Net++) | full (U-Net 3+) | permuted (concat of another level's features), of all levels"
     )
     skip_flow: str | list[str] = Field(
         description="both | forward (no gradient) | backward (no features), or one per level, finest first"
