@@ -49,6 +49,7 @@ TABLES = {
     "gradient_flow.csv": (("kind", "block", "metric"), ("step", "epoch", "value")),
     "lesion.csv": (("cut", "levels"), ("iou_loss", "boundary_iou_loss")),
     "shapley.csv": (("cut", "level"), ("iou", "boundary_iou")),
+    "freeu.csv": (("part", "levels"), ("b", "s", "iou_difference", "boundary_iou_difference")),
 }
 """The tables of a run that are read, each with its required columns: of text, and of numbers."""
 NUMBERS = ("parameters", "flops", "activation_memory", "images_per_second")
@@ -370,7 +371,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _check_tables(run: RunFolder, summary: dict[str, Any]) -> None:
     """Raise Damaged if a table lacks required columns, or is shorter than the run's summary says."""
     paths = [path for name in TABLES if (path := run.path / name).exists()]
-    paths += [path for name in ("lesion.csv", "shapley.csv") for path in run.path.glob(f"evaluation/*/{name}")]
+    paths += [
+        path for name in ("lesion.csv", "shapley.csv", "freeu.csv") for path in run.path.glob(f"evaluation/*/{name}")
+    ]
     for path in paths:
         name = path.relative_to(run.path)
         table = _read_table(path, str(name))

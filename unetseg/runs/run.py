@@ -215,6 +215,11 @@ class Evaluation(Results):
         """Return each level's Shapley value, as `lesion` otherwise."""
         return self._table("shapley.csv")
 
+    @cached_property
+    def freeu(self) -> pd.DataFrame:
+        """Return how FreeU's factors change the scores; without rows unless it was asked for (freeu=[b,s])."""
+        return self._table("freeu.csv")
+
     def _table(self, name: str) -> pd.DataFrame:
         path = self.folder / name
         with _named_if_damaged(path):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SPARE = ("images/s", "Dice", "weights", "per image", "time", "encoder", "boundary")
 """Columns of the runs that are left out where they don't fit, the first ones first."""
 SPARE_OF_CLASSES = ("Dice", "pixels", "precision", "recall")
-WORDS = ("skip", "encoder", "group", "class", "cut by")
+WORDS = ("skip", "encoder", "group", "class", "cut by", "weighed")
 """Columns of words."""
 LESION_SCORES = (("IoU", "iou"), ("boundary", "boundary_iou"))
 PACKAGES = ("torch", "torchvision", "lightning", "segmentation-models-pytorch", "albumentations", "numpy")
@@ -143,6 +143,21 @@ def show_lesions(tables: dict[str, pd.DataFrame]) -> None:
             level = row["levels"] if alone else "all"
             rows.append({"cut by": row["cut"], "level": level, f"{title} lost": lost, f"{title} Shapley": share})
         _print_table("what this model loses without its long skips (95 % over the images)", rows)
+
+
+def show_freeu(table: pd.DataFrame) -> None:
+    """Print how the scores change where the deep path, the long skips or both are weighed by FreeU's factors."""
+    rows = [
+        {
+            "weighed": row["part"],
+            "levels": row["levels"],
+            "b": f"{row['b']:g}",
+            "s": f"{row['s']:g}",
+            **{f"{title} change": _with_interval(row, f"{name}_difference") for title, name in LESION_SCORES},
+        }
+        for _, row in table[table.part != "none"].iterrows()
+    ]
+    _print_table("what FreeU changes: the score less the untouched network's (95 % over the images)", rows)
 
 
 def show_path_lengths(table: pd.DataFrame) -> None:
