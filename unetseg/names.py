@@ -11,7 +11,7 @@ from typing import Any
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 DENSENETS = ("densenet121", "densenet161", "densenet169", "densenet201")
 ENCODERS = RESNETS + DENSENETS
-FUSED = ("concat", "add", "attention", "placebo", "none")
+FUSED = ("concat", "add", "attention", "placebo", "shuffled", "none")
 """The kinds of long skips that a level can have."""
 SKIPS = (*FUSED, "nested", "full", "permuted")
 """These, and those that are decoders of all levels."""

@@ -157,9 +157,10 @@ def _prepare(options: Train) -> tuple[SegmentationData, SegmentationModule, Trai
 
     L.seed_everything(options.seed, workers=True, verbose=False)
     skip_unreadable = options.guards.unreadable_image == "skip"
-    normalised = options.model.normalisation == "batch"
+    # a picture alone in a batch can neither be normalised nor get another one's features
+    needs_several = options.model.normalisation == "batch" or "shuffled" in options.model.skip
     data = make_data(
-        options.data.model_dump(), options.seed, skip_unreadable=skip_unreadable, batch_normalisation=normalised
+        options.data.model_dump(), options.seed, skip_unreadable=skip_unreadable, batch_normalisation=needs_several
     )
     module = build.make_module(options, data.measured_view(), build.measured_class_weights(options, data))
     planned = build.make_trainer(options.trainer, [], [], Path(options.output))

@@ -22,7 +22,10 @@ NAMES = [*COMMANDS, *OWN]
 TYPED = [
     ("unetseg tr", {"train"}),
     ("unetseg train model.skip", {"model.skip=", "model.skip_flow=", "model.skip_gradient=", "model.skip_scale="}),
-    ("unetseg train model.skip=", {"concat", "add", "attention", "placebo", "none", "nested", "full", "permuted"}),
+    (
+        "unetseg train model.skip=",
+        {"concat", "add", "attention", "placebo", "shuffled", "none", "nested", "full", "permuted"},
+    ),
     ("unetseg train seed=3 model.skip_flow=b", {"both", "backward"}),
     ("unetseg train data=", {"folder", "hf", "pets", "synthetic"}),
     ("unetseg train compile=", {"true", "false"}),

@@ -121,3 +121,25 @@ def test_a_name_is_of_the_levels_with_features():
     net = net_of(["none", "concat", "placebo", "concat"], skip_scale="learned", skip_flow=["both"] * 3 + ["backward"])
     assert net.skip_scale == [1, "learned", 1, 1]
     assert [isinstance(fusion.scale, Calibration) for fusion in net.fusions] == [False, True, False, False]
+
+
+def test_shuffled_has_concats_weights_and_in_evaluation_its_masks_whatever_the_batch():
+    shuffled, concat = net_of("shuffled"), net_of("concat")
+    assert all(torch.equal(value, concat.state_dict()[name]) for name, value in shuffled.state_dict().items())
+    images = torch.randn(3, 3, 64, 64)
+    assert torch.equal(shuffled.eval()(images), concat.eval()(images))
+    torch.testing.assert_close(shuffled(images[1:2]), shuffled(images)[1:2], rtol=1e-4, atol=1e-5)
+
+
+def test_the_levels_of_a_shuffled_network_draw_apart():
+    net = net_of("shuffled")
+    torch.manual_seed(2)
+    assert len({tuple(fusion.of_another(torch.arange(9)).tolist()) for fusion in net.fusions}) > 1
+
+
+@pytest.mark.parametrize("skip", ["shuffled", "permuted"])
+def test_the_flow_of_the_other_controls_is_split_exactly(skip):
+    """A level's share is what the decoder sends back to its features, for whichever picture and block it was."""
+    found = shares(net_of(skip, skip_flow=["both", "forward", "both", "both"]))
+    assert found["level2"] == 0
+    assert all(found[level] != 0 for level in ("level1", "level3", "level4"))

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unetseg.errors import UserError
+
 FLOWS: dict[str, Callable[[Tensor], Tensor]] = {
     "both": lambda skip: skip,
     "forward": lambda skip: skip.detach(),
@@ -192,6 +194,40 @@ class Placebo(Concat):
         return super().fuse(deep, of_width(deep, self.skip_channels))
 
 
+class Shuffled(Concat):
+    """Concat of another picture's features while training: the right kind of numbers, and nothing of this picture.
+
+    The pictures of a batch pass their features on by a number of places, drawn for each level and step from the
+    process-wide generator, which a run that is resumed finds as it was; so no picture keeps its own. Several devices
+    exchange within the batch of each. The gradient that comes back by the skip is that of another picture's loss. In
+    evaluation a picture has its own features, so that its mask depends on no other picture: a decoder that was trained
+    so has not learned to use what they say of it. What their exchange costs a trained model, a lesion says ("shuffle").
+
+    Raises:
+        UserError: there is one picture alone in a batch of training.
+
+    Examples:
+        >>> Shuffled(1, 1)(torch.zeros(2, 1, 1, 1), torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)).flatten()
+        tensor([0., 2., 0., 1.])
+    """
+
+    def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
+        """Return Bx(D+S)xHxW."""
+        return super().fuse(deep, self.of_another(skip) if self.training else skip)
+
+    def of_another(self, features: Tensor) -> Tensor:
+        """Return the BxSxHxW features of other pictures of the batch."""
+        size = len(features)
+        if size == 1:
+            raise UserError(
+                "skip=shuffled with one picture in a batch of training",
+                accepted="two or more on each device, whose features are exchanged",
+                advice="data.batch_size=8",
+            )
+        places = torch.randint(1, size, (1,), device="cpu")  # the same draws on every kind of device
+        return features[((torch.arange(size, device="cpu") + places) % size).to(features.device)]
+
+
 class NoSkip(Fusion):
     """No long skip: the block sees the deep path alone.
 
@@ -227,5 +263,6 @@ FUSIONS: dict[str, type[Fusion]] = {
     "add": Add,
     "attention": Attention,
     "placebo": Placebo,
+    "shuffled": Shuffled,
     "none": NoSkip,
 }

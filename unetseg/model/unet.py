@@ -34,9 +34,9 @@ class SkipUnet(nn.Module, HubFolder):
 
     Args:
         encoder: a ResNet or DenseNet of smp.
-        skip: concat | add | attention | placebo | none, or a list with one kind for each of the 4 levels, finest first;
-            or nested (U-Net++) | full (U-Net 3+) | permuted (concat of another level's features), which are decoders of
-            all levels.
+        skip: concat | add | attention | placebo | shuffled | none, or a list with one kind for each of the 4 levels,
+            finest first; or nested (U-Net++) | full (U-Net 3+) | permuted (concat of another level's features), which
+            are decoders of all levels.
         skip_flow: both | forward | backward, or a list, see `unetseg.model.skips.FLOWS`; without effect for placebo and
             none, which let nothing through.
         skip_gradient: the dose: what the gradient that comes back by a long skip is multiplied with, a finite number

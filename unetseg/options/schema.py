@@ -53,8 +53,9 @@ class Model(Section):
         description="true: the encoder's weights and statistics stay as they start | N: in the first N epochs | false"
     )
     skip: str | list[str] = Field(
-        description="long skips: concat | add | attention | placebo | none, or one per level, finest first; or nested "
-        "(U-Net++) | full (U-Net 3+) | permuted (concat of another level's features), of all levels"
+        description="long skips: concat | add | attention | placebo | shuffled (concat, in training of another picture's "
+        "features) | none, or one per level, finest first; or nested (U-Net++) | full (U-Net 3+) | permuted (concat of "
+        "another level's features), of all levels"
     )
     skip_flow: str | list[str] = Field(
         description="both | forward (no gradient) | backward (no features), or one per level, finest first"
@@ -328,6 +329,13 @@ class Train(Section):
                 "trainer.strategy=ddp; with others, which share the weights out, no gradient probes",
                 "gradients.every_n_steps=0",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shuffled_pictures_are_several(self) -> Train:
+        kinds = self.model.skip if isinstance(self.model.skip, list) else [self.model.skip]
+        if "shuffled" in kinds and self.data.batch_size == 1 and self.data.global_batch_size is None:
+            raise rejected("data.batch_size=2 or more with skip=shuffled, to exchange features", "data.batch_size=8")
         return self
 
     @model_validator(mode="after")
