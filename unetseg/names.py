@@ -71,6 +71,11 @@ def has_features(skip: str, flow: str) -> bool:
     return skip not in ("placebo", "none") and flow != "backward"
 
 
+def has_stem_skip(finest: str) -> bool:
+    """Return whether there is a long skip of stride 1 of the kind that level 1 has."""
+    return finest in FUSED and finest != "none"
+
+
 def nearest_first(wanted: str, names: Sequence[str]) -> list[str]:
     """Return the names, the most similar to `wanted` first; of two alike, the one with more letters in their place."""
 

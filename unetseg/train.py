@@ -223,7 +223,9 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
             "skip_flow": one_word(options.model.skip_flow),
             "skip_gradient": one_word(options.model.skip_gradient),
             "skip_scale": one_word(options.model.skip_scale),
-            **options.model.model_dump(include={"encoder", "short_skips", "match_parameters", "auxiliary"}),
+            **options.model.model_dump(
+                include={"encoder", "short_skips", "match_parameters", "stem_skip", "auxiliary"}
+            ),
             "data": options.data.name,
             "size": data.view.side,
             "epochs": trainer.current_epoch,

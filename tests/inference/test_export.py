@@ -107,6 +107,7 @@ SETTINGS = [
     {"skip": "attention", "skip_scale": "learned"},
     {"skip": "full", "skip_scale": "kappa"},
     {"skip": "permuted"},
+    {"skip": "add", "stem_skip": True},
     {"short_skips": False, "normalisation": "none"},
     {"encoder": "densenet121", "skip": "add"},
 ]

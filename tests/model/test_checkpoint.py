@@ -46,6 +46,7 @@ WRONG = [
     ("model", "skip_gradient", float("nan")),
     ("model", "skip_gradient", True),
     ("model", "skip_scale", 0),
+    ("model", "stem_skip", 1),
     ("model", "skip_scale", ["learned"] * 4),
     ("model", "classes", 10**9),
     ("model", "classes", 2.0),

@@ -1,12 +1,14 @@
-"""Doses and controls of the long skips: their scale, other levels' features, other pictures' features."""
+"""Doses and controls of the long skips: their scale, other pictures' features, and a skip of stride 1."""
 
 import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from unetseg.evaluation.lesions import levels_to_cut
 from unetseg.gradients import GradientFlow
-from unetseg.model import SkipUnet
+from unetseg.model import Segmenter, SkipUnet
 from unetseg.model.controls import KAPPA, Calibration
 
 CARRYING = ("concat", "add", "attention", "nested", "full")
@@ -143,3 +145,73 @@ def test_the_flow_of_the_other_controls_is_split_exactly(skip):
     found = shares(net_of(skip, skip_flow=["both", "forward", "both", "both"]))
     assert found["level2"] == 0
     assert all(found[level] != 0 for level in ("level1", "level3", "level4"))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (61, 95)], ids=str)
+@pytest.mark.parametrize("skip", ["concat", "add", "attention", "placebo", ["add", "none", "none", "concat"]], ids=str)
+def test_the_stem_skip_fuses_the_picture_itself_in_the_last_block(skip, size):
+    net = net_of(skip, stem_skip=True).eval()
+    features = net.encoder(torch.randn(2, 3, *size))
+    assert net.decode(features).shape[-2:] == size
+    before = features[-1]
+    for block, own in zip(net.decoder.blocks[:-1], features[4:0:-1], strict=True):
+        before = block(before, own)
+    last, picture = net.decoder.blocks[-1], features[0]
+    before = F.interpolate(before, size=size, mode="nearest")
+    expected = last.conv2(last.conv1(net.fusion_of[0].fuse(before, picture)))
+    torch.testing.assert_close(net.decoder(features), expected)
+    assert type(net.fusion_of[0]) is type(net.fusion_of[1])
+    other = [torch.randn_like(picture), *features[1:]]
+    assert torch.equal(net.decode(other), net.decode(features)) == (skip == "placebo")
+
+
+def test_the_stem_skip_concatenates_three_channels_and_changes_no_other_shape():
+    with_stem, without = net_of(stem_skip=True).state_dict(), net_of().state_dict()
+    different = {name for name, value in with_stem.items() if value.shape != without[name].shape}
+    assert with_stem.keys() == without.keys()
+    assert different == {"decoder.blocks.4.conv1.0.weight"}
+    assert with_stem["decoder.blocks.4.conv1.0.weight"].shape == (16, 32 + 3, 3, 3)
+    assert 0 not in net_of().fusion_of
+
+
+@pytest.mark.parametrize("flow", ["both", "forward", "backward"])
+@pytest.mark.parametrize("skip", ["concat", "add", "attention", "placebo", "shuffled"])
+def test_a_stem_skip_leaves_no_parameter_without_a_gradient(skip, flow):
+    with torch.device("meta"):
+        net = net_of(skip, stem_skip=True, skip_flow=flow)
+        net(torch.randn(2, 3, 32, 32)).square().mean().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
+def test_a_picture_of_one_channel_has_an_attention_gate():
+    net = net_of("attention", stem_skip=True, in_channels=1).eval()
+    assert net(torch.zeros(1, 1, 32, 32)).shape == (1, 1, 32, 32)
+
+
+def test_level_0_is_cut_like_any_other_and_has_the_flow_of_level_1():
+    model = Segmenter(classes=2, encoder="resnet18", weights=None, stem_skip=True)
+    assert levels_to_cut(model) == [0, 1, 2, 3, 4]
+    flow = ["backward", "both", "both", "both"]
+    assert levels_to_cut(Segmenter(classes=2, encoder="resnet18", weights=None, stem_skip=True, skip_flow=flow)) == [
+        2,
+        3,
+        4,
+    ]
+
+
+def test_no_gradient_comes_back_by_the_stem_skip():
+    assert [*shares(net_of(stem_skip=True))] == ["level1", "level2", "level3", "level4"]
+
+
+@pytest.mark.parametrize("skip", ["add", "placebo", "attention"])
+def test_equal_size_is_that_of_concat_with_the_same_stem_skip(skip):
+    with torch.device("meta"):
+        concat, net = (net_of(kind, stem_skip=True, match_parameters=True) for kind in ("concat", skip))
+    sizes = [sum(p.numel() for p in own.parameters()) for own in (concat, net)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+
+
+@pytest.mark.parametrize("skip", ["none", "nested", "full", "permuted", ["none", "add", "add", "add"]], ids=str)
+def test_a_stem_skip_of_no_kind_is_refused(skip):
+    with pytest.raises(ValueError, match="stem_skip with skip="):
+        net_of(skip, stem_skip=True)

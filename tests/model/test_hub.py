@@ -32,6 +32,7 @@ SETTINGS = [
     {"skip": ["none", "attention", "add", "concat"], "skip_gradient": [1, 0, 0.25, 2]},
     {"skip": ["none", "attention", "add", "concat"], "skip_scale": [1, 0.5, 0.25, 2]},
     {"skip": "full", "skip_scale": "learned"},
+    {"skip": "shuffled", "stem_skip": True},
     {"decoder_channels": (64, 32, 16, 16, 8), "in_channels": 3},
 ]
 
@@ -59,7 +60,14 @@ def test_a_concat_model_is_smp_unet_to_smp(tmp_path, arguments, load):
 
 @pytest.mark.parametrize(
     "arguments",
-    [SETTINGS[1], SETTINGS[4], {"skip_flow": "backward"}, {"skip_gradient": 0.5}, {"skip_scale": "kappa"}],
+    [
+        SETTINGS[1],
+        SETTINGS[4],
+        {"skip_flow": "backward"},
+        {"skip_gradient": 0.5},
+        {"skip_scale": "kappa"},
+        {"stem_skip": True},
+    ],
     ids=str,
 )
 def test_smp_refuses_every_other_model_by_name(tmp_path, arguments):
@@ -117,9 +125,11 @@ def test_a_folder_that_is_older_than_an_option_loads_with_its_default(tmp_path):
     trained().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["_skip_unet"]["skip_gradient"], config["_skip_unet"]["skip_scale"]
+    del config["_skip_unet"]["stem_skip"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     net = SkipUnet.from_pretrained(tmp_path)
     assert net.skip_gradient == net.skip_scale == [1.0] * 4
+    assert not net.stem_skip
 
 
 def test_a_folder_that_smp_has_saved_over_ours_loads_as_what_smp_made(tmp_path):

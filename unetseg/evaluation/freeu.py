@@ -105,7 +105,7 @@ def applied(model: Segmenter, variant: Variant) -> Iterator[None]:
 
     with ExitStack() as hooks:
         for level in variant.levels:
-            hooks.enter_context(model.net.fusions[level - 1].register_forward_pre_hook(weigh))
+            hooks.enter_context(model.net.fusion_of[level].register_forward_pre_hook(weigh))
         yield
 
 

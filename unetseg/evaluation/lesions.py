@@ -67,8 +67,8 @@ class Lesions:
 
 
 def levels_to_cut(model: Segmenter) -> list[int]:
-    """Return the levels whose long skip carries features, finest first."""
-    return [level for level, fusion in enumerate(model.net.fusions, start=1) if fusion.carries_features]
+    """Return the levels whose long skip carries features, finest first; 0 is the stem skip's."""
+    return [level for level, fusion in model.net.fusion_of.items() if fusion.carries_features]
 
 
 @torch.inference_mode()

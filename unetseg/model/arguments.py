@@ -123,6 +123,7 @@ NET: dict[str, Rule] = {
     "skip_flow": name_per_level_rule(FLOWS),
     "skip_gradient": DOSES,
     "skip_scale": SCALES_RULE,
+    "stem_skip": SWITCH,
     "match_parameters": SWITCH,
     "short_skips": SWITCH,
     "normalisation": name_rule(("batch", "none")),

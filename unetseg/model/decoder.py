@@ -71,7 +71,7 @@ class DecoderBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Five blocks from the deepest features up to the input's resolution; the last one has no skip.
+    """Five blocks from the deepest features up to the input's resolution; the last one has no skip but with stem_skip.
 
     Args:
         encoder_channels: widths of the encoder's features, [input, stride 2, ..., stride 32].
@@ -80,6 +80,7 @@ class Decoder(nn.Module):
         flow: what each level's long skip lets through, finest first.
         gradient: what the gradient that comes back by each level's long skip is multiplied with, finest first.
         normalisation: "batch" or "none".
+        stem_skip: give the last block the input itself as level 0, fused as level 1's features are.
 
     Examples:
         >>> import torch
@@ -99,12 +100,13 @@ class Decoder(nn.Module):
         flow: Sequence[str],
         gradient: Sequence[float],
         normalisation: str,
+        stem_skip: bool = False,
     ):
         super().__init__()
         inputs = [encoder_channels[-1], *channels[:-1]]
-        skips = [*reversed(encoder_channels[1:-1]), 0]
-        kinds = [*reversed(skip), "none"]
-        passes = [*zip(reversed(flow), reversed(gradient), strict=True), ("both", 1.0)]
+        skips = [*reversed(encoder_channels[1:-1]), encoder_channels[0] if stem_skip else 0]
+        kinds = [*reversed(skip), skip[0] if stem_skip else "none"]
+        passes = [*zip(reversed(flow), reversed(gradient), strict=True), (flow[0] if stem_skip else "both", 1.0)]
         blocks = zip(inputs, skips, channels, kinds, passes, strict=True)
         self.blocks = nn.ModuleList(
             DecoderBlock(deep_width, skip_width, width, kind, let_through, factor, normalisation)

@@ -21,6 +21,7 @@ def matched_channels(
     normalisation: str,
     classes: int,
     others: int = 0,
+    stem_skip: bool = False,
 ) -> tuple[list[int], float]:
     """Return `channels`, scaled so that the network has the parameters of concat at every level, and the scale.
 
@@ -31,6 +32,7 @@ def matched_channels(
         normalisation: "batch" or "none".
         classes: output channels of the head.
         others: parameters of the network that concat's has not, and that no width of the decoder changes.
+        stem_skip: whether both networks have a long skip of stride 1.
 
     Raises:
         ValueError: no widths come within TOLERANCE of that number.
@@ -40,10 +42,9 @@ def matched_channels(
 
     def size(widths: Sequence[int], kinds: Sequence[str], scale: float = 1.0) -> int:
         with torch.device("meta"):
+            whole = ["both"] * len(kinds), [1.0] * len(kinds)
             parts = (
-                make_decoder(
-                    encoder_channels, widths, kinds, ["both"] * len(kinds), [1.0] * len(kinds), normalisation, scale
-                ),
+                make_decoder(encoder_channels, widths, kinds, *whole, normalisation, scale, stem_skip),
                 SegmentationHead(widths[-1], classes, kernel_size=3),
             )
         return shared + sum(p.numel() for part in parts for p in part.parameters())

@@ -143,8 +143,9 @@ class Attention(Concat):
     """The additive attention gate of Oktay et al. 2018 on the skip, then concat.
 
     alpha = sigmoid(psi(relu(W_s s + W_x x))), one number in 0..1 for each position; the gated skip is alpha * s. W_s,
-    W_x (with bias) and psi (with bias) are 1x1 convolutions, S // 2 channels lie between them. The paper computes alpha
-    on the coarser grid of x and interpolates it; here x comes upsampled and alpha is computed at the skip's resolution.
+    W_x (with bias) and psi (with bias) are 1x1 convolutions, S // 2 channels, at least one, lie between them. The paper
+    computes alpha on the coarser grid of x and interpolates it; here x comes upsampled and alpha is computed at the
+    skip's resolution.
 
     Examples:
         >>> Attention(8, 4).gate(torch.zeros(2, 8, 16, 16), torch.zeros(2, 4, 16, 16)).shape
@@ -153,7 +154,7 @@ class Attention(Concat):
 
     def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both", gradient: float = 1.0):
         super().__init__(deep_channels, skip_channels, flow, gradient)
-        between = skip_channels // 2
+        between = max(1, skip_channels // 2)
         self.of_skip = nn.Conv2d(skip_channels, between, kernel_size=1, bias=False)
         self.of_deep = nn.Conv2d(deep_channels, between, kernel_size=1)
         self.psi = nn.Conv2d(between, 1, kernel_size=1)

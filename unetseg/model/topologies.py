@@ -260,8 +260,12 @@ def make_decoder(
     gradient: Sequence[float],
     normalisation: str,
     scale: float = 1.0,
+    stem_skip: bool = False,
 ) -> Decoder | NestedDecoder | FullDecoder:
-    """Return the decoder of these skips, a kind a level, finest first; `scale` is of nested's inner nodes."""
+    """Return the decoder of these skips, a kind a level, finest first.
+
+    `scale` is of nested's inner nodes, `stem_skip` of decoders by level.
+    """
     match skip[0]:
         case "nested":
             return NestedDecoder(encoder_channels, channels, flow, gradient, normalisation, scale)
@@ -270,4 +274,4 @@ def make_decoder(
         case "permuted":
             return PermutedDecoder(encoder_channels, channels, flow, gradient, normalisation)
         case _:
-            return Decoder(encoder_channels, channels, skip, flow, gradient, normalisation)
+            return Decoder(encoder_channels, channels, skip, flow, gradient, normalisation, stem_skip)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from segmentation_models_pytorch.base import SegmentationHead
@@ -22,7 +22,7 @@ from unetseg.model.hub import HubFolder
 from unetseg.model.matching import matched_channels
 from unetseg.model.skips import Fusion
 from unetseg.model.topologies import make_decoder
-from unetseg.names import FLOWS, FUSED, LEVELS, SCALES, SKIPS, has_features, has_gradient, nearest_first
+from unetseg.names import FLOWS, FUSED, LEVELS, SCALES, SKIPS, has_features, has_gradient, has_stem_skip, nearest_first
 
 
 class SkipUnet(nn.Module, HubFolder):
@@ -50,6 +50,10 @@ class SkipUnet(nn.Module, HubFolder):
             comes back as well, beside skip_gradient. 1 is the network as it is, to the last bit.
         weights: "imagenet" downloads the encoder's weights by smp; None starts from random ones. Files are read by
             `unetseg.model.weights.load_encoder`.
+        stem_skip: a long skip of stride 1 as well, level 0: the last block of the decoder gets the input itself, as the
+            last layer of fastai's DynamicUnet does (Howard and Gugger 2020), fused by level 1's kind and flow. It adds
+            no layer to the encoder, so no gradient comes back by it. Without it the finest long skip has stride 2, as
+            in smp.Unet.
         match_parameters: scale the decoder's widths until the network has the parameters of skip="concat", within 1 %.
         short_skips: False leaves out the additions inside a ResNet.
         normalisation: "batch", or "none" for a ResNet and a decoder without batch normalisation.
@@ -61,7 +65,8 @@ class SkipUnet(nn.Module, HubFolder):
 
     Raises:
         ValueError: an unknown kind, a list of the wrong length, a DenseNet without short skips or normalisation, a
-            skip_gradient at a level that has no such gradient, a skip_scale at one that carries no features.
+            skip_gradient at a level that has no such gradient, a skip_scale at one that carries no features,
+            a stem_skip where level 1 has no long skip or one decoder is of all levels.
 
     Examples:
         >>> import torch
@@ -78,6 +83,7 @@ class SkipUnet(nn.Module, HubFolder):
         skip_flow: str | Sequence[str] = "both",
         skip_gradient: float | Sequence[float] = 1.0,
         skip_scale: str | float | Sequence[float] = 1.0,
+        stem_skip: bool = False,
         match_parameters: bool = False,
         weights: str | None = "imagenet",
         short_skips: bool = True,
@@ -92,6 +98,11 @@ class SkipUnet(nn.Module, HubFolder):
         self.skip_flow = _per_level(skip_flow, FLOWS, "skip_flow")
         self.skip_gradient = _doses(skip_gradient, self.skip, self.skip_flow)
         self.skip_scale = _scales(skip_scale, self.skip, self.skip_flow)
+        self.stem_skip = stem_skip
+        if stem_skip and not has_stem_skip(self.skip[0]):
+            raise ValueError(
+                f"stem_skip with skip={self.skip[0]} at level 1: it would be of that kind, and there is none"
+            )
         self.encoder = make_encoder(
             encoder, in_channels=in_channels, weights=weights, short_skips=short_skips, normalisation=normalisation
         )
@@ -103,7 +114,7 @@ class SkipUnet(nn.Module, HubFolder):
         if match_parameters:
             calibrations = sum(p.numel() for part in scales for p in part.parameters())
             decoder_channels, scale = matched_channels(
-                self.encoder, decoder_channels, self.skip, normalisation, classes, calibrations
+                self.encoder, decoder_channels, self.skip, normalisation, classes, calibrations, stem_skip
             )
         self.decoder = make_decoder(
             encoder_channels,
@@ -113,6 +124,7 @@ class SkipUnet(nn.Module, HubFolder):
             self.skip_gradient,
             normalisation,
             scale,
+            stem_skip,
         )
         self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, kernel_size=3)
         initialize_decoder(self.decoder)
@@ -135,6 +147,12 @@ class SkipUnet(nn.Module, HubFolder):
     def fusions(self) -> list[Fusion]:
         """The fusion of each level, finest first."""
         return [cast(Fusion, fusion) for fusion in self.decoder.fusions]
+
+    @property
+    def fusion_of(self) -> dict[int, Fusion]:
+        """The fusion of each level by its number; 0 is that of the stem skip, where there is one."""
+        stem = {0: cast(Any, self.decoder).blocks[-1].fusion} if self.stem_skip else {}
+        return stem | dict(enumerate(self.fusions, start=1))
 
 
 def _glorot(part: nn.Module) -> None:

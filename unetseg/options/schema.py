@@ -23,6 +23,7 @@ from unetseg.names import (
     class_names,
     has_features,
     has_gradient,
+    has_stem_skip,
 )
 from unetseg.options.data_schema import Folder, HuggingFace, Pets, Synthetic
 from unetseg.options.loss import check_loss_for_classes, checked_boundary_weight, checked_class_weights, checked_loss
@@ -53,9 +54,9 @@ class Model(Section):
         description="true: the encoder's weights and statistics stay as they start | N: in the first N epochs | false"
     )
     skip: str | list[str] = Field(
-        description="long skips: concat | add | attention | placebo | shuffled (concat, in training of another picture's "
+        description="long skips: concat | add | attention | placebo | shuffled (in training another picture's "
         "features) | none, or one per level, finest first; or nested (U-Net++) | full (U-Net 3+) | permuted (concat of "
-        "another level's features), of all levels"
+        "another level's), of all levels"
     )
     skip_flow: str | list[str] = Field(
         description="both | forward (no gradient) | backward (no features), or one per level, finest first"
@@ -71,6 +72,9 @@ class Model(Section):
     auxiliary: bool = Field(
         description="true: while training a head on each level's encoder features predicts the mask, too (deep "
         "supervision): a gradient for the encoder without any skip"
+    )
+    stem_skip: bool = Field(
+        description="true: a long skip of stride 1 as well, level 0: the picture itself, fused as level 1's features"
     )
     match_parameters: bool = Field(description="true: scale the decoder to the parameters of skip=concat, within 1 %")
     short_skips: bool = Field(description="false: a ResNet without the additions inside it")
@@ -144,6 +148,16 @@ class Model(Section):
                 "skip_scale=1 at each level whose skip is placebo or none, or whose skip_flow is backward: there are "
                 "no features to multiply",
                 f"model.skip_scale={'1' if named else format_value(fitting)}",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stem_skip_is_of_a_kind(self) -> Model:
+        finest = self.skip[0] if isinstance(self.skip, list) else self.skip
+        if self.stem_skip and not has_stem_skip(finest):
+            raise rejected(
+                "stem_skip=false with skip=none at level 1, whose kind it has, and with nested, full and permuted",
+                "model.stem_skip=false",
             )
         return self
 

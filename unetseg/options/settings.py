@@ -99,7 +99,7 @@ IN_THE_VARIANT = tuple(
     f"model.{name}"
     for name in (
         *("skip", "skip_flow", "skip_gradient", "skip_scale"),
-        *("auxiliary", "match_parameters", "short_skips"),
+        *("stem_skip", "auxiliary", "match_parameters", "short_skips"),
     )
 )
 """The options that `variant` is made of."""
@@ -114,6 +114,8 @@ def variant(model: dict[str, Any]) -> str:
         words.append(f"dose {one_word(model['skip_gradient'])}")
     if model.get("skip_scale", 1.0) != 1:
         words.append(f"scale {one_word(model['skip_scale'])}")
+    if model.get("stem_skip"):
+        words.append("stem")
     if model.get("auxiliary"):
         words.append("auxiliary")
     if model["match_parameters"]:
