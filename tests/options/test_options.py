@@ -142,8 +142,24 @@ def test_a_dose_is_a_number_or_one_per_level_and_part_of_the_settings_name():
         assert (model.skip_gradient, variant(model.model_dump())) == (kept, name)
 
 
-def test_a_run_that_is_older_than_the_dose_keeps_its_name():
-    model = compose("train", Train, [*SYNTHETIC, "model.skip=add"]).model.model_dump(exclude={"skip_gradient"})
+def test_a_scale_is_a_name_a_number_or_one_per_level_and_part_of_the_settings_name():
+    for given, kept, name in (("1.0", 1.0, "concat"), ("kappa", "kappa", "concat scale kappa"),
+        ("learned", "learned", "concat scale learned"), ("0.7071", 0.7071, "concat scale 0.7071"),
+        ("[1,0.5,2,1]", [1, 0.5, 2, 1], "concat scale 1-0.5-2-1")):  # fmt: skip
+        model = compose("train", Train, [*SYNTHETIC, f"model.skip_scale={given}"]).model
+        assert (model.skip_scale, variant(model.model_dump())) == (kept, name)
+    model = compose("train", Train, [*SYNTHETIC, "model.skip=[none,add,add,add]", "model.skip_scale=learned"]).model
+    assert model.skip_scale == "learned", "of the levels with features"
+
+
+def test_a_skip_of_stride_1_is_part_of_the_settings_name():
+    model = compose("train", Train, [*SYNTHETIC, "model.stem_skip=true"]).model
+    assert variant(model.model_dump()) == "concat stem"
+
+
+def test_a_run_that_is_older_than_an_option_keeps_its_name():
+    newer = {"skip_gradient", "skip_scale", "stem_skip"}
+    model = compose("train", Train, [*SYNTHETIC, "model.skip=add"]).model.model_dump(exclude=newer)
     assert variant(model) == "add"
 
 
