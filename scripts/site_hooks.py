@@ -29,6 +29,7 @@ NEW = {
             "model.auxiliary",
             "model.deep_supervision",
         ),
+        *("model.skip_scale", "model.stem_skip", "freeu"),
         *("model.skip_gradient", "model.strict_weights", "model.freeze_encoder", "class_weights", "boundary_weight"),
         *(f"optimizer.{name}" for name in ("name", "encoder_lr_factor", "arguments", "schedule", "warmup_epochs")),
         *("optimizer.patience", "optimizer.ema", "early_stopping", "find_lr", "data.bands"),

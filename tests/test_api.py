@@ -332,6 +332,7 @@ def test_evaluate_gives_the_scores_of_the_split(run):
     assert evaluation.folder.parent == run.folder / "evaluation"
     assert len(evaluation.per_image) == evaluation.summary["test/images"]
     assert evaluation.lesion.empty
+    assert evaluation.freeu.empty
     assert "IoU" in repr(evaluation)
 
 

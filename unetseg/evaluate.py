@@ -6,6 +6,7 @@ python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER    
 python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER split=all    all of it
 python -m unetseg.evaluate checkpoint=runs/NAME lesion=true     what each long skip contributes
 python -m unetseg.evaluate checkpoint=runs/NAME shift=true      on noisy, blurred, pale ... pictures
+python -m unetseg.evaluate checkpoint=runs/NAME freeu=[1.2,0.9]    deep path and skips weighed otherwise
 python -m unetseg.evaluate checkpoint=runs/NAME gradient=true   path lengths of the gradient
 python -m unetseg.evaluate checkpoint=runs/NAME tolerance=1     NSD within one pixel
 
@@ -31,7 +32,7 @@ from unetseg.options.call import CallableModule, Option, interruptible, override
 from unetseg.options.command_schema import Evaluate
 from unetseg.options.compose import values_of
 from unetseg.options.data_schema import DATA
-from unetseg.options.messages import one_of
+from unetseg.options.messages import format_value, one_of
 from unetseg.options.output import check_writable, explain_write_errors
 from unetseg.options.validation import validate
 from unetseg.runs.folder import RunFolder, run_folder_of
@@ -50,7 +51,7 @@ def call(*overrides: str, **options: Option) -> Evaluation:
 
     Args:
         overrides: options as on the command line, such as "data.border=ignore".
-        options: those without a dot: checkpoint (a run folder or a file), data, split, lesion, shift,
+        options: those without a dot: checkpoint (a run folder or a file), data, split, lesion, shift, freeu,
             gradient, tolerance, accelerator, output.
 
     Raises:
@@ -73,7 +74,7 @@ def call(*overrides: str, **options: Option) -> Evaluation:
 def evaluate(options: Evaluate) -> dict[str, Any]:
     """Score a checkpoint on a split; write tables and figures of the scores, and return the summary."""
     from unetseg.data.sources import make_data
-    from unetseg.evaluation import lesions
+    from unetseg.evaluation import freeu, lesions
     from unetseg.evaluation.cost import cost
     from unetseg.evaluation.record import TestRecord
     from unetseg.gradients.short import residual_blocks
@@ -108,6 +109,11 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
         raise UserError(
             f"shift=true: the pictures of {options.checkpoint} have {counted(known_channels, 'channel')}",
             accepted="a checkpoint of pictures with three channels, RGB",
+        )
+    if options.freeu and (reason := freeu.refusal(model)):
+        raise UserError(
+            f"freeu={format_value(options.freeu)}: {reason} in {options.checkpoint}",
+            accepted="a checkpoint with concat, add or attention at some level",
         )
     if options.gradient and not residual_blocks(model.net.encoder):
         raise UserError(
@@ -160,6 +166,8 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
         measure_lesions(model, len(classes), data.loader(options.split, shuffle=True, crops=True), trainer, folder)
     if options.shift:
         measure_shifts(model, data, options.split, trainer, folder)
+    if options.freeu:
+        measure_freeu(model, len(classes), options.freeu, data.loader(options.split, crops=True), trainer, folder)
     if options.gradient:
         measure_path_lengths(module, data.loader(options.split, crops=True), trainer, folder)
     return content
@@ -221,6 +229,24 @@ def measure_shifts(model: Segmenter, data: SegmentationData, split: str, trainer
         table.to_csv(folder.path / f"{name}.csv", index=False)
     score_plots.shifts(tables["shift"], folder.figures / "shift.png")
     summary.show_shifts(tables["shift"])
+
+
+def measure_freeu(
+    model: Segmenter, classes: int, factors: list[float], batches: Any, trainer: L.Trainer, folder: RunFolder
+) -> None:
+    """Weigh the deep path and the long skips by FreeU's factors; write and show how the scores change."""
+    from rich.progress import track
+
+    from unetseg.evaluation import freeu, lesions
+    from unetseg.runs import summary
+
+    device = trainer.strategy.root_device
+    variants = freeu.variants(lesions.levels_to_cut(model), *factors)
+    with trainer.precision_plugin.forward_context():
+        counts, indices = freeu.measure(model.to(device).eval(), batches, classes, variants, device=device, track=track)
+    table = freeu.table(counts, variants, [batches.dataset.examples[index].group for index in indices])
+    table.to_csv(folder.path / "freeu.csv", index=False)
+    summary.show_freeu(table)
 
 
 @contextmanager

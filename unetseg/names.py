@@ -11,9 +11,9 @@ from typing import Any
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 DENSENETS = ("densenet121", "densenet161", "densenet169", "densenet201")
 ENCODERS = RESNETS + DENSENETS
-FUSED = ("concat", "add", "attention", "multiply", "respath", "scse", "placebo", "none")
+FUSED = ("concat", "add", "attention", "multiply", "respath", "scse", "placebo", "shuffled", "none")
 """The kinds of long skips that a level can have."""
-SKIPS = (*FUSED, "nested", "full", "channel")
+SKIPS = (*FUSED, "nested", "full", "channel", "permuted")
 """These, and those that are decoders of all levels."""
 SHORT_SKIPS = ("add", "concat")
 """The ways of short skips; a ResNet's own is the first, a DenseNet's the second."""
@@ -24,6 +24,8 @@ NOT_WITHHELD = {
     "channel": "each normalisation of its tokens, of zeros alone, would multiply the gradient that comes back by 1,000",
 }
 """The kinds of long skips that have no skip_flow=backward, each with the reason."""
+SCALES = ("kappa", "learned")
+"""The ways to scale what the long skips carry that have names."""
 LOSSES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("dice", "bce", "bce_dice", "cross_entropy"), ()),
     "focal": ("gamma",),
@@ -80,6 +82,16 @@ def why_not_withheld(skip: str, flow: str) -> str:
 def has_gradient(skip: str, flow: str) -> bool:
     """Return whether the whole gradient of a long skip comes back by it, so that there is something to multiply."""
     return skip not in ("placebo", "none") and flow == "both"
+
+
+def has_features(skip: str, flow: str) -> bool:
+    """Return whether a long skip carries the encoder's features, so that there is something to scale."""
+    return skip not in ("placebo", "none") and flow != "backward"
+
+
+def has_stem_skip(finest: str) -> bool:
+    """Return whether there is a long skip of stride 1 of the kind that level 1 has."""
+    return finest in FUSED and finest != "none"
 
 
 def nearest_first(wanted: str, names: Sequence[str]) -> list[str]:

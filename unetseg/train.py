@@ -157,9 +157,10 @@ def _prepare(options: Train) -> tuple[SegmentationData, SegmentationModule, Trai
 
     L.seed_everything(options.seed, workers=True, verbose=False)
     skip_unreadable = options.guards.unreadable_image == "skip"
-    normalised = options.model.normalisation == "batch"
+    # a picture alone in a batch can neither be normalised nor get another one's features
+    needs_several = options.model.normalisation == "batch" or "shuffled" in options.model.skip
     data = make_data(
-        options.data.model_dump(), options.seed, skip_unreadable=skip_unreadable, batch_normalisation=normalised
+        options.data.model_dump(), options.seed, skip_unreadable=skip_unreadable, batch_normalisation=needs_several
     )
     module = build.make_module(options, data.measured_view(), build.measured_class_weights(options, data))
     planned = build.make_trainer(options.trainer, [], [], Path(options.output))
@@ -222,8 +223,12 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
             "skip": one_word(options.model.skip),
             "skip_flow": one_word(options.model.skip_flow),
             "skip_gradient": one_word(options.model.skip_gradient),
+            "skip_scale": one_word(options.model.skip_scale),
             **options.model.model_dump(
-                include={"encoder", "short_skips", "match_parameters", "auxiliary", "deep_supervision"}
+                include={
+                    *("encoder", "short_skips", "match_parameters", "stem_skip"),
+                    *("auxiliary", "deep_supervision"),
+                }
             ),
             "data": options.data.name,
             "size": data.view.side,

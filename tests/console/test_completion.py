@@ -22,7 +22,7 @@ from unetseg.options.schema import Train
 NAMES = [*COMMANDS, *OWN]
 TYPED = [
     ("unetseg tr", {"train"}),
-    ("unetseg train model.skip", {"model.skip=", "model.skip_flow=", "model.skip_gradient="}),
+    ("unetseg train model.skip", {"model.skip=", "model.skip_flow=", "model.skip_gradient=", "model.skip_scale="}),
     ("unetseg train model.skip=", {*SKIPS}),
     ("unetseg train seed=3 model.skip_flow=b", {"both", "backward"}),
     ("unetseg train data=", {"folder", "hf", "pets", "synthetic"}),

@@ -32,6 +32,9 @@ SETTINGS = [
     {"skip": "channel", "skip_flow": ["both", "forward", "both", "both"]},
     {"short_skips": False, "normalisation": "none", "initialisation": "glorot"},
     {"skip": ["none", "attention", "add", "concat"], "skip_gradient": [1, 0, 0.25, 2]},
+    {"skip": ["none", "attention", "add", "concat"], "skip_scale": [1, 0.5, 0.25, 2]},
+    {"skip": "full", "skip_scale": "learned"},
+    {"skip": "shuffled", "stem_skip": True},
     {"decoder_channels": (64, 32, 16, 16, 8), "in_channels": 3},
 ]
 
@@ -42,7 +45,8 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path, arguments):
     net.save_pretrained(tmp_path)
     again = SkipUnet.from_pretrained(tmp_path)
     assert not again.training
-    assert (again.skip, again.skip_flow, again.skip_gradient) == (net.skip, net.skip_flow, net.skip_gradient)
+    settings = [(n.skip, n.skip_flow, n.skip_gradient, n.skip_scale) for n in (net, again)]
+    assert settings[0] == settings[1]
     assert torch.equal(again(IMAGES), net(IMAGES))
 
 
@@ -58,7 +62,16 @@ def test_a_concat_model_is_smp_unet_to_smp(tmp_path, arguments, load):
 
 @pytest.mark.parametrize(
     "arguments",
-    [SETTINGS[1], SETTINGS[4], SETTINGS[6], {"skip": "scse"}, {"skip_flow": "backward"}, {"skip_gradient": 0.5}],
+    [
+        SETTINGS[1],
+        SETTINGS[4],
+        SETTINGS[6],
+        {"skip": "scse"},
+        {"skip_flow": "backward"},
+        {"skip_gradient": 0.5},
+        {"skip_scale": "kappa"},
+        {"stem_skip": True},
+    ],
     ids=str,
 )
 def test_smp_refuses_every_other_model_by_name(tmp_path, arguments):
@@ -115,9 +128,12 @@ def test_an_argument_that_changes_no_weight_holds_too(tmp_path):
 def test_a_folder_that_is_older_than_an_option_loads_with_its_default(tmp_path):
     trained().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    del config["_skip_unet"]["skip_gradient"]
+    del config["_skip_unet"]["skip_gradient"], config["_skip_unet"]["skip_scale"]
+    del config["_skip_unet"]["stem_skip"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert SkipUnet.from_pretrained(tmp_path).skip_gradient == [1.0] * 4
+    net = SkipUnet.from_pretrained(tmp_path)
+    assert net.skip_gradient == net.skip_scale == [1.0] * 4
+    assert not net.stem_skip
 
 
 def test_a_folder_that_smp_has_saved_over_ours_loads_as_what_smp_made(tmp_path):
@@ -137,6 +153,8 @@ def test_a_folder_that_smp_has_saved_over_ours_loads_as_what_smp_made(tmp_path):
         ("encoder", 3),
         ("skip", ["none"]),
         ("skip_gradient", [1, 1, 1, -1]),
+        ("skip_scale", [1, 1, 1, 0]),
+        ("skip_scale", "kapa"),
         ("classes", 10**9),
         ("decoder_channels", [10**9] * 5),
         ("weights", "imagenet"),

@@ -4,9 +4,22 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from unetseg.errors import UserError
 from unetseg.model import SkipUnet
 from unetseg.model.skips import FLOWS as FLOW_FUNCTIONS
-from unetseg.model.skips import FUSIONS, Add, Attention, Concat, Multiply, NoSkip, Placebo, ResPath, ResPathBlock, dosed
+from unetseg.model.skips import (
+    FUSIONS,
+    Add,
+    Attention,
+    Concat,
+    Multiply,
+    NoSkip,
+    Placebo,
+    ResPath,
+    ResPathBlock,
+    Shuffled,
+    dosed,
+)
 from unetseg.names import FLOWS, FUSED, why_not_withheld
 
 DEEP = torch.tensor([[[[1.0]], [[2.0]]]])
@@ -82,6 +95,31 @@ def test_placebo_repeats_or_cuts_the_deep_features_to_the_skips_width(deep, skip
     fusion = Placebo(deep, skip)
     assert fusion.out_channels == Concat(deep, skip).out_channels
     assert fusion(DEEP, torch.full((1, skip, 1, 1), 77.0)).flatten().tolist() == [1, 2, *stand_in]
+
+
+def test_shuffled_gives_each_picture_another_ones_features_while_training():
+    torch.manual_seed(0)
+    fusion = Shuffled(1, 1)
+    deep, skip = torch.zeros(5, 1, 1, 1), torch.arange(5.0).view(5, 1, 1, 1)
+    drawn = [fusion(deep, skip)[:, 1].flatten().tolist() for _ in range(60)]
+    for order in drawn:
+        assert sorted(order) == [0, 1, 2, 3, 4]
+        assert all(other != own for own, other in enumerate(order))
+    assert {order[0] for order in drawn} == {1, 2, 3, 4}, "another one in other steps"
+    torch.manual_seed(0)
+    assert drawn == [fusion(deep, skip)[:, 1].flatten().tolist() for _ in range(60)], "drawn from the seed"
+    assert torch.equal(fusion.eval()(deep, skip), Concat(1, 1)(deep, skip)), "in evaluation it is concat"
+
+
+def test_the_gradient_of_a_shuffled_skip_is_of_another_pictures_loss():
+    skip = torch.zeros(2, 1, 1, 1, requires_grad=True)
+    (Shuffled(1, 1)(torch.zeros(2, 1, 1, 1), skip)[0, 1] * 3).backward()
+    assert skip.grad.flatten().tolist() == [0, 3]
+
+
+def test_a_picture_alone_in_a_training_batch_has_no_other():
+    with pytest.raises(UserError, match="two or more on each device"):
+        Shuffled(1, 1)(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
 
 
 @pytest.mark.parametrize("kind", ["concat", "add", "attention", "multiply", "respath", "scse"])

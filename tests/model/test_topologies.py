@@ -1,4 +1,4 @@
-"""U-Net++ and U-Net 3+: against smp, a slow implementation, the paper's size, and what every kind of skip can do."""
+"""U-Net++, U-Net 3+, permuted levels: against smp, slow implementations, their sizes, and what every skip can do."""
 
 import math
 
@@ -12,12 +12,12 @@ from unetseg.evaluation.lesions import levels_to_cut
 from unetseg.gradients.blocks import blocks_of
 from unetseg.model import Segmenter, SkipUnet
 from unetseg.model.decoder import Convolutions
-from unetseg.model.topologies import FullDecoder
+from unetseg.model.topologies import FullDecoder, PermutedDecoder
 from unetseg.names import why_not_withheld
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
 
-TOPOLOGIES = ("nested", "full", "channel")
+TOPOLOGIES = ("nested", "full", "channel", "permuted")
 
 
 def net_of(skip: str, encoder: str = "resnet18", **options) -> SkipUnet:
@@ -108,6 +108,52 @@ def test_full_has_the_size_that_its_paper_states():
     assert round((sum(w.numel() for w in [*nodes, *encoder]) + biases + head) / 1e6, 2) == 26.97
 
 
+def enlarged(features, size):
+    """Return each position's value by the share of the way that it lies along each side."""
+    height, width = features.shape[-2:]
+    rows = [min(height - 1, y * height // size[0]) for y in range(size[0])]
+    columns = [min(width - 1, x * width // size[1]) for x in range(size[1])]
+    return features[..., rows, :][..., columns]
+
+
+@pytest.mark.parametrize("size", [(64, 96), (61, 95)], ids=str)
+def test_permuted_is_concat_of_the_other_levels_features(size):
+    """Levels 1 and 4, 2 and 3 are exchanged; of 64, 64, 128 and 256 channels some are repeated, others cut."""
+    net, concat = net_of("permuted").double().eval(), net_of("concat").double().eval()
+    assert {name: value.shape for name, value in net.state_dict().items()} == {
+        name: value.shape for name, value in concat.state_dict().items()
+    }
+    concat.load_state_dict(net.state_dict())
+    features = net.encoder(torch.randn(1, 3, *size, dtype=torch.float64))
+    first, e1, e2, e3, e4, last = features
+    by_hand = [
+        enlarged(e4, e1.shape[-2:])[:, :64],
+        enlarged(e3, e2.shape[-2:])[:, :64],
+        torch.cat([pooled(e2, 2)] * 2, 1),
+        torch.cat([pooled(e1, 8)] * 4, 1),
+    ]
+    torch.testing.assert_close(net.decode(features), concat.decode([first, *by_hand, last]), rtol=1e-12, atol=1e-12)
+
+
+def test_permuted_needs_features_to_exchange():
+    with pytest.raises(ValueError, match=r"permuted needs features .* widths of \[0, 8\]"):
+        PermutedDecoder([3, 0, 8, 16], [16, 8, 4], ["both"] * 2, [1.0] * 2, "batch")
+
+
+def test_the_flow_of_a_permuted_level_is_that_of_its_own_features():
+    """Level 1's features go to the coarsest block; its flow and dose are theirs, wherever they go."""
+    net = net_of("permuted").eval()
+    features = [own.detach().requires_grad_() for own in net.encoder(torch.randn(1, 3, 64, 64))]
+    seen = {}
+    net.decoder.blocks[0].fusion.register_forward_hook(lambda _, inputs, output: seen.update(skip=inputs[1]))
+    net.decode(features).square().sum().backward()
+    assert torch.equal(seen["skip"][:, :64], pooled(features[1], 8))
+    cut = net_of("permuted", skip_flow=["forward", "both", "both", "both"]).eval()
+    again = [own.detach().requires_grad_() for own in features]
+    cut.decode(again).square().sum().backward()
+    assert [own.grad is None for own in again[1:-1]] == [True, False, False, False]
+
+
 @pytest.mark.parametrize("skip", TOPOLOGIES)
 @pytest.mark.parametrize("encoder", ["resnet18", "resnet50", "densenet121"])
 def test_equal_size_means_the_parameters_of_concat(encoder, skip):
@@ -165,7 +211,7 @@ def test_flows_and_doses_are_those_of_a_level(skip):
 
 @pytest.mark.parametrize("skip", TOPOLOGIES)
 def test_the_gradient_flow_has_a_block_a_level(skip):
-    found = blocks_of(net_of(skip))
+    found = blocks_of(net_of(skip, skip_scale="learned"))
     assert [name for name in found if name.startswith("decoder")] == [f"decoder{n}" for n in (4, 3, 2, 1, 0)]
 
 

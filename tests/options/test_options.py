@@ -40,6 +40,16 @@ WRONG = [
     ("model.skip_gradient=0.5 model.skip=none", "model", "whose skip is placebo or none", "=[1,1,1,1]"),
     ("model.skip_gradient=0.5 model.skip_flow=backward", "model", "whose skip_flow is not both", "=[1,1,1,1]"),
     ("model.skip_gradient=0.5 model.skip=[none,add,concat,add]", "model", "skip_gradient=1 at", "=[1,0.5,0.5,0.5]"),
+    (
+        "model.skip_scale=kapa",
+        "model.skip_scale=kapa",
+        "kappa, learned, a number above 0",
+        "try: model.skip_scale=kappa",
+    ),
+    ("model.skip_scale=0", "model.skip_scale=0", "numbers above 0", "try: model.skip_scale=0.5"),
+    ("model.skip_scale=[1,2]", "model.skip_scale=[1,2]", "4 in all, finest first", "try: model.skip_scale=0.5"),
+    ("model.skip_scale=kappa model.skip=placebo", "model", "there are no features to multiply", "model.skip_scale=1"),
+    ("model.skip_scale=0.5 model.skip_flow=[both,both,both,backward]", "model", "skip_scale=1 at", "=[0.5,0.5,0.5,1]"),
     ("model.encoder=resnet35", "model.encoder=resnet35", "accepted: resnet34, resnet50", "try: model.encoder=resnet34"),
     ("model.encoder=vgg16", "model.encoder=vgg16", "densenet121", "try:"),
     ("model.weights=absent.pth", "model.weights=absent.pth", "imagenet, null, or the path", "model.weights=null"),
@@ -133,8 +143,24 @@ def test_a_dose_is_a_number_or_one_per_level_and_part_of_the_settings_name():
         assert (model.skip_gradient, variant(model.model_dump())) == (kept, name)
 
 
-def test_a_run_that_is_older_than_the_dose_keeps_its_name():
-    model = compose("train", Train, [*SYNTHETIC, "model.skip=add"]).model.model_dump(exclude={"skip_gradient"})
+def test_a_scale_is_a_name_a_number_or_one_per_level_and_part_of_the_settings_name():
+    for given, kept, name in (("1.0", 1.0, "concat"), ("kappa", "kappa", "concat scale kappa"),
+        ("learned", "learned", "concat scale learned"), ("0.7071", 0.7071, "concat scale 0.7071"),
+        ("[1,0.5,2,1]", [1, 0.5, 2, 1], "concat scale 1-0.5-2-1")):  # fmt: skip
+        model = compose("train", Train, [*SYNTHETIC, f"model.skip_scale={given}"]).model
+        assert (model.skip_scale, variant(model.model_dump())) == (kept, name)
+    model = compose("train", Train, [*SYNTHETIC, "model.skip=[none,add,add,add]", "model.skip_scale=learned"]).model
+    assert model.skip_scale == "learned", "of the levels with features"
+
+
+def test_a_skip_of_stride_1_is_part_of_the_settings_name():
+    model = compose("train", Train, [*SYNTHETIC, "model.stem_skip=true"]).model
+    assert variant(model.model_dump()) == "concat stem"
+
+
+def test_a_run_that_is_older_than_an_option_keeps_its_name():
+    newer = {"skip_gradient", "skip_scale", "stem_skip"}
+    model = compose("train", Train, [*SYNTHETIC, "model.skip=add"]).model.model_dump(exclude=newer)
     assert variant(model) == "add"
 
 

@@ -112,6 +112,19 @@ def write_shifts(folder: Path, skip: str, seed: int) -> None:
     pd.DataFrame(rows).assign(boundary_iou=0.25).to_csv(folder / "shift_per_image.csv", index=False)
 
 
+def write_freeu(folder: Path) -> None:
+    """Write the table of an evaluation with freeu=[1.2,0.9]."""
+    changes = [
+        {"part": "none", "levels": "", "b": 1, "s": 1},
+        {"part": "backbone", "levels": "1", "b": 1.2, "s": 1},
+        {"part": "both", "levels": "3+4", "b": 1.2, "s": 0.9},
+    ]
+    ends = {f"{name}_difference{end}": 0.01 for name in ("iou", "boundary_iou") for end in ("", "_low", "_high")}
+    table = pd.DataFrame([row | ends for row in changes])
+    table.loc[2, "iou_difference"] = 0.033
+    table.to_csv(folder / "freeu.csv", index=False)
+
+
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory) -> Path:
     """Three settings with two seeds; of a fourth one cell is missing and one unfinished."""
@@ -122,6 +135,7 @@ def sweep(tmp_path_factory) -> Path:
     shutil.copytree(root / "add_seed1", root / "placebo_seed1")
     (root / "placebo_seed1/summary.json").unlink()
     write_lesions(root / "none_seed0/evaluation/synthetic_test")
+    write_freeu(root / "none_seed0/evaluation/synthetic_test")
     (root / "none_seed0/wandb/files").mkdir(parents=True)
     shutil.copy(root / "add_seed1/config.yaml", root / "none_seed0/wandb/files")  # inside a run: no run
     (root / "other").mkdir()
@@ -547,12 +561,13 @@ def test_a_run_that_was_repeated_counts_once(copy, tmp_path):
     assert rows(text, "Settings")["add"][-1] == "0, 1"
 
 
-def test_gradients_edges_and_lesions_are_told(text):
+def test_gradients_edges_lesions_and_freeu_are_told(text):
     assert "the greatest skip share (median over steps) is 0.20, level 2 of concat" in lead(text, "Gradient flow")
     assert "It is 0 throughout with none." in text
     assert rows(text, "Gradient flow")["add"] == ["+0.100", "−2.500", "0.605"]
     assert rows(text, "Errors by distance to the edge")["add"] == ["50.0", "10.0"]  # (40 + 60) / 200, 60 / 600
     assert lead(text, "Lesions").endswith("level 2 of none (seed 0): 0.044 [0.010, 0.010].")
+    assert "is both, levels 3+4 of none: 0.033 [0.010, 0.010]." in lead(text, "FreeU")
 
 
 def test_differences_under_shift_are_told_with_their_change(copy, tmp_path):

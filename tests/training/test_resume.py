@@ -30,7 +30,7 @@ def resume(run, *more, callbacks=()):
     return train(options, callbacks)
 
 
-OPTIONS = ("trainer.max_epochs=3", "gradients.every_n_steps=2", "model.skip=[none,concat,add,concat]")
+OPTIONS = ("trainer.max_epochs=3", "gradients.every_n_steps=2", "model.skip=[none,concat,add,shuffled]")
 
 
 @pytest.fixture(scope="module")

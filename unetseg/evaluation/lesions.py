@@ -69,8 +69,8 @@ class Lesions:
 
 
 def levels_to_cut(model: Segmenter) -> list[int]:
-    """Return the levels whose long skip carries features, finest first."""
-    return [level for level, fusion in enumerate(model.net.fusions, start=1) if fusion.carries_features]
+    """Return the levels whose long skip carries features, finest first; 0 is the stem skip's."""
+    return [level for level, fusion in model.net.fusion_of.items() if fusion.carries_features]
 
 
 def cuts_of(model: Segmenter) -> tuple[str, ...]:
@@ -105,7 +105,7 @@ def measure(
     for batch in track(batches, f"lesions of {len(levels)} levels"):
         target = batch.masks.to(device)
         bands = edge_bands(target, classes)
-        features = _features(model, batch, device)
+        features = features_of(model, batch, device)
         size = (len(cuts), full + 1, len(target))
         of_batch = torch.zeros(*size, classes, len(COUNTS), dtype=torch.float64)
         of_edges = torch.zeros(*size, len(EDGE_DISTANCES) + 1, 2, dtype=torch.float64)
@@ -162,8 +162,8 @@ def tables(lesions: Lesions, groups: Sequence[str]) -> dict[str, pd.DataFrame]:
     """
     levels, full = lesions.levels, lesions.counts.shape[1] - 1
     per_image = lesions.counts.transpose(0, 2).numpy()  # images first
-    resampled = _scores(torch.from_numpy(resampled_sums(sum_by_unit(per_image, groups))).transpose(1, 2))
-    whole = _scores(lesions.counts.sum(2))
+    resampled = set_scores(torch.from_numpy(resampled_sums(sum_by_unit(per_image, groups))).transpose(1, 2))
+    whole = set_scores(lesions.counts.sum(2))
     losses, contributions, edges = [], [], []
     for cut, kind in enumerate(lesions.cuts):
         for kept in reversed(range(full + 1)):
@@ -174,7 +174,7 @@ def tables(lesions: Lesions, groups: Sequence[str]) -> dict[str, pd.DataFrame]:
                     row[name] = whole[name][cut, kept]
                     loss = whole[name][cut, full] - whole[name][cut, kept]
                     draws = resampled[name][:, cut, full] - resampled[name][:, cut, kept]
-                    row |= _with_interval(f"{name}_loss", loss, draws)
+                    row |= with_interval(f"{name}_loss", loss, draws)
                 losses.append(row)
                 rates = edge_table(lesions.edges[cut, kept].numpy(), groups)
                 edges.append(rates.assign(cut=row["cut"], levels=cut_levels))
@@ -182,7 +182,7 @@ def tables(lesions: Lesions, groups: Sequence[str]) -> dict[str, pd.DataFrame]:
         for position, level in enumerate(levels):
             row = {"cut": kind, "level": level}
             for name, (value, draws) in values.items():
-                row |= _with_interval(name, value[position], draws[:, position])
+                row |= with_interval(name, value[position], draws[:, position])
             contributions.append(row)
     return {
         "lesion": pd.DataFrame(losses),
@@ -191,7 +191,8 @@ def tables(lesions: Lesions, groups: Sequence[str]) -> dict[str, pd.DataFrame]:
     }
 
 
-def _features(model: Segmenter, batch: Batch, device: torch.device | str) -> list[Tensor]:
+def features_of(model: Segmenter, batch: Batch, device: torch.device | str) -> list[Tensor]:
+    """Return the encoder's features of a batch, [input, stride 2, ..., stride 32]."""
     return list(model.net.encoder(model.normalise(batch.images.to(device))))
 
 
@@ -206,7 +207,7 @@ def _feature_means(
     last: dict[int, Tensor] = {}
     images = 0
     for batch in batches:
-        features = _features(model, batch, device)
+        features = features_of(model, batch, device)
         for level in levels:
             of_batch = features[level].double().mean((-2, -1), keepdim=True).sum(0, keepdim=True)
             sums[level] = sums[level] + of_batch if level in sums else of_batch
@@ -227,10 +228,12 @@ def _replacement(cut: str, features: Tensor, mean: Tensor, before: Tensor, shift
     return torch.cat([before, features])[first : first + len(features)]
 
 
-def _scores(counts: Tensor) -> dict[str, np.ndarray]:
+def set_scores(counts: Tensor) -> dict[str, np.ndarray]:
+    """Return each of SCORES from ...xCx6 counts."""
     return {name: value.numpy() for name, value in scores(counts).items() if name in SCORES}
 
 
-def _with_interval(name: str, value: float, draws: np.ndarray) -> dict[str, float]:
+def with_interval(name: str, value: float, draws: np.ndarray) -> dict[str, float]:
+    """Return a value and the ends of its 95 % interval by their columns."""
     low, high = interval(draws)
     return {name: value, f"{name}_low": float(low), f"{name}_high": float(high)}

@@ -169,7 +169,8 @@ def lesions(tables: dict[str, pd.DataFrame], path: Path) -> None:
     by_mean = rates[rates.cut == "mean"]
     lines: dict[str, tuple[pd.DataFrame, Any]] = {"intact": (rates[rates.cut == "intact"], INK)}
     for level in rows.level:
-        lines[f"level {level} cut"] = by_mean[by_mean.levels == str(level)], LEVEL_COLOURS[level - 1]
+        colour = LEVEL_COLOURS[level - 1] if level else SOFT
+        lines[f"level {level} cut"] = by_mean[by_mean.levels == str(level)], colour
     lines["all cut"] = by_mean[by_mean.levels == "+".join(map(str, rows.level))], "C2"
     _error_rates(where, lines)
     where.lines[0].set(linewidth=4, alpha=0.35)  # wide and pale: it shows below a line that runs over it

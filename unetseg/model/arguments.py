@@ -6,7 +6,18 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from unetseg.names import ENCODERS, FLOWS, FUSED, LARGEST_SIZE, LEVELS, LOSSES, MOST_CHANNELS, SHORT_SKIPS, SKIPS
+from unetseg.names import (
+    ENCODERS,
+    FLOWS,
+    FUSED,
+    LARGEST_SIZE,
+    LEVELS,
+    LOSSES,
+    MOST_CHANNELS,
+    SCALES,
+    SHORT_SKIPS,
+    SKIPS,
+)
 
 Rule = tuple[str, Callable[[Any], bool]]
 """The accepted values in words, and whether a value is one of them."""
@@ -33,6 +44,12 @@ def _is_dose(value: Any) -> bool:
 
 def _are_doses(value: Any) -> bool:
     return _is_dose(value) or (isinstance(value, list) and len(value) == LEVELS and all(map(_is_dose, value)))
+
+
+def _are_scales(value: Any) -> bool:
+    if isinstance(value, str):
+        return value in SCALES
+    return _are_doses(value) and all(value) if isinstance(value, list) else _is_dose(value) and value > 0
 
 
 def _is_loss(value: Any) -> bool:
@@ -91,6 +108,7 @@ def _is_crop(value: Any) -> bool:
 
 SWITCH: Rule = ("true, false", lambda value: isinstance(value, bool))
 DOSES: Rule = (f"a number from 0, or a list of {LEVELS} of them", _are_doses)
+SCALES_RULE: Rule = (f"{', '.join(SCALES)}, a number above 0, or a list of {LEVELS} numbers", _are_scales)
 LOSS: Rule = (f"{', '.join(LOSSES)}, or a table of them and their weights", _is_loss)
 BOUNDARY_WEIGHT: Rule = ("null, or a number from 0", lambda value: value is None or _is_dose(value))
 RANGE: Rule = ("null, or [low, high]", _is_range)
@@ -115,6 +133,8 @@ NET: dict[str, Rule] = {
     "skip": name_per_level_rule(SKIPS, FUSED),
     "skip_flow": name_per_level_rule(FLOWS),
     "skip_gradient": DOSES,
+    "skip_scale": SCALES_RULE,
+    "stem_skip": SWITCH,
     "match_parameters": SWITCH,
     "short_skips": ("true, false, add, concat", lambda value: value in (True, False, *SHORT_SKIPS)),
     "normalisation": name_rule(("batch", "none")),

@@ -76,7 +76,7 @@ def _scse(channels: int) -> nn.Module:
 
 
 class Decoder(nn.Module):
-    """Five blocks from the deepest features up to the input's resolution; the last one has no skip.
+    """Five blocks from the deepest features up to the input's resolution; the last one has no skip but with stem_skip.
 
     Args:
         encoder_channels: widths of the encoder's features, [input, stride 2, ..., stride 32].
@@ -86,6 +86,7 @@ class Decoder(nn.Module):
         gradient: what the gradient that comes back by each level's long skip is multiplied with, finest first.
         normalisation: "batch" or "none".
         scale: what the width of respath's paths is multiplied with, for networks of equal size.
+        stem_skip: give the last block the input itself as level 0, fused as level 1's features are.
 
     Attributes:
         node_channels: widths of the features that deep supervision reads: the blocks but the last one, coarsest first.
@@ -109,13 +110,14 @@ class Decoder(nn.Module):
         gradient: Sequence[float],
         normalisation: str,
         scale: float = 1.0,
+        stem_skip: bool = False,
     ):
         super().__init__()
         self.node_channels = [*channels[:-1]]
         inputs = [encoder_channels[-1], *channels[:-1]]
-        skips = [*reversed(encoder_channels[1:-1]), 0]
-        kinds = [*reversed(skip), "none"]
-        passes = [*zip(reversed(flow), reversed(gradient), strict=True), ("both", 1.0)]
+        skips = [*reversed(encoder_channels[1:-1]), encoder_channels[0] if stem_skip else 0]
+        kinds = [*reversed(skip), skip[0] if stem_skip else "none"]
+        passes = [*zip(reversed(flow), reversed(gradient), strict=True), (flow[0] if stem_skip else "both", 1.0)]
         reweighed = [kind == "scse" for kind in (*reversed(skip), skip[0])]  # the last block is as level 1
         self.blocks = nn.ModuleList()
         levels = zip(inputs, skips, channels, kinds, passes, reweighed, strict=True)

@@ -53,6 +53,8 @@ A U-Net for semantic segmentation, by unetseg.
 | long skips, finest first | {{ skip }} |
 | what they let through | {{ skip_flow }} |
 | factor on the gradient that they bring back | {{ skip_gradient }} |
+| factor on the features that they carry | {{ skip_scale }} |
+| a long skip of stride 1 | {{ stem_skip }} |
 | short skips | {{ arguments.short_skips }} |
 | output channels | {{ arguments.classes }} |
 | data | {{ dataset }} |
@@ -75,6 +77,8 @@ class HubFolder(SMPHubMixin):
     skip: list[str]
     skip_flow: list[str]
     skip_gradient: list[float]
+    skip_scale: list[float | str]
+    stem_skip: bool
 
     def save_pretrained(self, save_directory: str | Path, **named: Any) -> str | None:
         """Write config.json, model.safetensors and, unless there is one, README.md, the model card.
@@ -179,8 +183,9 @@ class HubFolder(SMPHubMixin):
         """Whether smp.Unet is the same network."""
         own = self.config["short_skips"] in (True, own_short_skips(self.config["encoder"]))
         plain = own and self.config["normalisation"] == "batch"
-        whole = self.skip_flow == ["both"] * LEVELS and self.skip_gradient == [1.0] * LEVELS
-        return plain and whole and self.skip == ["concat"] * LEVELS
+        untouched = self.skip_gradient == [1.0] * LEVELS and self.skip_scale == [1.0] * LEVELS
+        whole = self.skip_flow == ["both"] * LEVELS and untouched
+        return plain and whole and not self.stem_skip and self.skip == ["concat"] * LEVELS
 
     def generate_model_card(
         self, *, dataset: str | None = None, metrics: dict[str, Any] | None = None, **_: Any
@@ -201,6 +206,8 @@ class HubFolder(SMPHubMixin):
             skip=", ".join(self.skip),
             skip_flow=", ".join(self.skip_flow),
             skip_gradient=", ".join(f"{dose:g}" for dose in self.skip_gradient),
+            skip_scale=", ".join(scale if isinstance(scale, str) else f"{scale:g}" for scale in self.skip_scale),
+            stem_skip=self.stem_skip,
             dataset=dataset or "not stated",
             metrics=f"```json\n{json.dumps(metrics, indent=2)}\n```" if metrics else "Not stated.",
             preprocessing=config["_preprocessing"],

@@ -16,7 +16,13 @@ TOLERANCE = 0.01
 
 
 def matched_channels(
-    encoder: nn.Module, channels: Sequence[int], skip: Sequence[str], normalisation: str, classes: int
+    encoder: nn.Module,
+    channels: Sequence[int],
+    skip: Sequence[str],
+    normalisation: str,
+    classes: int,
+    others: int = 0,
+    stem_skip: bool = False,
 ) -> tuple[list[int], float]:
     """Return `channels`, scaled so that the network has the parameters of concat at every level, and the scale.
 
@@ -26,6 +32,8 @@ def matched_channels(
         skip: kind of each level's fusion, finest first.
         normalisation: "batch" or "none".
         classes: output channels of the head.
+        others: parameters of the network that concat's has not, and that no width of the decoder changes.
+        stem_skip: whether both networks have a long skip of stride 1.
 
     Raises:
         UserError: no widths come within TOLERANCE of that number.
@@ -35,10 +43,9 @@ def matched_channels(
 
     def size(widths: Sequence[int], kinds: Sequence[str], scale: float = 1.0) -> int:
         with torch.device("meta"):
+            whole = ["both"] * len(kinds), [1.0] * len(kinds)
             parts = (
-                make_decoder(
-                    encoder_channels, widths, kinds, ["both"] * len(kinds), [1.0] * len(kinds), normalisation, scale
-                ),
+                make_decoder(encoder_channels, widths, kinds, *whole, normalisation, scale, stem_skip),
                 SegmentationHead(widths[-1], classes, kernel_size=3),
             )
         return shared + sum(p.numel() for part in parts for p in part.parameters())
@@ -48,7 +55,7 @@ def matched_channels(
     for _ in range(20):  # bisection, as the size grows with the scale
         scale = (low * high) ** 0.5
         widths = [max(1, round(scale * width)) for width in channels]
-        parameters = size(widths, skip, scale)
+        parameters = size(widths, skip, scale) + others
         if parameters == wanted:
             break
         low, high = (scale, high) if parameters < wanted else (low, scale)

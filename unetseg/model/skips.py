@@ -17,6 +17,8 @@ import torch
 from segmentation_models_pytorch.base.modules import Conv2dReLU, get_norm_layer
 from torch import Tensor, nn
 
+from unetseg.errors import UserError
+
 NORMS = {"batch": "batchnorm", "none": "identity"}
 """smp's names of the normalisations."""
 
@@ -82,6 +84,7 @@ class Fusion(nn.Module, ABC):
         out_channels: width of the result.
         carries_features: whether the encoder's features can change the result.
         is_whole_without: whether the deep path is as ever where the skip's features are zeros.
+        scale: multiplies what flows through the skip, see `unetseg.model.controls`.
 
     Examples:
         >>> fusion = FUSIONS["concat"](deep_channels=8, skip_channels=4)
@@ -96,10 +99,11 @@ class Fusion(nn.Module, ABC):
         self.flow, self.gradient = flow, gradient
         self.out_channels = deep_channels
         self.carries_features = flow != "backward"
+        self.scale: nn.Module = nn.Identity()
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Map BxDxHxW and BxSxHxW to Bx(out_channels)xHxW."""
-        return self.fuse(deep, dosed(FLOWS[self.flow](skip), self.gradient))
+        return self.fuse(deep, self.scale(dosed(FLOWS[self.flow](skip), self.gradient)))
 
     @abstractmethod
     def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
@@ -181,8 +185,9 @@ class Attention(Concat):
     """The additive attention gate of Oktay et al. 2018 on the skip, then concat.
 
     alpha = sigmoid(psi(relu(W_s s + W_x x))), one number in 0..1 for each position; the gated skip is alpha * s. W_s,
-    W_x (with bias) and psi (with bias) are 1x1 convolutions, S // 2 channels lie between them. The paper computes alpha
-    on the coarser grid of x and interpolates it; here x comes upsampled and alpha is computed at the skip's resolution.
+    W_x (with bias) and psi (with bias) are 1x1 convolutions, S // 2 channels, at least one, lie between them. The paper
+    computes alpha on the coarser grid of x and interpolates it; here x comes upsampled and alpha is computed at the
+    skip's resolution.
 
     Examples:
         >>> Attention(8, 4).gate(torch.zeros(2, 8, 16, 16), torch.zeros(2, 4, 16, 16)).shape
@@ -191,7 +196,7 @@ class Attention(Concat):
 
     def __init__(self, deep_channels: int, skip_channels: int, flow: str = "both", gradient: float = 1.0):
         super().__init__(deep_channels, skip_channels, flow, gradient)
-        between = skip_channels // 2
+        between = max(1, skip_channels // 2)
         self.of_skip = nn.Conv2d(skip_channels, between, kernel_size=1, bias=False)
         self.of_deep = nn.Conv2d(deep_channels, between, kernel_size=1)
         self.psi = nn.Conv2d(between, 1, kernel_size=1)
@@ -269,6 +274,12 @@ class ResPath(Concat):
         return super().fuse(deep, self.path(skip))
 
 
+def of_width(features: Tensor, channels: int) -> Tensor:
+    """Return the features repeated, or cut, along the channels: BxDxHxW to Bx(channels)xHxW."""
+    repeats = -(-channels // features.shape[1])
+    return features.repeat(1, repeats, 1, 1)[:, :channels]
+
+
 class Placebo(Concat):
     """Concat's size without its information: the deep features stand in for the skip.
 
@@ -287,8 +298,41 @@ class Placebo(Concat):
 
     def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Return Bx(D+S)xHxW."""
-        repeats = -(-self.skip_channels // deep.shape[1])
-        return super().fuse(deep, deep.repeat(1, repeats, 1, 1)[:, : self.skip_channels])
+        return super().fuse(deep, of_width(deep, self.skip_channels))
+
+
+class Shuffled(Concat):
+    """Concat of another picture's features while training: the right kind of numbers, and nothing of this picture.
+
+    The pictures of a batch pass their features on by a number of places, drawn for each level and step from the
+    process-wide generator, which a run that is resumed finds as it was; so no picture keeps its own. Several devices
+    exchange within the batch of each. The gradient that comes back by the skip is that of another picture's loss. In
+    evaluation a picture has its own features, so that its mask depends on no other picture: a decoder that was trained
+    so has not learned to use what they say of it. What their exchange costs a trained model, a lesion says ("shuffle").
+
+    Raises:
+        UserError: there is one picture alone in a batch of training.
+
+    Examples:
+        >>> Shuffled(1, 1)(torch.zeros(2, 1, 1, 1), torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)).flatten()
+        tensor([0., 2., 0., 1.])
+    """
+
+    def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
+        """Return Bx(D+S)xHxW."""
+        return super().fuse(deep, self.of_another(skip) if self.training else skip)
+
+    def of_another(self, features: Tensor) -> Tensor:
+        """Return the BxSxHxW features of other pictures of the batch."""
+        size = len(features)
+        if size == 1:
+            raise UserError(
+                "skip=shuffled with one picture in a batch of training",
+                accepted="two or more on each device, whose features are exchanged",
+                advice="data.batch_size=8",
+            )
+        places = torch.randint(1, size, (1,), device="cpu")  # the same draws on every kind of device
+        return features[((torch.arange(size, device="cpu") + places) % size).to(features.device)]
 
 
 class NoSkip(Fusion):
@@ -335,6 +379,7 @@ FUSIONS: dict[str, type[Fusion]] = {
     "respath": ResPath,
     "scse": Scse,
     "placebo": Placebo,
+    "shuffled": Shuffled,
     "none": NoSkip,
 }
 

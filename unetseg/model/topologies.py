@@ -1,4 +1,6 @@
-"""Decoders in which a level's features go to more than one place: U-Net++ and U-Net 3+, and the choice of a decoder.
+"""Decoders in which a level's features go elsewhere than to its own block, and the choice of a decoder.
+
+They are U-Net++, U-Net 3+, and the U-Net's own decoder with its levels permuted.
 
 The features of a level enter by a `Passage`, once, wherever the decoder uses them: what a level's long skip lets
 through, and its lesion, is all that the decoder gets of these features.
@@ -20,7 +22,7 @@ from torch.nn import functional as F
 
 from unetseg.model.channel import ChannelDecoder
 from unetseg.model.decoder import Convolutions, Decoder
-from unetseg.model.skips import NORMS, passages
+from unetseg.model.skips import NORMS, of_width, passages
 
 
 class NestedDecoder(nn.Module):
@@ -76,8 +78,11 @@ class NestedDecoder(nn.Module):
 
     @property
     def by_level(self) -> list[list[nn.Module]]:
-        """The nodes of each level, coarsest first, and the block of the input's resolution."""
-        levels = [[self.blocks[f"x_{begin}_{layer}"] for begin in range(layer + 1)] for layer in range(self.depth)]
+        """The nodes of each level and its way in, coarsest first, and the block of the input's resolution."""
+        levels = [
+            [*(self.blocks[f"x_{begin}_{layer}"] for begin in range(layer + 1)), self.fusions[self.depth - 1 - layer]]
+            for layer in range(self.depth)
+        ]
         return [*levels, [self.blocks[f"x_0_{self.depth}"]]]
 
     def forward(self, features: Sequence[Tensor], with_nodes: bool = False) -> Any:
@@ -157,8 +162,8 @@ class FullDecoder(nn.Module):
 
     @property
     def by_level(self) -> list[list[nn.Module]]:
-        """The layers of each level's node, coarsest first, and the block of the input's resolution."""
-        nodes = [list(pair) for pair in zip(self.sources, self.merges, strict=True)]
+        """The layers of each level's node and its way in, coarsest first, and the block of the input's resolution."""
+        nodes = [list(parts) for parts in zip(self.sources, self.merges, self.fusions, strict=True)]
         return [*reversed(nodes), [self.last]]
 
     def forward(self, features: Sequence[Tensor], with_nodes: bool = False) -> Any:
@@ -190,6 +195,81 @@ def _pooled(features: Tensor, factor: int, size: Sequence[int]) -> Tensor:
     return F.max_pool2d(F.pad(features, frame, value=-math.inf), factor)
 
 
+class PermutedDecoder(Decoder):
+    """The U-Net's decoder with the levels' features exchanged: the finest goes to the coarsest block, and so on.
+
+    It is concat in all but what it concatenates: level l's block gets the features of level L + 1 - l, in its own
+    resolution and width. That order has no fixed point for an even L. Finer features are max-pooled, as in U-Net 3+;
+    coarser ones are enlarged by nearest neighbours, as the U-Net's deep path is. Channels are repeated, or cut to the
+    first ones, as in the placebo. So the decoder has exactly the parameters of concat, and information of the encoder
+    that is not that of its resolution; what is cut off reaches it by the deep path only. That a U-Net with permuted
+    skips may segment as well as the usual one is said for task-adaptive mixtures of skips (UTANet, AAAI 2025); which
+    permutations it tried we don't know, and this one is our own choice.
+
+    A level's flow, dose and scale are those of its own features, wherever they go.
+
+    Args:
+        encoder_channels: widths of the encoder's features, [input, stride 2, ..., stride 2^(L + 1)].
+        channels: widths of the blocks, coarsest first.
+        flow: what each level's long skip lets through, finest first.
+        gradient: what the gradient that comes back by each level's long skip is multiplied with, finest first.
+        normalisation: "batch" or "none".
+
+    Raises:
+        ValueError: a level has no features that could go elsewhere.
+
+    Examples:
+        >>> decoder = PermutedDecoder([3, 8, 4, 16], [16, 8, 4], ["both", "both"], [1.0, 1.0], "batch")
+        >>> features = [torch.zeros(2, 3, 32, 32), torch.zeros(2, 8, 16, 16), torch.zeros(2, 4, 8, 8),
+        ...             torch.zeros(2, 16, 4, 4)]
+        >>> decoder(features).shape
+        torch.Size([2, 4, 32, 32])
+    """
+
+    def __init__(
+        self,
+        encoder_channels: Sequence[int],
+        channels: Sequence[int],
+        flow: Sequence[str],
+        gradient: Sequence[float],
+        normalisation: str,
+    ):
+        widths = [*encoder_channels[1:-1]]
+        depth = len(widths)
+        if not all(widths) or depth % 2:
+            raise ValueError(f"skip=permuted needs features at an even number of levels, not widths of {widths}")
+        super().__init__(encoder_channels, channels, ["concat"] * depth, ["both"] * depth, [1.0] * depth, normalisation)
+        self.widths = widths
+        self.ways = passages(encoder_channels, flow, gradient)
+
+    @property
+    def fusions(self) -> list[nn.Module]:
+        """The way of each level's features into the decoder, finest first."""
+        return [*self.ways]
+
+    @property
+    def by_level(self) -> list[list[nn.Module]]:
+        """The block of each level and the way of its own features, coarsest first, and the last block."""
+        blocks = [[block, way] for block, way in zip(self.blocks[:-1], reversed([*self.ways]), strict=True)]
+        return [*blocks, [self.blocks[-1]]]
+
+    def forward(self, features: Sequence[Tensor], with_nodes: bool = False) -> Any:
+        """Map the encoder's features, [input, stride 2, ...], to BxOxHxW.
+
+        With `with_nodes` also return what deep supervision reads.
+        """
+        levels = [way(skip, skip) for way, skip in zip(self.ways, features[1:-1], strict=True)]
+        exchanged = []
+        for level, (other, width) in enumerate(zip(reversed(levels), self.widths, strict=True)):
+            size, source = levels[level].shape[-2:], len(levels) - 1 - level
+            if source < level:
+                other = _pooled(other, 2 ** (level - source), size)
+            else:
+                other = F.interpolate(other, size=size, mode="nearest")
+            exchanged.append(of_width(other, width))
+        return super().forward([features[0], *exchanged, features[-1]], with_nodes)
+
+
 def make_decoder(
     encoder_channels: Sequence[int],
     channels: Sequence[int],
@@ -198,11 +278,12 @@ def make_decoder(
     gradient: Sequence[float],
     normalisation: str,
     scale: float = 1.0,
+    stem_skip: bool = False,
 ) -> Decoder | NestedDecoder | FullDecoder | ChannelDecoder:
     """Return the decoder of these skips, a kind a level, finest first.
 
     For networks of equal size, `scale` multiplies the widths of nested's inner nodes, of respath's paths and of
-    channel's tokens.
+    channel's tokens. `stem_skip` is of decoders by level.
     """
     match skip[0]:
         case "nested":
@@ -211,5 +292,7 @@ def make_decoder(
             return FullDecoder(encoder_channels, channels, flow, gradient, normalisation)
         case "channel":
             return ChannelDecoder(encoder_channels, channels, flow, gradient, normalisation, scale)
+        case "permuted":
+            return PermutedDecoder(encoder_channels, channels, flow, gradient, normalisation)
         case _:
-            return Decoder(encoder_channels, channels, skip, flow, gradient, normalisation, scale)
+            return Decoder(encoder_channels, channels, skip, flow, gradient, normalisation, scale, stem_skip)

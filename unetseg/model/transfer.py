@@ -137,8 +137,9 @@ def remarks(source: Source, model: Segmenter, classes: Sequence[str], *, encoder
     there, here = (cast(dict[str, Any], net.config) for net in (source.net, model.net))
     pairs = {name: (there[name], here[name]) for name in ("encoder", "short_skips", "normalisation")}
     if not encoder_only:
-        for name in ("skip", "skip_flow", "skip_gradient"):
+        for name in ("skip", "skip_flow", "skip_gradient", "skip_scale"):
             pairs[name] = (_per_level(getattr(source.net, name)), _per_level(getattr(model.net, name)))
+        pairs["stem_skip"] = (source.net.stem_skip, model.net.stem_skip)
         pairs["classes"] = (", ".join(source.classes or ["not stated"]), ", ".join(classes))
     pairs["channels"] = (there["in_channels"], here["in_channels"])
     lines = [f"{name}: {theirs} there, {own} here" for name, (theirs, own) in pairs.items() if theirs != own]

@@ -16,12 +16,24 @@ from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
 from torch import Tensor, nn
 
+from unetseg.model.controls import make_scales, scales_of
 from unetseg.model.encoders import make_encoder
 from unetseg.model.hub import HubFolder
 from unetseg.model.matching import matched_channels
 from unetseg.model.skips import Fusion
 from unetseg.model.topologies import make_decoder
-from unetseg.names import FLOWS, FUSED, LEVELS, SKIPS, has_gradient, nearest_first, why_not_withheld
+from unetseg.names import (
+    FLOWS,
+    FUSED,
+    LEVELS,
+    SCALES,
+    SKIPS,
+    has_features,
+    has_gradient,
+    has_stem_skip,
+    nearest_first,
+    why_not_withheld,
+)
 
 
 class SkipUnet(nn.Module, HubFolder):
@@ -33,9 +45,9 @@ class SkipUnet(nn.Module, HubFolder):
 
     Args:
         encoder: a ResNet or DenseNet of smp.
-        skip: concat | add | attention | multiply | respath | scse | placebo | none, or a list with one kind for each of
-            the 4 levels, finest first; or nested (U-Net++) | full (U-Net 3+) | channel (UCTransNet), decoders of all
-            levels.
+        skip: concat | add | attention | multiply | respath | scse | placebo | shuffled | none, or a list with one kind
+            for each of the 4 levels, finest first; or nested (U-Net++) | full (U-Net 3+) | channel (UCTransNet) |
+            permuted (concat of another level's features), decoders of all levels.
         skip_flow: both | forward | backward, or a list, see `unetseg.model.skips.FLOWS`; without effect for placebo and
             none, which let nothing through. `names.NOT_WITHHELD` says which kinds have no backward, and why.
         skip_gradient: the dose: what the gradient that comes back by a long skip is multiplied with, a finite number
@@ -43,8 +55,16 @@ class SkipUnet(nn.Module, HubFolder):
             bit; above 1 the skip is heard louder. A negative one would send the encoder up the loss by that path, and
             be no dose of what the skip brings. Other numbers than 1 need a level that has such a gradient: any kind but
             placebo and none, with skip_flow="both".
+        skip_scale: what the features that a long skip carries are multiplied with: a number above 0, or a list, finest
+            first; "kappa", 0.7^(level - 1), or "learned", of the levels with features, see `unetseg.model.controls`. It
+            multiplies the gradient that comes back as well, beside skip_gradient. 1 is the network as it is, to the
+            last bit.
         weights: "imagenet" downloads the encoder's weights by smp; None starts from random ones. Files are read by
             `unetseg.model.weights.load_encoder`.
+        stem_skip: a long skip of stride 1 as well, level 0: the last block of the decoder gets the input itself, as the
+            last layer of fastai's DynamicUnet does (Howard and Gugger 2020), fused by level 1's kind and flow. It adds
+            no layer to the encoder, so no gradient comes back by it. Without it the finest long skip has stride 2, as
+            in smp.Unet.
         match_parameters: scale the decoder's widths until the network has the parameters of skip="concat", within 1 %.
         short_skips: True for the encoder's own, "add" in a ResNet and "concat" in a DenseNet; the other one of these;
             or False for none, see `unetseg.model.short_skips`.
@@ -57,7 +77,8 @@ class SkipUnet(nn.Module, HubFolder):
 
     Raises:
         ValueError: an unknown kind, a list of the wrong length, a DenseNet without normalisation, a skip_flow that a
-            level's kind doesn't have, a skip_gradient at a level that has no such gradient.
+            level's kind doesn't have, a skip_gradient at a level that has no such gradient, a skip_scale at one that
+            carries no features, a stem_skip where level 1 has no long skip or one decoder is of all levels.
 
     Examples:
         >>> import torch
@@ -73,6 +94,8 @@ class SkipUnet(nn.Module, HubFolder):
         skip: str | Sequence[str] = "concat",
         skip_flow: str | Sequence[str] = "both",
         skip_gradient: float | Sequence[float] = 1.0,
+        skip_scale: str | float | Sequence[float] = 1.0,
+        stem_skip: bool = False,
         match_parameters: bool = False,
         weights: str | None = "imagenet",
         short_skips: bool | str = True,
@@ -89,24 +112,34 @@ class SkipUnet(nn.Module, HubFolder):
             if reason := why_not_withheld(kind, flows):
                 raise ValueError(f"skip_flow={flows} at level {level}: skip={kind} doesn't have it: {reason}")
         self.skip_gradient = _doses(skip_gradient, self.skip, self.skip_flow)
+        self.skip_scale = _scales(skip_scale, self.skip, self.skip_flow)
+        self.stem_skip = stem_skip
+        if stem_skip and not has_stem_skip(self.skip[0]):
+            raise ValueError(
+                f"stem_skip with skip={self.skip[0]} at level 1: it would be of that kind, and there is none"
+            )
         self.encoder = make_encoder(
             encoder, in_channels=in_channels, weights=weights, short_skips=short_skips, normalisation=normalisation
         )
         if initialisation == "glorot":  # before the decoder draws, so that the encoder is the same with every skip kind
             _glorot(self.encoder)
+        encoder_channels = cast(Sequence[int], self.encoder.out_channels)
+        scales = make_scales(encoder_channels[1:-1], self.skip_scale)
         scale = 1.0
         if match_parameters:
+            calibrations = sum(p.numel() for part in scales for p in part.parameters())
             decoder_channels, scale = matched_channels(
-                self.encoder, decoder_channels, self.skip, normalisation, classes
+                self.encoder, decoder_channels, self.skip, normalisation, classes, calibrations, stem_skip
             )
         self.decoder = make_decoder(
-            cast(Sequence[int], self.encoder.out_channels),
+            encoder_channels,
             decoder_channels,
             self.skip,
             self.skip_flow,
             self.skip_gradient,
             normalisation,
             scale,
+            stem_skip,
         )
         self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, kernel_size=3)
         initialize_decoder(self.decoder)
@@ -114,6 +147,8 @@ class SkipUnet(nn.Module, HubFolder):
         if initialisation == "glorot":
             _glorot(self.decoder)
             _glorot(self.segmentation_head)
+        for fusion, own in zip(self.fusions, scales, strict=True):  # last: no initialisation is of these
+            fusion.scale = own
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images, BxCxHxW float, to logits, BxKxHxW float."""
@@ -133,6 +168,12 @@ class SkipUnet(nn.Module, HubFolder):
     def fusions(self) -> list[Fusion]:
         """The fusion of each level, finest first."""
         return [cast(Fusion, fusion) for fusion in self.decoder.fusions]
+
+    @property
+    def fusion_of(self) -> dict[int, Fusion]:
+        """The fusion of each level by its number; 0 is that of the stem skip, where there is one."""
+        stem = {0: cast(Any, self.decoder).blocks[-1].fusion} if self.stem_skip else {}
+        return stem | dict(enumerate(self.fusions, start=1))
 
 
 def _glorot(part: nn.Module) -> None:
@@ -166,3 +207,22 @@ def _doses(value: float | Sequence[float], skip: Sequence[str], flow: Sequence[s
                 "placebo, none and other flows than both have no gradient of the skip to multiply"
             )
     return doses
+
+
+def _scales(value: str | float | Sequence[float], skip: Sequence[str], flow: Sequence[str]) -> list[float | str]:
+    """Return skip_scale as a number or "learned" a level, finest first; raise a ValueError where one has no meaning."""
+    scales = scales_of(value) if not isinstance(value, str) or value in SCALES else []
+    numbers = [scale for scale in scales if not isinstance(scale, str)]
+    if len(scales) != LEVELS or not all(math.isfinite(scale) and scale > 0 for scale in numbers):
+        accepted = f"{', '.join(SCALES)}, a number above 0, or a list of {LEVELS} numbers, finest first"
+        raise ValueError(f"skip_scale={value!r}: accepted are {accepted}")
+    carry = [has_features(kind, flows) for kind, flows in zip(skip, flow, strict=True)]
+    if isinstance(value, str) and any(carry):
+        scales = [scale if there else 1.0 for scale, there in zip(scales, carry, strict=True)]
+    for level, (there, scale) in enumerate(zip(carry, scales, strict=True), start=1):
+        if scale != 1 and not there:
+            raise ValueError(
+                f"skip_scale={value!r} at level {level}: with skip={skip[level - 1]}, skip_flow={flow[level - 1]} it "
+                "has to be 1, as there are no features to multiply"
+            )
+    return scales

@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
-from unetseg.names import ENCODERS, FLOWS, LOSSES, SKIPS
+from unetseg.names import ENCODERS, FLOWS, LOSSES, SCALES, SKIPS
 from unetseg.options.command_schema import Demo, Evaluate, Export, Predict, Report
 from unetseg.options.compose import CONF
 from unetseg.options.data_schema import DATA
@@ -26,6 +26,7 @@ BY_NAME = {
     "model.encoder": ENCODERS,
     "model.skip": SKIPS,
     "model.skip_flow": FLOWS,
+    "model.skip_scale": SCALES,
     "model.weights": ("imagenet", "null"),
     "loss": tuple(LOSSES),
     "data.validation": ("every_10th",),

@@ -36,9 +36,20 @@ class Evaluate(Section):
     accelerator: Text = Field(description="auto | cpu | gpu ..., as Lightning's Trainer takes it")
     lesion: bool = Field(description="true: cut every subset of the long skips, by zeros, means and other images")
     shift: bool = Field(description="true: noise, speckle, blur, contrast, brightness and JPEG at five strengths each")
+    freeu: list[float] | None = Field(
+        description="[b,s]: weigh half the deep channels by b, by structure, and the skips' low frequencies by s, at "
+        "each level and at all (FreeU, Si et al. 2024); null"
+    )
     gradient: bool = Field(description="true: by how many residual branches of a ResNet the gradient of the loss comes")
     tolerance: float = Field(ge=0, description="pixels by which a surface may be off for NSD")
     output: Text | None = Field(description="folder for the results; null: evaluation/... in the run folder")
+
+    @field_validator("freeu")
+    @classmethod
+    def _freeu(cls, value: list[float] | None) -> list[float] | None:
+        if value is None or (len(value) == 2 and value != [1, 1] and all(0 <= factor < 1e3 for factor in value)):
+            return value
+        raise rejected("null, or two numbers of 0 or more, [b,s], that are not both 1", "freeu=[1.2,0.9]")
 
 
 class Report(Section):

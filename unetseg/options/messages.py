@@ -65,6 +65,16 @@ def dose_per_level(value: object, key: str) -> float | list[float]:
     return numbers if isinstance(value, list | tuple) else numbers[0]
 
 
+def scale_per_level(value: object, names: Sequence[str], key: str) -> str | float | list[float]:
+    """Return a name, a finite number above 0 or a list of LEVELS such numbers, finest level first."""
+    if isinstance(value, str):
+        return one_of(value, names, f", a number above 0, or one per level, {LEVELS} in all, finest first")
+    scales = dose_per_level(value, key)
+    if not all(scales if isinstance(scales, list) else [scales]):
+        raise rejected("numbers above 0; a skip without features is none or placebo", "0.5")
+    return scales
+
+
 def format_value(value: object) -> str:
     """Return a value as it is written on the command line."""
     if isinstance(value, list | tuple):

@@ -18,16 +18,26 @@ from unetseg.names import (
     LEVELS,
     LOSSES,
     RESNETS,
+    SCALES,
     SHORT_SKIPS,
     SKIPS,
     class_names,
+    has_features,
     has_gradient,
+    has_stem_skip,
     own_short_skips,
     why_not_withheld,
 )
 from unetseg.options.data_schema import Folder, HuggingFace, Pets, Synthetic
 from unetseg.options.loss import check_loss_for_classes, checked_boundary_weight, checked_class_weights, checked_loss
-from unetseg.options.messages import dose_per_level, format_value, one_of, one_or_per_level, rejected
+from unetseg.options.messages import (
+    dose_per_level,
+    format_value,
+    one_of,
+    one_or_per_level,
+    rejected,
+    scale_per_level,
+)
 from unetseg.options.section import Section, Text
 from unetseg.options.starting_weights import are_of_a_whole_encoder, check_weights
 from unetseg.options.trainer import check_trainer
@@ -48,8 +58,8 @@ class Model(Section):
     )
     skip: str | list[str] = Field(
         description="long skips: concat | add | attention | multiply | respath (MultiResUNet) | scse (smp's) | "
-        "placebo | none, or one per level, finest first; or, of all levels, nested (U-Net++) | full (U-Net 3+) | "
-        "channel (UCTransNet)"
+        "placebo | shuffled (in training another picture's features) | none, or one per level, finest first; or, of "
+        "all levels, nested (U-Net++) | full (U-Net 3+) | channel (UCTransNet) | permuted (concat of another level's)"
     )
     skip_flow: str | list[str] = Field(
         description="both | forward (no gradient) | backward (no features), or one per level, finest first"
@@ -58,6 +68,10 @@ class Model(Section):
         description="what the gradient that comes back by a long skip is multiplied with: 0 (as skip_flow=forward) ... "
         "1 (as both) or more, or one number per level, finest first"
     )
+    skip_scale: str | float | list[float] = Field(
+        description="what a long skip's features are multiplied with: 1, a number above 0, or one per level, finest "
+        "first | kappa: 0.7^(level - 1) | learned: a small network's factor for each channel (ScaleLong)"
+    )
     auxiliary: bool = Field(
         description="true: while training a head on each level's encoder features predicts the mask, too (deep "
         "supervision): a gradient for the encoder without any skip"
@@ -65,6 +79,9 @@ class Model(Section):
     deep_supervision: bool = Field(
         description="true: while training a head on each of the decoder's blocks predicts the mask, too; of nested on "
         "the nodes of level 1, of full on each node and the bottleneck"
+    )
+    stem_skip: bool = Field(
+        description="true: a long skip of stride 1 as well, level 0: the picture itself, fused as level 1's features"
     )
     match_parameters: bool = Field(description="true: scale the decoder to the parameters of skip=concat, within 1 %")
     short_skips: bool | Literal["add", "concat"] = Field(
@@ -101,6 +118,11 @@ class Model(Section):
     @classmethod
     def _skip_gradient(cls, value: object) -> float | list[float]:
         return dose_per_level(value, "model.skip_gradient")
+
+    @field_validator("skip_scale", mode="before")
+    @classmethod
+    def _skip_scale(cls, value: object) -> str | float | list[float]:
+        return scale_per_level(value, SCALES, "model.skip_scale")
 
     @field_validator("weights")
     @classmethod
@@ -142,6 +164,31 @@ class Model(Section):
                 "skip_gradient=1 at each level whose skip is placebo or none, or whose skip_flow is not both: there is "
                 "no gradient of the skip to multiply",
                 f"model.skip_gradient={format_value(fitting)}",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scale_has_features(self) -> Model:
+        kinds, flows = (value if isinstance(value, list) else [value] * LEVELS for value in (self.skip, self.skip_flow))
+        carry = [has_features(str(kind), str(flow)) for kind, flow in zip(kinds, flows, strict=True)]
+        named = isinstance(self.skip_scale, str)
+        scales = self.skip_scale if isinstance(self.skip_scale, list) else [self.skip_scale] * LEVELS
+        fitting = [scale if there else 1.0 for scale, there in zip(scales, carry, strict=True)]
+        if (not any(carry)) if named else fitting != scales:
+            raise rejected(
+                "skip_scale=1 at each level whose skip is placebo or none, or whose skip_flow is backward: there are "
+                "no features to multiply",
+                f"model.skip_scale={'1' if named else format_value(fitting)}",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stem_skip_is_of_a_kind(self) -> Model:
+        finest = self.skip[0] if isinstance(self.skip, list) else self.skip
+        if self.stem_skip and not has_stem_skip(finest):
+            raise rejected(
+                "stem_skip=false with skip=none at level 1, whose kind it has, and with nested, full and permuted",
+                "model.stem_skip=false",
             )
         return self
 
@@ -328,6 +375,13 @@ class Train(Section):
                 "trainer.strategy=ddp; with others, which share the weights out, no gradient probes",
                 "gradients.every_n_steps=0",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shuffled_pictures_are_several(self) -> Train:
+        kinds = self.model.skip if isinstance(self.model.skip, list) else [self.model.skip]
+        if "shuffled" in kinds and self.data.batch_size == 1 and self.data.global_batch_size is None:
+            raise rejected("data.batch_size=2 or more with skip=shuffled, to exchange features", "data.batch_size=8")
         return self
 
     @model_validator(mode="after")

@@ -98,7 +98,8 @@ def _quoted(value: Any) -> str:
 IN_THE_VARIANT = tuple(
     f"model.{name}"
     for name in (
-        *("skip", "skip_flow", "skip_gradient", "auxiliary", "deep_supervision", "match_parameters", "short_skips"),
+        *("skip", "skip_flow", "skip_gradient", "skip_scale", "stem_skip"),
+        *("auxiliary", "deep_supervision", "match_parameters", "short_skips"),
     )
 )
 """The options that `variant` is made of."""
@@ -111,6 +112,10 @@ def variant(model: dict[str, Any]) -> str:
         words.append(one_word(model["skip_flow"]))
     if model.get("skip_gradient", 1.0) != 1:  # runs that are older than the option lack it
         words.append(f"dose {one_word(model['skip_gradient'])}")
+    if model.get("skip_scale", 1.0) != 1:
+        words.append(f"scale {one_word(model['skip_scale'])}")
+    if model.get("stem_skip"):
+        words.append("stem")
     if model.get("auxiliary"):
         words.append("auxiliary")
     if model.get("deep_supervision"):

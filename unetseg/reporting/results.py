@@ -50,9 +50,10 @@ TABLES = {
     "lesion.csv": (("cut", "levels"), ("iou_loss", "boundary_iou_loss")),
     "shapley.csv": (("cut", "level"), ("iou", "boundary_iou")),
     "shift_per_image.csv": (("name", "shift"), ("strength", "iou", "boundary_iou")),
+    "freeu.csv": (("part", "levels"), ("b", "s", "iou_difference", "boundary_iou_difference")),
 }
 """The tables of a run that are read, each with its required columns: of text, and of numbers."""
-OF_EVALUATIONS = ("lesion.csv", "shapley.csv", "shift_per_image.csv")
+OF_EVALUATIONS = ("lesion.csv", "shapley.csv", "shift_per_image.csv", "freeu.csv")
 """Those that lie in the folders of a run's evaluations."""
 NUMBERS = ("parameters", "flops", "activation_memory", "images_per_second")
 """Entries of a summary on a run's cost; each may be absent."""

@@ -89,6 +89,16 @@ def lesions(sweep: Sweep) -> list[tuple[Setting, Run, str, pd.DataFrame, pd.Data
     return results
 
 
+def freeu(sweep: Sweep) -> list[tuple[Setting, Run, str, pd.DataFrame]]:
+    """Return the results of evaluate freeu=[b,s]: setting, run, evaluation and freeu.csv."""
+    return [
+        (setting, run, path.parent.name, pd.read_csv(path, dtype={"levels": str}))
+        for setting in sweep.settings
+        for run in setting.runs
+        for path in sorted(run.folder.path.glob("evaluation/*/freeu.csv"))
+    ]
+
+
 def ranked_images(sweep: Sweep) -> list[RankedImage]:
     """Return the best, median and worst images; none if the settings have different images."""
     iou = _mean_iou(sweep)

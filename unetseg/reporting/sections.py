@@ -8,7 +8,7 @@ from unetseg.names import counted, view_text
 from unetseg.reporting import charts, comparisons, scores, search, sentences
 from unetseg.reporting.comparisons import METRICS, Pair
 from unetseg.reporting.document import Block, Document, Figure, Section, Table
-from unetseg.reporting.mechanisms import edges, gradients, lesions, routes, short_skips
+from unetseg.reporting.mechanisms import edges, freeu, gradients, lesions, routes, short_skips
 from unetseg.reporting.provenance import common, provenance
 from unetseg.reporting.results import Sweep
 from unetseg.reporting.sentences import interval, number, p_value
@@ -51,6 +51,7 @@ def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False) -> 
         edges(sweep, unit),
         lesions(sweep),
         shifts(sweep, pooled=pooled),
+        freeu(sweep),
         examples(sweep),
         provenance(sweep),
     ]

@@ -220,6 +220,11 @@ class Evaluation(Results):
         """Return the scores under each shift; without rows unless it was asked for (shift=true)."""
         return self._table("shift.csv")
 
+    @cached_property
+    def freeu(self) -> pd.DataFrame:
+        """Return how FreeU's factors change the scores; without rows unless it was asked for (freeu=[b,s])."""
+        return self._table("freeu.csv")
+
     def _table(self, name: str) -> pd.DataFrame:
         path = self.folder / name
         with _named_if_damaged(path):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SPARE = ("images/s", "Dice", "weights", "per image", "time", "encoder", "boundary")
 """Columns of the runs that are left out where they don't fit, the first ones first."""
 SPARE_OF_CLASSES = ("Dice", "pixels", "precision", "recall")
-WORDS = ("skip", "encoder", "group", "class", "cut by")
+WORDS = ("skip", "encoder", "group", "class", "cut by", "weighed", "shift")
 """Columns of words."""
 SCORES = (("IoU", "iou"), ("boundary", "boundary_iou"))
 PACKAGES = ("torch", "torchvision", "lightning", "segmentation-models-pytorch", "albumentations", "numpy")
@@ -155,6 +155,21 @@ def show_shifts(table: pd.DataFrame) -> None:
             rows.append({"shift": str(shift), **lost, "95 % at 5": _ends(last, f"{name}_loss")})
         clean = table[table.strength == 0].iloc[0][name]
         _print_table(f"{title} lost by the strength of a shift, of {clean:.3f} (95 % over the images)", rows)
+
+
+def show_freeu(table: pd.DataFrame) -> None:
+    """Print how the scores change where the deep path, the long skips or both are weighed by FreeU's factors."""
+    rows = [
+        {
+            "weighed": row["part"],
+            "levels": row["levels"],
+            "b": f"{row['b']:g}",
+            "s": f"{row['s']:g}",
+            **{f"{title} change": _with_interval(row, f"{name}_difference") for title, name in SCORES},
+        }
+        for _, row in table[table.part != "none"].iterrows()
+    ]
+    _print_table("what FreeU changes: the score less the untouched network's (95 % over the images)", rows)
 
 
 def show_path_lengths(table: pd.DataFrame) -> None:

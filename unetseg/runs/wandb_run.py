@@ -31,7 +31,7 @@ def flat_config(options: Train) -> dict[str, Any]:
             continue
         prefix = "" if key == "model" else f"{key}_"
         flat |= {f"{prefix}{name}": entry for name, entry in value.items()}
-    words = {name: one_word(flat[name]) for name in ("skip", "skip_flow", "skip_gradient")}
+    words = {name: one_word(flat[name]) for name in ("skip", "skip_flow", "skip_gradient", "skip_scale")}
     return flat | words | {"variant": variant(options.model.model_dump())}
 
 
