@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from unetseg.names import ENCODERS, FLOWS, FUSED, LARGEST_SIZE, LEVELS, LOSSES, MOST_CHANNELS, SKIPS
+from unetseg.names import FLOWS, FUSED, LARGEST_SIZE, LEVELS, LOSSES, MOST_CHANNELS, SKIPS, TIMM, is_encoder
 
 Rule = tuple[str, Callable[[Any], bool]]
 """The accepted values in words, and whether a value is one of them."""
@@ -111,7 +111,7 @@ VIEW: dict[str, Rule] = {
 }
 """Rules of what a checkpoint or an exported file says of how its model sees pictures, see `unetseg.data.view.View`."""
 NET: dict[str, Rule] = {
-    "encoder": name_rule(ENCODERS),
+    "encoder": (f"an encoder of smp, or {TIMM}NAME of a model of timm", is_encoder),
     "skip": name_per_level_rule(SKIPS, FUSED),
     "skip_flow": name_per_level_rule(FLOWS),
     "skip_gradient": DOSES,

@@ -20,7 +20,7 @@ class AuxiliaryHeads(nn.Module):
 
     Args:
         encoder_channels: widths of the encoder's features, [input, stride 2, ..., deepest]; the first and the last,
-            which no long skip carries, have no head.
+            which no long skip carries, have no head, and neither has a level without channels.
         classes: output channels K.
 
     Examples:
@@ -33,7 +33,9 @@ class AuxiliaryHeads(nn.Module):
     def __init__(self, encoder_channels: Sequence[int], classes: int):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
-            self.heads = nn.ModuleList(nn.Conv2d(width, classes, kernel_size=1) for width in encoder_channels[1:-1])
+            self.heads = nn.ModuleList(
+                nn.Conv2d(width, classes, kernel_size=1) for width in encoder_channels[1:-1] if width
+            )
             initialize_head(self)
 
     def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> list[Tensor]:
@@ -43,7 +45,7 @@ class AuxiliaryHeads(nn.Module):
             features: of one batch.
             size: H and W.
         """
-        levels = zip(self.heads, features[1:-1], strict=True)
+        levels = zip(self.heads, (own for own in features[1:-1] if own.shape[1]), strict=True)
         coarse = [head(encoded) for head, encoded in levels]
         exact = [logits.to(torch.promote_types(logits.dtype, torch.float32)) for logits in coarse]
         return [F.interpolate(logits, size=list(size), mode="bilinear", align_corners=False) for logits in exact]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from segmentation_models_pytorch.base.modules import Conv2dReLU
+from segmentation_models_pytorch.decoders.unet.decoder import UnetCenterBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -73,6 +74,9 @@ class DecoderBlock(nn.Module):
 class Decoder(nn.Module):
     """Five blocks from the deepest features up to the input's resolution; the last one has no skip.
 
+    At a level of which an encoder has no features, 0 channels as a transformer's at stride 2, a skip of any kind is the
+    concatenation with nothing, as in smp.
+
     Args:
         encoder_channels: widths of the encoder's features, [input, stride 2, ..., stride 32].
         channels: widths of the blocks, coarsest first.
@@ -80,6 +84,8 @@ class Decoder(nn.Module):
         flow: what each level's long skip lets through, finest first.
         gradient: what the gradient that comes back by each level's long skip is multiplied with, finest first.
         normalisation: "batch" or "none".
+        centre: two convolutions on the deepest features before the blocks, which smp gives to VGG alone: its last stage
+            is a pooling.
 
     Examples:
         >>> import torch
@@ -99,13 +105,17 @@ class Decoder(nn.Module):
         flow: Sequence[str],
         gradient: Sequence[float],
         normalisation: str,
+        centre: bool = False,
     ):
         super().__init__()
         inputs = [encoder_channels[-1], *channels[:-1]]
         skips = [*reversed(encoder_channels[1:-1]), 0]
-        kinds = [*reversed(skip), "none"]
+        kinds = [kind if width else "concat" for kind, width in zip(reversed(skip), skips[:-1], strict=True)]
+        kinds.append("none")
         passes = [*zip(reversed(flow), reversed(gradient), strict=True), ("both", 1.0)]
         blocks = zip(inputs, skips, channels, kinds, passes, strict=True)
+        deepest, norm = encoder_channels[-1], NORMS[normalisation]
+        self.center = UnetCenterBlock(deepest, deepest, norm) if centre else nn.Identity()  # smp's name
         self.blocks = nn.ModuleList(
             DecoderBlock(deep_width, skip_width, width, kind, let_through, factor, normalisation)
             for deep_width, skip_width, width, kind, (let_through, factor) in blocks
@@ -118,7 +128,7 @@ class Decoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Map the encoder's features, [input, stride 2, ..., stride 32], to BxOxHxW."""
-        deep = features[-1]
+        deep = self.center(features[-1])
         for block, skip in zip(self.blocks, reversed(features[:-1]), strict=True):
             deep = block(deep, skip)
         return deep

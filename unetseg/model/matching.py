@@ -15,7 +15,12 @@ TOLERANCE = 0.01
 
 
 def matched_channels(
-    encoder: nn.Module, channels: Sequence[int], skip: Sequence[str], normalisation: str, classes: int
+    encoder: nn.Module,
+    channels: Sequence[int],
+    skip: Sequence[str],
+    normalisation: str,
+    classes: int,
+    centre: bool = False,
 ) -> tuple[list[int], float]:
     """Return `channels`, scaled so that the network has the parameters of concat at every level, and the scale.
 
@@ -25,6 +30,7 @@ def matched_channels(
         skip: kind of each level's fusion, finest first.
         normalisation: "batch" or "none".
         classes: output channels of the head.
+        centre: whether concat's decoder has convolutions on the deepest features, see Decoder.
 
     Raises:
         ValueError: no widths come within TOLERANCE of that number.
@@ -33,11 +39,10 @@ def matched_channels(
     shared = sum(p.numel() for p in encoder.parameters())
 
     def size(widths: Sequence[int], kinds: Sequence[str], scale: float = 1.0) -> int:
+        flows, doses = ["both"] * len(kinds), [1.0] * len(kinds)
         with torch.device("meta"):
             parts = (
-                make_decoder(
-                    encoder_channels, widths, kinds, ["both"] * len(kinds), [1.0] * len(kinds), normalisation, scale
-                ),
+                make_decoder(encoder_channels, widths, kinds, flows, doses, normalisation, scale, centre),
                 SegmentationHead(widths[-1], classes, kernel_size=3),
             )
         return shared + sum(p.numel() for part in parts for p in part.parameters())

@@ -88,7 +88,7 @@ class Fusion(nn.Module, ABC):
         super().__init__()
         self.flow, self.gradient = flow, gradient
         self.out_channels = deep_channels
-        self.carries_features = flow != "backward"
+        self.carries_features = flow != "backward" and skip_channels > 0
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Map BxDxHxW and BxSxHxW to Bx(out_channels)xHxW."""

@@ -21,7 +21,7 @@ from unetseg.model.hub import HubFolder
 from unetseg.model.matching import matched_channels
 from unetseg.model.skips import Fusion
 from unetseg.model.topologies import make_decoder
-from unetseg.names import FLOWS, FUSED, LEVELS, SKIPS, has_gradient, nearest_first
+from unetseg.names import DENSENETS, FLOWS, FUSED, LEVELS, RESNETS, SKIPS, has_gradient, nearest_first
 
 
 class SkipUnet(nn.Module, HubFolder):
@@ -32,7 +32,8 @@ class SkipUnet(nn.Module, HubFolder):
     folder saved with concat also loads as smp.Unet, see `unetseg.model.hub`.
 
     Args:
-        encoder: a ResNet or DenseNet of smp.
+        encoder: an encoder of smp, or `tu-` and the name of a model of timm with features of strides 2 (or from 4), ...,
+            32. At a level of which it has no features no kind of skip brings anything.
         skip: concat | add | attention | placebo | none, or a list with one kind for each of the 4 levels, finest first;
             or nested (U-Net++) | full (U-Net 3+), which are decoders of all levels.
         skip_flow: both | forward | backward, or a list, see `unetseg.model.skips.FLOWS`; without effect for placebo and
@@ -42,20 +43,23 @@ class SkipUnet(nn.Module, HubFolder):
             bit; above 1 the skip is heard louder. A negative one would send the encoder up the loss by that path, and
             be no dose of what the skip brings. Other numbers than 1 need a level that has such a gradient: concat, add
             or attention, with skip_flow="both".
-        weights: "imagenet" downloads the encoder's weights by smp; None starts from random ones. Files are read by
+        weights: "imagenet" downloads the encoder's weights by smp or timm; None starts from random ones. Files are read by
             `unetseg.model.weights.load_encoder`.
         match_parameters: scale the decoder's widths until the network has the parameters of skip="concat", within 1 %.
         short_skips: False leaves out the additions inside a ResNet.
         normalisation: "batch", or "none" for a ResNet and a decoder without batch normalisation.
         initialisation: random weights by "he" (He et al. 2015: torchvision's and smp's own) or, of every convolution,
-            by "glorot" (Glorot and Bengio 2010, normal), which loses half the variance at each ReLU.
+            by "glorot" (Glorot and Bengio 2010, normal), which loses half the variance at each ReLU. Encoders other than
+            ResNets and DenseNets have starts of their own, and layers that are no plain convolutions: "he" keeps these,
+            "glorot" is refused.
         classes: output channels K.
         decoder_channels: widths of the decoder's blocks, coarsest first.
         in_channels: input channels C.
 
     Raises:
-        ValueError: an unknown kind, a list of the wrong length, a DenseNet without short skips or normalisation, a
-            skip_gradient at a level that has no such gradient.
+        ValueError: an unknown kind, a list of the wrong length, another encoder than a ResNet without short skips or
+            normalisation, one that glorot is not defined for, a skip_gradient at a level that has no such gradient.
+        UserError: an encoder that is unknown, has no such weights, or no features that a U-Net can take.
 
     Examples:
         >>> import torch
@@ -84,15 +88,17 @@ class SkipUnet(nn.Module, HubFolder):
         self.skip = _per_level(skip, SKIPS if isinstance(skip, str) else FUSED, "skip")
         self.skip_flow = _per_level(skip_flow, FLOWS, "skip_flow")
         self.skip_gradient = _doses(skip_gradient, self.skip, self.skip_flow)
+        if initialisation == "glorot" and encoder not in RESNETS + DENSENETS:
+            raise ValueError(f"{encoder} has a start of its own: glorot is for {', '.join(RESNETS + DENSENETS)}")
         self.encoder = make_encoder(
             encoder, in_channels=in_channels, weights=weights, short_skips=short_skips, normalisation=normalisation
         )
         if initialisation == "glorot":  # before the decoder draws, so that the encoder is the same with every skip kind
             _glorot(self.encoder)
-        scale = 1.0
+        scale, centre = 1.0, encoder.startswith("vgg")  # as smp.Unet has it
         if match_parameters:
             decoder_channels, scale = matched_channels(
-                self.encoder, decoder_channels, self.skip, normalisation, classes
+                self.encoder, decoder_channels, self.skip, normalisation, classes, centre
             )
         self.decoder = make_decoder(
             cast(Sequence[int], self.encoder.out_channels),
@@ -102,6 +108,7 @@ class SkipUnet(nn.Module, HubFolder):
             self.skip_gradient,
             normalisation,
             scale,
+            centre,
         )
         self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, kernel_size=3)
         initialize_decoder(self.decoder)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from unetseg.names import (
-    ENCODERS,
+    DENSENETS,
     FLOWS,
     FUSED,
     LEVELS,
@@ -24,7 +24,7 @@ from unetseg.names import (
 )
 from unetseg.options.data_schema import Folder, HuggingFace, Pets, Synthetic
 from unetseg.options.loss import check_loss_for_classes, checked_boundary_weight, checked_class_weights, checked_loss
-from unetseg.options.messages import dose_per_level, format_value, one_of, one_or_per_level, rejected
+from unetseg.options.messages import an_encoder, dose_per_level, format_value, one_or_per_level, rejected
 from unetseg.options.section import Section, Text
 from unetseg.options.starting_weights import are_of_a_whole_encoder, check_weights
 from unetseg.options.trainer import check_trainer
@@ -33,9 +33,12 @@ from unetseg.options.trainer import check_trainer
 class Model(Section):
     """The U-Net."""
 
-    encoder: str = Field(description="ResNet or DenseNet of smp: resnet18 ... 152, densenet121 ... 201")
+    encoder: str = Field(
+        description="an encoder of smp (resnet34, densenet121, efficientnet-b0, vgg16_bn, mit_b0, ...) or tu-NAME of a "
+        "model of timm with stages (tu-convnext_tiny, ...)"
+    )
     weights: Text | None = Field(
-        description="imagenet (downloaded by smp) | null | PATH of an encoder's .pth or .safetensors | RUN, CKPT, a "
+        description="imagenet (downloaded by smp or timm) | null | PATH of an encoder's .pth or .safetensors | RUN, CKPT, a "
         "folder of save_pretrained or hf:USER/NAME[@REVISION]: the whole network where it fits; encoder:RUN, ...: its "
         "encoder alone"
     )
@@ -61,12 +64,15 @@ class Model(Section):
     match_parameters: bool = Field(description="true: scale the decoder to the parameters of skip=concat, within 1 %")
     short_skips: bool = Field(description="false: a ResNet without the additions inside it")
     normalisation: Literal["batch", "none"] = Field(description="none: no batch normalisation, in a ResNet's U-Net")
-    initialisation: Literal["he", "glorot"] = Field(description="random weights: he | glorot (before He et al. 2015)")
+    initialisation: Literal["he", "glorot"] = Field(
+        description="random weights: he, or what the encoder's authors chose | glorot (before He et al. 2015), in a ResNet "
+        "or DenseNet"
+    )
 
     @field_validator("encoder", mode="before")
     @classmethod
     def _encoder(cls, value: object) -> str:
-        return one_of(value, ENCODERS)
+        return an_encoder(value)
 
     @field_validator("skip", mode="before")
     @classmethod
@@ -118,7 +124,14 @@ class Model(Section):
         whole = self.short_skips and self.normalisation == "batch"
         if not whole and self.encoder not in RESNETS:
             raise rejected(
-                f"for short_skips=false, normalisation=none: {', '.join(RESNETS)}; a DenseNet is made of short skips",
+                f"for short_skips=false, normalisation=none: {', '.join(RESNETS)}; a DenseNet is made of short skips, and "
+                "what the other encoders would be without them is not defined",
+                "model.encoder=resnet50",
+            )
+        if self.initialisation == "glorot" and self.encoder not in RESNETS + DENSENETS:
+            raise rejected(
+                f"for initialisation=glorot: {', '.join(RESNETS + DENSENETS)}; other encoders have starts of their own, and "
+                "layers that are no plain convolutions",
                 "model.encoder=resnet50",
             )
         published = self.weights is not None and are_of_a_whole_encoder(self.weights)
