@@ -49,6 +49,7 @@ class Record:
         norm, skip_norm, deep_norm: ||g||, ||g_skip||, ||g_deep||; cosine: the one between g_skip and g_deep.
         vanished: 1 where g is zero in every entry.
         frozen: 1 where nothing up to this level is trained: it has no gradient, and all but vanished are nan.
+        A level at which the encoder has no features (0 channels) has no records.
     kind "block", block stem, encoder1 ... encoder4, decoder4 ... decoder0, head; see `blocks_of` for other nets:
         rms: ||g|| / sqrt(entries of w).
         nan, inf: how many entries of g are; they stay in rms, which they make nan or inf.
@@ -85,6 +86,10 @@ class Record:
     block: str
     metric: str
     value: float
+
+
+class OffTrunk(RuntimeError):
+    """The encoder's features are copies beside the path that goes on, so that no reading of this net is possible."""
 
 
 class GradientFlow:
@@ -144,6 +149,7 @@ class GradientFlow:
         self._gradients: Tensor | None = None
         self._short: ShortSkips | None = None
         self._dense: DenseSkips | None = None
+        self._off_trunk = ""
         self._passes = BackwardPasses([], [], [], self._on_first_backward)
 
     def __enter__(self) -> Self:
@@ -250,8 +256,11 @@ class GradientFlow:
         """Return the numbers of the last block, see `Record`. This is the only call that waits for the device.
 
         Raises:
+            OffTrunk: features of this encoder can't be read in any training.
             RuntimeError: no gradient was seen, or one that can't be split; the text says why.
         """
+        if self._off_trunk:
+            raise OffTrunk(f"the gradient flow can't be read: {self._off_trunk}")
         if self._before or self._gradients is None or not self._passes.counted:
             advice = "call net(images) and loss.backward() inside the `with` block, and read() after it"
             reason = "; torch.autograd.grad leaves no gradient in the weights" if self._passes.has_ignored else ""
@@ -348,7 +357,7 @@ class GradientFlow:
         nodes = set(new_nodes(features[-1], set()))
         seen = [features[level] for level in self._levels if features[level].grad_fn is not None]
         if any(encoded.grad_fn not in nodes for encoded in seen):
-            self._passes.refusal = (
+            self._off_trunk = (
                 f"features of {type(self.net.encoder).__name__} are copies beside the path that goes on, as in timm's "
                 "Swin: what comes back by the deep path doesn't reach them"
             )

@@ -180,7 +180,9 @@ def _check_features(encoder: nn.Module, name: str) -> None:
     widths = [feature.shape[1] for feature in features]
     fits = len(sizes) == DEPTH + 1 and all(abs(size - side / 2**level) < 1 for level, size in enumerate(sizes))
     if not fits or widths != [*encoder.out_channels]:  # type: ignore[misc]
-        raise _no_encoder(name, f"of a picture of {side}x{side} its features have sides of {', '.join(map(str, sizes))}")
+        raise _no_encoder(
+            name, f"of a picture of {side}x{side} its features have sides of {', '.join(map(str, sizes))}"
+        )
     used, ahead = set(), [feature.grad_fn for feature in features]
     seen = set(ahead)
     while ahead:  # autograd's graph, down to the weights

@@ -51,7 +51,7 @@ class Segmenter(nn.Module):
         self.net = SkipUnet(classes=1 if classes == 2 else classes, in_channels=in_channels, **net)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)
-        of_encoder = normalisation_of(self.net.config["encoder"])
+        of_encoder = normalisation_of(self.net.encoder_name)
         for name, stated, own in zip(("mean", "std"), (mean, std), of_encoder, strict=True):
             if stated is None:
                 values = 255 * torch.tensor(own) if in_channels == 3 else torch.ones(in_channels)

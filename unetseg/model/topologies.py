@@ -107,9 +107,9 @@ class FullDecoder(nn.Module):
 
     The node of level l concatenates, each after a 3x3 convolution to `source_channels`: the encoder's levels 1 ... l,
     the finer ones max-pooled to its resolution; the decoder's nodes l + 1 ... L and the bottleneck, upsampled
-    bilinearly. A 3x3 convolution over all of them gives the node. A level of the encoder with 0 channels is no source. A
-    last block, as the U-Net's, upsamples level 1 to
-    the input's resolution; the paper's encoder has no stride there, and needs none.
+    bilinearly. A 3x3 convolution over all of them gives the node. A level of the encoder with 0 channels is no source.
+    A last block, as the U-Net's, upsamples level 1 to the input's resolution; the paper's encoder has no stride there,
+    and needs none.
 
     Args:
         encoder_channels: widths of the encoder's features, [input, stride 2, ..., stride 2^(L + 1)].

@@ -32,8 +32,8 @@ class SkipUnet(nn.Module, HubFolder):
     folder saved with concat also loads as smp.Unet, see `unetseg.model.hub`.
 
     Args:
-        encoder: an encoder of smp, or `tu-` and the name of a model of timm with features of strides 2 (or from 4), ...,
-            32. At a level of which it has no features no kind of skip brings anything.
+        encoder: an encoder of smp, or `tu-` and the name of a model of timm with features of strides 2, ..., 32, or from
+            4. At a level of which it has no features no kind of skip brings anything.
         skip: concat | add | attention | placebo | none, or a list with one kind for each of the 4 levels, finest first;
             or nested (U-Net++) | full (U-Net 3+), which are decoders of all levels.
         skip_flow: both | forward | backward, or a list, see `unetseg.model.skips.FLOWS`; without effect for placebo and
@@ -43,15 +43,15 @@ class SkipUnet(nn.Module, HubFolder):
             bit; above 1 the skip is heard louder. A negative one would send the encoder up the loss by that path, and
             be no dose of what the skip brings. Other numbers than 1 need a level that has such a gradient: concat, add
             or attention, with skip_flow="both".
-        weights: "imagenet" downloads the encoder's weights by smp or timm; None starts from random ones. Files are read by
-            `unetseg.model.weights.load_encoder`.
+        weights: "imagenet" downloads the encoder's weights by smp or timm; None starts from random ones. Files are read
+            by `unetseg.model.weights.load_encoder`.
         match_parameters: scale the decoder's widths until the network has the parameters of skip="concat", within 1 %.
         short_skips: False leaves out the additions inside a ResNet.
         normalisation: "batch", or "none" for a ResNet and a decoder without batch normalisation.
         initialisation: random weights by "he" (He et al. 2015: torchvision's and smp's own) or, of every convolution,
-            by "glorot" (Glorot and Bengio 2010, normal), which loses half the variance at each ReLU. Encoders other than
-            ResNets and DenseNets have starts of their own, and layers that are no plain convolutions: "he" keeps these,
-            "glorot" is refused.
+            by "glorot" (Glorot and Bengio 2010, normal), which loses half the variance at each ReLU. Encoders other
+            than ResNets and DenseNets have starts of their own, and layers that are no plain convolutions: "he" keeps
+            these, "glorot" is refused.
         classes: output channels K.
         decoder_channels: widths of the decoder's blocks, coarsest first.
         in_channels: input channels C.
@@ -90,6 +90,7 @@ class SkipUnet(nn.Module, HubFolder):
         self.skip_gradient = _doses(skip_gradient, self.skip, self.skip_flow)
         if initialisation == "glorot" and encoder not in RESNETS + DENSENETS:
             raise ValueError(f"{encoder} has a start of its own: glorot is for {', '.join(RESNETS + DENSENETS)}")
+        self.encoder_name = encoder
         self.encoder = make_encoder(
             encoder, in_channels=in_channels, weights=weights, short_skips=short_skips, normalisation=normalisation
         )

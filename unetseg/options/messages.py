@@ -49,8 +49,8 @@ def an_encoder(value: object) -> str:
         return str(value)
     ordered = nearest_first(str(value), ENCODERS)
     accepted = (
-        f"{', '.join(ordered[:NEAREST])}, ..., {len(ENCODERS)} names of segmentation-models-pytorch in all, or {TIMM}NAME "
-        "of a model of timm: letters, digits, '_', '.' and '-'"
+        f"{', '.join(ordered[:NEAREST])}, ..., {len(ENCODERS)} names of segmentation-models-pytorch in all, or "
+        f"{TIMM}NAME of a model of timm: letters, digits, '_', '.' and '-'"
     )
     raise rejected(accepted, f"{TIMM}convnext_tiny" if str(value).startswith(TIMM) else ordered[0])
 

@@ -38,9 +38,9 @@ class Model(Section):
         "model of timm with stages (tu-convnext_tiny, ...)"
     )
     weights: Text | None = Field(
-        description="imagenet (downloaded by smp or timm) | null | PATH of an encoder's .pth or .safetensors | RUN, CKPT, a "
-        "folder of save_pretrained or hf:USER/NAME[@REVISION]: the whole network where it fits; encoder:RUN, ...: its "
-        "encoder alone"
+        description="imagenet (downloaded by smp or timm) | null | PATH of an encoder's .pth or .safetensors | RUN, "
+        "CKPT, a folder of save_pretrained or hf:USER/NAME[@REVISION]: the whole network where it fits; encoder:RUN, "
+        "...: its encoder alone"
     )
     strict_weights: bool = Field(description="false: of a file of weights take what fits, also of another encoder's")
     freeze_encoder: bool | int = Field(
@@ -65,8 +65,8 @@ class Model(Section):
     short_skips: bool = Field(description="false: a ResNet without the additions inside it")
     normalisation: Literal["batch", "none"] = Field(description="none: no batch normalisation, in a ResNet's U-Net")
     initialisation: Literal["he", "glorot"] = Field(
-        description="random weights: he, or what the encoder's authors chose | glorot (before He et al. 2015), in a ResNet "
-        "or DenseNet"
+        description="random weights: he, or what the encoder's authors chose | glorot (before He et al. 2015), in a "
+        "ResNet or DenseNet"
     )
 
     @field_validator("encoder", mode="before")
@@ -124,14 +124,14 @@ class Model(Section):
         whole = self.short_skips and self.normalisation == "batch"
         if not whole and self.encoder not in RESNETS:
             raise rejected(
-                f"for short_skips=false, normalisation=none: {', '.join(RESNETS)}; a DenseNet is made of short skips, and "
-                "what the other encoders would be without them is not defined",
+                f"for short_skips=false, normalisation=none: {', '.join(RESNETS)}; a DenseNet is made of short skips, "
+                "and what the other encoders would be without them is not defined",
                 "model.encoder=resnet50",
             )
         if self.initialisation == "glorot" and self.encoder not in RESNETS + DENSENETS:
             raise rejected(
-                f"for initialisation=glorot: {', '.join(RESNETS + DENSENETS)}; other encoders have starts of their own, and "
-                "layers that are no plain convolutions",
+                f"for initialisation=glorot: {', '.join(RESNETS + DENSENETS)}; other encoders have starts of their "
+                "own, and layers that are no plain convolutions",
                 "model.encoder=resnet50",
             )
         published = self.weights is not None and are_of_a_whole_encoder(self.weights)
