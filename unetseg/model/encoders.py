@@ -126,7 +126,7 @@ def check_side(encoder: nn.Module, name: str, side: int) -> None:
         raise UserError(
             f"model.encoder={name} doesn't take pictures of {side}x{side}: {first_line(error)}",
             accepted="an encoder and a size (data.size, or data.crop) that fit each other",
-            advice=f"data.size={_own_side(encoder)}, or model.encoder={TIMM}convnext_tiny, which takes any size",
+            advice=f"data.size={own_side(encoder)}, or model.encoder={TIMM}convnext_tiny, which takes any size",
         ) from None
 
 
@@ -168,7 +168,7 @@ def _get(name: str, in_channels: int, weights: str | None) -> nn.Module:
 
 def _check_features(encoder: nn.Module, name: str) -> None:
     """Freeze what no feature depends on; raise a UserError where the features are not of strides 1, 2 or 4, ..., 32."""
-    for side in (SIDE, _own_side(encoder)):
+    for side in (SIDE, own_side(encoder)):
         try:
             features = _features(encoder, side)
             break
@@ -205,7 +205,7 @@ def _features(encoder: nn.Module, side: int) -> list[Tensor]:
     return list(features)
 
 
-def _own_side(encoder: nn.Module) -> int:
+def own_side(encoder: nn.Module) -> int:
     """Return the side of the pictures that a model of timm was made for."""
     return getattr(getattr(encoder, "model", None), "pretrained_cfg", {}).get("input_size", (3, SIDE, SIDE))[-1]  # type: ignore[no-any-return]
 

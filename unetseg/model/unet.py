@@ -32,8 +32,8 @@ class SkipUnet(nn.Module, HubFolder):
     folder saved with concat also loads as smp.Unet, see `unetseg.model.hub`.
 
     Args:
-        encoder: an encoder of smp, or `tu-` and the name of a model of timm with features of strides 2, ..., 32, or from
-            4. At a level of which it has no features no kind of skip brings anything.
+        encoder: an encoder of smp, or `tu-` and the name of a model of timm with features of strides 2, ..., 32, or
+            from 4. At a level of which it has no features no kind of skip brings anything.
         skip: concat | add | attention | placebo | none, or a list with one kind for each of the 4 levels, finest first;
             or nested (U-Net++) | full (U-Net 3+), which are decoders of all levels.
         skip_flow: both | forward | backward, or a list, see `unetseg.model.skips.FLOWS`; without effect for placebo and
