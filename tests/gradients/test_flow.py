@@ -41,7 +41,7 @@ from torch.utils.checkpoint import checkpoint
 from unetseg.gradients import GradientFlow, blocks_of
 from unetseg.model import Segmenter, SkipUnet
 from unetseg.model.skips import Add, NoSkip
-from unetseg.names import ENCODERS, LEVELS
+from unetseg.names import DENSENETS, LEVELS, RESNETS
 
 BLOCKS = ["stem", *(f"encoder{i}" for i in range(1, 5)), *(f"decoder{i}" for i in range(4, -1, -1)), "head"]
 
@@ -985,7 +985,7 @@ def test_the_net_is_found_inside_another_module():
 # --- blocks
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", RESNETS + DENSENETS)
 def test_every_parameter_is_in_exactly_one_block(encoder):
     with torch.device("meta"):
         net = SkipUnet(encoder, skip=MIXED, weights=None)

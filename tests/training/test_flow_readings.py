@@ -129,3 +129,24 @@ def test_without_long_skips_normalisation_and_good_weights_the_early_blocks_star
     assert found["none"]["stem", "rms"] < 1e-10 * found["concat"]["stem", "rms"]
     assert found["none"]["stem", "stalled"] > 0.99
     assert found["concat"]["stem", "stalled"] < 0.01
+
+
+def test_an_encoder_without_features_of_stride_2_is_read_at_the_levels_that_it_has(steps):
+    run = steps("model.encoder=tu-test_convnext", "model.auxiliary=true")
+    table = readings(run)
+    assert set(table[table.kind == "skip"].block) == {"level2", "level3", "level4"}
+    exits = table[(table.kind == "exit") & (table.block == "encoder") & table.metric.str.startswith("share_")]
+    assert set(exits.metric) == {
+        f"share_{exit_}" for exit_ in ("level2", "level3", "level4", "auxiliary", "bottleneck")
+    }
+    assert exits.value.sum() == pytest.approx(1)
+    assert (run.figures / "gradient_flow.png").stat().st_size > 10_000
+
+
+def test_an_encoder_whose_features_cannot_be_read_is_trained_without_readings_and_it_is_said_once(steps, capsys):
+    run = steps("model.encoder=tu-test_mambaout")
+    said = capsys.readouterr().out
+    assert said.count("are copies beside the path that goes on") == 1
+    assert "the training goes on without the gradient flow" in said
+    assert not run.gradient_flow.exists()
+    assert run.best.exists()
