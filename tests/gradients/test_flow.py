@@ -259,17 +259,23 @@ def test_another_head_is_a_block_of_its_own():
     assert list(blocks_of(net))[-3:] == ["decoder", "head", "classification_head"]
 
 
-def test_features_beside_the_encoders_own_path_are_refused():
+def test_features_beside_the_encoders_own_path_have_no_skip_share_and_the_exits_of_the_others():
     class Copying(ToyEncoder):
         def forward(self, images: Tensor) -> list[Tensor]:
             return [feature * 1 for feature in super().forward(images)]
 
-    toy = Toy()
-    toy.encoder = Copying(0.5, 2, 3)
-    with GradientFlow(toy) as flow:
-        toy(X).sum().backward()
-    with pytest.raises(RuntimeError, match="Copying are copies"):
-        flow.read()
+    read = []
+    for kind in (Copying, ToyEncoder):
+        toy = Toy()
+        toy.encoder = kind(0.5, 2, 3)
+        with GradientFlow(toy, routes=True) as flow:
+            toy(X).sum().backward()
+        records = flow.read()
+        read.append({(r.kind, r.block, r.metric): r.value for r in records if r.kind in ("exit", "block")})
+        assert ("Copying are copies" in flow.no_shares) == (kind is Copying)
+        assert ("skip" in {r.kind for r in records}) == (kind is ToyEncoder)
+    assert any(kind == "exit" for kind, *_ in read[0])
+    assert read[0] == pytest.approx(read[1], nan_ok=True)
 
 
 def test_a_decoder_that_reads_a_first_feature_other_than_the_image_is_refused():

@@ -59,7 +59,10 @@ def gradient_flow(table: Path, path: Path) -> None:
         shares.plot(rows.step, rows.value, marker=marker, color=colour, label=level)
     zero_line(shares)
     shares.set_ylabel("skip share of the stage's gradient")
-    legend_beside(shares)
+    if len(levels):
+        legend_beside(shares)
+    else:
+        shares.set_title("not defined for this encoder")
     for number, block in enumerate(order):
         colour = matplotlib.colormaps["viridis"](number / len(order))
         values = ratio.loc[block].where(ratio.loc[block] > 0)

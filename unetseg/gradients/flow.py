@@ -88,10 +88,6 @@ class Record:
     value: float
 
 
-class OffTrunk(RuntimeError):
-    """The encoder's features are copies beside the path that goes on, so that no reading of this net is possible."""
-
-
 class GradientFlow:
     """Reads the gradient flow of the training step in its `with` block, from the forward pass to the optimizer's step.
 
@@ -103,7 +99,8 @@ class GradientFlow:
 
     The net's parts have to be called encoder, decoder and segmentation_head, as in segmentation-models-pytorch, and the
     decoder has to be called with the list of the encoder's features, [input, stride 2, ..., deepest]. A feature that
-    the decoder leaves out has a skip share of 0. Features that are copies beside the encoder's own path are refused.
+    the decoder leaves out has a skip share of 0. Features that are copies beside the encoder's own path have none, as
+    their deep path doesn't reach them; the other kinds are read as ever, also by which exit a gradient came.
 
     Args:
         net: a SkipUnet, an encoder-decoder of segmentation-models-pytorch, or a module with exactly one of these inside
@@ -118,6 +115,9 @@ class GradientFlow:
         auxiliary: heads on the encoder's features beside the net (deep supervision), a module that is called with the
             list of the features as its first argument; it uses neither the input nor the deepest features. With
             `routes` what comes back by it is an exit of its own; otherwise it would be counted with the bottleneck.
+
+    Attributes:
+        no_shares: why there are no records of kind "skip"; empty where there are.
 
     Examples:
         >>> import segmentation_models_pytorch as smp
@@ -149,7 +149,7 @@ class GradientFlow:
         self._gradients: Tensor | None = None
         self._short: ShortSkips | None = None
         self._dense: DenseSkips | None = None
-        self._off_trunk = ""
+        self.no_shares = ""
         self._passes = BackwardPasses([], [], [], self._on_first_backward)
 
     def __enter__(self) -> Self:
@@ -256,11 +256,8 @@ class GradientFlow:
         """Return the numbers of the last block, see `Record`. This is the only call that waits for the device.
 
         Raises:
-            OffTrunk: features of this encoder can't be read in any training.
             RuntimeError: no gradient was seen, or one that can't be split; the text says why.
         """
-        if self._off_trunk:
-            raise OffTrunk(f"the gradient flow can't be read: {self._off_trunk}")
         if self._before or self._gradients is None or not self._passes.counted:
             advice = "call net(images) and loss.backward() inside the `with` block, and read() after it"
             reason = "; torch.autograd.grad leaves no gradient in the weights" if self._passes.has_ignored else ""
@@ -284,7 +281,11 @@ class GradientFlow:
         deepest = f"encoder{len(self.net.encoder.out_channels) - 2}"
         centre = blocks.index(deepest) if deepest in blocks else None
         metrics = _metrics(flows, flows.new_tensor(self._frozen) > 0, gradients, updates, entries, centre)
-        names = {"skip": [f"level{level}" for level in self._levels], "block": blocks, "net": ["all"]}
+        names = {
+            "skip": [f"level{level}" for level in self._levels if not self.no_shares],
+            "block": blocks,
+            "net": ["all"],
+        }
         records = [
             Record(kind, block, metric, float(values[i]))
             for kind in names
@@ -353,11 +354,11 @@ class GradientFlow:
         return (views, *others)
 
     def _check_trunk(self, features: Sequence[Tensor]) -> None:
-        """Refuse features that the encoder's deeper stages don't use themselves: their deep path can't be seen."""
+        """Tell features that the encoder's deeper stages don't use themselves: their deep path can't be seen."""
         nodes = set(new_nodes(features[-1], set()))
         seen = [features[level] for level in self._levels if features[level].grad_fn is not None]
         if any(encoded.grad_fn not in nodes for encoded in seen):
-            self._off_trunk = (
+            self.no_shares = (
                 f"features of {type(self.net.encoder).__name__} are copies beside the path that goes on, as in timm's "
                 "Swin: what comes back by the deep path doesn't reach them"
             )

@@ -10,7 +10,7 @@ import lightning as L
 from unetseg.data.dataset import Batch
 from unetseg.evaluation import gradient_plots
 from unetseg.files import append_rows
-from unetseg.gradients import GradientFlow, OffTrunk
+from unetseg.gradients import GradientFlow
 from unetseg.names import AUXILIARY, EXITS
 from unetseg.runs import pictures
 from unetseg.runs.folder import GRADIENT_FLOW_COLUMNS
@@ -19,8 +19,8 @@ from unetseg.runs.folder import GRADIENT_FLOW_COLUMNS
 class FlowReadings(L.Callback):
     """Reads the gradient flow every n-th step into gradient_flow.csv, the loggers and a figure.
 
-    On the other steps there is no hook and no cost. Where the encoder's features can't be read, as timm's Swin's, it
-    says so once, and nothing is read.
+    On the other steps there is no hook and no cost. Where an encoder has no skip shares, as its features are copies, it
+    says so once.
 
     Args:
         every_n_steps: n.
@@ -53,13 +53,13 @@ class FlowReadings(L.Callback):
         self.last_finite: tuple[int, dict[str, float]] | None = None
         """The last step whose gradients were finite throughout, and each block's rms."""
         self.step = 0
-        self.has_given_up = False
+        self.has_said_why = False
         self.undrawn: set[str] = set()
         """The names of the figures that lack readings."""
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
         """Set the hooks before the first micro-batch of a step that will be read."""
-        if self.flow is not None or self.has_given_up:
+        if self.flow is not None:
             return
         step, every = trainer.global_step, self.routes_every_n_steps
         routes = every is not None and step % every == 0
@@ -87,19 +87,16 @@ class FlowReadings(L.Callback):
         if self.flow is None or trainer.global_step == self.step:
             return
         self.flow.__exit__(None, None, None)
-        flow, self.flow = self.flow, None
-        try:
-            records = flow.read()  # on every rank: it sums over them
-        except OffTrunk as error:
-            self.has_given_up = True
-            if trainer.is_global_zero:
-                print(f"{error}; the training goes on without the gradient flow", flush=True)
-            return
+        records = self.flow.read()  # on every rank: it sums over them
+        why, self.flow = self.flow.no_shares, None
         self.undrawn |= {self.DRAWN[record.kind] for record in records if record.kind in self.DRAWN}
         if not any(r.value for r in records if r.metric in ("nan", "inf")):
             self.last_finite = self.step, {r.block: r.value for r in records if r.metric == "rms"}
         if not trainer.is_global_zero:
             return
+        if why and not self.has_said_why:
+            self.has_said_why = True
+            print(f"no skip shares are read: {why}", flush=True)
         rows = [(self.step, trainer.current_epoch, r.kind, r.block, r.metric, r.value) for r in records]
         append_rows(self.table, GRADIENT_FLOW_COLUMNS, rows)
         scalars = {
