@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from unetseg.errors import UserError
+from unetseg.errors import UserError, first_line
 from unetseg.files import write_json
 from unetseg.names import class_names, counted
 from unetseg.options import command, recorded
@@ -118,7 +118,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     if options.gradient and not residual_blocks(model.net.encoder):
         raise UserError(
             f"gradient=true: the encoder of {options.checkpoint}, {known['model']['encoder']}, has no residual blocks",
-            accepted="a checkpoint of a ResNet with short_skips=true",
+            accepted="a checkpoint of a ResNet, or of another encoder with residual blocks, with short_skips=true",
         )
     measured = {name: known["data"].get(name) for name in ("mean", "std", "bands")}
     for name, value in measured.items():
@@ -184,9 +184,12 @@ def measure_path_lengths(module: SegmentationModule, batches: Any, trainer: L.Tr
     device = trainer.strategy.root_device
     module.to(device).eval()
     model = cast("Segmenter", module.model)
-    products, indices = path_lengths.measure(
-        model, batches, module.loss, gradient_by_path_length, device=device, track=track
-    )
+    try:
+        products, indices = path_lengths.measure(
+            model, batches, module.loss, gradient_by_path_length, device=device, track=track
+        )
+    except ValueError as error:  # of an encoder whose residual blocks are no chain
+        raise UserError(f"gradient=true: {first_line(error)}", accepted="a checkpoint of a ResNet") from None
     table = path_lengths.table(products, [batches.dataset.examples[index].group for index in indices])
     table.to_csv(folder.path / "path_lengths.csv", index=False)
     gradient_plots.path_lengths(table, folder.figures / "path_lengths.png")
@@ -200,6 +203,9 @@ def measure_lesions(model: Segmenter, classes: int, batches: Any, trainer: L.Tra
     from unetseg.evaluation import lesions, score_plots
     from unetseg.runs import summary
 
+    for level, width in enumerate(cast("list[int]", model.net.encoder.out_channels)[1:-1], start=1):
+        if not width:
+            print(f"level {level} is left out: the encoder has no features of stride {2**level}")
     device = trainer.strategy.root_device
     with trainer.precision_plugin.forward_context():
         losses = lesions.measure(model.to(device).eval(), batches, classes, device=device, track=track)

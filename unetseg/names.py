@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,28 @@ from typing import Any
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 DENSENETS = ("densenet121", "densenet161", "densenet169", "densenet201")
-ENCODERS = RESNETS + DENSENETS
+EFFICIENTNETS = tuple(f"efficientnet-b{size}" for size in range(8))
+ENCODERS = (
+    *RESNETS,
+    *("resnext50_32x4d", "resnext101_32x4d", "resnext101_32x8d", "resnext101_32x16d"),
+    *("resnext101_32x32d", "resnext101_32x48d"),
+    *("dpn68", "dpn68b", "dpn92", "dpn98", "dpn107", "dpn131"),
+    *(f"vgg{layers}{norm}" for layers in (11, 13, 16, 19) for norm in ("", "_bn")),
+    *("senet154", "se_resnet50", "se_resnet101", "se_resnet152", "se_resnext50_32x4d", "se_resnext101_32x4d"),
+    *DENSENETS,
+    *("inceptionresnetv2", "inceptionv4"),
+    *EFFICIENTNETS,
+    *("mobilenet_v2", "xception"),
+    *(f"timm-{name}" for name in (*EFFICIENTNETS, "efficientnet-b8", "efficientnet-l2")),
+    *(f"timm-tf_efficientnet_lite{size}" for size in range(5)),
+    *("timm-skresnet18", "timm-skresnet34", "timm-skresnext50_32x4d"),
+    *(f"mit_b{size}" for size in range(6)),
+    *(f"mobileone_s{size}" for size in range(5)),
+)
+"""The encoders of smp, by the names of its own table."""
+TIMM = "tu-"
+"""What stands before the name of a model of timm, where that is the encoder."""
+_TIMM_ENCODER = re.compile(r"tu-[A-Za-z0-9][A-Za-z0-9_.-]{0,98}")
 FUSED = ("concat", "add", "attention", "multiply", "respath", "scse", "placebo", "shuffled", "none")
 """The kinds of long skips that a level can have."""
 SKIPS = (*FUSED, "nested", "full", "channel", "permuted")
@@ -77,6 +99,18 @@ def own_short_skips(encoder: str) -> str | None:
 def why_not_withheld(skip: str, flow: str) -> str:
     """Return why a long skip of this kind can't have this flow; empty where it can."""
     return NOT_WITHHELD.get(skip, "") if flow == "backward" else ""
+
+
+def is_encoder(name: object) -> bool:
+    """Return whether this may be an encoder's name: smp's, or `tu-` and a name as timm's are, which it may not know.
+
+    Names with a source before them, such as hf-hub:USER/NAME, are none: timm would fetch what they name.
+
+    Examples:
+        >>> is_encoder("mit_b0"), is_encoder("tu-convnext_atto.d2_in1k"), is_encoder("tu-hf-hub:user/name")
+        (True, True, False)
+    """
+    return isinstance(name, str) and (name in ENCODERS or _TIMM_ENCODER.fullmatch(name) is not None)
 
 
 def has_gradient(skip: str, flow: str) -> bool:

@@ -61,6 +61,14 @@ def test_the_gradient_of_another_encoder_is_read_by_stage():
     assert (found["unused", "rms"], found["unused", "zero"]) == (0, 1)
 
 
+def test_convolutions_between_encoder_and_decoder_are_a_block_of_their_own():
+    with torch.device("meta"):
+        net = smp.Unet("vgg11", encoder_weights=None)
+    blocks = blocks_of(net)
+    assert list(blocks) == ["stem", *STAGES[:3], "centre", *(f"decoder{level}" for level in range(4, -1, -1)), "head"]
+    assert ids(blocks["centre"]) == ids(net.decoder.center.parameters())
+
+
 def test_telling_the_stages_changes_nothing_and_sees_frozen_weights():
     encoder = get_encoder("mobilenet_v2", weights=None).requires_grad_(False).train()
     encoder.register_forward_hook(lambda *_: pytest.fail("a hook was called"))

@@ -41,7 +41,7 @@ from torch.utils.checkpoint import checkpoint
 from unetseg.gradients import GradientFlow, blocks_of
 from unetseg.model import Segmenter, SkipUnet
 from unetseg.model.skips import Add, NoSkip
-from unetseg.names import ENCODERS, LEVELS
+from unetseg.names import DENSENETS, LEVELS, RESNETS
 
 BLOCKS = ["stem", *(f"encoder{i}" for i in range(1, 5)), *(f"decoder{i}" for i in range(4, -1, -1)), "head"]
 
@@ -259,17 +259,23 @@ def test_another_head_is_a_block_of_its_own():
     assert list(blocks_of(net))[-3:] == ["decoder", "head", "classification_head"]
 
 
-def test_features_beside_the_encoders_own_path_are_refused():
+def test_features_beside_the_encoders_own_path_have_no_skip_share_and_the_exits_of_the_others():
     class Copying(ToyEncoder):
         def forward(self, images: Tensor) -> list[Tensor]:
             return [feature * 1 for feature in super().forward(images)]
 
-    toy = Toy()
-    toy.encoder = Copying(0.5, 2, 3)
-    with GradientFlow(toy) as flow:
-        toy(X).sum().backward()
-    with pytest.raises(RuntimeError, match="Copying are copies"):
-        flow.read()
+    read = []
+    for kind in (Copying, ToyEncoder):
+        toy = Toy()
+        toy.encoder = kind(0.5, 2, 3)
+        with GradientFlow(toy, routes=True) as flow:
+            toy(X).sum().backward()
+        records = flow.read()
+        read.append({(r.kind, r.block, r.metric): r.value for r in records if r.kind in ("exit", "block")})
+        assert ("Copying are copies" in flow.no_shares) == (kind is Copying)
+        assert ("skip" in {r.kind for r in records}) == (kind is ToyEncoder)
+    assert any(kind == "exit" for kind, *_ in read[0])
+    assert read[0] == pytest.approx(read[1], nan_ok=True)
 
 
 def test_a_decoder_that_reads_a_first_feature_other_than_the_image_is_refused():
@@ -985,7 +991,7 @@ def test_the_net_is_found_inside_another_module():
 # --- blocks
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", RESNETS + DENSENETS)
 def test_every_parameter_is_in_exactly_one_block(encoder):
     with torch.device("meta"):
         net = SkipUnet(encoder, skip=MIXED, weights=None)

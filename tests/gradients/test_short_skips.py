@@ -24,6 +24,7 @@ from nets import (
     step,
     step_in_halves,
 )
+from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -167,6 +168,19 @@ def test_short_skips_are_read_only_with_the_routes():
 
 def leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_()
+
+
+@pytest.mark.parametrize(("name", "blocks"), [
+    ("tu-regnetx_002", [f"encoder{stage}.{i}" for stage, n in enumerate((1, 1, 4, 7), start=1) for i in range(n)]),
+    ("tu-resnet10t", [f"encoder{stage}.0" for stage in range(1, 5)]),
+])  # fmt: skip
+def test_blocks_of_other_encoders_are_named_by_their_stages(name, blocks):
+    assert list(residual_blocks(get_encoder(name, weights=None))) == blocks
+
+
+def test_timms_dense_blocks_are_named_by_their_stages():
+    with torch.device("meta"):
+        assert list(dense_blocks(get_encoder("tu-densenet121", weights=None))) == [f"encoder{s}" for s in range(1, 5)]
 
 
 def short_by_copies(net: nn.Module, images: Tensor) -> dict[tuple[str, str], float]:

@@ -7,7 +7,7 @@ import torch
 from unetseg.errors import UserError
 from unetseg.gradients import GradientFlow
 from unetseg.model import SkipUnet
-from unetseg.names import ENCODERS, FLOWS, FUSED, SKIPS, why_not_withheld
+from unetseg.names import DENSENETS, FLOWS, FUSED, RESNETS, SKIPS, why_not_withheld
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
 
@@ -261,8 +261,8 @@ def test_a_cut_skip_carries_nothing():
     assert torch.equal(net.decoder(features), net.decoder(noisy))
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_every_encoder_is_there(encoder):
+@pytest.mark.parametrize("encoder", RESNETS + DENSENETS)
+def test_every_resnet_and_densenet_is_there(encoder):
     with torch.device("meta"):
         net = SkipUnet(encoder, skip="add", weights=None)
         assert net(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)

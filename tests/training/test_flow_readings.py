@@ -129,3 +129,22 @@ def test_without_long_skips_normalisation_and_good_weights_the_early_blocks_star
     assert found["none"]["stem", "rms"] < 1e-10 * found["concat"]["stem", "rms"]
     assert found["none"]["stem", "stalled"] > 0.99
     assert found["concat"]["stem", "stalled"] < 0.01
+
+
+def test_an_encoder_without_features_of_stride_2_is_read_at_the_levels_that_it_has(steps):
+    run = steps("model.encoder=tu-test_convnext", "model.auxiliary=true")
+    table = readings(run)
+    assert set(table[table.kind == "skip"].block) == {"level2", "level3", "level4"}
+    exits = table[(table.kind == "exit") & (table.block == "encoder") & table.metric.str.startswith("share_")]
+    assert set(exits.metric) == {
+        f"share_{exit_}" for exit_ in ("level2", "level3", "level4", "auxiliary", "bottleneck")
+    }
+    assert exits.value.sum() == pytest.approx(1)
+    assert (run.figures / "gradient_flow.png").stat().st_size > 10_000
+
+
+def test_an_encoder_whose_features_are_copies_has_no_skip_shares_and_it_is_said_once(steps, capsys):
+    run = steps("model.encoder=tu-test_mambaout", "trainer.max_epochs=1", "trainer.limit_train_batches=1")
+    assert capsys.readouterr().out.count("no skip shares are read: features of TimmUniversalEncoder are copies") == 1
+    assert set(readings(run).kind) == {"block", "net", "exit"}
+    assert (run.figures / "gradient_flow.png").stat().st_size > 10_000

@@ -37,7 +37,7 @@ class View:
     value_range: Range = None
     channels: int = RGB
     mean: Sequence[float] | None = None
-    """Of each channel, in the values of the files; None with RGB: ImageNet's."""
+    """Of each channel, in the values of the files; None with RGB: the encoder's own."""
     std: Sequence[float] | None = None
     shown: Sequence[int] | None = None
     """The channels that figures show as red, green and blue, or one as grey; None: the first three, or the first."""

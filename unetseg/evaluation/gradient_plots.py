@@ -54,11 +54,15 @@ def gradient_flow(table: Path, path: Path) -> None:
     shares, moves = right.subplots(2, 1, sharex=True)
     marker = "o" if len(steps) < 25 else None
     levels = readings[(readings.kind == "skip") & (readings.metric == "skip_share")]
-    for number, (level, rows) in enumerate(levels.groupby("block")):
-        shares.plot(rows.step, rows.value, marker=marker, color=LEVEL_COLOURS[number], label=level)
+    for level, rows in levels.groupby("block"):  # an encoder may have no features at level 1
+        colour = LEVEL_COLOURS[int(level.removeprefix("level")) - 1]
+        shares.plot(rows.step, rows.value, marker=marker, color=colour, label=level)
     zero_line(shares)
     shares.set_ylabel("skip share of the stage's gradient")
-    legend_beside(shares)
+    if len(levels):
+        legend_beside(shares)
+    else:
+        shares.set_title("not defined for this encoder")
     for number, block in enumerate(order):
         colour = matplotlib.colormaps["viridis"](number / len(order))
         values = ratio.loc[block].where(ratio.loc[block] > 0)

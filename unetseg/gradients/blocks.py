@@ -28,9 +28,10 @@ def blocks_of(net: Any) -> dict[str, list[nn.Parameter]]:
     """Return the parameters of every block, in forward order; each parameter is in exactly one.
 
     The stem ends at level 1, encoder1 at level 2, encoder4 at the bottleneck; decoder4 fuses level 4, decoder0 works at
-    full resolution. The stages of an encoder other than a ResNet or DenseNet of full depth are those of `stages_of`,
-    where parameters that no feature depends on are the block `unused`; an encoder whose stages can't be told is one
-    block, and so is a decoder that is not a list of one block a level.
+    full resolution. Convolutions between encoder and decoder (VGG's in smp.Unet) are the block `centre`. The stages of
+    an encoder other than a ResNet or DenseNet of full depth are those of `stages_of`, where parameters that no feature
+    depends on are the block `unused`; an encoder whose stages can't be told is one block, and so is a decoder that is
+    not a list of one block a level.
     """
     blocks: dict[str, list[nn.Parameter]] = {}
     features = getattr(net.encoder, "features", None)  # DenseNet's children; others have a method of that name
@@ -45,11 +46,18 @@ def blocks_of(net: Any) -> dict[str, list[nn.Parameter]]:
     if not stages:
         blocks = stages_of(net.encoder)
     parts = getattr(net.decoder, "blocks", None)
+    centre = (
+        list(net.decoder.center.parameters()) if isinstance(getattr(net.decoder, "center", None), nn.Module) else []
+    )
     by_level = getattr(net.decoder, "by_level", None)  # of a decoder with several nodes a level
     if isinstance(by_level, list):
         for level, own in zip(reversed(range(len(by_level))), by_level, strict=True):
             blocks[f"decoder{level}"] = [weight for part in own for weight in part.parameters()]
-    elif isinstance(parts, nn.ModuleList) and len(list(parts.parameters())) == len(list(net.decoder.parameters())):
+    elif isinstance(parts, nn.ModuleList) and len([*parts.parameters(), *centre]) == len(
+        list(net.decoder.parameters())
+    ):
+        if centre:
+            blocks["centre"] = centre
         for level, block in zip(reversed(range(len(parts))), parts, strict=True):
             blocks[f"decoder{level}"] = list(block.parameters())
     else:

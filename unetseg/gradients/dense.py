@@ -148,4 +148,4 @@ def _reuse(total: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
 
 
 def _stage(name: str) -> str:
-    return re.sub(r"^(.*\.)?denseblock([1-9])$", r"encoder\2", name)
+    return re.sub(r"^.*?denseblock([1-9])$", r"encoder\1", name)  # of timm: model.features_denseblock1

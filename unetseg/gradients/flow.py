@@ -49,6 +49,7 @@ class Record:
         norm, skip_norm, deep_norm: ||g||, ||g_skip||, ||g_deep||; cosine: the one between g_skip and g_deep.
         vanished: 1 where g is zero in every entry.
         frozen: 1 where nothing up to this level is trained: it has no gradient, and all but vanished are nan.
+        A level at which the encoder has no features (0 channels) has no records.
     kind "block", block stem, encoder1 ... encoder4, decoder4 ... decoder0, head; see `blocks_of` for other nets:
         rms: ||g|| / sqrt(entries of w).
         nan, inf: how many entries of g are; they stay in rms, which they make nan or inf.
@@ -98,7 +99,8 @@ class GradientFlow:
 
     The net's parts have to be called encoder, decoder and segmentation_head, as in segmentation-models-pytorch, and the
     decoder has to be called with the list of the encoder's features, [input, stride 2, ..., deepest]. A feature that
-    the decoder leaves out has a skip share of 0. Features that are copies beside the encoder's own path are refused.
+    the decoder leaves out has a skip share of 0. Features that are copies beside the encoder's own path have none, as
+    their deep path doesn't reach them; the other kinds are read as ever, also by which exit a gradient came.
 
     Args:
         net: a SkipUnet, an encoder-decoder of segmentation-models-pytorch, or a module with exactly one of these inside
@@ -113,6 +115,9 @@ class GradientFlow:
         auxiliary: heads on the encoder's features beside the net (deep supervision), a module that is called with the
             list of the features as its first argument; it uses neither the input nor the deepest features. With
             `routes` what comes back by it is an exit of its own; otherwise it would be counted with the bottleneck.
+
+    Attributes:
+        no_shares: why there are no records of kind "skip"; empty where there are.
 
     Examples:
         >>> import segmentation_models_pytorch as smp
@@ -144,6 +149,7 @@ class GradientFlow:
         self._gradients: Tensor | None = None
         self._short: ShortSkips | None = None
         self._dense: DenseSkips | None = None
+        self.no_shares = ""
         self._passes = BackwardPasses([], [], [], self._on_first_backward)
 
     def __enter__(self) -> Self:
@@ -275,7 +281,11 @@ class GradientFlow:
         deepest = f"encoder{len(self.net.encoder.out_channels) - 2}"
         centre = blocks.index(deepest) if deepest in blocks else None
         metrics = _metrics(flows, flows.new_tensor(self._frozen) > 0, gradients, updates, entries, centre)
-        names = {"skip": [f"level{level}" for level in self._levels], "block": blocks, "net": ["all"]}
+        names = {
+            "skip": [f"level{level}" for level in self._levels if not self.no_shares],
+            "block": blocks,
+            "net": ["all"],
+        }
         records = [
             Record(kind, block, metric, float(values[i]))
             for kind in names
@@ -344,11 +354,11 @@ class GradientFlow:
         return (views, *others)
 
     def _check_trunk(self, features: Sequence[Tensor]) -> None:
-        """Refuse features that the encoder's deeper stages don't use themselves: their deep path can't be seen."""
+        """Tell features that the encoder's deeper stages don't use themselves: their deep path can't be seen."""
         nodes = set(new_nodes(features[-1], set()))
         seen = [features[level] for level in self._levels if features[level].grad_fn is not None]
         if any(encoded.grad_fn not in nodes for encoded in seen):
-            self._passes.refusal = (
+            self.no_shares = (
                 f"features of {type(self.net.encoder).__name__} are copies beside the path that goes on, as in timm's "
                 "Swin: what comes back by the deep path doesn't reach them"
             )

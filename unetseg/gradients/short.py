@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import weakref
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -16,9 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from unetseg.gradients.blocks import stages_of
 from unetseg.gradients.passes import BackwardPasses, Split, products, split_metrics
 
 RESIDUAL, PROJECTION = 0, 1
+LAYER = r"^(.*\.)?layer([1-9])\."
+"""The start of a block's name in a ResNet, whose layers are its stages."""
 
 
 class ShortSkips:
@@ -103,11 +107,21 @@ class ShortSkips:
 
 def residual_blocks(encoder: nn.Module) -> dict[str, Any]:
     """Return the residual blocks of an encoder in forward order, by their stage and index: encoder1.0, ..."""
-    return {
-        re.sub(r"^(.*\.)?layer([1-9])\.", r"encoder\2.", name): module
+    blocks = {
+        name: module
         for name, module in encoder.named_modules()
         if isinstance(getattr(module, "conv1", None), nn.Module) and hasattr(module, "downsample")
     }
+    if all(re.match(LAYER, name) for name in blocks):
+        return {re.sub(LAYER, r"encoder\2.", name): module for name, module in blocks.items()}
+    stage_of = {id(weight): stage for stage, weights in stages_of(encoder).items() for weight in weights}
+    index: Counter[str] = Counter()
+    named = {}
+    for module in blocks.values():
+        stage = stage_of[id(next(module.parameters()))]
+        named[f"{stage}.{index[stage]}"] = module
+        index[stage] += 1
+    return named
 
 
 def is_projected(block: Any) -> bool:

@@ -28,12 +28,13 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from unetseg.data.view import RGB, View
+from unetseg.errors import UserError, first_line
 from unetseg.files import drafted
 from unetseg.inference.engines import READERS, seal
 from unetseg.model import arguments, checkpoint, hub
 from unetseg.model.segmenter import Segmenter, probabilities
 from unetseg.model.skips import Fusion
-from unetseg.names import view_text
+from unetseg.names import DENSENETS, RESNETS, view_text
 from unetseg.runs.folder import run_folder_of
 
 TOLERANCE = 1e-3
@@ -106,10 +107,21 @@ def export(model: Segmenter, metadata: dict[str, Any], output: Path) -> dict[str
 
     Raises:
         Mismatch: a difference is above TOLERANCE.
+        UserError: the encoder can't be exported, e.g. as it takes pictures of one size alone.
     """
     entries = {name: json.dumps(value) for name, value in metadata.items()}
-    with silence_exporters():
-        content = WRITERS[output.suffix](trace(PictureModel(model)), entries)
+    try:
+        with silence_exporters():
+            content = WRITERS[output.suffix](trace(PictureModel(model)), entries)
+    except Exception as error:  # the exporters have many kinds, and each architecture its own
+        encoder = model.net.encoder_name
+        if encoder in RESNETS + DENSENETS:
+            raise
+        raise UserError(
+            f"{output.name}: the encoder {encoder} can't be exported for pictures of any size ({first_line(error)})",
+            accepted="a model whose encoder docs/encoders.md says to be exported",
+            advice="unetseg.load, which reads the checkpoint itself",
+        ) from None
     errors = largest_errors(content, output.suffix, model, View.of(metadata).side)
     worst = max(errors.values())
     if not worst <= TOLERANCE:  # true for NaN as well

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from unetseg.names import (
-    ENCODERS,
     FLOWS,
     FUSED,
     LARGEST_SIZE,
@@ -17,6 +16,8 @@ from unetseg.names import (
     SCALES,
     SHORT_SKIPS,
     SKIPS,
+    TIMM,
+    is_encoder,
 )
 
 Rule = tuple[str, Callable[[Any], bool]]
@@ -129,7 +130,7 @@ VIEW: dict[str, Rule] = {
 }
 """Rules of what a checkpoint or an exported file says of how its model sees pictures, see `unetseg.data.view.View`."""
 NET: dict[str, Rule] = {
-    "encoder": name_rule(ENCODERS),
+    "encoder": (f"an encoder of smp, or {TIMM}NAME of a model of timm", is_encoder),
     "skip": name_per_level_rule(SKIPS, FUSED),
     "skip_flow": name_per_level_rule(FLOWS),
     "skip_gradient": DOSES,

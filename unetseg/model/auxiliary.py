@@ -19,7 +19,7 @@ class MaskHeads(nn.Module):
     would be without them.
 
     Args:
-        channels: widths of the features.
+        channels: widths of the features; those of 0 channels have no head.
         classes: output channels K.
 
     Examples:
@@ -32,7 +32,7 @@ class MaskHeads(nn.Module):
     def __init__(self, channels: Sequence[int], classes: int):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
-            self.heads = nn.ModuleList(nn.Conv2d(width, classes, kernel_size=1) for width in channels)
+            self.heads = nn.ModuleList(nn.Conv2d(width, classes, kernel_size=1) for width in channels if width)
             initialize_head(self)
 
     def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> list[Tensor]:
@@ -42,7 +42,8 @@ class MaskHeads(nn.Module):
             features: of one batch.
             size: H and W.
         """
-        coarse = [head(own) for head, own in zip(self.heads, features, strict=True)]
+        pairs = zip(self.heads, (own for own in features if own.shape[1]), strict=True)
+        coarse = [head(own) for head, own in pairs]
         exact = [logits.to(torch.promote_types(logits.dtype, torch.float32)) for logits in coarse]
         return [F.interpolate(logits, size=list(size), mode="bilinear", align_corners=False) for logits in exact]
 
@@ -54,7 +55,7 @@ class AuxiliaryHeads(MaskHeads):
 
     Args:
         encoder_channels: widths of the encoder's features, [input, stride 2, ..., deepest]; the first and the last,
-            which no long skip carries, have no head.
+            which no long skip carries, have no head, and neither has a level without channels.
         classes: output channels K.
 
     Examples:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from segmentation_models_pytorch.base.modules import Attention, Conv2dReLU
+from segmentation_models_pytorch.decoders.unet.decoder import UnetCenterBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -78,6 +79,9 @@ def _scse(channels: int) -> nn.Module:
 class Decoder(nn.Module):
     """Five blocks from the deepest features up to the input's resolution; the last one has no skip but with stem_skip.
 
+    At a level of which an encoder has no features, 0 channels as a transformer's at stride 2, a skip of any kind is the
+    concatenation with nothing, as in smp.
+
     Args:
         encoder_channels: widths of the encoder's features, [input, stride 2, ..., stride 32].
         channels: widths of the blocks, coarsest first.
@@ -87,6 +91,8 @@ class Decoder(nn.Module):
         normalisation: "batch" or "none".
         scale: what the width of respath's paths is multiplied with, for networks of equal size.
         stem_skip: give the last block the input itself as level 0, fused as level 1's features are.
+        centre: two convolutions on the deepest features before the blocks, which smp gives to VGG alone: its last stage
+            is a pooling.
 
     Attributes:
         node_channels: widths of the features that deep supervision reads: the blocks but the last one, coarsest first.
@@ -111,14 +117,18 @@ class Decoder(nn.Module):
         normalisation: str,
         scale: float = 1.0,
         stem_skip: bool = False,
+        centre: bool = False,
     ):
         super().__init__()
         self.node_channels = [*channels[:-1]]
         inputs = [encoder_channels[-1], *channels[:-1]]
         skips = [*reversed(encoder_channels[1:-1]), encoder_channels[0] if stem_skip else 0]
-        kinds = [*reversed(skip), skip[0] if stem_skip else "none"]
+        kinds = [kind if width else "concat" for kind, width in zip(reversed(skip), skips[:-1], strict=True)]
+        kinds.append(skip[0] if stem_skip else "none")
         passes = [*zip(reversed(flow), reversed(gradient), strict=True), (flow[0] if stem_skip else "both", 1.0)]
         reweighed = [kind == "scse" for kind in (*reversed(skip), skip[0])]  # the last block is as level 1
+        deepest = encoder_channels[-1]
+        self.center = UnetCenterBlock(deepest, deepest, NORMS[normalisation]) if centre else nn.Identity()  # smp's name
         self.blocks = nn.ModuleList()
         levels = zip(inputs, skips, channels, kinds, passes, reweighed, strict=True)
         for number, (deep_width, skip_width, width, kind, passed, scse) in enumerate(levels, start=1):
@@ -138,7 +148,7 @@ class Decoder(nn.Module):
 
         With `with_nodes` also return what deep supervision reads.
         """
-        deep, nodes = features[-1], []
+        deep, nodes = self.center(features[-1]), []
         for block, skip in zip(self.blocks, reversed(features[:-1]), strict=True):
             deep = block(deep, skip)
             if with_nodes:

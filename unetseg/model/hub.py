@@ -17,7 +17,7 @@ from segmentation_models_pytorch.base.hub_mixin import SMPHubMixin
 
 from unetseg.errors import UserError, first_line
 from unetseg.model import archive, arguments
-from unetseg.model.encoders import MEAN, STD
+from unetseg.model.encoders import normalisation_of
 from unetseg.names import LEVELS, own_short_skips
 
 ARGUMENTS_KEY = "_skip_unet"
@@ -166,7 +166,8 @@ class HubFolder(SMPHubMixin):
     def hub_config(self) -> dict[str, Any]:
         """Return config.json: the arguments of SkipUnet, and those of smp.Unet, which fit where the network is one."""
         recorded = {**self.config, "weights": None}  # the weights are in the folder
-        preprocessing = {"input_space": "RGB", "input_range": [0, 1], "mean": MEAN, "std": STD}  # smp's words
+        mean, std = normalisation_of(recorded["encoder"])
+        preprocessing = {"input_space": "RGB", "input_range": [0, 1], "mean": mean, "std": std}  # smp's words
         return {
             "_model_class": "Unet" if self.is_smp_unet else "SkipUnet",
             "_preprocessing": preprocessing,

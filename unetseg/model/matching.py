@@ -23,6 +23,7 @@ def matched_channels(
     classes: int,
     others: int = 0,
     stem_skip: bool = False,
+    centre: bool = False,
 ) -> tuple[list[int], float]:
     """Return `channels`, scaled so that the network has the parameters of concat at every level, and the scale.
 
@@ -34,6 +35,7 @@ def matched_channels(
         classes: output channels of the head.
         others: parameters of the network that concat's has not, and that no width of the decoder changes.
         stem_skip: whether both networks have a long skip of stride 1.
+        centre: whether concat's decoder has convolutions on the deepest features, see Decoder.
 
     Raises:
         UserError: no widths come within TOLERANCE of that number.
@@ -45,7 +47,7 @@ def matched_channels(
         with torch.device("meta"):
             whole = ["both"] * len(kinds), [1.0] * len(kinds)
             parts = (
-                make_decoder(encoder_channels, widths, kinds, *whole, normalisation, scale, stem_skip),
+                make_decoder(encoder_channels, widths, kinds, *whole, normalisation, scale, stem_skip, centre),
                 SegmentationHead(widths[-1], classes, kernel_size=3),
             )
         return shared + sum(p.numel() for part in parts for p in part.parameters())

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unetseg.model.encoders import MEAN, STD
+from unetseg.model.encoders import normalisation_of
 from unetseg.model.unet import SkipUnet
 
 
@@ -22,7 +22,8 @@ class Segmenter(nn.Module):
         classes: number of classes.
         channels_last: run in the memory layout with channels innermost.
         in_channels: D, the channels of the images.
-        mean: of each channel in the images' values; None: ImageNet's, of RGB in 0..255. A checkpoint brings its own.
+        mean: of each channel in the images' values; None: the encoder's own, of RGB in 0..255, which is ImageNet's with
+            most. A checkpoint brings its own.
         std: of each channel, likewise.
         net: further arguments of SkipUnet.
 
@@ -50,10 +51,10 @@ class Segmenter(nn.Module):
         self.net = SkipUnet(classes=1 if classes == 2 else classes, in_channels=in_channels, **net)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)
-        own = {"mean": (mean, MEAN), "std": (std, STD)}
-        for name, (stated, imagenet) in own.items():
+        of_encoder = normalisation_of(self.net.encoder_name)
+        for name, stated, own in zip(("mean", "std"), (mean, std), of_encoder, strict=True):
             if stated is None:
-                values = 255 * torch.tensor(imagenet) if in_channels == 3 else torch.ones(in_channels)
+                values = 255 * torch.tensor(own) if in_channels == 3 else torch.ones(in_channels)
             else:
                 values = torch.tensor(stated, dtype=torch.float32)
             self.register_buffer(name, values.view(1, in_channels, 1, 1))

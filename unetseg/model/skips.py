@@ -98,7 +98,7 @@ class Fusion(nn.Module, ABC):
         super().__init__()
         self.flow, self.gradient = flow, gradient
         self.out_channels = deep_channels
-        self.carries_features = flow != "backward"
+        self.carries_features = flow != "backward" and skip_channels > 0
         self.scale: nn.Module = nn.Identity()
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class NestedDecoder(nn.Module):
 
     Node (l, j) sees the node below it, (l + 1, j - 1), upsampled, and all nodes of its own level before it: the
     encoder's features (l, 0), (l, 1), ..., (l, j - 1). The last node of a level is as wide as the U-Net's block there,
-    the others as the encoder's features.
+    the others as the encoder's features; where these have 0 channels the level has its last node alone.
 
     Args:
         encoder_channels: widths of the encoder's features, [input, stride 2, ..., stride 2^(L + 1)].
@@ -63,7 +63,7 @@ class NestedDecoder(nn.Module):
         super().__init__()
         skips = [*reversed(encoder_channels[1:-1])]  # coarsest first, as smp counts
         inputs = [encoder_channels[-1], *channels[:-1]]
-        inner = [max(1, round(scale * width)) for width in skips]
+        inner = [max(1, round(scale * width)) if width else 0 for width in skips]
         self.depth = len(skips)
         self.blocks = nn.ModuleDict()
         for layer, width in enumerate(skips):
@@ -71,7 +71,8 @@ class NestedDecoder(nn.Module):
                 before = inputs[layer] if begin == 0 else skips[layer - 1] if begin == layer else inner[layer - 1]
                 sees = before + inner[layer] * (layer - begin) + width
                 own = channels[layer] if begin == 0 else inner[layer]
-                self.blocks[f"x_{begin}_{layer}"] = Convolutions(sees, own, normalisation)
+                if own:
+                    self.blocks[f"x_{begin}_{layer}"] = Convolutions(sees, own, normalisation)
         self.blocks[f"x_0_{self.depth}"] = Convolutions(inputs[-1], channels[-1], normalisation)
         self.fusions = passages(encoder_channels, flow, gradient)
         self.node_channels = [*[inner[-1]] * (self.depth - 1), channels[-2]]
@@ -79,10 +80,9 @@ class NestedDecoder(nn.Module):
     @property
     def by_level(self) -> list[list[nn.Module]]:
         """The nodes of each level and its way in, coarsest first, and the block of the input's resolution."""
-        levels = [
-            [*(self.blocks[f"x_{begin}_{layer}"] for begin in range(layer + 1)), self.fusions[self.depth - 1 - layer]]
-            for layer in range(self.depth)
-        ]
+        names = ([f"x_{begin}_{layer}" for begin in range(layer + 1)] for layer in range(self.depth))
+        nodes = [[self.blocks[name] for name in of_level if name in self.blocks] for of_level in names]
+        levels = [[*own, way] for own, way in zip(nodes, reversed([*self.fusions]), strict=True)]
         return [*levels, [self.blocks[f"x_0_{self.depth}"]]]
 
     def forward(self, features: Sequence[Tensor], with_nodes: bool = False) -> Any:
@@ -95,11 +95,14 @@ class NestedDecoder(nn.Module):
         nodes: dict[tuple[int, int], Tensor] = {}
         for length in range(self.depth):
             for begin in range(self.depth - length):
-                layer = begin + length
+                layer, name = begin + length, f"x_{begin}_{begin + length}"
+                if name not in self.blocks:  # a level of 0 channels
+                    nodes[begin, layer] = below[layer + 1]
+                    continue
                 deep = below[begin] if length == 0 else nodes[begin, layer - 1]
                 own = [*(nodes[other, layer] for other in range(begin + 1, layer + 1)), below[layer + 1]]
                 deep = F.interpolate(deep, size=own[0].shape[-2:], mode="nearest")
-                nodes[begin, layer] = self.blocks[f"x_{begin}_{layer}"](torch.cat([deep, torch.cat(own, 1)], 1))
+                nodes[begin, layer] = self.blocks[name](torch.cat([deep, torch.cat(own, 1)], 1))
         deep = F.interpolate(nodes[0, self.depth - 1], size=features[0].shape[-2:], mode="nearest")
         result = self.blocks[f"x_0_{self.depth}"](deep)
         finest = self.depth - 1
@@ -111,8 +114,9 @@ class FullDecoder(nn.Module):
 
     The node of level l concatenates, each after a 3x3 convolution to `source_channels`: the encoder's levels 1 ... l,
     the finer ones max-pooled to its resolution; the decoder's nodes l + 1 ... L and the bottleneck, upsampled
-    bilinearly. A 3x3 convolution over all of them gives the node. A last block, as the U-Net's, upsamples level 1 to
-    the input's resolution; the paper's encoder has no stride there, and needs none.
+    bilinearly. A 3x3 convolution over all of them gives the node. A level of the encoder with 0 channels is no source.
+    A last block, as the U-Net's, upsamples level 1 to the input's resolution; the paper's encoder has no stride there,
+    and needs none.
 
     Args:
         encoder_channels: widths of the encoder's features, [input, stride 2, ..., stride 2^(L + 1)].
@@ -151,7 +155,7 @@ class FullDecoder(nn.Module):
         sources = [*reversed(source_channels)] if source_channels else [max(1, width // 4) for width in nodes]
         self.sources, self.merges = nn.ModuleList(), nn.ModuleList()
         for level, (width, source) in enumerate(zip(nodes, sources, strict=True)):
-            inputs = [*widths[: level + 1], *nodes[level + 1 :], encoder_channels[-1]]
+            inputs = [*filter(None, widths[: level + 1]), *nodes[level + 1 :], encoder_channels[-1]]
             self.sources.append(
                 nn.ModuleList(Conv2dReLU(own, source, kernel_size=3, padding=1, use_norm=norm) for own in inputs)
             )
@@ -175,9 +179,9 @@ class FullDecoder(nn.Module):
         deeper = [features[-1]]  # the nodes that are there already, finest first, and the bottleneck
         for level in reversed(range(len(levels))):
             size = levels[level].shape[-2:]
-            finer = [_pooled(own, 2 ** (level - k), size) for k, own in enumerate(levels[:level])]
+            finer = [_pooled(own, 2 ** (level - k), size) for k, own in enumerate(levels[:level]) if own.shape[1]]
             upsampled = [F.interpolate(own, size=size, mode="bilinear", align_corners=False) for own in deeper]
-            inputs = [*finer, levels[level], *upsampled]
+            inputs = [*finer, *(own for own in levels[level : level + 1] if own.shape[1]), *upsampled]
             layers = cast(nn.ModuleList, self.sources[level])
             sources = [layer(own) for layer, own in zip(layers, inputs, strict=True)]
             deeper.insert(0, self.merges[level](torch.cat(sources, 1)))
@@ -279,11 +283,12 @@ def make_decoder(
     normalisation: str,
     scale: float = 1.0,
     stem_skip: bool = False,
+    centre: bool = False,
 ) -> Decoder | NestedDecoder | FullDecoder | ChannelDecoder:
     """Return the decoder of these skips, a kind a level, finest first.
 
     For networks of equal size, `scale` multiplies the widths of nested's inner nodes, of respath's paths and of
-    channel's tokens. `stem_skip` is of decoders by level.
+    channel's tokens. `stem_skip` and `centre` are of decoders by level.
     """
     match skip[0]:
         case "nested":
@@ -295,4 +300,4 @@ def make_decoder(
         case "permuted":
             return PermutedDecoder(encoder_channels, channels, flow, gradient, normalisation)
         case _:
-            return Decoder(encoder_channels, channels, skip, flow, gradient, normalisation, scale, stem_skip)
+            return Decoder(encoder_channels, channels, skip, flow, gradient, normalisation, scale, stem_skip, centre)

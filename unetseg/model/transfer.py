@@ -14,7 +14,7 @@ from torch import Tensor
 from unetseg.errors import UserError
 from unetseg.huggingface import PREFIX, fetch_model, is_model_folder
 from unetseg.model import checkpoint, hub
-from unetseg.model.encoders import MEAN, STD
+from unetseg.model.encoders import normalisation_of
 from unetseg.model.segmenter import Segmenter
 from unetseg.model.unet import SkipUnet
 from unetseg.model.weights import COUNTER, MatchedNames, first_convolution, for_channels, load_encoder
@@ -143,10 +143,10 @@ def remarks(source: Source, model: Segmenter, classes: Sequence[str], *, encoder
         pairs["classes"] = (", ".join(source.classes or ["not stated"]), ", ".join(classes))
     pairs["channels"] = (there["in_channels"], here["in_channels"])
     lines = [f"{name}: {theirs} there, {own} here" for name, (theirs, own) in pairs.items() if theirs != own]
-    for name, imagenet in (("mean", MEAN), ("std", STD)):
+    for name, of_encoder in zip(("mean", "std"), normalisation_of(there["encoder"]), strict=True):
         values = (source.data or {}).get(name)
         if values is None and there["in_channels"] == 3:  # those of RGB where none are stated
-            values = [255 * value for value in imagenet]
+            values = [255 * value for value in of_encoder]
         own = getattr(model, name).flatten()
         if values is None or len(values) != len(own) or not torch.allclose(own, torch.tensor(values).to(own)):
             shown = "not stated" if values is None else _numbers(values)

@@ -23,9 +23,11 @@ from unetseg.model.matching import matched_channels
 from unetseg.model.skips import Fusion
 from unetseg.model.topologies import make_decoder
 from unetseg.names import (
+    DENSENETS,
     FLOWS,
     FUSED,
     LEVELS,
+    RESNETS,
     SCALES,
     SKIPS,
     has_features,
@@ -44,7 +46,8 @@ class SkipUnet(nn.Module, HubFolder):
     folder saved with concat also loads as smp.Unet, see `unetseg.model.hub`.
 
     Args:
-        encoder: a ResNet or DenseNet of smp.
+        encoder: an encoder of smp, or `tu-` and the name of a model of timm with features of strides 2, ..., 32, or
+            from 4. At a level of which it has no features no kind of skip brings anything.
         skip: concat | add | attention | multiply | respath | scse | placebo | shuffled | none, or a list with one kind
             for each of the 4 levels, finest first; or nested (U-Net++) | full (U-Net 3+) | channel (UCTransNet) |
             permuted (concat of another level's features), decoders of all levels.
@@ -59,8 +62,8 @@ class SkipUnet(nn.Module, HubFolder):
             first; "kappa", 0.7^(level - 1), or "learned", of the levels with features, see `unetseg.model.controls`. It
             multiplies the gradient that comes back as well, beside skip_gradient. 1 is the network as it is, to the
             last bit.
-        weights: "imagenet" downloads the encoder's weights by smp; None starts from random ones. Files are read by
-            `unetseg.model.weights.load_encoder`.
+        weights: "imagenet" downloads the encoder's weights by smp or timm; None starts from random ones. Files are read
+            by `unetseg.model.weights.load_encoder`.
         stem_skip: a long skip of stride 1 as well, level 0: the last block of the decoder gets the input itself, as the
             last layer of fastai's DynamicUnet does (Howard and Gugger 2020), fused by level 1's kind and flow. It adds
             no layer to the encoder, so no gradient comes back by it. Without it the finest long skip has stride 2, as
@@ -70,15 +73,19 @@ class SkipUnet(nn.Module, HubFolder):
             or False for none, see `unetseg.model.short_skips`.
         normalisation: "batch", or "none" for a ResNet and a decoder without batch normalisation.
         initialisation: random weights by "he" (He et al. 2015: torchvision's and smp's own) or, of every convolution,
-            by "glorot" (Glorot and Bengio 2010, normal), which loses half the variance at each ReLU.
+            by "glorot" (Glorot and Bengio 2010, normal), which loses half the variance at each ReLU. Encoders other
+            than ResNets and DenseNets have starts of their own, and layers that are no plain convolutions: "he" keeps
+            these, "glorot" is refused.
         classes: output channels K.
         decoder_channels: widths of the decoder's blocks, coarsest first.
         in_channels: input channels C.
 
     Raises:
-        ValueError: an unknown kind, a list of the wrong length, a DenseNet without normalisation, a skip_flow that a
-            level's kind doesn't have, a skip_gradient at a level that has no such gradient, a skip_scale at one that
-            carries no features, a stem_skip where level 1 has no long skip or one decoder is of all levels.
+        ValueError: an unknown kind, a list of the wrong length, short skips, a normalisation or an initialisation that
+            this encoder can't have, a skip_flow that a level's kind doesn't have, a skip_gradient at a level that has
+            no such gradient, a skip_scale at one that carries no features, a stem_skip where level 1 has no long skip
+            or one decoder is of all levels.
+        UserError: an encoder that is unknown, has no such weights, or no features that a U-Net can take.
 
     Examples:
         >>> import torch
@@ -118,6 +125,9 @@ class SkipUnet(nn.Module, HubFolder):
             raise ValueError(
                 f"stem_skip with skip={self.skip[0]} at level 1: it would be of that kind, and there is none"
             )
+        if initialisation == "glorot" and encoder not in RESNETS + DENSENETS:
+            raise ValueError(f"{encoder} has a start of its own: glorot is for {', '.join(RESNETS + DENSENETS)}")
+        self.encoder_name = encoder
         self.encoder = make_encoder(
             encoder, in_channels=in_channels, weights=weights, short_skips=short_skips, normalisation=normalisation
         )
@@ -125,11 +135,11 @@ class SkipUnet(nn.Module, HubFolder):
             _glorot(self.encoder)
         encoder_channels = cast(Sequence[int], self.encoder.out_channels)
         scales = make_scales(encoder_channels[1:-1], self.skip_scale)
-        scale = 1.0
+        scale, centre = 1.0, encoder.startswith("vgg")  # as smp.Unet has it
         if match_parameters:
             calibrations = sum(p.numel() for part in scales for p in part.parameters())
             decoder_channels, scale = matched_channels(
-                self.encoder, decoder_channels, self.skip, normalisation, classes, calibrations, stem_skip
+                self.encoder, decoder_channels, self.skip, normalisation, classes, calibrations, stem_skip, centre
             )
         self.decoder = make_decoder(
             encoder_channels,
@@ -140,6 +150,7 @@ class SkipUnet(nn.Module, HubFolder):
             normalisation,
             scale,
             stem_skip,
+            centre,
         )
         self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, kernel_size=3)
         initialize_decoder(self.decoder)

@@ -87,7 +87,7 @@ class Data(Section):
     )
     mean: list[float] | None = Field(
         description="of each channel, in the files' values, for RGB in 0..255; null: measured on the training split, "
-        "for RGB ImageNet's"
+        "for RGB the encoder's own"
     )
     std: list[float] | None = Field(description="standard deviation of each channel, likewise")
     shown: list[int] | None = Field(

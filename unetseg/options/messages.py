@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pydantic_core import PydanticCustomError
 
-from unetseg.names import LEVELS, nearest_first
+from unetseg.names import ENCODERS, LEVELS, TIMM, is_encoder, nearest_first
 
 KINDS = {
     "bool": "true or false",
@@ -19,6 +19,9 @@ KINDS = {
     "NoneType": "null",
 }
 """What values are called, by the names of their types."""
+
+NEAREST = 9
+"""Names that are shown of a long list."""
 
 
 def rejected(accepted: str, advice: str = "", problem: str = "") -> PydanticCustomError:
@@ -38,6 +41,18 @@ def one_of(value: object, names: Sequence[str], more: str = "") -> str:
         return str(value)
     ordered = nearest_first(str(value), names)
     raise rejected(f"{', '.join(ordered)}{more}", ordered[0])
+
+
+def an_encoder(value: object) -> str:
+    """Return `value` if it may be an encoder's name; otherwise raise, with the nearest names of smp."""
+    if is_encoder(value):
+        return str(value)
+    ordered = nearest_first(str(value), ENCODERS)
+    accepted = (
+        f"{', '.join(ordered[:NEAREST])}, ..., {len(ENCODERS)} names of segmentation-models-pytorch in all, or "
+        f"{TIMM}NAME of a model of timm: letters, digits, '_', '.' and '-'"
+    )
+    raise rejected(accepted, f"{TIMM}convnext_tiny" if str(value).startswith(TIMM) else ordered[0])
 
 
 def one_or_per_level(

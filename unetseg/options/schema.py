@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from unetseg.names import (
-    ENCODERS,
+    DENSENETS,
     FLOWS,
     FUSED,
     LEVELS,
@@ -31,6 +31,7 @@ from unetseg.names import (
 from unetseg.options.data_schema import Folder, HuggingFace, Pets, Synthetic
 from unetseg.options.loss import check_loss_for_classes, checked_boundary_weight, checked_class_weights, checked_loss
 from unetseg.options.messages import (
+    an_encoder,
     dose_per_level,
     format_value,
     one_of,
@@ -46,11 +47,14 @@ from unetseg.options.trainer import check_trainer
 class Model(Section):
     """The U-Net."""
 
-    encoder: str = Field(description="ResNet or DenseNet of smp: resnet18 ... 152, densenet121 ... 201")
+    encoder: str = Field(
+        description="an encoder of smp (resnet34, densenet121, efficientnet-b0, vgg16_bn, mit_b0, ...) or tu-NAME of a "
+        "model of timm with stages (tu-convnext_tiny, ...)"
+    )
     weights: Text | None = Field(
-        description="imagenet (downloaded by smp) | null | PATH of an encoder's .pth or .safetensors | RUN, CKPT, a "
-        "folder of save_pretrained or hf:USER/NAME[@REVISION]: the whole network where it fits; encoder:RUN, ...: its "
-        "encoder alone"
+        description="imagenet (downloaded by smp or timm) | null | PATH of an encoder's .pth or .safetensors | RUN, "
+        "CKPT, a folder of save_pretrained or hf:USER/NAME[@REVISION]: the whole network where it fits; encoder:RUN, "
+        "...: its encoder alone"
     )
     strict_weights: bool = Field(description="false: of a file of weights take what fits, also of another encoder's")
     freeze_encoder: bool | int = Field(
@@ -89,12 +93,15 @@ class Model(Section):
         "neither"
     )
     normalisation: Literal["batch", "none"] = Field(description="none: no batch normalisation, in a ResNet's U-Net")
-    initialisation: Literal["he", "glorot"] = Field(description="random weights: he | glorot (before He et al. 2015)")
+    initialisation: Literal["he", "glorot"] = Field(
+        description="random weights: he, or what the encoder's authors chose | glorot (before He et al. 2015), in a "
+        "ResNet or DenseNet"
+    )
 
     @field_validator("encoder", mode="before")
     @classmethod
     def _encoder(cls, value: object) -> str:
-        return one_of(value, ENCODERS)
+        return an_encoder(value)
 
     @field_validator("short_skips", mode="before")
     @classmethod
@@ -187,7 +194,8 @@ class Model(Section):
         finest = self.skip[0] if isinstance(self.skip, list) else self.skip
         if self.stem_skip and not has_stem_skip(finest):
             raise rejected(
-                "stem_skip=false with skip=none at level 1, whose kind it has, and with nested, full and permuted",
+                "stem_skip=false with skip=none at level 1, whose kind it has, and with nested, full, channel and "
+                "permuted",
                 "model.stem_skip=false",
             )
         return self
@@ -197,7 +205,20 @@ class Model(Section):
         whole = self.short_skips is True and self.normalisation == "batch"
         if self.normalisation == "none" and self.encoder not in RESNETS:
             raise rejected(
-                f"for normalisation=none: {', '.join(RESNETS)}; a layer of a DenseNet begins with its normalisation",
+                f"for normalisation=none: {', '.join(RESNETS)}; a layer of a DenseNet begins with its normalisation, "
+                "and what the other encoders would be without it is not defined",
+                "model.encoder=resnet50",
+            )
+        if self.short_skips is not True and self.encoder not in RESNETS + DENSENETS:
+            raise rejected(
+                f"for short_skips={format_value(self.short_skips)}: {', '.join(RESNETS + DENSENETS)}; what the other "
+                "encoders would be with other short skips is not defined",
+                "model.encoder=resnet50",
+            )
+        if self.initialisation == "glorot" and self.encoder not in RESNETS + DENSENETS:
+            raise rejected(
+                f"for initialisation=glorot: {', '.join(RESNETS + DENSENETS)}; other encoders have starts of their "
+                "own, and layers that are no plain convolutions",
                 "model.encoder=resnet50",
             )
         published = self.weights is not None and are_of_a_whole_encoder(self.weights)

@@ -47,7 +47,8 @@ def gradients(sweep: Sweep) -> Section | None:
         if (table := gradient_readings.skip_share(setting, level)).any(axis=None)
     }
     if not shares:
-        lead += "; no gradient came by a long skip"
+        read = gradient_readings.levels(sweep)
+        lead += "; no gradient came by a long skip" if read else "; the encoder's features have no skip share"
         return Section("Gradient flow", f"{lead}.", [Figure(maps, caption), *_vanishing(sweep)])
     medians = {key: float(table.mean().median()) for key, table in shares.items()}
     level, setting = max(medians, key=lambda key: medians[key])

@@ -22,9 +22,10 @@ from unetseg.data.view import View
 from unetseg.errors import UserError, first_line
 from unetseg.model import checkpoint
 from unetseg.model.auxiliary import AuxiliaryHeads, MaskHeads
+from unetseg.model.encoders import check_side
 from unetseg.model.segmenter import Segmenter
 from unetseg.model.transfer import MatchedParts, load_weights
-from unetseg.names import class_names, counted
+from unetseg.names import DENSENETS, RESNETS, class_names, counted
 from unetseg.options.schema import Train
 from unetseg.runs.folder import RunFolder, options_of
 from unetseg.runs.metrics_csv import LongCsv
@@ -75,6 +76,8 @@ def make_module(
         matched = load_weights(model, weights, names, strict=options.model.strict_weights)
         if launch.is_first():
             print(f"{weights}:\n{matched}" if isinstance(matched, MatchedParts) else f"{weights}: {matched}")
+    if options.model.encoder not in RESNETS + DENSENETS:
+        check_side(model.net.encoder, options.model.encoder, view.side)
     if options.model.freeze_encoder:
         hold(model.net.encoder)
     if options.compile:

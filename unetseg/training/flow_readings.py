@@ -19,7 +19,8 @@ from unetseg.runs.folder import GRADIENT_FLOW_COLUMNS
 class FlowReadings(L.Callback):
     """Reads the gradient flow every n-th step into gradient_flow.csv, the loggers and a figure.
 
-    On the other steps there is no hook and no cost.
+    On the other steps there is no hook and no cost. Where an encoder has no skip shares, as its features are copies, it
+    says so once.
 
     Args:
         every_n_steps: n.
@@ -52,6 +53,7 @@ class FlowReadings(L.Callback):
         self.last_finite: tuple[int, dict[str, float]] | None = None
         """The last step whose gradients were finite throughout, and each block's rms."""
         self.step = 0
+        self.has_said_why = False
         self.undrawn: set[str] = set()
         """The names of the figures that lack readings."""
 
@@ -86,12 +88,15 @@ class FlowReadings(L.Callback):
             return
         self.flow.__exit__(None, None, None)
         records = self.flow.read()  # on every rank: it sums over them
-        self.flow = None
+        why, self.flow = self.flow.no_shares, None
         self.undrawn |= {self.DRAWN[record.kind] for record in records if record.kind in self.DRAWN}
         if not any(r.value for r in records if r.metric in ("nan", "inf")):
             self.last_finite = self.step, {r.block: r.value for r in records if r.metric == "rms"}
         if not trainer.is_global_zero:
             return
+        if why and not self.has_said_why:
+            self.has_said_why = True
+            print(f"no skip shares are read: {why}", flush=True)
         rows = [(self.step, trainer.current_epoch, r.kind, r.block, r.metric, r.value) for r in records]
         append_rows(self.table, GRADIENT_FLOW_COLUMNS, rows)
         scalars = {

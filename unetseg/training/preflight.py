@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from unetseg.errors import UserError
 from unetseg.huggingface import HUB, Source, answers, hub_cache, hub_is_offline
-from unetseg.names import PETS_ROOT, class_names
+from unetseg.names import PETS_ROOT, TIMM, class_names
 from unetseg.options.data_schema import HuggingFace, Pets
 from unetseg.options.schema import Train
 from unetseg.runs.folder import check_resume
@@ -125,8 +125,10 @@ def no_weights(encoder: str, reason: str) -> UserError:
 
 
 def _cached(encoder: str) -> bool:
-    """Return whether smp's weights of the encoder lie in the hub's cache."""
-    return any(hub_cache().glob(f"models--smp-hub--{encoder}.imagenet/snapshots/*/model.safetensors"))
+    """Return whether smp's or timm's weights of the encoder lie in the hub's cache."""
+    of_timm = f"timm--{encoder.removeprefix(TIMM)}*"  # and its training, which timm may choose
+    folder = of_timm if encoder.startswith(TIMM) else f"smp-hub--{encoder}.imagenet"
+    return any(hub_cache().glob(f"models--{folder}/snapshots/*/model.safetensors"))
 
 
 def pets_are_here() -> bool:
