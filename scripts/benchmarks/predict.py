@@ -24,7 +24,8 @@ from unetseg.inference.engines import TorchEngine, load_exported
 from unetseg.inference.export import export
 from unetseg.inference.predictor import TILE, Predictor
 from unetseg.model import Segmenter
-from unetseg.model.segmenter import MEAN, STD, class_map
+from unetseg.model.encoders import MEAN, STD
+from unetseg.model.segmenter import class_map
 
 PREDICTORS = ("smp.Unet", "unetseg", "unetseg, ONNX")
 """Who predicts; the first is what the others are held against."""

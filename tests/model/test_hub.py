@@ -10,7 +10,7 @@ import torch
 from unetseg.errors import UserError
 from unetseg.inference.export import save_pretrained
 from unetseg.model import Segmenter, SkipUnet, checkpoint
-from unetseg.model.segmenter import MEAN, STD
+from unetseg.model.encoders import MEAN, STD
 
 IMAGES = torch.randn(2, 3, 61, 95, generator=torch.Generator().manual_seed(0))
 
