@@ -14,7 +14,7 @@ from unetseg.gradients import GradientFlow
 from unetseg.model import Segmenter, SkipUnet, arguments
 from unetseg.model.auxiliary import AuxiliaryHeads
 from unetseg.model.encoders import MEAN, STD, check_side, make_encoder, normalisation_of
-from unetseg.names import ENCODERS, FLOWS, SKIPS, is_encoder
+from unetseg.names import ENCODERS, FLOWS, SKIPS, is_encoder, why_not_withheld
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -76,8 +76,20 @@ def test_with_nested_a_vgg_lacks_the_centre_that_smps_unet_plus_plus_has_and_nev
     assert all(weight.grad is None for weight in theirs.decoder.center.parameters())
 
 
-@pytest.mark.parametrize("flow", FLOWS)
-@pytest.mark.parametrize("skip", [*SKIPS, ["none", "concat", "add", "attention"]], ids=str)
+KINDS = [skip for skip in SKIPS if skip != "permuted"]
+"""Those that a network without features at level 1 can have."""
+
+
+@pytest.mark.parametrize(
+    ("skip", "flow"),
+    [
+        (skip, flow)
+        for skip in (*KINDS, ["none", "concat", "add", "attention"])
+        for flow in FLOWS
+        if isinstance(skip, list) or not why_not_withheld(skip, flow)
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("encoder", NO_LEVEL_1)
 def test_no_kind_of_skip_leaves_a_weight_without_a_gradient_or_warns(encoder, skip, flow):
     net = net_of(encoder, skip=skip, skip_flow=flow, decoder_channels=(16, 16, 8, 8, 4))
@@ -86,7 +98,13 @@ def test_no_kind_of_skip_leaves_a_weight_without_a_gradient_or_warns(encoder, sk
     assert all(weight.numel() for weight in net.parameters())
 
 
-@pytest.mark.parametrize("skip", SKIPS)
+@pytest.mark.parametrize("encoder", NO_LEVEL_1)
+def test_levels_are_not_exchanged_where_one_has_no_features(encoder):
+    with pytest.raises(UserError, match="features at every level"):
+        net_of(encoder, skip="permuted")
+
+
+@pytest.mark.parametrize("skip", KINDS)
 def test_a_level_without_features_brings_nothing(skip):
     net = net_of("mit_b0", skip=skip).eval()
     assert not net.fusions[0].carries_features
@@ -99,8 +117,10 @@ def test_a_level_without_features_brings_nothing(skip):
     assert sum(shares) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("skip", SKIPS)
-@pytest.mark.parametrize("encoder", ["tu-test_convnext", "vgg11"])
+@pytest.mark.parametrize(
+    ("encoder", "skip"),
+    [*(("tu-test_convnext", skip) for skip in KINDS), *(("vgg11", skip) for skip in SKIPS)],
+)
 def test_every_kind_of_skip_can_have_concats_size(encoder, skip):
     with torch.device("meta"):
         nets = [net_of(encoder), net_of(encoder, skip=skip, match_parameters=True)]

@@ -49,7 +49,7 @@ def test_multiply_projects_then_multiplies():
 @pytest.mark.parametrize("kind", FUSED)
 def test_a_fusion_tells_whether_the_deep_path_outlives_zeros(kind):
     deep = torch.randn(1, 4, 3, 3, requires_grad=True)
-    FUSIONS[kind](4, 6)(deep, torch.zeros(1, 6, 3, 3)).sum().backward()
+    FUSIONS[kind](4, 6).eval()(deep, torch.zeros(1, 6, 3, 3)).sum().backward()
     assert bool(deep.grad.any()) == FUSIONS[kind].is_whole_without
 
 
@@ -188,7 +188,7 @@ def test_backward_withholds_the_features_and_lets_the_gradient_through(kind):
     *((kind, flow, False) for kind in ("placebo", "none") for flow in FLOWS),
 ])  # fmt: skip
 def test_a_fusion_tells_whether_it_carries_features(kind, flow, carries):
-    fusion = FUSIONS[kind](4, 6, flow)
+    fusion = FUSIONS[kind](4, 6, flow).eval()
     deep = torch.randn(1, 4, 3, 3)
     assert fusion.carries_features is carries
     assert torch.equal(fusion(deep, torch.randn(1, 6, 3, 3)), fusion(deep, torch.randn(1, 6, 3, 3))) is not carries

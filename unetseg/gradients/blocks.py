@@ -51,6 +51,8 @@ def blocks_of(net: Any) -> dict[str, list[nn.Parameter]]:
     )
     by_level = getattr(net.decoder, "by_level", None)  # of a decoder with several nodes a level
     if isinstance(by_level, list):
+        if centre:
+            blocks["centre"] = centre
         for level, own in zip(reversed(range(len(by_level))), by_level, strict=True):
             blocks[f"decoder{level}"] = [weight for part in own for weight in part.parameters()]
     elif isinstance(parts, nn.ModuleList) and len([*parts.parameters(), *centre]) == len(

@@ -231,6 +231,8 @@ class ChannelDecoder(nn.Module):
                 *attentions,
                 self.reconstructions[position],
             ]
+        for level, way in enumerate(self.fusions):
+            parts[len(self.fusions) - 1 - level].append(way)
         parts[0] += [part for layer in layers for part in (layer.norm, layer.key, layer.value)]
         return parts
 

@@ -20,6 +20,7 @@ from segmentation_models_pytorch.base.modules import Conv2dReLU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unetseg.errors import UserError
 from unetseg.model.channel import ChannelDecoder
 from unetseg.model.decoder import Convolutions, Decoder
 from unetseg.model.skips import NORMS, of_width, passages
@@ -218,9 +219,10 @@ class PermutedDecoder(Decoder):
         flow: what each level's long skip lets through, finest first.
         gradient: what the gradient that comes back by each level's long skip is multiplied with, finest first.
         normalisation: "batch" or "none".
+        centre: as Decoder's.
 
     Raises:
-        ValueError: a level has no features that could go elsewhere.
+        UserError: a level has no features that could go elsewhere.
 
     Examples:
         >>> decoder = PermutedDecoder([3, 8, 4, 16], [16, 8, 4], ["both", "both"], [1.0, 1.0], "batch")
@@ -237,12 +239,18 @@ class PermutedDecoder(Decoder):
         flow: Sequence[str],
         gradient: Sequence[float],
         normalisation: str,
+        centre: bool = False,
     ):
         widths = [*encoder_channels[1:-1]]
         depth = len(widths)
         if not all(widths) or depth % 2:
-            raise ValueError(f"skip=permuted needs features at an even number of levels, not widths of {widths}")
-        super().__init__(encoder_channels, channels, ["concat"] * depth, ["both"] * depth, [1.0] * depth, normalisation)
+            raise UserError(
+                f"skip=permuted with an encoder whose levels have {', '.join(map(str, widths))} channels",
+                accepted="an encoder with features at every level, so that each can go to another one",
+                advice="model.encoder=resnet34",
+            )
+        whole = ["concat"] * depth, ["both"] * depth, [1.0] * depth
+        super().__init__(encoder_channels, channels, *whole, normalisation, centre=centre)
         self.widths = widths
         self.ways = passages(encoder_channels, flow, gradient)
 
@@ -288,7 +296,7 @@ def make_decoder(
     """Return the decoder of these skips, a kind a level, finest first.
 
     For networks of equal size, `scale` multiplies the widths of nested's inner nodes, of respath's paths and of
-    channel's tokens. `stem_skip` and `centre` are of decoders by level.
+    channel's tokens. `stem_skip` and `centre` are of the U-Net's own decoder.
     """
     match skip[0]:
         case "nested":
@@ -298,6 +306,6 @@ def make_decoder(
         case "channel":
             return ChannelDecoder(encoder_channels, channels, flow, gradient, normalisation, scale)
         case "permuted":
-            return PermutedDecoder(encoder_channels, channels, flow, gradient, normalisation)
+            return PermutedDecoder(encoder_channels, channels, flow, gradient, normalisation, centre)
         case _:
             return Decoder(encoder_channels, channels, skip, flow, gradient, normalisation, scale, stem_skip, centre)
