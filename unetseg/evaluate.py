@@ -7,6 +7,7 @@ python -m unetseg.evaluate checkpoint=FILE.ckpt data=folder data.root=FOLDER spl
 python -m unetseg.evaluate checkpoint=runs/NAME lesion=true     what each long skip contributes
 python -m unetseg.evaluate checkpoint=runs/NAME shift=true      on noisy, blurred, pale ... pictures
 python -m unetseg.evaluate checkpoint=runs/NAME freeu=[1.2,0.9]    deep path and skips weighed
+python -m unetseg.evaluate checkpoint=runs/NAME mechanism=[rank]    what meets at fusions
 python -m unetseg.evaluate checkpoint=runs/NAME gradient=true   path lengths of the gradient
 python -m unetseg.evaluate checkpoint=runs/NAME tolerance=1     NSD within one pixel
 
@@ -19,7 +20,7 @@ import itertools
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -52,7 +53,7 @@ def call(*overrides: str, **options: Option) -> Evaluation:
     Args:
         overrides: options as on the command line, such as "data.border=ignore".
         options: those without a dot: checkpoint (a run folder or a file), data, split, lesion, shift, freeu,
-            gradient, tolerance, accelerator, output.
+            mechanism, gradient, tolerance, accelerator, output.
 
     Raises:
         UserError: an option is wrong; the text says what is accepted and what to try.
@@ -74,7 +75,7 @@ def call(*overrides: str, **options: Option) -> Evaluation:
 def evaluate(options: Evaluate) -> dict[str, Any]:
     """Score a checkpoint on a split; write tables and figures of the scores, and return the summary."""
     from unetseg.data.sources import make_data
-    from unetseg.evaluation import freeu, lesions
+    from unetseg.evaluation import freeu, lesions, mechanisms
     from unetseg.evaluation.cost import cost
     from unetseg.evaluation.record import TestRecord
     from unetseg.gradients.short import residual_blocks
@@ -114,6 +115,11 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
         raise UserError(
             f"freeu={format_value(options.freeu)}: {reason} in {options.checkpoint}",
             accepted="a checkpoint with concat, add or attention at some level",
+        )
+    if options.mechanism and (reason := mechanisms.refusal(model)):
+        raise UserError(
+            f"mechanism=[{','.join(options.mechanism)}]: {reason} in {options.checkpoint}",
+            accepted="a checkpoint with concat, add, none or another kind by level",
         )
     if options.gradient and not residual_blocks(model.net.encoder):
         raise UserError(
@@ -168,6 +174,8 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
         measure_shifts(model, data, options.split, trainer, folder)
     if options.freeu:
         measure_freeu(model, len(classes), options.freeu, data.loader(options.split, crops=True), trainer, folder)
+    if options.mechanism:
+        measure_mechanisms(model, options.mechanism, data.loader(options.split, crops=True), trainer, folder)
     if options.gradient:
         measure_path_lengths(module, data.loader(options.split, crops=True), trainer, folder)
     return content
@@ -253,6 +261,26 @@ def measure_freeu(
     table = freeu.table(counts, variants, [batches.dataset.examples[index].group for index in indices])
     table.to_csv(folder.path / "freeu.csv", index=False)
     summary.show_freeu(table)
+
+
+def measure_mechanisms(
+    model: Segmenter, chosen: Sequence[str], batches: Any, trainer: L.Trainer, folder: RunFolder
+) -> None:
+    """Measure what meets at the fusions; write and show it."""
+    from rich.progress import track
+
+    from unetseg.evaluation import mechanism_plots, mechanisms
+    from unetseg.runs import summary
+
+    device = trainer.strategy.root_device
+    groups = [example.group for example in batches.dataset.examples]
+    with trainer.precision_plugin.forward_context():
+        sums = mechanisms.measure(model.to(device).eval(), batches, groups, device=device, track=track)
+    for name, table in mechanisms.tables(model, sums, chosen).items():
+        table.to_csv(folder.path / f"{name}.csv", index=False)
+        if len(table):
+            mechanism_plots.DRAW[name](table, folder.figures / f"{name}.png")
+        summary.show_mechanism(name, table)
 
 
 @contextmanager

@@ -64,6 +64,8 @@ BINARY_LOSSES = ("bce", "bce_dice")
 AUGMENTATIONS = ("none", "light", "strong", "medical", "aerial")
 NESTED = ("OneOf", "SomeOf", "RandomOrder", "Sequential")
 """The augmentations that have `transforms` of their own."""
+MECHANISMS = ("similarity", "rank", "reuse", "spectra")
+"""What `evaluate mechanism=...` measures where deep features and long skips meet."""
 LEVELS = 4
 """Long skips of a U-Net with five encoder stages; level 1 is the finest (stride 2)."""
 BOTTLENECK = "bottleneck"

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from unetseg.huggingface import PREFIX
+from unetseg.names import MECHANISMS
 from unetseg.options.data_schema import Folder, HuggingFace, Pets, Synthetic
-from unetseg.options.messages import rejected
+from unetseg.options.messages import one_of, rejected
 from unetseg.options.section import Section, Text
 
 
@@ -40,6 +41,9 @@ class Evaluate(Section):
         description="[b,s]: weigh half the deep channels by b, by structure, and the skips' low frequencies by s, at "
         "each level and at all (FreeU, Si et al. 2024); null"
     )
+    mechanism: list[str] = Field(
+        description="what meets at each fusion: [similarity (CKA), rank, reuse (weights), spectra], or some of these"
+    )
     gradient: bool = Field(description="true: by how many residual branches of a ResNet the gradient of the loss comes")
     tolerance: float = Field(ge=0, description="pixels by which a surface may be off for NSD")
     output: Text | None = Field(description="folder for the results; null: evaluation/... in the run folder")
@@ -50,6 +54,11 @@ class Evaluate(Section):
         if value is None or (len(value) == 2 and value != [1, 1] and all(0 <= factor < 1e3 for factor in value)):
             return value
         raise rejected("null, or two numbers of 0 or more, [b,s], that are not both 1", "freeu=[1.2,0.9]")
+
+    @field_validator("mechanism")
+    @classmethod
+    def _mechanism(cls, value: list[str]) -> list[str]:
+        return [one_of(name, MECHANISMS) for name in value]
 
 
 class Report(Section):

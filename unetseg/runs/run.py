@@ -225,6 +225,10 @@ class Evaluation(Results):
         """Return how FreeU's factors change the scores; without rows unless it was asked for (freeu=[b,s])."""
         return self._table("freeu.csv")
 
+    def mechanism(self, name: str) -> pd.DataFrame:
+        """Return similarity, rank, reuse or spectra of what meets at the fusions; without rows unless asked for."""
+        return self._table(f"{name}.csv")
+
     def _table(self, name: str) -> pd.DataFrame:
         path = self.folder / name
         with _named_if_damaged(path):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SPARE = ("images/s", "Dice", "weights", "per image", "time", "encoder", "boundary")
 """Columns of the runs that are left out where they don't fit, the first ones first."""
 SPARE_OF_CLASSES = ("Dice", "pixels", "precision", "recall")
-WORDS = ("skip", "encoder", "group", "class", "cut by", "weighed", "shift")
+WORDS = ("skip", "encoder", "group", "class", "cut by", "weighed", "shift", "features")
 """Columns of words."""
 SCORES = (("IoU", "iou"), ("boundary", "boundary_iou"))
 PACKAGES = ("torch", "torchvision", "lightning", "segmentation-models-pytorch", "albumentations", "numpy")
@@ -170,6 +170,22 @@ def show_freeu(table: pd.DataFrame) -> None:
         for _, row in table[table.part != "none"].iterrows()
     ]
     _print_table("what FreeU changes: the score less the untouched network's (95 % over the images)", rows)
+
+
+def show_mechanism(name: str, table: pd.DataFrame) -> None:
+    """Print what meets at the fusions, by level; of spectra there is the figure alone."""
+    if name == "spectra" or not len(table):
+        return
+    rows = []
+    for _, row in table.iterrows():
+        intervals = {column for column in table if f"{column}_low" in table}
+        numbers = [column for column in table if not str(column).endswith(("_low", "_high"))]
+        rows.append({str(n): _with_interval(row, n) if n in intervals else _shown(row[n]) for n in numbers})
+    _print_table(f"{name} of what meets at each level (95 % over the images)", rows)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def show_path_lengths(table: pd.DataFrame) -> None:

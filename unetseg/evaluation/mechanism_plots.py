@@ -1,0 +1,102 @@
+"""Figures of what meets at the fusions of a trained model, one for each of mechanisms.MECHANISMS. Plotting only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from unetseg.evaluation.style import INK, legend_beside, styled
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FEATURES = ("deep", "skip")
+"""The two that meet, in the order of their colours."""
+
+
+@styled
+def similarity(table: pd.DataFrame, path: Path) -> None:
+    """Write how alike the deep features and the skip's are at each level."""
+    figure = Figure(figsize=(4, 2.6))
+    axis = figure.subplots()
+    errors = np.abs(table[["cka_low", "cka_high"]].to_numpy().T - table.cka.to_numpy())
+    axis.bar(range(len(table)), table.cka, yerr=errors, ecolor=INK, capsize=2, width=0.6)
+    axis.set_ylim(0, 1)
+    axis.set_ylabel("CKA of deep and skip features")
+    _levels(axis, table)
+    figure.savefig(path)
+
+
+@styled
+def rank(table: pd.DataFrame, path: Path) -> None:
+    """Write the effective rank of the deep features and of the skip's at each level."""
+    figure = Figure(figsize=(4.6, 2.6))
+    axis = figure.subplots()
+    _bars(axis, table, "effective_rank")
+    axis.set_ylabel("effective rank")
+    legend_beside(axis)
+    figure.savefig(path)
+
+
+@styled
+def reuse(table: pd.DataFrame, path: Path) -> None:
+    """Write by which weights the decoder reads the deep features and the skip's, and what it gets from each."""
+    figure = Figure(figsize=(8, 2.6))
+    axes = figure.subplots(1, 2)
+    for axis, name, title in zip(
+        axes, ("weight", "contribution"), ("mean |w|", "share of |w| x rms of what is read"), strict=True
+    ):
+        _bars(axis, table, name)
+        axis.set_ylabel(title)
+    legend_beside(axes[1])
+    figure.savefig(path)
+
+
+@styled
+def spectra(table: pd.DataFrame, path: Path) -> None:
+    """Write the share of the power in each band of frequencies, a panel for each level."""
+    levels = list(table.level.unique())
+    figure = Figure(figsize=(2.2 * len(levels) + 1, 2.6))
+    axes = figure.subplots(1, len(levels), sharey=True, squeeze=False)[0]
+    for axis, level in zip(axes, levels, strict=True):
+        for number, name in enumerate(FEATURES):
+            rows = table[(table.level == level) & (table.features == name)]
+            shares = rows.share.where(rows.share > 1e-12)  # nearest neighbours leave bands empty
+            axis.plot((rows["from"] + rows["to"]) / 2, shares, marker="o", color=f"C{number}", label=name)
+        axis.set_title(f"level {level}")
+        axis.set_xlabel("cycles a pixel")
+    axes[0].set_yscale("log")
+    axes[0].set_ylabel("share of the power")
+    legend_beside(axes[-1])
+    figure.savefig(path)
+
+
+DRAW: dict[str, Callable[[pd.DataFrame, Path], None]] = {
+    "similarity": similarity,
+    "rank": rank,
+    "reuse": reuse,
+    "spectra": spectra,
+}
+
+
+def _bars(axis: Axes, table: pd.DataFrame, name: str) -> None:
+    """Draw a bar for the deep features and one for the skip's at each level, with intervals where there are some."""
+    for number, features in enumerate(FEATURES):
+        rows = table[table.features == features]
+        errors = None
+        if f"{name}_low" in rows:
+            errors = np.abs(rows[[f"{name}_low", f"{name}_high"]].to_numpy().T - rows[name].to_numpy())
+        places = np.arange(len(rows)) + 0.35 * (number - 0.5)
+        axis.bar(places, rows[name], width=0.33, yerr=errors, ecolor=INK, capsize=2, label=features)
+    _levels(axis, rows)
+
+
+def _levels(axis: Axes, table: pd.DataFrame) -> None:
+    axis.set_xticks(range(len(table)), list(map(str, table.level)))
+    axis.set_xlabel("level of the long skip")
+    axis.grid(False, axis="x")
