@@ -207,22 +207,25 @@ def table(results: dict[str, Result]) -> str:
             f"| {' | '.join([result['encoder'], size, ' '.join(map(str, result.get('widths', []))), *cells])} |"
         )
     rows += ["", *_not_measured("of smp", [name for name in ENCODERS if name not in results])]
-    rows += ["", "## timm's models, by family", ""]
-    rows += [
-        "Of the models measured, how many have each property; the name of a family is that of its file in timm.",
-        "",
-    ]
-    rows += ["| family | measured | " + " | ".join(PROPERTIES) + " |", "| --- |" + " ---: |" * (len(PROPERTIES) + 1)]
+    of_families = []
     absent = 0
     for family, names in families().items():
         own = [results[f"{TIMM}{name}"] for name in names if f"{TIMM}{name}" in results]
         absent += len(names) - len(own)
         counts = [sum(result.get(p) == "" for result in own) for p in PROPERTIES]
         if own:
-            rows.append(f"| {family} | {len(own)} of {len(names)} | {' | '.join(map(str, counts))} |")
-    rows += ["", f"{absent} models of timm are not measured yet." if absent else "", "", "## Why not", ""]
-    rows += ["| property | encoders | reason | such as |", "| --- | ---: | --- | --- |"]
+            of_families.append(f"| {family} | {len(own)} of {len(names)} | {' | '.join(map(str, counts))} |")
+    rows += ["", "## timm's models, by family", ""]
+    if of_families:
+        rows += [
+            *("Of the models measured, how many have each property; a family is a file of timm.", ""),
+            *("| family | measured | " + " | ".join(PROPERTIES) + " |", "| --- |" + " ---: |" * (len(PROPERTIES) + 1)),
+            *(*of_families, ""),
+        ]
+    rows += [f"{absent} models of timm are not measured yet."] if absent else []
     reasons = Counter((p, _general(r[p], r["encoder"])) for r in results.values() for p in PROPERTIES if r.get(p))
+    if reasons:
+        rows += ["", "## Why not", "", "| property | encoders | reason | such as |", "| --- | ---: | --- | --- |"]
     for (prop, reason), count in sorted(reasons.items(), key=lambda item: (PROPERTIES.index(item[0][0]), -item[1])):
         names = [r["encoder"] for r in results.values() if r.get(prop) and _general(r[prop], r["encoder"]) == reason]
         rows.append(f"| {prop} | {count} | {reason.replace('|', ' ')} | {', '.join(names[:EXAMPLES])} |")
