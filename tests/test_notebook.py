@@ -15,9 +15,8 @@ NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
 
 FEWER = {
     r"max_epochs=\d+": "max_epochs=1",
-    r'\n *"model.encoder=resnet18",': "",
-    r'"data.size=64"': '"data.size=64", "model.encoder=tu-test_resnet", "trainer.precision=32-true"',
     r"train_images=\d+": "train_images=20",
+    '"data.train_images': '"model.encoder=tu-test_resnet", "trainer.precision=32-true", "data.train_images',
     r"range\(40\)": "range(12)",
     r"seed=0,1": "seed=0",
 }
