@@ -163,7 +163,7 @@ def _prepare(options: Train) -> tuple[SegmentationData, SegmentationModule, Trai
         options.data.model_dump(), options.seed, skip_unreadable=skip_unreadable, batch_normalisation=needs_several
     )
     module = build.make_module(options, data.measured_view(), build.measured_class_weights(options, data))
-    planned = build.make_trainer(options.trainer, [], [], Path(options.output))
+    planned = build.make_trainer(build.trainer_arguments(options), [], [], Path(options.output))
     return data, module, planned, build.set_batch_size_and_learning_rate(options, planned, data, module)
 
 
@@ -202,7 +202,8 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
         stack.callback(wandb_run.finish, loggers)
         stack.enter_context(continuation.handle_signals())
         all_callbacks = [*callbacks, *build.make_steering(options), continuation, *watchers, record, speed, best, last]
-        trainer = build.make_trainer(options.trainer, loggers, all_callbacks, run.path)
+        arguments = options.trainer | {"precision": planned.precision}
+        trainer = build.make_trainer(arguments, loggers, all_callbacks, run.path)
         trainer.fit(module, data, ckpt_path=start, weights_only=True)
         run.record_changes()  # where no step was left
         if not best.best_model_path and trainer.is_global_zero:

@@ -65,7 +65,9 @@ def test_the_resumed_run_equals_the_undisturbed_one(whole, stopped, step, more):
     broken = stopped(step, *OPTIONS, *more)
     resume(broken)
     assert_equal(whole, broken)
-    assert torch.load(whole.last, weights_only=True)["global_step"] == 15
+    last = torch.load(whole.last, weights_only=True)
+    assert last["global_step"] == 15
+    assert last["precision"] == json.loads(whole.summary.read_text())["precision"], "with which a run goes on"
 
 
 def test_a_run_of_crops_that_was_stopped_within_an_epoch_goes_on_likewise(tiny, stopped):

@@ -40,6 +40,7 @@ from unetseg.training.guards import Guard
 from unetseg.training.losses import balanced_weights, make_loss
 from unetseg.training.module import SegmentationModule
 from unetseg.training.optimization import Optimization
+from unetseg.training.precision import best_precision, is_cpu, recorded_precision
 from unetseg.training.preflight import no_weights
 from unetseg.training.resume import AtomicIO
 from unetseg.training.steering import AverageWeights, EarlyStop
@@ -207,10 +208,16 @@ def make_watchers(options: Train, run: RunFolder) -> tuple[Guard, list[Callback]
     return guard, [*watchers, guard]
 
 
+def trainer_arguments(options: Train) -> dict[str, Any]:
+    """Return the Trainer's arguments; a run that is resumed keeps the number format that was chosen at its begin."""
+    if not options.resume or options.trainer.get("precision"):
+        return options.trainer
+    return options.trainer | {"precision": recorded_precision(RunFolder(options.resume).last)}
+
+
 def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: list[Callback], root: Path) -> L.Trainer:
     """Return Lightning's Trainer; arguments that are absent get our defaults."""
     defaults: dict[str, Any] = {
-        "precision": best_precision(arguments.get("accelerator", "auto")),
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # EpochSampler distributes the examples itself, each exactly once
@@ -218,6 +225,8 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
     silence_lightning()
     # null is a value of check_val_every_n_epoch: then trainer.val_check_interval counts batches across epochs
     values = {n: value for n, value in arguments.items() if value is not None or n == "check_val_every_n_epoch"}
+    if "precision" not in values:
+        defaults["precision"] = best_precision(values.get("accelerator", "auto"))
     progress = progress_callback(values.get("enable_progress_bar", True))
     values["enable_progress_bar"] = not isinstance(progress, EpochLines)  # else Lightning adds a bar of its own
     plugins: list[Any] = [AtomicIO()]
@@ -350,19 +359,3 @@ def set_batch_size_and_learning_rate(
     if trainer.world_size > 1 and trainer.is_global_zero:
         print(", ".join(f"{name} {value}" for name, value in sizes.items()))
     return sizes
-
-
-def is_cpu(accelerator: str) -> bool:
-    """Return whether this accelerator of Lightning's is the CPU on this machine."""
-    return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
-
-
-def best_precision(accelerator: str) -> str:
-    """Return bf16-mixed where the device computes in bfloat16, otherwise 32-true."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif is_cpu(accelerator):
-        fast = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
-    else:
-        fast = False
-    return "bf16-mixed" if fast else "32-true"
