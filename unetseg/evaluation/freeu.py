@@ -97,15 +97,19 @@ def refusal(model: Segmenter) -> str:
 
 @contextmanager
 def applied(model: Segmenter, variant: Variant) -> Iterator[None]:
-    """Weigh what the model's fusions get by a variant's factors within the block."""
+    """Weigh what the model's fusions merge by a variant's factors within the block; the skip after its skip_scale."""
 
-    def weigh(_: object, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def amplify(_: object, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         deep, skip = inputs
-        return amplified(deep, variant.b), filtered(skip, variant.s)
+        return amplified(deep, variant.b), skip
+
+    def weaken(_: object, inputs: tuple[Tensor], scaled: Tensor) -> Tensor:
+        return filtered(scaled, variant.s)
 
     with ExitStack() as hooks:
-        for level in variant.levels:
-            hooks.enter_context(model.net.fusion_of[level].register_forward_pre_hook(weigh))
+        for fusion in (model.net.fusion_of[level] for level in variant.levels):
+            hooks.enter_context(fusion.register_forward_pre_hook(amplify))
+            hooks.enter_context(fusion.scale.register_forward_hook(weaken))
         yield
 
 

@@ -144,7 +144,8 @@ def save_pretrained(path: str | Path, folder: str | Path) -> None:
     stated = {name: data[name] for name in ("name", *arguments.VIEW) if name in data}
     model.net.save_pretrained(
         folder,
-        config=model.net.hub_config() | {hub.DATA_KEY: {"classes": hyper_parameters["classes"], "data": stated}},
+        config=model.net.hub_config(data.get("mean"), data.get("std"))
+        | {hub.DATA_KEY: {"classes": hyper_parameters["classes"], "data": stated}},
         dataset=f"{data['name']}, {view_text(data)}: {', '.join(hyper_parameters['classes'])}",
         metrics={name: value for name, value in scores.items() if name.startswith("test/")},
     )

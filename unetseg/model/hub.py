@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,7 @@ A U-Net for semantic segmentation, by unetseg.
 ```python
 {{ example }}
 ```
-Images are Bx3xHxW RGB, of values in 0..1 less the mean {{ preprocessing.mean }} over {{ preprocessing.std }}, as
-unetseg trains; H and W are free. The result is logits: {{ meaning }}.
+Images are {{ images }}; H and W are free. The result is logits: {{ meaning }}.
 """
 
 
@@ -87,7 +87,11 @@ class HubFolder(SMPHubMixin):
             save_directory: a folder, which is made.
             named: `dataset` (text) and `metrics` (scores by name) for the card; the rest as huggingface_hub takes it.
         """
-        return super().save_pretrained(os.path.expanduser(save_directory), **{"config": self.hub_config(), **named})
+        config = named.pop("config", None) or self.hub_config()
+        card = {**(named.pop("model_card_kwargs", None) or {}), "preprocessing": config["_preprocessing"]}
+        return super().save_pretrained(
+            os.path.expanduser(save_directory), config=config, model_card_kwargs=card, **named
+        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, strict: bool = True, **named: Any) -> Any:
@@ -163,11 +167,21 @@ class HubFolder(SMPHubMixin):
         net.load_state_dict({name: state[name] for name in fitting}, strict=False)
         return net.to(map_location).eval()
 
-    def hub_config(self) -> dict[str, Any]:
-        """Return config.json: the arguments of SkipUnet, and those of smp.Unet, which fit where the network is one."""
+    def hub_config(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> dict[str, Any]:
+        """Return config.json: the arguments of SkipUnet, and those of smp.Unet, which fit where the network is one.
+
+        Args:
+            mean: of each channel in the images' values, of RGB in 0..255; None: the encoder's own where it is of RGB.
+            std: of each channel, likewise.
+        """
         recorded = {**self.config, "weights": None}  # the weights are in the folder
-        mean, std = normalisation_of(recorded["encoder"])
-        preprocessing = {"input_space": "RGB", "input_range": [0, 1], "mean": mean, "std": std}  # smp's words
+        preprocessing: dict[str, Any] = {"input_space": "RGB", "input_range": [0, 1]}  # smp's words
+        if recorded["in_channels"] != 3:
+            preprocessing = {"input_space": None, "input_range": None, "mean": mean, "std": std}
+        elif mean is None or std is None:
+            preprocessing |= zip(("mean", "std"), normalisation_of(recorded["encoder"]), strict=True)
+        else:
+            preprocessing |= {"mean": [value / 255 for value in mean], "std": [value / 255 for value in std]}
         return {
             "_model_class": "Unet" if self.is_smp_unet else "SkipUnet",
             "_preprocessing": preprocessing,
@@ -189,10 +203,17 @@ class HubFolder(SMPHubMixin):
         return plain and whole and not self.stem_skip and self.skip == ["concat"] * LEVELS
 
     def generate_model_card(
-        self, *, dataset: str | None = None, metrics: dict[str, Any] | None = None, **_: Any
+        self,
+        *,
+        dataset: str | None = None,
+        metrics: dict[str, Any] | None = None,
+        preprocessing: dict[str, Any] | None = None,
+        **_: Any,
     ) -> ModelCard:
         config = self.hub_config()
-        arguments = config[ARGUMENTS_KEY]
+        arguments, seen = config[ARGUMENTS_KEY], preprocessing or config["_preprocessing"]
+        values = "RGB, of values in 0..1" if seen["input_range"] else "of the values that files hold"
+        less = f"less the mean {seen['mean']} over {seen['std']}" if seen["mean"] else "normalised as in the training"
         theirs = 'import segmentation_models_pytorch as smp\n\nmodel = smp.from_pretrained("FOLDER or REPOSITORY")'
         ours = 'from unetseg.model import SkipUnet\n\nmodel = SkipUnet.from_pretrained("FOLDER or REPOSITORY")'
         return ModelCard.from_template(
@@ -211,7 +232,7 @@ class HubFolder(SMPHubMixin):
             stem_skip=self.stem_skip,
             dataset=dataset or "not stated",
             metrics=f"```json\n{json.dumps(metrics, indent=2)}\n```" if metrics else "Not stated.",
-            preprocessing=config["_preprocessing"],
+            images=f"Bx{arguments['in_channels']}xHxW {values} {less}, as unetseg trains",
             example=f"{theirs}\n\n# or\n{ours}" if self.is_smp_unet else ours,
             meaning="that of class 1 against class 0" if arguments["classes"] == 1 else "one channel a class",
         )

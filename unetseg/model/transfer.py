@@ -123,9 +123,9 @@ def fit(source: SkipUnet, target: SkipUnet, *, encoder_only: bool) -> tuple[Stat
     for the others' weights.
     """
     fitting, parts = _fit_encoder(source.encoder.state_dict(), target.encoder.state_dict())
-    theirs, ours = (_blocks(net.state_dict()) for net in (source, target))
+    theirs, ours = _blocks(source), _blocks(target)
     for part, own in ours.items():
-        why = "the encoder alone is taken" if encoder_only else _why_not(theirs[part], own)
+        why = "the encoder alone is taken" if encoder_only else _why_not(theirs.get(part, {}), own)
         parts[part] = f"random: {why}" if why else MATCHED
         if not why:
             fitting |= theirs[part]
@@ -179,12 +179,21 @@ def _another_encoder(theirs: State, ours: State) -> bool:
     return shapes[0] != shapes[1]
 
 
-def _blocks(state: Mapping[str, Tensor]) -> dict[str, State]:
-    """Return the weights of each block of the decoder, coarsest first, and of the head, by their names in the net."""
-    numbers = sorted({int(name.split(".")[2]) for name in state if name.startswith("decoder.blocks.")})
-    prefixes = {f"decoder{numbers[-1] - number}": f"decoder.blocks.{number}." for number in numbers}
-    prefixes["head"] = "segmentation_head."
-    return {part: {n: w for n, w in state.items() if n.startswith(prefix)} for part, prefix in prefixes.items()}
+def _blocks(net: SkipUnet) -> dict[str, State]:
+    """Return the weights of each block of the decoder, coarsest first, and of the head, by their names in the net.
+
+    VGG's centre comes before them. In a decoder of all levels a block is all that a level has.
+    """
+    decoder: Any = net.decoder
+    levels = getattr(decoder, "by_level", None) or [[block] for block in decoder.blocks]
+    modules = {f"decoder{len(levels) - 1 - place}": own for place, own in enumerate(levels)}
+    modules = {"centre": [getattr(decoder, "center", None)], **modules, "head": [net.segmentation_head]}
+    name_of = {module: f"{name}." for name, module in net.named_modules()}
+    state, blocks = net.state_dict(), {}
+    for part, own in modules.items():
+        prefixes = tuple(name_of[module] for module in own if module is not None)
+        blocks[part] = {name: weight for name, weight in state.items() if name.startswith(prefixes)}
+    return {part: weights for part, weights in blocks.items() if weights}
 
 
 def _why_not(theirs: State, ours: State) -> str:

@@ -199,6 +199,12 @@ class Train(Section):
         kinds = self.model.skip if isinstance(self.model.skip, list) else [self.model.skip]
         if "shuffled" in kinds and self.data.batch_size == 1 and self.data.global_batch_size is None:
             raise rejected("data.batch_size=2 or more with skip=shuffled, to exchange features", "data.batch_size=8")
+        if "shuffled" in kinds and self.data.crop is not None and self.data.crops != 1:
+            raise rejected(
+                "data.crops=1 with skip=shuffled and data.crop: several crops of a picture in a batch would exchange "
+                "features of that picture",
+                "data.crops=1",
+            )
         return self
 
     @model_validator(mode="after")

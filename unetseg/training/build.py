@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,7 @@ from unetseg.model.encoders import check_side
 from unetseg.model.segmenter import Segmenter
 from unetseg.model.transfer import MatchedParts, load_weights
 from unetseg.names import DENSENETS, RESNETS, class_names, counted
+from unetseg.options.messages import format_value
 from unetseg.options.schema import Train
 from unetseg.runs.folder import RunFolder, options_of
 from unetseg.runs.metrics_csv import LongCsv
@@ -79,6 +81,7 @@ def make_module(
             print(f"{weights}:\n{matched}" if isinstance(matched, MatchedParts) else f"{weights}: {matched}")
     if options.model.encoder not in RESNETS + DENSENETS:
         check_side(model.net.encoder, options.model.encoder, view.side)
+    check_doses(options, cast(list[int], model.net.encoder.out_channels)[1:-1])
     if options.model.freeze_encoder:
         hold(model.net.encoder)
     if options.compile:
@@ -102,6 +105,26 @@ def make_module(
         auxiliary=auxiliary,
         deep_supervision=deep_supervision,
     )
+
+
+def check_doses(options: Train, widths: Sequence[int]) -> None:
+    """Raise a UserError where a dose or a scale is of a level at which the encoder has no features.
+
+    Args:
+        options: of the run.
+        widths: of the encoder's features at each level, finest first.
+    """
+    for name in ("skip_gradient", "skip_scale"):
+        value = getattr(options.model, name)
+        if isinstance(value, list):
+            fitting = [own if width else 1.0 for own, width in zip(value, widths, strict=True)]
+            if fitting != value:
+                level = widths.index(0) + 1
+                raise UserError(
+                    f"model.{name}={format_value(value)}: {options.model.encoder} has no features at level {level}",
+                    accepted="1 there: there is nothing to multiply",
+                    advice=f"model.{name}={format_value(fitting)}",
+                )
 
 
 def measured_class_weights(options: Train, data: SegmentationData) -> list[float] | None:
