@@ -13,7 +13,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	test -x $(UV) || $(RUN) -m pip install --quiet --disable-pip-version-check uv
-	$(UV) pip install --quiet --python $(RUN) --constraint constraints.txt --editable '.[dev]'
+	$(UV) pip install --quiet --compile-bytecode --python $(RUN) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 # Three U-Nets that differ only in their long skips, on pictures generated here. No network, no GPU, no W&B account.

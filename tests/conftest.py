@@ -7,10 +7,13 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,8 @@ from PIL import Image
 os.environ |= {"HF_HUB_OFFLINE": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_SILENT": "true"}
 for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
     os.environ.pop(name, None)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode each process compiles for half a minute
+sys.dont_write_bytecode = False
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -32,12 +37,47 @@ TINY = (
     "data.test_images=7",
     "data.batch_size=4",
     "data.workers=0",
+    "model.encoder=tu-test_resnet",
     "trainer.max_epochs=2",
     "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
     "trainer.enable_progress_bar=false",
     "logger=csv",
 )
-"""Overrides of a run of a few seconds."""
+"""Overrides of a run of a second or two, with timm's ResNet for tests: random weights and all the levels."""
+
+
+def draw_blank(patch: pytest.MonkeyPatch) -> None:
+    """Write a picture of one pixel in place of each figure, which costs as much as all the rest of a tiny run."""
+    from unetseg.evaluation import gradient_plots, mechanism_plots, score_plots
+
+    def blank(figure):
+        def write(*arguments, **options):
+            Image.new("RGB", (1, 1)).save(signature(figure).bind(*arguments, **options).arguments["path"], "PNG")
+
+        return write
+
+    for module in (gradient_plots, mechanism_plots, score_plots):
+        for name, made in [*vars(module).items()]:
+            if hasattr(made, "__wrapped__") and "path" in signature(made).parameters:
+                patch.setattr(module, name, blank(made))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blank_figures(request: pytest.FixtureRequest):
+    """Leave figures blank, except in a module with DRAWS = True and in tests that ask for `figures`."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not getattr(request.module, "DRAWS", False):
+            draw_blank(patch)
+        yield patch
+
+
+@pytest.fixture
+def figures(blank_figures):
+    """Draw the figures of this test."""
+    blank_figures.undo()
+    yield
+    draw_blank(blank_figures)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -113,16 +153,29 @@ def timed(module: str, *arguments: str, folder: Path = ROOT) -> tuple[subprocess
     return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-class Forked:
-    """`python -m unetseg.train` in a process of its own, with the interface of Popen.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["unetseg.training.build", "unetseg.runs.summary", "unetseg.train", "unetseg.evaluate"])
+"""Starts processes that have imported everything already: seconds faster than a fresh interpreter."""
 
-    It is forked from a server that has imported everything: seconds faster than a fresh interpreter.
+
+class Forked:
+    """`python -m MODULE ARGUMENTS` in a process of its own, with the interface of Popen, but forked from SERVER.
+
+    Args:
+        arguments: of the command.
+        log: file that takes its two streams.
+        folder: the one it works in.
+        module: has the command's `main`.
+        errors: file that takes the stream of errors; None: the log.
+        environment: of the process; None: this one's.
     """
 
-    def __init__(self, arguments, log=os.devnull, folder="."):
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["unetseg.training.build", "unetseg.runs.summary", "unetseg.train"])
-        self.process = context.Process(target=_trained, args=(tuple(map(str, arguments)), str(log), folder))
+    def __init__(self, arguments, log=os.devnull, folder=".", module="unetseg.train", errors=None, environment=None):
+        environment = dict(os.environ if environment is None else environment)
+        environment.pop("WANDB_SERVICE", None)  # an earlier test's
+        command = (module, *map(str, arguments))
+        streams = (str(log), str(errors or log))
+        self.process = SERVER.Process(target=_command, args=(command, streams, str(folder), environment))
         self.process.start()
         self.pid = self.process.pid
         with suppress(ProcessLookupError):  # it has ended already
@@ -141,23 +194,32 @@ class Forked:
         return self.process.exitcode
 
 
-def _trained(arguments, log, folder):
+def _command(command, streams, folder, environment):
     os.setsid()
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a suite that runs under nohup ignores it
     multiprocessing.set_start_method("fork", force=True)  # of loader processes, as in a fresh interpreter
-    os.environ.pop("WANDB_SERVICE", None)  # an earlier test's
-    with open(log, "ab") as file:
-        if file.isatty():
-            fcntl.ioctl(file, termios.TIOCSCTTY, 0)  # the terminal that Ctrl-C is typed in
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, path in enumerate(streams, start=1):
+        with open(path, "ab") as file:
+            if number == 1 and file.isatty():
+                fcntl.ioctl(file, termios.TIOCSCTTY, 0)  # the terminal that Ctrl-C is typed in
+            os.dup2(file.fileno(), number)
     # The server's own streams know another kind of file, one that can be sought in where a terminal cannot.
     sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
     os.chdir(folder)
-    sys.argv = ["unetseg.train", *arguments]
-    from unetseg.train import main
+    draw_blank(pytest.MonkeyPatch())
+    sys.argv = [*command]
+    sys.orig_argv = [sys.executable, "-m", *command]
+    import_module(command[0]).main()
 
-    main()
+
+def forked(module: str, *arguments: object, folder: Path = ROOT, environment: dict[str, str] | None = None):
+    """Run a module's command to its end, forked from SERVER, and return what subprocess.run would."""
+    with tempfile.TemporaryDirectory() as scratch:
+        output, errors = Path(scratch, "output"), Path(scratch, "errors")
+        status = Forked(arguments, output, folder, module, errors, environment).wait()
+        return subprocess.CompletedProcess((module, *arguments), status, output.read_text(), errors.read_text())
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import TINY, Forked, write_pairs
+from conftest import TINY, Forked, forked, write_pairs
 from PIL import Image
 
 import unetseg
@@ -66,7 +66,7 @@ def test_the_summary_has_every_promised_entry(finished):
         "seconds skip encoder seed versions git_commit"
     )
     assert set(promised.split()) <= summary.keys()
-    assert summary["parameters"] == 14328209  # smp.Unet("resnet18")
+    assert summary["parameters"] == 2298657  # smp.Unet("tu-test_resnet")
     assert summary["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert 0 < summary["test/iou"] <= 1
 
@@ -255,7 +255,7 @@ def test_a_multirun_gives_separate_run_folders_and_one_table(multirun):
     folder, output = multirun
     summaries = [json.loads(path.read_text()) for path in sorted(folder.glob("runs/*/summary.json"))]
     assert [summary["skip"] for summary in summaries] == ["concat", "none"]
-    assert output.count("resnet18") >= 2
+    assert output.count("test_resnet") >= 2
     assert {path.name for path in folder.iterdir()} == {"runs"}, "Hydra leaves no folder of its own"
 
 
@@ -278,9 +278,8 @@ def test_a_multirun_gives_separate_wandb_runs_with_flat_config_curves_and_pictur
 
 
 def test_online_without_a_key_is_refused_with_what_to_do(tmp_path, drawn):
-    command = [sys.executable, "-m", "unetseg.train", *TINY, f"data.root={drawn}", "logger=wandb", "wandb.mode=online"]
-    environment = {**os.environ, "HOME": str(tmp_path)}
-    done = subprocess.run([*command, f"output={tmp_path}"], capture_output=True, text=True, env=environment)
+    options = (*TINY, f"data.root={drawn}", "logger=wandb", "wandb.mode=online", f"output={tmp_path}")
+    done = forked("unetseg.train", *options, environment={**os.environ, "HOME": str(tmp_path)})
     assert done.returncode == 2, done.stderr
     assert "wandb.mode=offline" in done.stderr
     assert not list(tmp_path.glob("*seed0*")), "a refused command leaves nothing behind"
@@ -299,9 +298,8 @@ def folder_of_pictures(root: Path) -> Path:
 def dry(*overrides: str, cwd: Path) -> subprocess.CompletedProcess:
     """Run `unetseg.train dry_run=true` in a folder of its own."""
     words = ["model.encoder=resnet18", "model.weights=null", "data.size=64", "data.workers=0", "dry_run=true"]
-    command = [sys.executable, "-m", "unetseg.train", *words, "trainer.accelerator=cpu", *overrides]
-    environment = os.environ | {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "XDG_CACHE_HOME": str(cwd / "cache")}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+    environment = os.environ | {"XDG_CACHE_HOME": str(cwd / "cache")}
+    return forked("unetseg.train", *words, "trainer.accelerator=cpu", *overrides, folder=cwd, environment=environment)
 
 
 def test_a_dry_run_tells_what_would_be_trained_and_makes_no_run_folder(tmp_path):

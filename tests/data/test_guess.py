@@ -1,12 +1,11 @@
 """python -m unetseg.data: what it says of a folder, and the data.yaml that it writes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import forked
 from PIL import Image
 
 from unetseg.data.guess import guess
@@ -119,8 +118,7 @@ def test_a_folder_of_something_else_is_refused_with_what_is_there(tmp_path):
 
 
 def look(folder, *more):
-    command = [sys.executable, "-m", "unetseg.data", str(folder), *more]
-    return subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, timeout=600, check=False)
+    return forked("unetseg.data.__main__", folder, *more, folder=folder.parent)
 
 
 def test_the_command_writes_a_data_yaml_once_and_a_page_of_samples(tmp_path):

@@ -114,7 +114,7 @@ def test_deep_supervision_reads_the_nodes_of_each_decoder(skip):
     assert [name for name, weight in module.named_parameters() if weight.grad is None] == []
 
 
-def test_a_supervised_run_logs_its_loss_and_its_exit_and_is_used_as_any_other(run):
+def test_a_supervised_run_logs_its_loss_and_its_exit_and_is_used_as_any_other(figures, run):
     metrics = pd.read_csv(run.metrics)
     assert {"train/loss", "train/auxiliary_loss", "gradient/share_auxiliary/stem"} <= set(metrics.name)
     table = pd.read_csv(run.gradient_flow)
@@ -127,7 +127,7 @@ def test_a_supervised_run_logs_its_loss_and_its_exit_and_is_used_as_any_other(ru
     assert not any("auxiliary" in name for name in model.state_dict())
     summary = json.loads(run.summary.read_text())
     assert summary["parameters"] == sum(p.numel() for p in model.parameters())
-    assert summary["auxiliary_parameters"] == 64 + 64 + 128 + 256 + 4  # resnet18's widths, and a bias each
+    assert summary["auxiliary_parameters"] == 32 + 32 + 48 + 192 + 4  # tu-test_resnet's widths, and a bias each
     assert (summary["auxiliary"], summary["variant"]) == (True, "none auxiliary")
 
 
@@ -142,7 +142,9 @@ def test_every_head_is_trained_and_counted_and_only_the_runs_checkpoint_has_them
     assert not any("supervision" in name for name in model.state_dict())
     summary = json.loads(run.summary.read_text())
     assert summary["parameters"] == sum(p.numel() for p in model.parameters())
-    assert summary["deep_supervision_parameters"] == sum(WIDTHS["nested"]) + 4
+    assert (
+        summary["deep_supervision_parameters"] == 4 * 32 + 4
+    )  # nodes of level 1 with tu-test_resnet's width there, and a bias each
     assert (summary["deep_supervision"], summary["variant"]) == (True, "nested auxiliary deep-supervision")
     assert {"train/auxiliary_loss", "train/deep_supervision_loss"} <= set(pd.read_csv(run.metrics).name)
 
