@@ -5,9 +5,15 @@
 #   WHEELS=FOLDER scripts/gpu.sh                          install what is missing from wheels that were brought along
 #
 # Wheels are brought along by, on a machine with a network and for the Python of the other one:
-#   python -m pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \
-#       --platform manylinux2014_x86_64 -d wheels NAME ...
-# and `python -m pip wheel --no-deps -w wheels antlr4-python3-runtime==4.9.3`, which comes as source alone.
+#   python -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+#       --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_24_x86_64 \
+#       --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform manylinux1_x86_64 -d wheels NAME ...
+#   python -m pip wheel --no-deps -w wheels antlr4-python3-runtime==4.9.3      # which comes as source alone
+# Beside torch, torchvision, timm, lightning, scipy, pandas, matplotlib and OpenCV these names are 36 MB in November 2026:
+#   albucore albumentations annotated-types distro googleapis-common-protos hydra-core kornia kornia-rs omegaconf
+#   opentelemetry-{api,sdk,proto,semantic-conventions} opentelemetry-exporter-{http-transport,otlp-common}
+#   opentelemetry-exporter-otlp-proto-{common,http} platformdirs pydantic pydantic-core segmentation-models-pytorch
+#   simsimd sniffio stringzilla typing-inspection wandb, in the versions of `pip freeze` where unetseg is installed
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}

@@ -104,12 +104,12 @@ def measure(
     """Return what the machine can do, how much of it a bare step and ours use, and each block's share."""
     step = Watched(encoder, size, batch_size)
     needs, divided = step.needs(), []
-    bare = max(1, steps // 4)
 
     def bare_speed() -> float:
-        seconds = timed(lambda: [step.bare() for _ in range(bare)])()
+        step.bare()  # as ours leaves its first step out
+        seconds = timed(lambda: [step.bare() for _ in range(steps - 1)])()
         divided.append(step.seconds())
-        return batch_size * bare / seconds
+        return batch_size * (steps - 1) / seconds
 
     with tempfile.TemporaryDirectory() as name:
         folder, turns = Path(name), count()
