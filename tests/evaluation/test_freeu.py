@@ -94,7 +94,7 @@ def test_a_variant_changes_what_the_fusion_of_its_level_gets():
 
 
 def test_a_learned_scale_is_that_of_the_untouched_features():
-    """s multiplies what is merged: the means, which the scale is learned from, are not changed before it."""
+    """S multiplies what is merged: the means, which the scale is learned from, are not changed before it."""
     model = Segmenter(classes=2, encoder="tu-test_resnet", weights=None, skip_scale="learned").eval()
     fusion, merged = model.net.fusion_of[1], []
     width = model.net.encoder.out_channels[1]

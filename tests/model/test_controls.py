@@ -1,6 +1,7 @@
 """Doses and controls of the long skips: their scale, other pictures' features, and a skip of stride 1."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -235,3 +236,21 @@ def test_crops_of_one_picture_exchange_no_features():
     with pytest.raises(UserError, match="several crops of a picture"):
         compose("train", Train, options)
     assert compose("train", Train, [*options, "data.crops=1"]).data.crops == 1
+
+
+def test_a_global_batch_leaves_shuffled_two_pictures_a_device():
+    options = compose("train", Train, ["data=synthetic", "model.skip=shuffled", "data.global_batch_size=4"])
+    data, module = SimpleNamespace(), SimpleNamespace()
+    several = SimpleNamespace(world_size=4, accumulate_grad_batches=1, is_global_zero=False)
+    with pytest.raises(UserError, match="one picture at a time") as caught:
+        build.set_batch_size_and_learning_rate(options, several, data, module)
+    assert "try: data.global_batch_size=8" in str(caught.value)
+    several.world_size = 2
+    assert build.set_batch_size_and_learning_rate(options, several, data, module)["batch_size"] == 2
+
+
+@pytest.mark.parametrize("given", ["model.skip_gradient=[0.5,1,1,1]", "model.auxiliary=true"])
+def test_what_is_about_the_encoders_gradient_is_refused_where_it_is_frozen(given):
+    with pytest.raises(UserError, match="with freeze_encoder=true"):
+        compose("train", Train, ["data=synthetic", "model.freeze_encoder=true", given])
+    compose("train", Train, ["data=synthetic", "model.freeze_encoder=2", given])

@@ -165,6 +165,21 @@ class Model(Section):
         return self
 
     @model_validator(mode="after")
+    def _frozen_encoder_has_no_gradient(self) -> Model:
+        if self.freeze_encoder is True:
+            doses = self.skip_gradient if isinstance(self.skip_gradient, list) else [self.skip_gradient]
+            if any(dose != 1 for dose in doses):
+                raise rejected(
+                    "skip_gradient=1 with freeze_encoder=true: no gradient reaches the encoder", "model.skip_gradient=1"
+                )
+            if self.auxiliary:
+                raise rejected(
+                    "auxiliary=false with freeze_encoder=true: its heads would teach the encoder, which stays as it is",
+                    "model.auxiliary=false",
+                )
+        return self
+
+    @model_validator(mode="after")
     def _scale_has_features(self) -> Model:
         kinds, flows = (value if isinstance(value, list) else [value] * LEVELS for value in (self.skip, self.skip_flow))
         carry = [has_features(str(kind), str(flow)) for kind, flow in zip(kinds, flows, strict=True)]

@@ -357,7 +357,7 @@ def set_batch_size_and_learning_rate(
     """Set the batch of each device and the learning rate by the number of devices; return them for the summary.
 
     Raises:
-        UserError: data.global_batch_size can't be divided evenly among the devices.
+        UserError: data.global_batch_size can't be divided evenly among the devices, or leaves shuffled one picture.
     """
     parts = trainer.world_size * trainer.accumulate_grad_batches
     wanted = options.data.global_batch_size
@@ -370,6 +370,12 @@ def set_batch_size_and_learning_rate(
             advice=f"data.global_batch_size={near}",
         )
     data.batch_size = options.data.batch_size if wanted is None else wanted // parts
+    if data.batch_size == 1 and "shuffled" in options.model.skip:
+        raise UserError(
+            f"skip=shuffled with data.global_batch_size={wanted}, one picture at a time on each device",
+            accepted="two or more, whose features are exchanged",
+            advice=f"data.global_batch_size={2 * parts}",
+        )
     ratio = data.batch_size * parts / options.data.batch_size
     factors = {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}
     module.lr = options.optimizer.lr * factors[options.optimizer.lr_scaling]
