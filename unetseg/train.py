@@ -128,10 +128,11 @@ def find_lr(options: Train) -> None:
 
     with kept():
         from unetseg.evaluation import score_plots
-        from unetseg.training import lr_finder
+        from unetseg.training import build, lr_finder
 
-        data, module, planned, _ = _prepare(options)
+        data, module, planned, batch = _prepare(options)
         _check(planned, data)
+        scale = build.lr_scale(options, batch["devices"] * batch["batch_size"])
         trial = lr_finder.try_rates(options.trainer, module, data)
         suggestion = lr_finder.suggest(trial.lrs, trial.losses)
         if launch.is_first():
@@ -139,9 +140,9 @@ def find_lr(options: Train) -> None:
             figure = folder.with_name(f"{folder.name}_find_lr.png")
             figure.parent.mkdir(parents=True, exist_ok=True)
             score_plots.learning_rates(trial.lrs, lr_finder.running_mean(trial.losses), suggestion, figure)
-            found = (
-                f"the loss fell fastest at optimizer.lr={suggestion:.1e}" if suggestion else "no rate lowered the loss"
-            )
+            found = "no rate lowered the loss beyond its noise; larger batches have less of it"
+            if suggestion:
+                found = f"the loss fell fastest at optimizer.lr={suggestion / scale:.1e}"
             print(f"find_lr=true: {found}; {figure}")
 
 

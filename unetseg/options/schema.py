@@ -232,6 +232,12 @@ class Train(Section):
         return self
 
     @model_validator(mode="after")
+    def _rates_are_tried_from_the_start(self) -> Train:
+        if self.find_lr and self.resume:
+            raise rejected("find_lr=true without resume: rates are tried from a training's first step", "resume=null")
+        return self
+
+    @model_validator(mode="after")
     def _loss_fits_classes(self) -> Train:
         classes = class_names(self.data.model_dump())
         check_loss_for_classes(self.loss, classes, self.class_weights, self.boundary_weight)

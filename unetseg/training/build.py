@@ -29,7 +29,7 @@ from unetseg.model.transfer import MatchedParts, load_weights
 from unetseg.names import DENSENETS, RESNETS, class_names, counted
 from unetseg.options.messages import format_value
 from unetseg.options.schema import Train
-from unetseg.runs.folder import RunFolder, options_of
+from unetseg.runs.folder import RunFolder, has_weights, options_of
 from unetseg.runs.metrics_csv import LongCsv
 from unetseg.runs.mlflow_run import mlflow_logger
 from unetseg.runs.tensorboard_run import tensorboard_logger
@@ -64,7 +64,7 @@ def make_module(
     stated = options.class_weights
     class_weights = stated if isinstance(stated, list) else class_weights
     view = view or View.of(options.data.model_dump())
-    weights = options.model.weights
+    weights = None if has_weights(options) else options.model.weights
     first = "imagenet" if weights == "imagenet" else None
     try:
         model = Segmenter(weights=first, mean=view.mean, std=view.std, **segmenter_arguments(options))
@@ -376,9 +376,7 @@ def set_batch_size_and_learning_rate(
             accepted="two or more, whose features are exchanged",
             advice=f"data.global_batch_size={2 * parts}",
         )
-    ratio = data.batch_size * parts / options.data.batch_size
-    factors = {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}
-    module.lr = options.optimizer.lr * factors[options.optimizer.lr_scaling]
+    module.lr = options.optimizer.lr * lr_scale(options, data.batch_size * parts)
     sizes = {
         "devices": trainer.world_size,
         "batch_size": data.batch_size,
@@ -388,3 +386,9 @@ def set_batch_size_and_learning_rate(
     if trainer.world_size > 1 and trainer.is_global_zero:
         print(", ".join(f"{name} {value}" for name, value in sizes.items()))
     return sizes
+
+
+def lr_scale(options: Train, pictures: int) -> float:
+    """Return what optimizer.lr is multiplied by for steps of so many pictures."""
+    ratio = pictures / options.data.batch_size
+    return {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[options.optimizer.lr_scaling]

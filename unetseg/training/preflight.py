@@ -12,7 +12,7 @@ from unetseg.huggingface import HUB, Source, answers, hub_cache, hub_is_offline
 from unetseg.names import PETS_ROOT, TIMM, class_names
 from unetseg.options.data_schema import HuggingFace, Pets
 from unetseg.options.schema import Train
-from unetseg.runs.folder import check_resume
+from unetseg.runs.folder import check_resume, has_weights
 
 if TYPE_CHECKING:
     from unetseg.data.datamodule import SegmentationData
@@ -26,7 +26,7 @@ def train(options: Train) -> None:
     """Raise a UserError if the run can't be resumed, or lacks a network, a key, a compiler or a package."""
     if options.resume:
         check_resume(options)
-    if options.model.weights == "imagenet" and not _cached(options.model.encoder):
+    if options.model.weights == "imagenet" and not has_weights(options) and not _cached(options.model.encoder):
         endpoint = os.environ.get("HF_ENDPOINT", HUB)
         offline = hub_is_offline()
         if offline or not answers(endpoint):
