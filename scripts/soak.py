@@ -59,13 +59,13 @@ def train(arguments: Sequence[str], until: Callable[[], bool] | None = None) -> 
     return True
 
 
-def moment(run: Path, kind: int, draw: random.Random) -> Callable[[], bool]:
+def moment(run: Path, kind: int, draw: random.Random, longest: float) -> Callable[[], bool]:
     """Return a condition that comes true while a checkpoint is written, in a validation, or some time into the run."""
     begun: list[float] = []
     rows = length(run)
     if kind == 1:
         return lambda: any(run.glob("checkpoints/*.tmp"))
-    wait = draw.uniform(0.0, 1.5)
+    wait = draw.uniform(0.0, longest)
 
     def passed() -> bool:
         if not begun and (length(run) > rows if kind == 2 else run.exists()):
@@ -102,8 +102,8 @@ def equal(one: object, other: object) -> bool:
     return one == other
 
 
-def soak(folder: Path, kills: int, seed: int, overrides: Sequence[str]) -> list[str]:
-    """Train twice, once killed and resumed `kills` times; return what differs."""
+def soak(folder: Path, kills: int, seed: int, overrides: Sequence[str], longest: float = 1.5) -> list[str]:
+    """Train twice, once killed and resumed `kills` times, at most `longest` seconds in; return what differs."""
     options = [*SMALL, f"data.root={folder}/data", f"output={folder}", *overrides]
     draw = random.Random(seed)
     train([*options, "name=undisturbed"])
@@ -111,7 +111,7 @@ def soak(folder: Path, kills: int, seed: int, overrides: Sequence[str]) -> list[
     done = 0
     for number in track(range(kills), "killing"):
         begun = (run / "config.yaml").exists()
-        if not train([f"resume={run}"] if begun else [*options, "name=killed"], moment(run, number % 3, draw)):
+        if not train([f"resume={run}"] if begun else [*options, "name=killed"], moment(run, number % 3, draw, longest)):
             done += 1
         elif done < kills:
             raise SystemExit(f"the run was over after {done} kills: more epochs, e.g. trainer.max_epochs=20")

@@ -1,6 +1,8 @@
 """What the tests share: no network, a small data set, and the real pictures where they are."""
 
+import ctypes
 import fcntl
+import gc
 import multiprocessing
 import os
 import resource
@@ -11,7 +13,7 @@ import tempfile
 import termios
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -87,6 +89,16 @@ def small_remains(tmp_path_factory: pytest.TempPathFactory):
     for path in tmp_path_factory.getbasetemp().rglob("*"):
         if path.is_file() and not path.is_symlink() and path.stat().st_size > 2**20:
             path.unlink()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_memory():
+    """Give back what a module's networks took: a worker's heap would otherwise grow by gigabytes."""
+    yield
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # a C library without it
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
@@ -212,6 +224,23 @@ def _command(command, streams, folder, environment):
     sys.argv = [*command]
     sys.orig_argv = [sys.executable, "-m", *command]
     import_module(command[0]).main()
+
+
+@contextmanager
+def beside(function, *arguments):
+    """Call a function in a second process, forked from SERVER, during the block."""
+    process = SERVER.Process(target=_in_one_thread, args=(function, arguments))
+    process.start()
+    yield
+    process.join()
+    assert process.exitcode == 0
+
+
+def _in_one_thread(function, arguments):
+    import torch
+
+    torch.set_num_threads(1)
+    function(*arguments)
 
 
 def forked(module: str, *arguments: object, folder: Path = ROOT, environment: dict[str, str] | None = None):

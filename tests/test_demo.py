@@ -1,7 +1,6 @@
 """The demo: the mask is the predictor's, a tick switches a long skip off, and nothing is asked of the network."""
 
 import functools
-import importlib.util
 import json
 import os
 import re
@@ -209,13 +208,12 @@ def test_a_wrong_option_ends_with_status_2_at_once(options, said):
 # --- the page
 
 
-@pytest.fixture(scope="module", autouse=True)
-def server(add, tmp_path_factory):
-    """The process that serves a checkpoint's page, which starts up beside the other tests, and its temporary folder."""
-    if importlib.util.find_spec("gradio") is None:
-        yield None
-        return
-    folder = tmp_path_factory.mktemp("temporary")
+@pytest.fixture
+def server(add, tmp_path):
+    """The process that serves a checkpoint's page, and its temporary folder."""
+    pytest.importorskip("gradio")
+    folder = tmp_path / "temporary"
+    folder.mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
     command = [sys.executable, "-m", "unetseg.demo", f"checkpoint={add}"]
     with subprocess.Popen(
@@ -276,8 +274,7 @@ def size_of(browser, name: str) -> list[int] | None:
     return browser.execute_script(script, f"#{name} img")
 
 
-def test_a_tick_in_a_real_browser_shows_what_a_long_skip_did(server, browser, add, tmp_path):
-    pytest.importorskip("gradio")
+def test_a_tick_in_a_real_browser_shows_what_a_long_skip_did(browser, server, add, tmp_path):
     from selenium.webdriver import ActionChains
 
     dropped = tmp_path / "patches.png"

@@ -58,7 +58,7 @@ def test_results_are_not_written_through_a_link(run, tmp_path):
     assert not list((tmp_path / "outside").iterdir())
 
 
-def test_breeds_are_scored_apart_and_add_up(run, tmp_path):
+def test_breeds_are_scored_apart_and_add_up(run, tmp_path, figures):
     content = scored(f"checkpoint={run.best}", f"output={tmp_path}/out")
     groups, each = pd.read_csv(tmp_path / "out/per_group.csv"), pd.read_csv(tmp_path / "out/per_image.csv")
     assert groups.images.sum() == content["test/images"] == len(each) == 7
@@ -75,7 +75,7 @@ def test_breeds_are_scored_apart_and_add_up(run, tmp_path):
     assert json.loads((tmp_path / "out/summary.json").read_text())["split"] == "test"
 
 
-def test_surfaces_and_confidence_are_scored_of_every_picture_and_class(run, tmp_path, capsys):
+def test_surfaces_and_confidence_are_scored_of_every_picture_and_class(run, tmp_path, capsys, figures):
     content = scored(f"checkpoint={run.best}", "tolerance=1", f"output={tmp_path}/out")
     printed = capsys.readouterr().out
     each, classes, bins = (

@@ -48,11 +48,11 @@ def scored(run, output):
     return evaluate(options_of([f"checkpoint={run.path}", "accelerator=cpu", f"output={output}", "gradient=true"]))
 
 
-def test_evaluate_writes_shows_and_draws_the_shares(run, tmp_path, capsys):
+def test_evaluate_writes_shows_and_draws_the_shares(run, tmp_path, capsys, figures):
     scored(run("name=a"), tmp_path / "out")
     shares = pd.read_csv(tmp_path / "out/path_lengths.csv")
     assert list(shares.columns) == ["residual_branches", "share", "low", "high"]
-    assert shares.residual_branches.tolist() == list(range(9))
+    assert shares.residual_branches.tolist() == list(range(5)), "a branch in each of four blocks"
     assert shares.share.sum() == pytest.approx(1)
     assert (shares.low <= shares.high).all()
     assert (tmp_path / "out/figures/path_lengths.png").stat().st_size > 5_000
@@ -60,7 +60,7 @@ def test_evaluate_writes_shows_and_draws_the_shares(run, tmp_path, capsys):
 
 
 def test_a_model_without_short_skips_is_refused_before_the_test(run, tmp_path):
-    plain = run("name=b", "model.short_skips=false", "model.weights=null")
+    plain = run("name=b", "model.encoder=resnet18", "model.short_skips=false", "model.weights=null")
     with pytest.raises(UserError, match="has no residual blocks"):
         scored(plain, tmp_path / "out")
     assert not (tmp_path / "out").exists()

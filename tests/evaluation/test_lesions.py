@@ -202,7 +202,7 @@ def scored(run, tmp_path):
     return evaluate(options_of(overrides))
 
 
-def test_evaluate_writes_shows_and_draws_what_the_long_skips_contribute(run, tmp_path, capsys):
+def test_evaluate_writes_shows_and_draws_what_the_long_skips_contribute(run, tmp_path, capsys, figures):
     content = scored(run("name=a"), tmp_path)
     lesion = pd.read_csv(tmp_path / "out/lesion.csv", keep_default_na=False)
     assert lesion.iloc[0].iou == pytest.approx(content["test/iou"], abs=2e-3)  # batches of another order

@@ -209,7 +209,7 @@ def test_decoders_of_all_levels_have_no_place_where_two_meet(skip):
     assert refusal(segmenter("attention")) == ""
 
 
-def test_evaluate_writes_a_table_and_a_figure_of_each(tiny, capsys):
+def test_evaluate_writes_a_table_and_a_figure_of_each(tiny, capsys, figures):
     run = tiny("trainer.max_epochs=1", "gradients.every_n_steps=0")
     evaluate(options_of([f"checkpoint={run.path}", f"mechanism=[{','.join(MECHANISMS)}]"]))
     folder = run.path / "evaluation/synthetic_test"

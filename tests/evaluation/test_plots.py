@@ -13,6 +13,7 @@ from unetseg.evaluation.calibration import calibration_table
 from unetseg.evaluation.overlays import Sample
 from unetseg.names import EXITS
 
+DRAWS = True
 BLOCKS = ("stem", "encoder1", "decoder1", "head")
 
 

@@ -125,7 +125,7 @@ def test_the_tables_have_what_is_lost_over_the_set_and_of_each_image():
     assert len(each) == 31 * 7
 
 
-def test_evaluate_writes_tables_and_a_figure_and_the_pictures_as_they_are_score_as_in_its_test(tiny, capsys):
+def test_evaluate_writes_tables_and_a_figure_and_the_pictures_as_they_are_score_as_in_its_test(tiny, capsys, figures):
     run = tiny("trainer.max_epochs=1", "gradients.every_n_steps=0")
     summary = evaluate(options_of([f"checkpoint={run.path}", "shift=true"]))
     folder = run.path / "evaluation/synthetic_test"
@@ -143,7 +143,7 @@ def test_other_channels_than_rgb_are_refused(tiny, tmp_path):
     for part in ("model", "data"):
         content["hyper_parameters"][part] |= {"in_channels": 4} if part == "model" else {"channels": 4}
     content["hyper_parameters"]["data"] |= {"mean": [0.0] * 4, "std": [1.0] * 4}
-    stem = "model.net.encoder.conv1.weight"
+    stem = "model.net.encoder.model.conv1.0.weight"
     content["state_dict"][stem] = content["state_dict"][stem][:, [0, 1, 2, 0]]
     for name in ("model.mean", "model.std"):
         content["state_dict"][name] = torch.ones(1, 4, 1, 1)

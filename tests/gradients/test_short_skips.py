@@ -2,9 +2,6 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -12,6 +9,7 @@ from pathlib import Path
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from conftest import beside
 from nets import (
     Scale,
     Toy,
@@ -316,19 +314,23 @@ def test_micro_batches_add_up_to_the_numbers_of_the_big_batch(encoder):
 def test_two_processes_give_the_numbers_of_one_on_the_joined_batch(encoder, tmp_path):
     net, images = example(encoder, images=4)
     wanted = readings(step(net.double(), images[..., :32, :32].double(), routes=True))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([sys.executable, __file__, encoder, str(tmp_path)], env=environment) as other:
+    with beside(save_half, encoder, tmp_path):
         found = readings_of_half(0, encoder, tmp_path)
-    assert other.returncode == 0
     theirs = json.loads((tmp_path / "1.json").read_text())
     for numbers in (found, {(block, name): value for block, name, value in theirs}):
         assert_close(numbers, wanted, 1e-9)
 
 
+def save_half(encoder: str, folder: Path) -> None:
+    """Write what the second of the two processes reads."""
+    read = [(*key, value) for key, value in readings_of_half(1, encoder, folder).items()]
+    (folder / "1.json").write_text(json.dumps(read))
+
+
 def readings_of_half(rank: int, encoder: str, folder: Path) -> dict[tuple[str, str], float]:
     """Take the step of `step` on half of the batch, one of two processes."""
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(minutes=3)
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(minutes=30)
     )
     try:
         net, images = example(encoder, images=4)
@@ -448,9 +450,3 @@ def test_a_compiled_net_is_told_as_exactly():
     with GradientFlow(net, routes=True) as flow:
         fast(X.double()).sum().backward()
     assert_close(readings(flow), toy_residual(), 1e-12)
-
-
-if __name__ == "__main__":
-    encoder, folder = sys.argv[1], Path(sys.argv[2])
-    half = [(*key, value) for key, value in readings_of_half(1, encoder, folder).items()]
-    (folder / "1.json").write_text(json.dumps(half))

