@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from unetseg.errors import UserError, first_line
 from unetseg.files import write_json
-from unetseg.names import class_names, counted
+from unetseg.names import AT_FUSIONS, class_names, counted
 from unetseg.options import command, recorded
 from unetseg.options.call import CallableModule, Option, interruptible, overrides_of
 from unetseg.options.command_schema import Evaluate
@@ -116,10 +116,11 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
             f"freeu={format_value(options.freeu)}: {reason} in {options.checkpoint}",
             accepted="a checkpoint with concat, add or attention at some level",
         )
-    if options.mechanism and (reason := mechanisms.refusal(model)):
+    met = [name for name in options.mechanism if name in AT_FUSIONS]
+    if met and (reason := mechanisms.refusal(model)):
         raise UserError(
-            f"mechanism=[{','.join(options.mechanism)}]: {reason} in {options.checkpoint}",
-            accepted="a checkpoint with concat, add, none or another kind by level",
+            f"mechanism=[{','.join(met)}]: {reason} in {options.checkpoint}",
+            accepted="a checkpoint with concat, add, none or another kind by level, or other mechanisms",
         )
     if options.gradient and not residual_blocks(model.net.encoder):
         raise UserError(
@@ -175,7 +176,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     if options.freeu:
         measure_freeu(model, len(classes), options.freeu, data.loader(options.split, crops=True), trainer, folder)
     if options.mechanism:
-        measure_mechanisms(model, options.mechanism, data.loader(options.split, crops=True), trainer, folder)
+        measure_mechanisms(module, options, data, trainer, folder)
     if options.gradient:
         measure_path_lengths(module, data.loader(options.split, crops=True), trainer, folder)
     return content
@@ -264,21 +265,34 @@ def measure_freeu(
 
 
 def measure_mechanisms(
-    model: Segmenter, chosen: Sequence[str], batches: Any, trainer: L.Trainer, folder: RunFolder
+    module: SegmentationModule, options: Evaluate, data: SegmentationData, trainer: L.Trainer, folder: RunFolder
 ) -> None:
-    """Measure what meets at the fusions; write and show it."""
+    """Measure the mechanisms that were asked for; write and show them."""
     from rich.progress import track
 
-    from unetseg.evaluation import mechanism_plots, mechanisms
+    from unetseg.data.dataset import first_of
+    from unetseg.evaluation import landscape, mechanism_plots, mechanisms
     from unetseg.runs import summary
 
-    device = trainer.strategy.root_device
+    device, chosen = trainer.strategy.root_device, options.mechanism
+    module.to(device).eval()
+    model = cast("Segmenter", module.model)
+    batches: Any = data.loader(options.split, crops=True)
     groups = [example.group for example in batches.dataset.examples]
+    tables = {}
     with trainer.precision_plugin.forward_context():
-        sums = mechanisms.measure(model.to(device).eval(), batches, groups, device=device, track=track)
-    for name, table in mechanisms.tables(model, sums, chosen).items():
+        if met := [name for name in chosen if name in AT_FUSIONS]:
+            sums = mechanisms.measure(model, batches, groups, device=device, track=track)
+            tables |= mechanisms.tables(model, sums, met)
+        if "landscape" in chosen:
+            sample = first_of(data.loader(options.split, shuffle=True, crops=True), landscape.PICTURES)
+            of_sample = [groups[index] for index in sample.indices.tolist()]
+            tables["landscape"], tables["sharpness"] = landscape.measure(
+                model, sample.to(device), module.loss, of_sample, track=track
+            )
+    for name, table in tables.items():
         table.to_csv(folder.path / f"{name}.csv", index=False)
-        if len(table):
+        if len(table) and name in mechanism_plots.DRAW:
             mechanism_plots.DRAW[name](table, folder.figures / f"{name}.png")
         summary.show_mechanism(name, table)
 

@@ -64,8 +64,10 @@ BINARY_LOSSES = ("bce", "bce_dice")
 AUGMENTATIONS = ("none", "light", "strong", "medical", "aerial")
 NESTED = ("OneOf", "SomeOf", "RandomOrder", "Sequential")
 """The augmentations that have `transforms` of their own."""
-MECHANISMS = ("similarity", "rank", "reuse", "spectra")
+AT_FUSIONS = ("similarity", "rank", "reuse", "spectra")
 """What `evaluate mechanism=...` measures where deep features and long skips meet."""
+MECHANISMS = (*AT_FUSIONS, "landscape", "shattering", "hellinger", "oscillation")
+"""These, and what it measures of the whole network."""
 LEVELS = 4
 """Long skips of a U-Net with five encoder stages; level 1 is the finest (stride 2)."""
 BOTTLENECK = "bottleneck"

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from unetseg.evaluation.style import INK, legend_beside, styled
+from unetseg.evaluation.style import INK, SOFT, legend_beside, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,11 +77,52 @@ def spectra(table: pd.DataFrame, path: Path) -> None:
     figure.savefig(path)
 
 
+@styled
+def landscape(table: pd.DataFrame, path: Path) -> None:
+    """Write the loss on the plane of two random directions, along each of these, and along the sharpest direction."""
+    figure = Figure(figsize=(9.6, 2.8))
+    heat, random, top = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
+    plane = table[table.direction == "plane"].pivot(index="b", columns="a", values="loss")
+    values = plane.to_numpy().clip(max=np.finfo(np.float32).max)
+    finite = values[np.isfinite(values)]
+    low, high = finite.min(), finite.max()
+    far = low > 0 and high > 20 * low  # a basin with steep walls shows on a logarithmic scale alone
+    levels = np.geomspace(low, high, 16) if far else np.linspace(low, high if high > low else low + 1, 16)
+    norm = LogNorm(low, high) if far else None
+    drawn = heat.contourf(plane.columns, plane.index, values, levels=levels, norm=norm, cmap="viridis")
+    heat.contour(plane.columns, plane.index, values, levels=levels, norm=norm, colors="white", linewidths=0.3)
+    heat.plot(0, 0, "+", color="white", markersize=7)
+    heat.set_xlabel("a, first random direction")
+    heat.set_ylabel("b, second random direction")
+    figure.colorbar(drawn, ax=heat, label="loss", format="%.3g")
+    for name in ("first", "second"):
+        line = table[table.direction == name]
+        random.plot(line.a, line.loss, label=name)
+    random.set_xlabel("a, length of the weights' filters")
+    random.set_ylabel("loss")
+    legend_beside(random)
+    line = table[table.direction == "top"]
+    top.plot(line.a, line.loss, label="loss")
+    top.plot(line.a, quadratic(line), color=SOFT, linestyle=":", label="quadratic part")
+    top.set_xlabel("a, 1/√λ along the sharpest direction")
+    legend_beside(top)
+    figure.savefig(path)
+
+
+def quadratic(line: pd.DataFrame) -> np.ndarray:
+    """Return the parabola of curvature 1 through a line's middle, with the slope that the loss has there."""
+    a, loss = line.a.to_numpy(), line.loss.to_numpy()
+    middle = len(a) // 2
+    slope = (loss[middle + 1] - loss[middle - 1]) / (a[middle + 1] - a[middle - 1])
+    return loss[middle] + slope * a + a**2 / 2
+
+
 DRAW: dict[str, Callable[[pd.DataFrame, Path], None]] = {
     "similarity": similarity,
     "rank": rank,
     "reuse": reuse,
     "spectra": spectra,
+    "landscape": landscape,
 }
 
 
