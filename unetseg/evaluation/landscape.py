@@ -1,4 +1,4 @@
-"""The loss around a trained model's weights, along filter-normalised random directions (Li et al. 2018) and the sharpest.
+"""The loss around a trained model's weights, in filter-normalised random directions (Li et al. 2018) and the sharpest.
 
 The loss is the run's own: the mean over a few pictures of each one's, without weight decay. Batch normalisation has its
 stored statistics, as in the authors' own figures.
@@ -78,7 +78,6 @@ def measure(
         _sharpness(name, direction, products, groups) | ({"residual": residual} if name == "top" else {})
         for name, direction in lines.items()
     ]
-    del products
     zero = [torch.zeros(()).to(weight) for weight in weights]
     ways = {"plane": (first, second)} | {name: (direction, zero) for name, direction in lines.items()}
     grid, line = np.linspace(-1, 1, SIDE).tolist(), np.linspace(-1, 1, POINTS).tolist()

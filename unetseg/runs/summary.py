@@ -175,6 +175,9 @@ def show_freeu(table: pd.DataFrame) -> None:
 MECHANISM_TITLES = {
     **{name: f"{name} of what meets at each level (95 % over the images)" for name in ("similarity", "rank", "reuse")},
     "sharpness": "curvature of the loss: largest eigenvalue of the Hessian (top), random directions (95 % over images)",
+    "shattering": "gradients of neighbouring inputs, one point apart, by depth (95 % over lines between images)",
+    "hellinger": "Hellinger distance of the features from those of training pictures (95 % over the images)",
+    "oscillation": "norm of the features over the training's readings, and its relative change from one to the next",
 }
 """What stands above a mechanism's table; of the others there is the figure alone."""
 
@@ -184,7 +187,7 @@ def show_mechanism(name: str, table: pd.DataFrame) -> None:
     if name not in MECHANISM_TITLES or not len(table):
         return
     rows = []
-    for _, row in table.iterrows():
+    for _, row in (table[table.lag == 1] if name == "shattering" else table).iterrows():
         intervals = {column for column in table if f"{column}_low" in table}
         numbers = [column for column in table if not str(column).endswith(("_low", "_high"))]
         ends = {n: f" [{row[f'{n}_low']:.3g}, {row[f'{n}_high']:.3g}]" for n in intervals}
