@@ -48,6 +48,8 @@ NOT_WITHHELD = {
 """The kinds of long skips that have no skip_flow=backward, each with the reason."""
 SCALES = ("kappa", "learned")
 """The ways to scale what the long skips carry that have names."""
+INITIALISATIONS = ("he", "glorot", "looks_linear")
+"""The ways to draw a network's first weights."""
 LOSSES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("dice", "bce", "bce_dice", "cross_entropy"), ()),
     "focal": ("gamma",),
@@ -64,8 +66,10 @@ BINARY_LOSSES = ("bce", "bce_dice")
 AUGMENTATIONS = ("none", "light", "strong", "medical", "aerial")
 NESTED = ("OneOf", "SomeOf", "RandomOrder", "Sequential")
 """The augmentations that have `transforms` of their own."""
-MECHANISMS = ("similarity", "rank", "reuse", "spectra")
+AT_FUSIONS = ("similarity", "rank", "reuse", "spectra")
 """What `evaluate mechanism=...` measures where deep features and long skips meet."""
+MECHANISMS = (*AT_FUSIONS, "landscape", "shattering", "hellinger", "oscillation")
+"""These, and what it measures of the whole network."""
 LEVELS = 4
 """Long skips of a U-Net with five encoder stages; level 1 is the finest (stride 2)."""
 BOTTLENECK = "bottleneck"
@@ -101,6 +105,35 @@ def own_short_skips(encoder: str) -> str | None:
 def why_not_withheld(skip: str, flow: str) -> str:
     """Return why a long skip of this kind can't have this flow; empty where it can."""
     return NOT_WITHHELD.get(skip, "") if flow == "backward" else ""
+
+
+def why_not_looks_linear(
+    encoder: str, short_skips: bool | str, skips: Sequence[str], scale: object, others: bool
+) -> tuple[str, str]:
+    """Return why a network can't begin as a linear one, and what to set instead; empty where it can.
+
+    Args:
+        encoder: its name.
+        short_skips: as the option.
+        skips: the kind of long skip of each level.
+        scale: of the skips' features.
+        others: whether there is a stem skip, or widths are scaled to a number of parameters.
+    """
+    if encoder not in RESNETS:
+        return f"a ResNet ({', '.join(RESNETS)}); others have layers that are no plain convolutions", "encoder=resnet18"
+    if short_skips not in (False, "concat"):
+        return "short_skips=false or concat: an addition of what a ReLU has cut is no part of a linear network", (
+            "short_skips=false"
+        )
+    if not {*skips} <= {"concat", "add", "shuffled", "none"}:
+        return "skip=concat, add, shuffled or none: the others aren't linear in the features", "skip=concat"
+    if scale == "learned":
+        return "another skip_scale than learned, whose factors depend on the features", "skip_scale=1"
+    if others:
+        return "neither stem_skip nor match_parameters, whose widths don't fall into two mirrored halves", (
+            "match_parameters=false model.stem_skip=false"
+        )
+    return "", ""
 
 
 def is_encoder(name: object) -> bool:

@@ -22,12 +22,11 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import stdtrit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from unetseg.data.dataset import Batch
-from unetseg.evaluation.statistics import LEVEL
+from unetseg.evaluation.statistics import jackknife
 from unetseg.model.segmenter import Segmenter
 from unetseg.model.skips import Concat, Fusion, Scse, Shuffled
 from unetseg.names import FUSED
@@ -317,13 +316,10 @@ def _table(
     """Return a row for each level and label: the value of all pictures, and the ends of its jackknife interval."""
     rows = []
     for level, own in sums.items():
-        whole, count = values(own, None), len(own.counts)
-        parts = (
-            np.array([values(own, block) for block in range(count)]) if count > 1 else np.full((1, len(whole)), np.nan)
-        )
-        for place, (label, value) in enumerate(zip(labels, whole, strict=True)):
-            spread = (count - 1) / count * np.square(parts[:, place] - parts[:, place].mean()).sum()
-            half = float(stdtrit(max(count - 1, 1), (1 + LEVEL) / 2) * np.sqrt(spread))
+        count = len(own.counts)
+        without = [values(own, block) for block in range(count)] if count > 1 else [values(own, None)]
+        ends = jackknife(np.array(without)).tolist()
+        for label, value, half in zip(labels, values(own, None), ends, strict=True):
             rows.append(
                 {"level": level, **label, name: value, f"{name}_low": value - half, f"{name}_high": value + half}
             )

@@ -9,6 +9,7 @@ from typing import Any
 from unetseg.names import (
     FLOWS,
     FUSED,
+    INITIALISATIONS,
     LARGEST_SIZE,
     LEVELS,
     LOSSES,
@@ -139,7 +140,7 @@ NET: dict[str, Rule] = {
     "match_parameters": SWITCH,
     "short_skips": ("true, false, add, concat", lambda value: value in (True, False, *SHORT_SKIPS)),
     "normalisation": name_rule(("batch", "none")),
-    "initialisation": name_rule(("he", "glorot")),
+    "initialisation": name_rule(INITIALISATIONS),
     "classes": whole_number_rule(1, 254),
     "decoder_channels": widths_rule(LEVELS + 1),
     "in_channels": whole_number_rule(1, 256),

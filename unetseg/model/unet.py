@@ -16,6 +16,7 @@ from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
 from torch import Tensor, nn
 
+from unetseg.model import looks_linear
 from unetseg.model.controls import make_scales, scales_of
 from unetseg.model.encoders import make_encoder
 from unetseg.model.hub import HubFolder
@@ -34,6 +35,7 @@ from unetseg.names import (
     has_gradient,
     has_stem_skip,
     nearest_first,
+    why_not_looks_linear,
     why_not_withheld,
 )
 
@@ -75,7 +77,9 @@ class SkipUnet(nn.Module, HubFolder):
         initialisation: random weights by "he" (He et al. 2015: torchvision's and smp's own) or, of every convolution,
             by "glorot" (Glorot and Bengio 2010, normal), which loses half the variance at each ReLU. Encoders other
             than ResNets and DenseNets have starts of their own, and layers that are no plain convolutions: "he" keeps
-            these, "glorot" is refused.
+            these, "glorot" is refused. "looks_linear" (Balduzzi et al. 2017) begins as a linear network but for the
+            stem's pooling: a ResNet with short_skips False or "concat", and concat, add, shuffled or none, see
+            `unetseg.model.looks_linear`.
         classes: output channels K.
         decoder_channels: widths of the decoder's blocks, coarsest first.
         in_channels: input channels C.
@@ -127,12 +131,18 @@ class SkipUnet(nn.Module, HubFolder):
             )
         if initialisation == "glorot" and encoder not in RESNETS + DENSENETS:
             raise ValueError(f"{encoder} has a start of its own: glorot is for {', '.join(RESNETS + DENSENETS)}")
+        if initialisation == "looks_linear":
+            others = stem_skip or match_parameters
+            if wanted := why_not_looks_linear(encoder, short_skips, self.skip, skip_scale, others)[0]:
+                raise ValueError(f"initialisation=looks_linear is for {wanted}")
         self.encoder_name = encoder
         self.encoder = make_encoder(
             encoder, in_channels=in_channels, weights=weights, short_skips=short_skips, normalisation=normalisation
         )
         if initialisation == "glorot":  # before the decoder draws, so that the encoder is the same with every skip kind
             _glorot(self.encoder)
+        if initialisation == "looks_linear":
+            looks_linear.start_encoder(self.encoder)
         encoder_channels = cast(Sequence[int], self.encoder.out_channels)
         scales = make_scales(encoder_channels[1:-1], self.skip_scale)
         scale, centre = 1.0, encoder.startswith("vgg")  # as smp.Unet has it
@@ -158,6 +168,8 @@ class SkipUnet(nn.Module, HubFolder):
         if initialisation == "glorot":
             _glorot(self.decoder)
             _glorot(self.segmentation_head)
+        if initialisation == "looks_linear":
+            looks_linear.start_decoder(self.decoder, self.segmentation_head, encoder_channels[-1])
         for fusion, own in zip(self.fusions, scales, strict=True):  # last: no initialisation is of these
             fusion.scale = own
 

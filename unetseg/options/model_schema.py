@@ -19,6 +19,7 @@ from unetseg.names import (
     has_gradient,
     has_stem_skip,
     own_short_skips,
+    why_not_looks_linear,
     why_not_withheld,
 )
 from unetseg.options.messages import (
@@ -83,9 +84,9 @@ class Model(Section):
         "neither"
     )
     normalisation: Literal["batch", "none"] = Field(description="none: no batch normalisation, in a ResNet's U-Net")
-    initialisation: Literal["he", "glorot"] = Field(
+    initialisation: Literal["he", "glorot", "looks_linear"] = Field(
         description="random weights: he, or what the encoder's authors chose | glorot (before He et al. 2015), in a "
-        "ResNet or DenseNet"
+        "ResNet or DenseNet | looks_linear (Balduzzi et al. 2017), in a ResNet with short_skips=false or concat"
     )
 
     @field_validator("encoder", mode="before")
@@ -226,11 +227,17 @@ class Model(Section):
                 "own, and layers that are no plain convolutions",
                 "model.encoder=resnet50",
             )
+        if self.initialisation == "looks_linear":
+            kinds = self.skip if isinstance(self.skip, list) else [self.skip]
+            others = self.stem_skip or self.match_parameters
+            wanted, instead = why_not_looks_linear(self.encoder, self.short_skips, kinds, self.skip_scale, others)
+            if wanted:
+                raise rejected(f"for initialisation=looks_linear: {wanted}", f"model.{instead}")
         published = self.weights is not None and are_of_a_whole_encoder(self.weights)
         if published and not (whole and self.initialisation == "he"):
             raise rejected(
                 "model.weights=null with other short skips than the encoder's own, normalisation=none or "
-                "initialisation=glorot",
+                "another initialisation than he",
                 "model.weights=null",
             )
         return self
