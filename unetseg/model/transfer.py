@@ -189,7 +189,7 @@ def _blocks(net: SkipUnet) -> dict[str, State]:
     modules = {f"decoder{len(levels) - 1 - place}": own for place, own in enumerate(levels)}
     modules = {"centre": [getattr(decoder, "center", None)], **modules, "head": [net.segmentation_head]}
     name_of = {module: f"{name}." for name, module in net.named_modules()}
-    state, blocks = net.state_dict(), {}
+    state, blocks = net.state_dict(), dict[str, State]()
     for part, own in modules.items():
         prefixes = tuple(name_of[module] for module in own if module is not None)
         blocks[part] = {name: weight for name, weight in state.items() if name.startswith(prefixes)}
