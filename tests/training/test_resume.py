@@ -511,5 +511,5 @@ def test_a_run_with_a_checkpoint_does_not_need_what_it_started_from(tiny, tmp_pa
     assert run.summary.exists()
     assert yaml.safe_load(run.config.read_text())["model"]["weights"] == str(source.path)
     run.last.unlink()
-    with pytest.raises(UserError, match="model.weights"):
+    with pytest.raises(UserError, match=r"model\.weights"):
         resume(run)
