@@ -35,8 +35,9 @@ def run(drawn, tmp_path_factory):
 
 
 def test_evaluate_writes_shows_and_draws_each(run, tmp_path, capsys, monkeypatch):
-    for module, name, value in ((landscape, "SIDE", 5), (landscape, "POINTS", 7), (shattering, "POINTS", 16)):
-        monkeypatch.setattr(module, name, value)
+    for name, value in {"SIDE": 5, "POINTS": 7, "PICTURES": 4, "MOST_PRODUCTS": 6}.items():
+        monkeypatch.setattr(landscape, name, value)
+    monkeypatch.setattr(shattering, "POINTS", 16)
     chosen = "mechanism=[landscape,shattering,hellinger,oscillation]"
     evaluate(options_of([f"checkpoint={run.path}", "accelerator=cpu", f"output={tmp_path / 'out'}", chosen]))
     tables = {name: pd.read_csv(tmp_path / f"out/{name}.csv") for name in TABLES}
