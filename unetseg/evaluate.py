@@ -8,6 +8,7 @@ python -m unetseg.evaluate checkpoint=runs/NAME lesion=true     what each long s
 python -m unetseg.evaluate checkpoint=runs/NAME shift=true      on noisy, blurred, pale ... pictures
 python -m unetseg.evaluate checkpoint=runs/NAME freeu=[1.2,0.9]    deep path and skips weighed
 python -m unetseg.evaluate checkpoint=runs/NAME mechanism=[rank]    what meets at fusions
+python -m unetseg.evaluate checkpoint=runs/NAME mechanism=[landscape]    the loss around the weights
 python -m unetseg.evaluate checkpoint=runs/NAME gradient=true   path lengths of the gradient
 python -m unetseg.evaluate checkpoint=runs/NAME tolerance=1     NSD within one pixel
 

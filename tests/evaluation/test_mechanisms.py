@@ -24,7 +24,7 @@ from unetseg.evaluation.mechanisms import (
     spectra,
 )
 from unetseg.model import Segmenter
-from unetseg.names import MECHANISMS
+from unetseg.names import AT_FUSIONS
 
 GROUPS = [""] * 7
 
@@ -211,9 +211,9 @@ def test_decoders_of_all_levels_have_no_place_where_two_meet(skip):
 
 def test_evaluate_writes_a_table_and_a_figure_of_each(tiny, capsys, figures):
     run = tiny("trainer.max_epochs=1", "gradients.every_n_steps=0")
-    evaluate(options_of([f"checkpoint={run.path}", f"mechanism=[{','.join(MECHANISMS)}]"]))
+    evaluate(options_of([f"checkpoint={run.path}", f"mechanism=[{','.join(AT_FUSIONS)}]"]))
     folder = run.path / "evaluation/synthetic_test"
-    for name in MECHANISMS:
+    for name in AT_FUSIONS:
         assert len(pd.read_csv(folder / f"{name}.csv")) >= 4, name
         assert (folder / f"figures/{name}.png").stat().st_size > 4000, name
     assert "similarity of what meets" in capsys.readouterr().out

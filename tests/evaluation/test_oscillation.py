@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from unetseg.evaluation.oscillation import FeatureNorms, norms, oscillation
+from unetseg.evaluation.oscillation import FeatureNorms, changes, norms
 from unetseg.model import Segmenter
 
 SMALL = {"classes": 2, "encoder": "tu-test_resnet", "weights": None, "decoder_channels": (16, 16, 8, 8, 8)}
@@ -22,15 +22,15 @@ def test_the_change_is_the_mean_relative_one_between_readings():
     table = norms(readings([1.0, 3.0, 3.0, 1.0]))
     assert table.columns.tolist() == ["step", "level", "features", "rms"]
     assert table.step.tolist() == [0, 5, 10, 15]
-    (row,) = oscillation(table.sample(frac=1, random_state=0)).itertuples()
+    (row,) = changes(table.sample(frac=1, random_state=0)).itertuples()
     assert (row.level, row.features, row.readings) == (2, "skip", 4)
     assert (row.least, row.mean, row.greatest) == (1, 2, 3)
     assert row.change == pytest.approx((1 + 0 + 1) / 3)
 
 
 def test_a_steady_norm_does_not_oscillate_and_one_reading_says_nothing():
-    assert oscillation(norms(readings([2.0] * 9))).change.tolist() == [0]
-    assert np.isnan(oscillation(norms(readings([2.0]))).change[0])
+    assert changes(norms(readings([2.0] * 9))).change.tolist() == [0]
+    assert np.isnan(changes(norms(readings([2.0]))).change[0])
 
 
 @torch.no_grad()

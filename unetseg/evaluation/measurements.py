@@ -63,5 +63,5 @@ def mechanism_tables(
         known = training.loader("train", crops=True)
         tables["hellinger"] = hellinger.measure(parts, known, batches, groups, track=track)
     if "oscillation" in chosen and norms is not None:
-        tables |= {"norms": norms, "oscillation": oscillation.oscillation(norms)}
+        tables |= {"oscillation": norms, "norm_changes": oscillation.changes(norms)}
     return tables

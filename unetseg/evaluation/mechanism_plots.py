@@ -185,7 +185,7 @@ DRAW: dict[str, Callable[[pd.DataFrame, Path], None]] = {
     "landscape": landscape,
     "shattering": shattering,
     "hellinger": hellinger,
-    "norms": oscillation,
+    "oscillation": oscillation,
 }
 
 

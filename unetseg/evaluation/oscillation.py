@@ -76,7 +76,7 @@ def norms(readings: pd.DataFrame) -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
-def oscillation(table: pd.DataFrame) -> pd.DataFrame:
+def changes(table: pd.DataFrame) -> pd.DataFrame:
     """Return how much each norm changes from one reading to the next.
 
     Args:

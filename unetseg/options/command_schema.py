@@ -42,7 +42,9 @@ class Evaluate(Section):
         "each level and at all (FreeU, Si et al. 2024); null"
     )
     mechanism: list[str] = Field(
-        description="what meets at each fusion: [similarity (CKA), rank, reuse (weights), spectra], or some of these"
+        description="some of [similarity (CKA), rank, reuse (weights), spectra] of what meets at each fusion; "
+        "landscape (of the loss), shattering (of gradients), hellinger (from the training pictures), oscillation (of "
+        "norms)"
     )
     gradient: bool = Field(description="true: by how many residual branches of a ResNet the gradient of the loss comes")
     tolerance: float = Field(ge=0, description="pixels by which a surface may be off for NSD")

@@ -226,7 +226,7 @@ class Evaluation(Results):
         return self._table("freeu.csv")
 
     def mechanism(self, name: str) -> pd.DataFrame:
-        """Return similarity, rank, reuse or spectra of what meets at the fusions; without rows unless asked for."""
+        """Return the table of a mechanism: similarity, landscape, sharpness, ...; without rows unless asked for."""
         return self._table(f"{name}.csv")
 
     def _table(self, name: str) -> pd.DataFrame:

@@ -177,7 +177,7 @@ MECHANISM_TITLES = {
     "sharpness": "curvature of the loss: largest eigenvalue of the Hessian (top), random directions (95 % over images)",
     "shattering": "gradients of neighbouring inputs, one point apart, by depth (95 % over lines between images)",
     "hellinger": "Hellinger distance of the features from those of training pictures (95 % over the images)",
-    "oscillation": "norm of the features over the training's readings, and its relative change from one to the next",
+    "norm_changes": "norms of the features over the readings of the training; change: from one to the next, relative",
 }
 """What stands above a mechanism's table; of the others there is the figure alone."""
 
