@@ -177,7 +177,7 @@ def test_reuse_tells_the_weights_over_both_columns_where_there_are_both():
 @pytest.mark.parametrize(("options", "share_of"), [
     ({"skip_scale": 1e-6}, lambda share: share < 1e-4), ({"skip_flow": "backward"}, lambda share: share == 0),
     ({"skip": "shuffled"}, lambda share: 0.05 < share < 0.95),
-], ids=str)  # fmt: skip
+], ids=["scaled", "backward", "shuffled"])  # fmt: skip
 def test_reuse_is_of_what_the_columns_read(options, share_of):
     """A skip that is scaled down or withheld is not read, however large the encoder's features are."""
     model = Segmenter(classes=2, encoder="tu-test_resnet", weights=None, **options).eval()
