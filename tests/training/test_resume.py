@@ -465,6 +465,11 @@ def test_an_optimizer_with_a_state_of_another_kind_is_refused(small, change):
         resume(small, change, "trainer.max_epochs=4", f"allow_changes=[{change.partition('=')[0]},trainer.max_epochs]")
 
 
+def test_rates_are_not_tried_on_a_resumed_run(small):
+    with pytest.raises(UserError, match="find_lr=true without resume"):
+        resume(small, "find_lr=true")
+
+
 @pytest.mark.parametrize(
     ("change", "factors"),
     [
@@ -507,5 +512,5 @@ def test_a_run_with_a_checkpoint_does_not_need_what_it_started_from(tiny, tmp_pa
     assert run.summary.exists()
     assert yaml.safe_load(run.config.read_text())["model"]["weights"] == str(source.path)
     run.last.unlink()
-    with pytest.raises(UserError, match="model.weights"):
+    with pytest.raises(UserError, match=r"model\.weights"):
         resume(run)
