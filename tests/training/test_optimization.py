@@ -121,6 +121,8 @@ class TestOptimizers:
         (("optimizer.warmup_epochs=9", "trainer.max_epochs=5"), "below trainer.max_epochs, 5"),
         (("optimizer.schedule=plateau", "trainer.limit_val_batches=0"), "validations, for which"),
         (("early_stopping=3", "trainer.limit_val_batches=0"), "validations, for which early_stopping"),
+        (("optimizer.schedule=poly", "trainer.max_epochs=-1"), "an end with schedule=poly"),
+        (("optimizer.ema=0.9", "trainer.strategy=fsdp", "gradients.every_n_steps=0"), "ddp with optimizer.ema"),
         (("optimizer.arguments={lr:1}",), "without lr and weight_decay"),
         (("optimizer.ema=1",), "optimizer.ema"),
         (("optimizer.schedule=cosin",), "cosine"),
@@ -150,8 +152,8 @@ class TestFinder:
 
     def test_noise_alone_suggests_nothing_and_does_not_hide_a_fall(self):
         lrs, rng = np.logspace(-6, 0, 100), np.random.default_rng(0)
-        noise = rng.normal(0, 0.05, (20, 100))
-        assert [lr_finder.suggest(lrs, 0.7 + one) for one in noise] == [None] * 20
+        noise = rng.normal(0, 0.05, (100, 100))
+        assert sum(lr_finder.suggest(lrs, 0.7 + one) is not None for one in noise) <= 2
         falls = 1 - 0.5 / (1 + np.exp(-3 * (np.log10(lrs) + 3)))
         assert all(3e-4 < lr_finder.suggest(lrs, falls + one) < 3e-3 for one in noise)
 

@@ -469,6 +469,11 @@ def test_an_optimizer_with_a_state_of_another_kind_is_refused(small, change):
         resume(small, change, "trainer.max_epochs=4", f"allow_changes=[{change.partition('=')[0]},trainer.max_epochs]")
 
 
+def test_rates_are_not_tried_on_a_resumed_run(small):
+    with pytest.raises(UserError, match="find_lr=true without resume"):
+        resume(small, "find_lr=true")
+
+
 @pytest.mark.parametrize(
     ("change", "factors"),
     [

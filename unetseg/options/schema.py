@@ -212,6 +212,8 @@ class Train(Section):
         sharded = str(self.trainer.get("strategy")).startswith(("fsdp", "deepspeed"))
         if sharded and not isinstance(self.model.freeze_encoder, bool):
             raise rejected("trainer.strategy=ddp with model.freeze_encoder=EPOCHS", "model.freeze_encoder=true")
+        if sharded and self.optimizer.ema is not None:
+            raise rejected("trainer.strategy=ddp with optimizer.ema", "optimizer.ema=null")
         return self
 
     @model_validator(mode="after")
@@ -223,6 +225,12 @@ class Train(Section):
             raise rejected(
                 f"optimizer.warmup_epochs below trainer.max_epochs, {epochs}",
                 f"optimizer.warmup_epochs={epochs / 10:g}",
+            )
+        endless = epochs == -1 and (self.trainer.get("max_steps") or -1) == -1
+        if endless and optimizer.schedule in ("poly", "one_cycle"):
+            raise rejected(
+                f"an end with schedule={optimizer.schedule}: trainer.max_epochs or trainer.max_steps",
+                "trainer.max_epochs=20, or optimizer.schedule=constant",
             )
         waiting = optimizer.schedule == "plateau" or self.early_stopping is not None
         if waiting and self.trainer.get("limit_val_batches") == 0:
