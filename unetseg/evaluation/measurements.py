@@ -44,7 +44,7 @@ def mechanism_tables(
     batches: Any = data.loader(split, crops=True)
     groups = [example.group for example in batches.dataset.examples]
     shuffled = data.loader(split, shuffle=True, crops=True)
-    tables = {}
+    tables: dict[str, pd.DataFrame] = {}
     if met := [name for name in chosen if name in AT_FUSIONS]:
         sums = mechanisms.measure(model, batches, groups, device=device, track=track)
         tables |= mechanisms.tables(model, sums, met)

@@ -126,7 +126,7 @@ class FlowReadings(L.Callback):
         """Remove the hooks."""
         for hooks in (self.flow, self.norms):
             if hooks is not None:
-                hooks.__exit__(exception and type(exception), exception, None)
+                hooks.__exit__(None if exception is None else type(exception), exception, None)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw the readings since the last validation."""
