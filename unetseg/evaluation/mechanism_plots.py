@@ -145,12 +145,12 @@ def shattering(table: pd.DataFrame, path: Path) -> None:
 @styled
 def hellinger(table: pd.DataFrame, path: Path) -> None:
     """Write how far the features of two sets lie apart at each depth, and what the choice of pictures brings."""
-    figure = Figure(figsize=(5.6, 2.8))
+    figure = Figure(figsize=(6.2, 2.8))
     axis = figure.subplots()
     places = range(len(table))
     errors = np.abs(table[["hellinger_low", "hellinger_high"]].to_numpy().T - table.hellinger.to_numpy())
     axis.bar(places, table.hellinger, yerr=errors, ecolor=INK, capsize=2, width=0.6, label="from the training pictures")
-    axis.plot(places, table.within, "D", color="C1", label="between two halves of these")
+    axis.plot(places, table.within, "D", color="C1", label="between halves of the training pictures")
     axis.set_xticks(places, list(table.depth), rotation=60)
     axis.set_ylabel("Hellinger distance of the features")
     axis.set_ylim(bottom=0)
