@@ -85,7 +85,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     from unetseg.training.losses import make_loss
     from unetseg.training.module import SegmentationModule
 
-    model, known = checkpoint.load(options.checkpoint)
+    model, known = checkpoint.load(options.checkpoint, trust=options.trust)
     classes = class_names(options.data.model_dump())
     if list(classes) != known["classes"]:
         raise UserError(

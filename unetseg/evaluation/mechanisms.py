@@ -30,7 +30,6 @@ from unetseg.data.dataset import Batch
 from unetseg.evaluation.statistics import LEVEL
 from unetseg.model.segmenter import Segmenter
 from unetseg.model.skips import Concat, Scse
-from unetseg.names import FUSED
 
 BLOCKS = 10
 """Blocks of pictures, each of which is left out once for the intervals (the jackknife of Tukey 1958)."""
@@ -78,7 +77,7 @@ class Meeting:
 def refusal(model: Segmenter) -> str:
     """Return why nothing meets in a model's decoder; empty where it does."""
     kinds = dict.fromkeys(model.net.skip)
-    if not kinds.keys() <= {*FUSED}:
+    if not model.net.merges_by_level:
         return f"with skip={', '.join(kinds)} no block merges the deep path with its own level's long skip"
     return ""
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from unetseg import classes
 from unetseg.names import (
     FLOWS,
     FUSED,
@@ -13,11 +14,13 @@ from unetseg.names import (
     LEVELS,
     LOSSES,
     MOST_CHANNELS,
+    OWN_CLASS,
     SCALES,
     SHORT_SKIPS,
     SKIPS,
     TIMM,
     is_encoder,
+    is_own,
 )
 
 Rule = tuple[str, Callable[[Any], bool]]
@@ -29,14 +32,34 @@ def name_rule(names: Sequence[str]) -> Rule:
     return ", ".join(names), lambda value: isinstance(value, str) and value in names
 
 
-def name_per_level_rule(names: Sequence[str], of_levels: Sequence[str] | None = None) -> Rule:
-    """Return the rule of one name, or of one a level, of which there may be fewer."""
-    (accepted, is_name), (_, is_of_level) = name_rule(names), name_rule(of_levels or names)
+def name_per_level_rule(names: Sequence[str]) -> Rule:
+    """Return the rule of one name, or of one a level."""
+    accepted, is_name = name_rule(names)
 
     def fits(value: Any) -> bool:
-        return is_name(value) or (isinstance(value, list) and len(value) == LEVELS and all(map(is_of_level, value)))
+        return is_name(value) or (isinstance(value, list) and len(value) == LEVELS and all(map(is_name, value)))
 
     return f"{accepted}, or a list of {LEVELS} of them", fits
+
+
+def is_own_class(value: Any) -> bool:
+    """Return whether a value names a class of somebody's own, with arguments that are plain values."""
+    try:
+        return is_own(value) and bool(classes.read(value))
+    except ValueError:
+        return False
+
+
+def _are_skips(value: Any) -> bool:
+    if not isinstance(value, list):
+        return isinstance(value, str) and (value in SKIPS or is_own_class(value))
+    return len(value) == LEVELS and all(isinstance(v, str) and (v in FUSED or is_own_class(v)) for v in value)
+
+
+def own_classes(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the option of each class of somebody's own among the arguments of a network, by the class."""
+    skips = values.get("skip")
+    return {name: "model.skip" for name in (skips if isinstance(skips, list) else [skips]) if is_own(name)}
 
 
 def _is_dose(value: Any) -> bool:
@@ -131,7 +154,7 @@ VIEW: dict[str, Rule] = {
 """Rules of what a checkpoint or an exported file says of how its model sees pictures, see `unetseg.data.view.View`."""
 NET: dict[str, Rule] = {
     "encoder": (f"an encoder of smp, or {TIMM}NAME of a model of timm", is_encoder),
-    "skip": name_per_level_rule(SKIPS, FUSED),
+    "skip": (f"{', '.join(SKIPS)}, {OWN_CLASS}, or a list of {LEVELS} of them", _are_skips),
     "skip_flow": name_per_level_rule(FLOWS),
     "skip_gradient": DOSES,
     "skip_scale": SCALES_RULE,

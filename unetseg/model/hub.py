@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
 from segmentation_models_pytorch.base.hub_mixin import SMPHubMixin
 
+from unetseg import classes
 from unetseg.errors import UserError, first_line
 from unetseg.model import archive, arguments
 from unetseg.model.encoders import normalisation_of
@@ -90,12 +91,15 @@ class HubFolder(SMPHubMixin):
         return super().save_pretrained(os.path.expanduser(save_directory), **{"config": self.hub_config(), **named})
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, strict: bool = True, **named: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, strict: bool = True, trust: bool = False, **named: Any
+    ) -> Any:
         """Load the network of a folder or repository, in eval mode.
 
         Args:
             pretrained_model_name_or_path: what SkipUnet.save_pretrained has written, or smp has saved from it since.
             strict: refuse weights that don't fit; False loads those that do, and warns of the others.
+            trust: import the classes of somebody's own that config.json names, see `unetseg.classes`.
             named: arguments of SkipUnet, which replace the folder's, or of huggingface_hub (token, revision,
                 cache_dir, force_download, local_files_only), or map_location.
 
@@ -112,7 +116,7 @@ class HubFolder(SMPHubMixin):
             if local.exists() and not local.is_file():
                 raise ValueError("config.json is no file")
             return super().from_pretrained(
-                pretrained_model_name_or_path, strict=strict, changes=changes, **hub_arguments
+                pretrained_model_name_or_path, strict=strict, trust=trust, changes=changes, **hub_arguments
             )
         except UserError:
             raise
@@ -129,6 +133,7 @@ class HubFolder(SMPHubMixin):
         config: dict[str, Any] | None,
         changes: dict[str, Any],
         strict: bool,
+        trust: bool,
         map_location: str = "cpu",
         **named: Any,
     ) -> Any:
@@ -136,7 +141,9 @@ class HubFolder(SMPHubMixin):
 
         Arguments in `named` that huggingface_hub takes from config.json are not used.
         """
-        net = cls(**{**recorded_arguments(model_id, config or {}), **changes})
+        stated = {name: v for name, v in recorded_arguments(model_id, config or {}).items() if name not in changes}
+        classes.admit(arguments.own_classes(stated), Path(model_id, "config.json"), trust)
+        net = cls(**stated, **changes)
         file = Path(model_id, "model.safetensors")
         if not Path(model_id).is_dir():
             hub_arguments = {name: named[name] for name in HUB_ARGUMENTS if name in named}

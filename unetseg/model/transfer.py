@@ -39,16 +39,18 @@ class Source:
     data: dict[str, Any] | None
 
     @classmethod
-    def read(cls, path: Path) -> Source:
+    def read(cls, path: Path, *, trust: bool = False) -> Source:
         """Read a run folder (its best checkpoint), a checkpoint or a folder of save_pretrained, as data.
+
+        With `trust` the classes of somebody's own that it names are imported.
 
         Raises:
             UserError: it can't be read safely, or is damaged.
         """
         if is_model_folder(path):
             known = hub.recorded_data(path) or {}
-            return cls(SkipUnet.from_pretrained(path), known.get("classes"), known.get("data"))
-        model, known = checkpoint.load(path)
+            return cls(SkipUnet.from_pretrained(path, trust=trust), known.get("classes"), known.get("data"))
+        model, known = checkpoint.load(path, trust=trust)
         return cls(model.net, known["classes"], known["data"])
 
 
@@ -75,7 +77,7 @@ class MatchedParts:
 
 
 def load_weights(
-    model: Segmenter, address: str, classes: Sequence[str], *, strict: bool = True
+    model: Segmenter, address: str, classes: Sequence[str], *, strict: bool = True, trust: bool = False
 ) -> MatchedNames | MatchedParts:
     """Load what `model.weights` names, imagenet apart; what is drawn at random later is the same as without it.
 
@@ -85,6 +87,7 @@ def load_weights(
             hf:USER/NAME[@REVISION]; of these, with `encoder:` before, the encoder alone.
         classes: names of the model's classes.
         strict: refuse the weights of another encoder; False takes those that fit.
+        trust: import the classes of somebody's own that the file names.
 
     Returns:
         What matched: names of an encoder's file, otherwise parts.
@@ -97,7 +100,7 @@ def load_weights(
     if path.suffix in (".pth", ".safetensors") and path.is_file():
         return load_encoder(model.net.encoder, path, strict=strict)
     with torch.random.fork_rng(devices=[]):
-        source = Source.read(path)
+        source = Source.read(path, trust=trust)
     encoder_only = address != place
     fitting, parts = fit(source.net, model.net, encoder_only=encoder_only)
     matched = MatchedParts(parts, remarks(source, model, classes, encoder_only=encoder_only))

@@ -33,6 +33,7 @@ from unetseg.names import (
     has_features,
     has_gradient,
     has_stem_skip,
+    is_own,
     nearest_first,
     why_not_withheld,
 )
@@ -50,7 +51,9 @@ class SkipUnet(nn.Module, HubFolder):
             from 4. At a level of which it has no features no kind of skip brings anything.
         skip: concat | add | attention | multiply | respath | scse | placebo | shuffled | none, or a list with one kind
             for each of the 4 levels, finest first; or nested (U-Net++) | full (U-Net 3+) | channel (UCTransNet) |
-            permuted (concat of another level's features), decoders of all levels.
+            permuted (concat of another level's features), decoders of all levels. A class of your own, a subclass of
+            `unetseg.model.skips.Fusion`, is a kind as well: "package.module:Class" or "package.module:Class(argument=
+            4)", which is imported.
         skip_flow: both | forward | backward, or a list, see `unetseg.model.skips.FLOWS`; without effect for placebo and
             none, which let nothing through. `names.NOT_WITHHELD` says which kinds have no backward, and why.
         skip_gradient: the dose: what the gradient that comes back by a long skip is multiplied with, a finite number
@@ -113,7 +116,7 @@ class SkipUnet(nn.Module, HubFolder):
         in_channels: int = 3,
     ):
         super().__init__()
-        self.skip = _per_level(skip, SKIPS if isinstance(skip, str) else FUSED, "skip")
+        self.skip = _per_level(skip, SKIPS if isinstance(skip, str) else FUSED, "skip", own=True)
         self.skip_flow = _per_level(skip_flow, FLOWS, "skip_flow")
         for level, (kind, flows) in enumerate(zip(self.skip, self.skip_flow, strict=True), start=1):
             if reason := why_not_withheld(kind, flows):
@@ -186,6 +189,11 @@ class SkipUnet(nn.Module, HubFolder):
         stem = {0: cast(Any, self.decoder).blocks[-1].fusion} if self.stem_skip else {}
         return stem | dict(enumerate(self.fusions, start=1))
 
+    @property
+    def merges_by_level(self) -> bool:
+        """Whether each block merges the deep path with the long skip of its own level."""
+        return all(kind in FUSED or is_own(kind) for kind in self.skip)
+
 
 def _glorot(part: nn.Module) -> None:
     """Draw each convolution's weights by its name, so that they are the same whatever other layers there are."""
@@ -196,10 +204,13 @@ def _glorot(part: nn.Module) -> None:
             nn.init.xavier_normal_(module.weight, generator=generator)
 
 
-def _per_level(value: str | Sequence[str], names: Sequence[str], argument: str) -> list[str]:
-    """Return one name a level, finest first; raise a ValueError for another name or number of names."""
+def _per_level(value: str | Sequence[str], names: Sequence[str], argument: str, own: bool = False) -> list[str]:
+    """Return one name a level, finest first; raise a ValueError for another name or number of names.
+
+    With `own` a class of the user's own is a name as well.
+    """
     kinds = [value] * LEVELS if isinstance(value, str) else list(value)
-    unknown = [kind for kind in kinds if kind not in names]
+    unknown = [kind for kind in kinds if kind not in names and not (own and is_own(kind))]
     if unknown or len(kinds) != LEVELS:
         accepted = ", ".join(nearest_first(str(unknown[0]), names) if unknown else names)
         raise ValueError(f"{argument}={value!r}: accepted are {accepted}, or a list of {LEVELS} of them, finest first")

@@ -53,7 +53,8 @@ class Model(Section):
     skip: str | list[str] = Field(
         description="long skips: concat | add | attention | multiply | respath (MultiResUNet) | scse (smp's) | "
         "placebo | shuffled (in training another picture's features) | none, or one per level, finest first; or, of "
-        "all levels, nested (U-Net++) | full (U-Net 3+) | channel (UCTransNet) | permuted (concat of another level's)"
+        "all levels, nested (U-Net++) | full (U-Net 3+) | channel (UCTransNet) | permuted (concat of another level's); "
+        "or a fusion of your own, package.module:Class or {class: package.module:Class, ARGUMENT: VALUE}"
     )
     skip_flow: str | list[str] = Field(
         description="both | forward (no gradient) | backward (no features), or one per level, finest first"
@@ -104,7 +105,7 @@ class Model(Section):
     @field_validator("skip", mode="before")
     @classmethod
     def _skip(cls, value: object) -> str | list[str]:
-        return one_or_per_level(value, SKIPS, "model.skip", FUSED)
+        return one_or_per_level(value, SKIPS, "model.skip", FUSED, own=True)
 
     @field_validator("skip_flow", mode="before")
     @classmethod

@@ -23,7 +23,7 @@ from unetseg.options.messages import (
     rejected,
 )
 from unetseg.options.model_schema import Model
-from unetseg.options.section import Section, Text
+from unetseg.options.section import Section, Text, Trust
 from unetseg.options.trainer import check_trainer
 
 
@@ -143,6 +143,7 @@ class Train(Section):
     name: Text | None = Field(description="name of the run folder; null: made of the options and the time")
     output: Text = Field(description="folder that holds the run folders")
     resume: Text | None = Field(description="run folder of a training that was stopped: go on from its last.ckpt")
+    trust: Trust
     allow_changes: list[Text] = Field(description="options that may differ from those the resumed run began with")
     dry_run: bool = Field(
         description="true: look at the data as a training would, build the model, say what would be trained, and stop: "

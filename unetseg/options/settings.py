@@ -11,18 +11,20 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from unetseg.names import one_word
+from unetseg.names import is_own, one_word
 from unetseg.options.messages import format_value
 
 NO_DIFFERENCE = (
-    *("name", "output", "resume", "allow_changes", "dry_run", "find_lr", "sweep", "jobs", "search", "trials"),
+    *("name", "output", "resume", "trust", "allow_changes", "dry_run", "find_lr", "sweep", "jobs", "search", "trials"),
     *("checkpoint.", "trainer.enable_progress_bar", "data.workers", "data.check"),
 )
 """Options, or sections of them, that don't change the results of a run: where its folder lies, what is shown, how
 pictures are loaded and when the run is saved."""
 
 
-TABLES = ("loss", "optimizer.arguments")
+OWN = ("model.skip",)
+"""Options that may name a class of the user's own."""
+TABLES = ("loss", "optimizer.arguments", "model.skip")
 """Options whose value may be a table, and which are no sections for that."""
 
 
@@ -65,6 +67,19 @@ def axes_of(runs: Sequence[dict[str, Any]], ignored: Sequence[str] = ()) -> dict
         if len(values) > 1:
             axes[key] = values
     return axes
+
+
+def own_classes(options: dict[str, Any]) -> dict[str, str]:
+    """Return the option of each class of the user's own that validated options name, by the class.
+
+    Examples:
+        >>> own_classes({"model": {"skip": ["none", "my_skips:Maximum"]}, "loss": "dice"})
+        {'my_skips:Maximum': 'model.skip'}
+    """
+    values = flat(options)
+    named = {key: values.get(key) for key in OWN}
+    lists = {key: value if isinstance(value, list) else [value] for key, value in named.items()}
+    return {entry: key for key, entries in lists.items() for entry in entries if is_own(entry)}
 
 
 def begins_with(key: str, keys: Sequence[str]) -> bool:
@@ -162,7 +177,8 @@ def setting_name(options: dict[str, Any], axes: Iterable[str]) -> list[str]:
 def run_name(options: dict[str, Any], axes: Iterable[str]) -> str:
     """Return the folder name of a run in a sweep: its setting and its seed."""
     words = [*setting_name(options, axes), f"seed{options['seed']}"]
-    return "_".join(words).replace(" + ", "+").replace(" ", "-").replace("/", "-")
+    name = "_".join(words).replace(" + ", "+").replace(" ", "-").replace("/", "-")
+    return name.replace(":", ".").replace("(", "-").translate(dict.fromkeys(map(ord, "()'\""), None))
 
 
 def timed_name(options: dict[str, Any]) -> str:

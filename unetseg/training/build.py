@@ -73,7 +73,7 @@ def make_module(
         raise no_weights(options.model.encoder, first_line(error)) from None
     if weights not in (None, "imagenet"):
         names = class_names(options.data.model_dump())
-        matched = load_weights(model, weights, names, strict=options.model.strict_weights)
+        matched = load_weights(model, weights, names, strict=options.model.strict_weights, trust=options.trust)
         if launch.is_first():
             print(f"{weights}:\n{matched}" if isinstance(matched, MatchedParts) else f"{weights}: {matched}")
     if options.model.encoder not in RESNETS + DENSENETS:
