@@ -1,6 +1,9 @@
 """Classes of the user's own in the place of built-in ones; what a file names is not imported unless it is trusted."""
 
 import json
+import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +17,15 @@ from conftest import ROOT, TINY
 from fake_engine import save_untrained
 
 import unetseg
-from unetseg import classes, evaluate, export
+from unetseg import classes, export
+from unetseg.data.sources import find, make_data
 from unetseg.errors import UserError
-from unetseg.model import SkipUnet, checkpoint
+from unetseg.gradients import blocks_of
+from unetseg.model import SkipUnet
 from unetseg.options.compose import compose, compose_runs, runs_of
 from unetseg.options.schema import Train
-from unetseg.training import preflight
+from unetseg.options.settings import run_name
+from unetseg.training import build, preflight
 
 MODULE = '''
 import pathlib
@@ -67,6 +73,78 @@ class Failing(Maximum):
 class NoFusion(nn.Module):
     pass
 '''
+PARTS = '''
+import pathlib
+import lightning as L
+import torch
+from torch import nn
+from unetseg.data import pets
+from unetseg.model.decoder import Decoder
+from unetseg.model.skips import passages
+from unetseg.training.losses import Loss
+
+with open(pathlib.Path(__file__).with_name("imported"), "a") as file:
+    file.write("imported\\n")
+
+class Doubled(Decoder):
+    def __init__(self, encoder_channels, channels, factor=2.0, **passed):
+        super().__init__(encoder_channels, channels, **passed)
+        self.factor = factor
+
+    def forward(self, features, with_nodes=False):
+        result = super().forward(features, with_nodes)
+        return (self.factor * result[0], result[1]) if with_nodes else self.factor * result
+
+class Shallow(nn.Module):
+    """The finest level alone."""
+
+    def __init__(self, encoder_channels, channels, skip, flow, gradient, normalisation):
+        super().__init__()
+        self.fusions = passages(encoder_channels, flow, gradient)
+        self.conv = nn.Conv2d(encoder_channels[1], channels[-1], 1)
+
+    def forward(self, features):
+        return nn.functional.interpolate(self.conv(self.fusions[0](features[1], features[1])), features[0].shape[-2:])
+
+class Bare(Shallow):
+    def __init__(self, *places, **passed):
+        super().__init__(*places, **passed)
+        del self.fusions
+
+class Power(Loss):
+    def __init__(self, power=2.0):
+        super().__init__()
+        self.power = power
+
+    def forward(self, logits, target):
+        p, counts = torch.sigmoid(logits[:, 0]), target != 255
+        cost = (p - (target == 1).float()).abs() ** self.power * counts
+        total, pixels = self.sum_over_batch(cost.sum(), counts.sum().float())
+        return total / pixels
+
+class EachPixel(nn.Module):
+    def forward(self, logits, target):
+        return logits[:, 0]
+
+class Constant(nn.Module):
+    def forward(self, logits, target):
+        return torch.zeros(())
+
+class Counter(L.Callback):
+    def __init__(self, file):
+        self.file = file
+
+    def on_train_epoch_end(self, trainer, module):
+        with open(self.file, "a") as file:
+            print(trainer.current_epoch, file=file)
+
+def find(root, border="pet"):
+    root = pathlib.Path(root)
+    return pets.load(root, classes=("a", "b"), target="pet", border=border, validation="every_10th", seed=0)
+
+def nothing():
+    return []
+'''
 GATED = "model.skip={class: my_skips:Gated, reduction: 2}"
 
 
@@ -74,11 +152,12 @@ GATED = "model.skip={class: my_skips:Gated, reduction: 2}"
 def desk(tmp_path, monkeypatch) -> Path:
     """A folder with my_skips.py, where the command runs, and a process that has not imported it."""
     (tmp_path / "my_skips.py").write_text(MODULE)
+    (tmp_path / "my_parts.py").write_text(PARTS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    sys.modules.pop("my_skips", None)
+    forget(tmp_path)
     yield tmp_path
-    sys.modules.pop("my_skips", None)
+    forget(tmp_path)
 
 
 def was_imported(desk: Path) -> bool:
@@ -86,8 +165,9 @@ def was_imported(desk: Path) -> bool:
 
 
 def forget(desk: Path) -> None:
-    """Put the process back into the state in which my_skips has never been imported."""
-    sys.modules.pop("my_skips", None)
+    """Put the process back into the state in which the modules have never been imported."""
+    for name in ("my_skips", "my_parts"):
+        sys.modules.pop(name, None)
     (desk / "imported").unlink(missing_ok=True)
 
 
@@ -244,7 +324,7 @@ def test_a_checkpoint_is_loaded_where_it_is_trusted_and_imports_nothing_otherwis
         "load": lambda **trust: unetseg.load(saved, device="cpu", **trust),
         "file": lambda **trust: unetseg.load(saved / "checkpoints/best.ckpt", device="cpu", **trust),
         "run": lambda **trust: unetseg.Run(saved).model(**trust),
-        "weights": lambda **trust: SkipUnetStart(saved, **trust),
+        "weights": lambda **trust: begin_with(saved, **trust),
     }
     for way in ways.values():
         with pytest.raises(UserError, match=REFUSED) as error:
@@ -255,10 +335,8 @@ def test_a_checkpoint_is_loaded_where_it_is_trusted_and_imports_nothing_otherwis
         forget(desk)
 
 
-def SkipUnetStart(run, trust=False):
+def begin_with(run, trust=False):
     """Begin another network with the weights of a run."""
-    from unetseg.training import build
-
     build.make_module(options(f"model.weights={run}", f"trust={str(trust).lower()}"))
 
 
@@ -309,25 +387,157 @@ def test_nothing_that_a_file_says_is_trust(saved, desk):
     assert not was_imported(desk)
 
 
+# Decoders, losses, data and callbacks
+
+
+def test_an_own_decoder_takes_the_place_of_the_unets(desk):
+    torch.manual_seed(0)
+    nets = [
+        SkipUnet("resnet18", decoder=decoder, skip="add", weights=None).eval()
+        for decoder in ("my_parts:Doubled(factor=3.0)", "my_parts:Shallow")
+    ]
+    images = torch.rand(1, 3, 64, 96)
+    doubled = nets[0]
+    assert doubled.decoder.factor == 3
+    assert not doubled.is_smp_unet
+    assert all(net(images).shape == (1, 1, 64, 96) for net in nets)
+    assert [*blocks_of(nets[1])][-2:] == ["decoder", "head"]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("model.decoder=my_parts:Power", "can't be built as Power"),
+        ("model.decoder=my_parts:find", "find is no subclass of Module"),
+        ("loss={class: my_parts:Power, p: 1}", "unexpected keyword argument 'p'"),
+        ("callbacks=[my_parts:Counter]", "missing a required argument: 'file'"),
+        ("callbacks=[my_parts:Power]", "Power is no subclass of Callback"),
+    ],
+)
+def test_other_classes_are_checked_before_a_training(desk, change, problem):
+    with pytest.raises(UserError, match=problem):
+        preflight.train(options(change))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("model.decoder=my_parts:Bare", "has no `fusions`"),
+        ("loss=my_parts:EachPixel", "gives 2x16x12 for tensors of 2x1x16x12 and 2x16x12"),
+        ("loss=my_parts:Constant", "has no gradient"),
+    ],
+)
+def test_what_a_class_gives_is_checked_before_a_training(desk, change, problem):
+    with pytest.raises(UserError, match=problem):
+        build.make_module(options(change))
+
+
+def test_an_own_decoder_without_nodes_has_no_deep_supervision(desk):
+    with pytest.raises(UserError, match="has no `node_channels`"):
+        build.make_module(options("model.decoder=my_parts:Shallow", "model.deep_supervision=true"))
+
+
+@pytest.mark.parametrize("skip", ["model.skip=nested", "model.stem_skip=true"])
+def test_an_own_decoder_stands_beside_no_other(skip):
+    with pytest.raises(UserError, match=r"model\.decoder=null with"):
+        options("model.decoder=my_parts:Shallow", skip)
+
+
+def test_class_weights_do_nothing_to_an_own_loss():
+    with pytest.raises(UserError, match=r"class_weights=balanced does nothing to loss=my_parts:Power"):
+        options("loss=my_parts:Power", "class_weights=balanced")
+
+
+@pytest.mark.parametrize(
+    ("source", "classes", "problem"),
+    [
+        ("my_parts:nothing", "[a,b]", "returns list"),
+        ("{class: my_parts:find, root: ROOT}", "[b,a]", "has the classes a, b, data.classes b, a"),
+        ("{class: my_parts:find, root: /nowhere}", "[a,b]", "data.root=/nowhere lacks"),
+    ],
+)
+def test_what_a_function_finds_is_checked(desk, drawn_set, source, classes, problem):
+    given = [f"data.source={source.replace('ROOT', str(drawn_set))}", f"data.classes={classes}"]
+    data = compose("train", Train, ["data=own", *given]).data.model_dump()
+    with pytest.raises(UserError, match=problem):
+        find(data, seed=0)
+    forget(desk)
+    with pytest.raises(UserError, match="names the class my_parts:"):
+        make_data(data, 0)
+    assert not was_imported(desk)
+
+
+def test_the_name_of_a_function_in_the_place_of_a_data_set_says_where_it_belongs():
+    with pytest.raises(UserError, match=r"try: data=own data\.source=my_parts:find"):
+        options("data=my_parts:find")
+
+
 # A whole run
 
 
-def test_a_run_with_an_own_fusion_has_all_that_others_have(desk, tiny):
-    run = tiny(GATED, "model.encoder=resnet18", "model.weights=null", "gradients.routes_every_n_steps=2",
-               "gradients.every_n_steps=2", "trainer.max_epochs=1", "name=own")  # fmt: skip
-    flow = pd.read_csv(run.gradient_flow)
-    assert {"skip", "exit"} <= set(flow.kind)
-    assert set(flow[flow.kind == "skip"].block) == {f"level{level}" for level in range(1, 5)}
-    assert json.loads(run.summary.read_text())["skip"] == "my_skips:Gated(reduction=2)"
-    evaluate.evaluate(evaluate.options_of([f"checkpoint={run.path}", "trust=true", "lesion=true",
-                                           "mechanism=[similarity]", "accelerator=cpu"]))  # fmt: skip
-    assert set(pd.read_csv(run.path / "evaluation/synthetic_test/lesion.csv").columns) >= {"cut", "levels"}
-    extended = preflight.train
-    from unetseg.train import options_of_resumed_run, train
+@pytest.fixture(scope="module")
+def whole(drawn_set, tmp_path_factory) -> Path:
+    """A folder with a run in which everything that can be the user's own is."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "my_skips.py").write_text(MODULE)
+    (folder / "my_parts.py").write_text(PARTS)
+    given = [
+        *(option for option in TINY if not option.startswith(("data=", "data.train", "data.test"))),
+        *("data=own", f"data.source={{class: my_parts:find, root: {drawn_set}}}", "data.classes=[a,b]"),
+        *(GATED, "model.decoder=my_parts:Doubled", "loss={class: my_parts:Power, power: 1.5}"),
+        *("callbacks=[{class: my_parts:Counter, file: epochs.txt}]", "model.encoder=resnet18", "model.weights=null"),
+        *("gradients.every_n_steps=2", "gradients.routes_every_n_steps=2", "trainer.max_epochs=1", "name=own"),
+    ]
+    assert run_in(folder, "train", *given).returncode == 0
+    return folder
 
-    longer = options_of_resumed_run([f"resume={run.path}", "++trainer.max_epochs=2", "trust=true"])
-    extended(longer)
-    assert train(longer)["epochs"] == 2
+
+def run_in(folder: Path, command: str, *given: str) -> subprocess.CompletedProcess[str]:
+    """Run a command where the user's modules are; what it has imported before is gone."""
+    (folder / "imported").unlink(missing_ok=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", f"unetseg.{command}", *given]
+    return subprocess.run(words, capture_output=True, text=True, cwd=folder, env=environment)
+
+
+def test_a_run_of_own_classes_has_all_that_others_have(whole):
+    run = whole / "runs/own"
+    flow = pd.read_csv(run / "gradient_flow.csv")
+    assert set(flow[flow.kind == "skip"].block) == {f"level{level}" for level in range(1, 5)}
+    assert "exit" in set(flow.kind)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["skip"] == "my_skips:Gated(reduction=2)"
+    assert summary["variant"] == "my_skips:Gated(reduction=2) decoder my_parts:Doubled"
+    assert (whole / "epochs.txt").read_text() == "0\n"
+
+
+def test_an_evaluation_and_a_report_of_such_a_run_import_nothing_unless_trusted(whole):
+    refused = run_in(whole, "evaluate", "checkpoint=runs/own")
+    assert refused.returncode == 2
+    assert "names the class my_parts:find" in refused.stderr
+    done = run_in(whole, "report", "runs=runs")
+    assert done.returncode == 0, done.stderr
+    assert not was_imported(whole)
+    done = run_in(whole, "evaluate", "checkpoint=runs/own", "trust=true", "lesion=true", "accelerator=cpu")
+    assert done.returncode == 0, done.stderr
+    assert (whole / "runs/own/evaluation/own_test/lesion.csv").is_file()
+
+
+def test_such_a_run_is_resumed_with_trust_alone(whole):
+    longer = ("resume=runs/own", "trainer.max_epochs=2")
+    refused = run_in(whole, "train", *longer)
+    assert refused.returncode == 2
+    assert "runs/own/config.yaml names the class my_" in refused.stderr
+    assert not was_imported(whole)
+    done = run_in(whole, "train", *longer, "trust=true")
+    assert done.returncode == 0, done.stderr
+    assert (whole / "epochs.txt").read_text() == "0\n1\n"
+
+
+def test_a_model_needs_no_trust_for_the_loss_or_the_data_that_it_was_trained_with(desk):
+    save_untrained(desk / "model.ckpt", "loss=my_parts:Power", "model.weights=null")
+    assert unetseg.load(desk / "model.ckpt", device="cpu")(np.zeros((40, 60, 3), np.uint8)).shape == (40, 60)
+    assert not was_imported(desk)
 
 
 def test_an_own_fusion_is_exported(saved):
@@ -337,11 +547,19 @@ def test_an_own_fusion_is_exported(saved):
 
 
 def test_a_sweep_has_a_folder_for_each_class():
-    from unetseg.options.settings import run_name
-
     names = [run_name(options(skip).model_dump(), ()) for skip in ("model.skip=my_skips:Maximum", GATED)]
     assert names == ["my_skips.Maximum_seed0", "my_skips.Gated-reduction=2_seed0"]
 
 
-def test_the_module_of_checkpoints_knows_no_other_way_in(saved):
-    assert checkpoint.read_hyper_parameters(saved)["model"]["skip"] == "my_skips:Gated(reduction=2)"
+# The page
+
+
+def test_the_example_of_the_page_trains_as_it_stands(tmp_path, drawn):
+    page = (ROOT / "docs/extending.md").read_text()
+    module = re.search(r"```python\n(# my_skips\.py\n.*?)```", page, re.S)[1]
+    command = re.search(r"^python -m unetseg\.train (.*my_skips.*)$", page, re.M)[1]
+    (tmp_path / "my_skips.py").write_text(module)
+    done = run_in(tmp_path, "train", *shlex.split(command), *TINY[1:], f"data.root={drawn}", "trainer.max_epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(re.search(r"`(training resnet18, skip .*?)\.\.\.`", page)[1])
+    assert 30 <= len(module.splitlines()) <= 45

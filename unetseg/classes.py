@@ -172,7 +172,7 @@ def build(
     except UserError:
         raise
     except Exception as error:  # whatever the user's code raises
-        given = ", ".join(f"{name}={value}" for name, value in (places | dict(keywords)).items())
+        given = ", ".join(f"{name}={value}" for name, value in {**places, **keywords}.items())
         raise UserError(
             f"{option}={text} can't be built{f' with {given}' if given else ''}: {described(error)}",
             accepted="what the class itself accepts",

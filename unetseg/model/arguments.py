@@ -58,8 +58,9 @@ def _are_skips(value: Any) -> bool:
 
 def own_classes(values: Mapping[str, Any]) -> dict[str, str]:
     """Return the option of each class of somebody's own among the arguments of a network, by the class."""
-    skips = values.get("skip")
-    return {name: "model.skip" for name in (skips if isinstance(skips, list) else [skips]) if is_own(name)}
+    skips, decoder = values.get("skip"), values.get("decoder")
+    own = {name: "model.skip" for name in (skips if isinstance(skips, list) else [skips]) if is_own(name)}
+    return own | ({decoder: "model.decoder"} if isinstance(decoder, str) else {})
 
 
 def _is_dose(value: Any) -> bool:
@@ -78,7 +79,7 @@ def _are_scales(value: Any) -> bool:
 
 def _is_loss(value: Any) -> bool:
     if not isinstance(value, dict):
-        return isinstance(value, str) and value in LOSSES
+        return isinstance(value, str) and (value in LOSSES or is_own_class(value))
     tables = [(name, entry if isinstance(entry, dict) else {"weight": entry}) for name, entry in value.items()]
     return bool(tables) and all(
         name in LOSSES and table.keys() <= {"weight", *LOSSES[name]} and all(map(_is_dose, table.values()))
@@ -133,7 +134,7 @@ def _is_crop(value: Any) -> bool:
 SWITCH: Rule = ("true, false", lambda value: isinstance(value, bool))
 DOSES: Rule = (f"a number from 0, or a list of {LEVELS} of them", _are_doses)
 SCALES_RULE: Rule = (f"{', '.join(SCALES)}, a number above 0, or a list of {LEVELS} numbers", _are_scales)
-LOSS: Rule = (f"{', '.join(LOSSES)}, or a table of them and their weights", _is_loss)
+LOSS: Rule = (f"{', '.join(LOSSES)}, {OWN_CLASS}, or a table of them and their weights", _is_loss)
 BOUNDARY_WEIGHT: Rule = ("null, or a number from 0", lambda value: value is None or _is_dose(value))
 RANGE: Rule = ("null, or [low, high]", _is_range)
 NUMBERS: Rule = ("null, or a list of numbers", lambda value: value is None or _are_numbers(value))
@@ -155,6 +156,7 @@ VIEW: dict[str, Rule] = {
 NET: dict[str, Rule] = {
     "encoder": (f"an encoder of smp, or {TIMM}NAME of a model of timm", is_encoder),
     "skip": (f"{', '.join(SKIPS)}, {OWN_CLASS}, or a list of {LEVELS} of them", _are_skips),
+    "decoder": (f"null, or {OWN_CLASS}", lambda value: value is None or is_own_class(value)),
     "skip_flow": name_per_level_rule(FLOWS),
     "skip_gradient": DOSES,
     "skip_scale": SCALES_RULE,

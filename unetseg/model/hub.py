@@ -80,6 +80,7 @@ class HubFolder(SMPHubMixin):
     skip_gradient: list[float]
     skip_scale: list[float | str]
     stem_skip: bool
+    own_decoder: str | None
 
     def save_pretrained(self, save_directory: str | Path, **named: Any) -> str | None:
         """Write config.json, model.safetensors and, unless there is one, README.md, the model card.
@@ -193,7 +194,8 @@ class HubFolder(SMPHubMixin):
         plain = own and self.config["normalisation"] == "batch"
         untouched = self.skip_gradient == [1.0] * LEVELS and self.skip_scale == [1.0] * LEVELS
         whole = self.skip_flow == ["both"] * LEVELS and untouched
-        return plain and whole and not self.stem_skip and self.skip == ["concat"] * LEVELS
+        plain = plain and self.own_decoder is None and not self.stem_skip
+        return plain and whole and self.skip == ["concat"] * LEVELS
 
     def generate_model_card(
         self, *, dataset: str | None = None, metrics: dict[str, Any] | None = None, **_: Any

@@ -21,6 +21,7 @@ from unetseg.model.weights import COUNTER, MatchedNames, first_convolution, for_
 from unetseg.names import ENCODER_ONLY, one_word
 
 MATCHED = "matched"
+WHOLE = {"decoder": "decoder.", "head": "segmentation_head."}
 State = dict[str, Tensor]
 
 
@@ -184,7 +185,10 @@ def _another_encoder(theirs: State, ours: State) -> bool:
 
 def _blocks(state: Mapping[str, Tensor]) -> dict[str, State]:
     """Return the weights of each block of the decoder, coarsest first, and of the head, by their names in the net."""
-    numbers = sorted({int(name.split(".")[2]) for name in state if name.startswith("decoder.blocks.")})
+    places = {name.split(".")[2] for name in state if name.startswith("decoder.blocks.")}
+    if not places or not all(map(str.isdecimal, places)):  # a decoder of all levels
+        return {part: {n: w for n, w in state.items() if n.startswith(prefix)} for part, prefix in WHOLE.items()}
+    numbers = sorted(map(int, places))
     prefixes = {f"decoder{numbers[-1] - number}": f"decoder.blocks.{number}." for number in numbers}
     prefixes["head"] = "segmentation_head."
     return {part: {n: w for n, w in state.items() if n.startswith(prefix)} for part, prefix in prefixes.items()}

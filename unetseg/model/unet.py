@@ -54,6 +54,8 @@ class SkipUnet(nn.Module, HubFolder):
             permuted (concat of another level's features), decoders of all levels. A class of your own, a subclass of
             `unetseg.model.skips.Fusion`, is a kind as well: "package.module:Class" or "package.module:Class(argument=
             4)", which is imported.
+        decoder: None for the decoder that `skip` asks for; or a class of your own, as for `skip`, see
+            `unetseg.model.topologies.own_decoder`.
         skip_flow: both | forward | backward, or a list, see `unetseg.model.skips.FLOWS`; without effect for placebo and
             none, which let nothing through. `names.NOT_WITHHELD` says which kinds have no backward, and why.
         skip_gradient: the dose: what the gradient that comes back by a long skip is multiplied with, a finite number
@@ -102,6 +104,7 @@ class SkipUnet(nn.Module, HubFolder):
         encoder: str = "resnet34",
         *,
         skip: str | Sequence[str] = "concat",
+        decoder: str | None = None,
         skip_flow: str | Sequence[str] = "both",
         skip_gradient: float | Sequence[float] = 1.0,
         skip_scale: str | float | Sequence[float] = 1.0,
@@ -123,6 +126,9 @@ class SkipUnet(nn.Module, HubFolder):
                 raise ValueError(f"skip_flow={flows} at level {level}: skip={kind} doesn't have it: {reason}")
         self.skip_gradient = _doses(skip_gradient, self.skip, self.skip_flow)
         self.skip_scale = _scales(skip_scale, self.skip, self.skip_flow)
+        self.own_decoder = decoder
+        if decoder is not None and (stem_skip or not {*self.skip} <= {*FUSED} | {*filter(is_own, self.skip)}):
+            raise ValueError(f"decoder={decoder} has no stem_skip, and no skip={self.skip[0]}, a decoder of its own")
         self.stem_skip = stem_skip
         if stem_skip and not has_stem_skip(self.skip[0]):
             raise ValueError(
@@ -142,7 +148,15 @@ class SkipUnet(nn.Module, HubFolder):
         if match_parameters:
             calibrations = sum(p.numel() for part in scales for p in part.parameters())
             decoder_channels, scale = matched_channels(
-                self.encoder, decoder_channels, self.skip, normalisation, classes, calibrations, stem_skip, centre
+                self.encoder,
+                decoder_channels,
+                self.skip,
+                normalisation,
+                classes,
+                calibrations,
+                stem_skip,
+                centre,
+                decoder,
             )
         self.decoder = make_decoder(
             encoder_channels,
@@ -154,6 +168,7 @@ class SkipUnet(nn.Module, HubFolder):
             scale,
             stem_skip,
             centre,
+            decoder,
         )
         self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, kernel_size=3)
         initialize_decoder(self.decoder)
@@ -192,7 +207,7 @@ class SkipUnet(nn.Module, HubFolder):
     @property
     def merges_by_level(self) -> bool:
         """Whether each block merges the deep path with the long skip of its own level."""
-        return all(kind in FUSED or is_own(kind) for kind in self.skip)
+        return self.own_decoder is None and all(kind in FUSED or is_own(kind) for kind in self.skip)
 
 
 def _glorot(part: nn.Module) -> None:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from unetseg.huggingface import PREFIX
 from unetseg.names import MECHANISMS
-from unetseg.options.data_schema import Folder, HuggingFace, Pets, Synthetic
+from unetseg.options.data_schema import Folder, HuggingFace, OwnSource, Pets, Synthetic
 from unetseg.options.messages import one_of, rejected
 from unetseg.options.section import Section, Text, Trust
 
@@ -32,7 +32,7 @@ class Evaluate(Section):
     """The options of python -m unetseg.evaluate."""
 
     checkpoint: ExistingCheckpoint
-    data: Annotated[Pets | Folder | HuggingFace | Synthetic, Field(discriminator="name")]
+    data: Annotated[Pets | Folder | HuggingFace | Synthetic | OwnSource, Field(discriminator="name")]
     split: Literal["train", "val", "test", "all"] = Field(description="part of the data: train | val | test | all")
     accelerator: Text = Field(description="auto | cpu | gpu ..., as Lightning's Trainer takes it")
     lesion: bool = Field(description="true: cut every subset of the long skips, by zeros, means and other images")

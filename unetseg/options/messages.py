@@ -59,6 +59,14 @@ def own_class(value: object) -> str | None:
         raise rejected(f"{OWN_CLASS}, with arguments {OWN_TABLE}", OWN_TABLE, str(error)) from None
 
 
+def one_of_own(value: object, accepted: str, advice: str = "my_module:MyClass") -> str:
+    """Return the text of a class of the user's own; otherwise raise."""
+    own = own_class(value)
+    if own is None:
+        raise rejected(accepted, advice)
+    return own
+
+
 def an_encoder(value: object) -> str:
     """Return `value` if it may be an encoder's name; otherwise raise, with the nearest names of smp."""
     if is_encoder(value):

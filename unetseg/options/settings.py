@@ -22,9 +22,9 @@ NO_DIFFERENCE = (
 pictures are loaded and when the run is saved."""
 
 
-OWN = ("model.skip",)
+OWN = ("model.skip", "model.decoder", "loss", "callbacks", "data.source")
 """Options that may name a class of the user's own."""
-TABLES = ("loss", "optimizer.arguments", "model.skip")
+TABLES = ("loss", "optimizer.arguments", "model.skip", "model.decoder", "data.source")
 """Options whose value may be a table, and which are no sections for that."""
 
 
@@ -113,7 +113,7 @@ def _quoted(value: Any) -> str:
 IN_THE_VARIANT = tuple(
     f"model.{name}"
     for name in (
-        *("skip", "skip_flow", "skip_gradient", "skip_scale", "stem_skip"),
+        *("skip", "decoder", "skip_flow", "skip_gradient", "skip_scale", "stem_skip"),
         *("auxiliary", "deep_supervision", "match_parameters", "short_skips"),
     )
 )
@@ -135,6 +135,8 @@ def variant(model: dict[str, Any]) -> str:
         words.append("auxiliary")
     if model.get("deep_supervision"):
         words.append("deep-supervision")
+    if model.get("decoder"):
+        words.append(f"decoder {model['decoder']}")
     if model["match_parameters"]:
         words.append("matched")
     if model["short_skips"] is not True:

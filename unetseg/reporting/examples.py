@@ -99,7 +99,7 @@ def _samples(run: Run, names: Sequence[str], trust: bool) -> list[Sample]:
         model, known = checkpoint.load(run.folder.best, trust=trust)
         measured = {name: known["data"].get(name) for name in ("mean", "std")}
         options = {**run.options["data"], **measured, "cache": "none", "check": "none"}
-        data = make_data(options, run.seed, test_split="test")
+        data = make_data(options, run.seed, test_split="test", trust=trust)
         data.setup()
         dataset: Examples = data.loader("test").dataset  # type: ignore[assignment]
         positions = {cell(example.name): position for position, example in enumerate(dataset.examples)}

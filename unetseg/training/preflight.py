@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -87,10 +88,22 @@ def own_classes(options: Train) -> None:
     own = settings.own_classes(options.model_dump())
     classes.admit(own, f"{options.resume}/config.yaml", options.trust or not options.resume)
     if own:
-        from unetseg.model.skips import check_fusion  # which imports torch
+        # which import torch
+        from lightning.pytorch.callbacks import Callback
 
-        for name in own:
-            check_fusion(name)
+        from unetseg.model.skips import check_fusion
+        from unetseg.model.topologies import check_decoder
+        from unetseg.training.losses import check_loss
+
+        checks: dict[str, Callable[[str], object]] = {
+            "model.skip": check_fusion,
+            "model.decoder": check_decoder,
+            "loss": check_loss,
+            "callbacks": lambda name: classes.load(name, "callbacks", Callback),
+            "data.source": lambda name: classes.load(name, "data.source"),
+        }
+        for name, option in own.items():
+            checks[option](name)
 
 
 def data(data: SegmentationData) -> None:
