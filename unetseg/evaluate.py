@@ -26,9 +26,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from unetseg import classes as own_classes
 from unetseg.errors import UserError, first_line
 from unetseg.files import write_json
-from unetseg.names import AT_FUSIONS, class_names, counted
+from unetseg.names import AT_FUSIONS, class_names, counted, is_own
 from unetseg.options import command, recorded
 from unetseg.options.call import CallableModule, Option, interruptible, overrides_of
 from unetseg.options.command_schema import Evaluate
@@ -87,7 +88,9 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     from unetseg.training.losses import make_loss
     from unetseg.training.module import SegmentationModule
 
-    model, known = checkpoint.load(options.checkpoint)
+    model, known = checkpoint.load(options.checkpoint, trust=options.trust)
+    if is_own(known["loss"]):
+        own_classes.admit({known["loss"]: "loss"}, options.checkpoint, options.trust)
     classes = class_names(options.data.model_dump())
     if list(classes) != known["classes"]:
         raise UserError(
@@ -138,7 +141,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
                 accepted=f"{value}, which the checkpoint states" if value else "null, as in training",
                 advice="data.bands=null" if name == "bands" else "data.mean=null data.std=null",
             )
-    data = make_data(options.data.model_dump() | measured, known["seed"], test_split=options.split)
+    data = make_data(options.data.model_dump() | measured, known["seed"], test_split=options.split, trust=True)
     data.check()
     training = training_pictures(options, known) if "hellinger" in options.mechanism else None
     norms = feature_norms(options) if "oscillation" in options.mechanism else None
@@ -147,7 +150,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
         raise UserError(f"{folder.path} exists", accepted="a new folder", advice="another output=...")
     check_writable(folder.path)
     weights = {name: known.get(name) for name in ("class_weights", "boundary_weight")}
-    loss = make_loss(known["loss"], len(classes), **weights)
+    loss = make_loss(known["loss"], len(classes), **weights, trust=options.trust)
     module = SegmentationModule(model, loss, classes=len(classes), view=data.view)
     record = TestRecord(folder, tolerance=options.tolerance)
     trainer = build.make_trainer({"accelerator": options.accelerator, "devices": 1}, [], [record], folder.path)
@@ -394,7 +397,11 @@ def options_of(overrides: list[str]) -> Evaluate | None:
         return None  # whose message comes from Hydra
     base = recorded.defaults("evaluate", Evaluate, name)
     base["data"] |= data if name == data["name"] else _for_other_data(data, name)
-    return recorded.apply_overrides("evaluate", Evaluate, base, overrides)
+    options = recorded.apply_overrides("evaluate", Evaluate, base, overrides)
+    source = getattr(options.data, "source", None)
+    if source is not None and "data.source" not in values:  # it is the file's, not typed
+        own_classes.admit({source: "data.source"}, path, options.trust)
+    return options
 
 
 def _for_other_data(data: dict[str, Any], name: str) -> dict[str, Any]:

@@ -32,6 +32,7 @@ ENCODERS = (
 """The encoders of smp, by the names of its own table."""
 TIMM = "tu-"
 """What stands before the name of a model of timm, where that is the encoder."""
+_OWN_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\(.*\))?", re.ASCII)
 _TIMM_ENCODER = re.compile(r"tu-[A-Za-z0-9][A-Za-z0-9_.-]{0,98}")
 FUSED = ("concat", "add", "attention", "multiply", "respath", "scse", "placebo", "shuffled", "none")
 """The kinds of long skips that a level can have."""
@@ -87,6 +88,10 @@ PET_CLASSES = {"pet": ("background", "pet"), "trimap": ("background", "pet", "bo
 """The classes of a set in the layout of Oxford-IIIT Pet, by its `target`."""
 MOST_CHANNELS = 128
 """Most channels of a picture: OpenCV has no more."""
+LONGEST_CLASS = 500
+"""Most letters of the name of a class of the user's own, with its arguments."""
+OWN_CLASS = "package.module:Class of your own"
+"""What such a name is called."""
 LARGEST_SIZE = 8192
 """Largest side in pixels of the square that a model is trained on, so that no file makes us use all memory."""
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -148,6 +153,16 @@ def is_encoder(name: object) -> bool:
     return isinstance(name, str) and (name in ENCODERS or _TIMM_ENCODER.fullmatch(name) is not None)
 
 
+def is_own(name: object) -> bool:
+    """Return whether this names a class of the user's own: `package.module:Class`, or with arguments in brackets.
+
+    Examples:
+        >>> is_own("my_skips:Maximum"), is_own("my_skips:Gated(reduction=4)"), is_own("concat")
+        (True, True, False)
+    """
+    return isinstance(name, str) and len(name) <= LONGEST_CLASS and _OWN_CLASS.fullmatch(name) is not None
+
+
 def has_gradient(skip: str, flow: str) -> bool:
     """Return whether the whole gradient of a long skip comes back by it, so that there is something to multiply."""
     return skip not in ("placebo", "none") and flow == "both"
@@ -160,7 +175,7 @@ def has_features(skip: str, flow: str) -> bool:
 
 def has_stem_skip(finest: str) -> bool:
     """Return whether there is a long skip of stride 1 of the kind that level 1 has."""
-    return finest in FUSED and finest != "none"
+    return is_own(finest) or (finest in FUSED and finest != "none")
 
 
 def nearest_first(wanted: str, names: Sequence[str]) -> list[str]:

@@ -29,7 +29,6 @@ from unetseg.data.dataset import Batch
 from unetseg.evaluation.statistics import jackknife
 from unetseg.model.segmenter import Segmenter
 from unetseg.model.skips import Concat, Fusion, Scse, Shuffled
-from unetseg.names import FUSED
 
 BLOCKS = 10
 """Blocks of pictures, each of which is left out once for the intervals (the jackknife of Tukey 1958)."""
@@ -83,7 +82,7 @@ class Meeting:
 def refusal(model: Segmenter) -> str:
     """Return why nothing meets in a model's decoder; empty where it does."""
     kinds = dict.fromkeys(model.net.skip)
-    if not kinds.keys() <= {*FUSED}:
+    if not model.net.merges_by_level:
         return f"with skip={', '.join(kinds)} no block merges the deep path with its own level's long skip"
     return ""
 

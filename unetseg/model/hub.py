@@ -16,6 +16,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
 from segmentation_models_pytorch.base.hub_mixin import SMPHubMixin
 
+from unetseg import classes
 from unetseg.errors import UserError, first_line
 from unetseg.model import archive, arguments
 from unetseg.model.encoders import normalisation_of
@@ -79,6 +80,7 @@ class HubFolder(SMPHubMixin):
     skip_gradient: list[float]
     skip_scale: list[float | str]
     stem_skip: bool
+    own_decoder: str | None
 
     def save_pretrained(self, save_directory: str | Path, **named: Any) -> str | None:
         """Write config.json, model.safetensors and, unless there is one, README.md, the model card.
@@ -94,12 +96,15 @@ class HubFolder(SMPHubMixin):
         )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, strict: bool = True, **named: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, strict: bool = True, trust: bool = False, **named: Any
+    ) -> Any:
         """Load the network of a folder or repository, in eval mode.
 
         Args:
             pretrained_model_name_or_path: what SkipUnet.save_pretrained has written, or smp has saved from it since.
             strict: refuse weights that don't fit; False loads those that do, and warns of the others.
+            trust: import the classes of somebody's own that config.json names, see `unetseg.classes`.
             named: arguments of SkipUnet, which replace the folder's, or of huggingface_hub (token, revision,
                 cache_dir, force_download, local_files_only), or map_location.
 
@@ -116,7 +121,7 @@ class HubFolder(SMPHubMixin):
             if local.exists() and not local.is_file():
                 raise ValueError("config.json is no file")
             return super().from_pretrained(
-                pretrained_model_name_or_path, strict=strict, changes=changes, **hub_arguments
+                pretrained_model_name_or_path, strict=strict, trust=trust, changes=changes, **hub_arguments
             )
         except UserError:
             raise
@@ -133,6 +138,7 @@ class HubFolder(SMPHubMixin):
         config: dict[str, Any] | None,
         changes: dict[str, Any],
         strict: bool,
+        trust: bool,
         map_location: str = "cpu",
         **named: Any,
     ) -> Any:
@@ -140,7 +146,9 @@ class HubFolder(SMPHubMixin):
 
         Arguments in `named` that huggingface_hub takes from config.json are not used.
         """
-        net = cls(**{**recorded_arguments(model_id, config or {}), **changes})
+        stated = {name: v for name, v in recorded_arguments(model_id, config or {}).items() if name not in changes}
+        classes.admit(arguments.own_classes(stated), Path(model_id, "config.json"), trust)
+        net = cls(**stated, **changes)
         file = Path(model_id, "model.safetensors")
         if not Path(model_id).is_dir():
             hub_arguments = {name: named[name] for name in HUB_ARGUMENTS if name in named}
@@ -200,7 +208,8 @@ class HubFolder(SMPHubMixin):
         plain = own and self.config["normalisation"] == "batch"
         untouched = self.skip_gradient == [1.0] * LEVELS and self.skip_scale == [1.0] * LEVELS
         whole = self.skip_flow == ["both"] * LEVELS and untouched
-        return plain and whole and not self.stem_skip and self.skip == ["concat"] * LEVELS
+        plain = plain and self.own_decoder is None and not self.stem_skip
+        return plain and whole and self.skip == ["concat"] * LEVELS
 
     def generate_model_card(
         self,

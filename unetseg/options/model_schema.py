@@ -11,6 +11,7 @@ from unetseg.names import (
     FLOWS,
     FUSED,
     LEVELS,
+    OWN_CLASS,
     RESNETS,
     SCALES,
     SHORT_SKIPS,
@@ -27,6 +28,7 @@ from unetseg.options.messages import (
     dose_per_level,
     format_value,
     one_of,
+    one_of_own,
     one_or_per_level,
     rejected,
     scale_per_level,
@@ -54,7 +56,11 @@ class Model(Section):
     skip: str | list[str] = Field(
         description="long skips: concat | add | attention | multiply | respath (MultiResUNet) | scse (smp's) | "
         "placebo | shuffled (in training another picture's features) | none, or one per level, finest first; or, of "
-        "all levels, nested (U-Net++) | full (U-Net 3+) | channel (UCTransNet) | permuted (concat of another level's)"
+        "all levels, nested (U-Net++) | full (U-Net 3+) | channel (UCTransNet) | permuted (concat of another level's); "
+        "or a fusion of your own, package.module:Class or {class: package.module:Class, ARGUMENT: VALUE}"
+    )
+    decoder: str | None = Field(
+        description="null: the one that model.skip asks for | package.module:Class, one of your own"
     )
     skip_flow: str | list[str] = Field(
         description="both | forward (no gradient) | backward (no features), or one per level, finest first"
@@ -105,7 +111,12 @@ class Model(Section):
     @field_validator("skip", mode="before")
     @classmethod
     def _skip(cls, value: object) -> str | list[str]:
-        return one_or_per_level(value, SKIPS, "model.skip", FUSED)
+        return one_or_per_level(value, SKIPS, "model.skip", FUSED, own=True)
+
+    @field_validator("decoder", mode="before")
+    @classmethod
+    def _decoder(cls, value: object) -> str | None:
+        return None if value is None else one_of_own(value, f"null, or {OWN_CLASS}")
 
     @field_validator("skip_flow", mode="before")
     @classmethod
@@ -193,6 +204,15 @@ class Model(Section):
                 "no features to multiply",
                 f"model.skip_scale={'1' if named else format_value(fitting)}",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _own_decoder_has_levels(self) -> Model:
+        kinds = self.skip if isinstance(self.skip, list) else [self.skip]
+        whole = next((kind for kind in kinds if kind in SKIPS and kind not in FUSED), None)
+        if self.decoder is not None and (self.stem_skip or whole):
+            wrong = f"model.skip={whole}, a decoder itself" if whole else "model.stem_skip=true"
+            raise rejected(f"model.decoder=null with {wrong}", "model.decoder=null")
         return self
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from unetseg import launch
+from unetseg import classes, launch
 from unetseg.data import samples
 from unetseg.data.datamodule import SegmentationData
 from unetseg.data.view import View
@@ -76,7 +76,7 @@ def make_module(
         raise no_weights(options.model.encoder, first_line(error)) from None
     if weights not in (None, "imagenet"):
         names = class_names(options.data.model_dump())
-        matched = load_weights(model, weights, names, strict=options.model.strict_weights)
+        matched = load_weights(model, weights, names, strict=options.model.strict_weights, trust=options.trust)
         if launch.is_first():
             print(f"{weights}:\n{matched}" if isinstance(matched, MatchedParts) else f"{weights}: {matched}")
     if options.model.encoder not in RESNETS + DENSENETS:
@@ -92,10 +92,18 @@ def make_module(
     if options.model.auxiliary:
         auxiliary = AuxiliaryHeads(cast(list[int], model.net.encoder.out_channels), outputs)
     if options.model.deep_supervision:
-        deep_supervision = MaskHeads(model.net.decoder.node_channels, outputs)
+        if not hasattr(model.net.decoder, "node_channels"):
+            raise UserError(
+                f"model.deep_supervision=true: model.decoder={options.model.decoder} has no `node_channels`",
+                accepted="widths of the features that forward(features, with_nodes=True) returns beside the result",
+                advice="model.deep_supervision=false",
+            )
+        deep_supervision = MaskHeads(cast(Any, model.net.decoder).node_channels, outputs)
     return SegmentationModule(
         model,
-        make_loss(options.loss, classes, class_weights=class_weights, boundary_weight=options.boundary_weight),
+        make_loss(
+            options.loss, classes, trust=True, class_weights=class_weights, boundary_weight=options.boundary_weight
+        ),
         classes=classes,
         lr=options.optimizer.lr,
         optimization=Optimization(**options.optimizer.model_dump(exclude={"lr", "lr_scaling", "ema"})),
@@ -202,6 +210,11 @@ def make_steering(options: Train) -> list[Callback]:
     if not isinstance(options.model.freeze_encoder, bool):
         callbacks.append(Thaw(options.model.freeze_encoder))
     return callbacks
+
+
+def make_own_callbacks(options: Train) -> list[Callback]:
+    """Return the callbacks of the user's own."""
+    return [classes.build(name, "callbacks", Callback) for name in options.callbacks]
 
 
 def make_loggers(options: Train, run: RunFolder) -> list[Logger]:
