@@ -156,7 +156,7 @@ def train(cells: Sequence[Cell], paths: dict[str, Path], work: Path, jobs: int) 
 def measure(cell: Cell, work: Path) -> Record:
     """Return the numbers of a finished run: its scores by unit, and the readings that any claim wants of it."""
     folder, wanted = work / cell.name, literature.wanted(cell.setting)
-    options = sorted({option for name in wanted for option in readings.READINGS[name].evaluate})
+    options = readings.evaluate_options(wanted)
     evaluation = folder / "evaluation" / hashlib.sha256(" ".join(options).encode()).hexdigest()[:8]
     seconds = 0.0
     if options and not (evaluation / "summary.json").exists():

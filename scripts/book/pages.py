@@ -74,7 +74,7 @@ def _result(contrast: Contrast, known: dict[Cell, Record]) -> Result | None:
         return {
             cell.seed: record
             for cell, record in known.items()
-            if cell.setting == setting and (has or contrast.reading in record["readings"])
+            if cell.setting == setting and (has or math.isfinite(record["readings"].get(contrast.reading, math.nan)))
         }
 
     more = values(contrast.more)

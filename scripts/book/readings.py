@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,10 @@ class Reading:
     """How a number is read from a run, and what the evaluation has to be asked for."""
 
     read: Callable[[Run, Path], float]
-    evaluate: tuple[str, ...] = ()
-    """Options of python -m unetseg.evaluate."""
+    option: str = ""
+    """Of python -m unetseg.evaluate, or none."""
+    mechanism: str = ""
+    """One of those that its option `mechanism` takes, or none."""
 
 
 def _flow(run: Run, kind: str, metric: str) -> pd.DataFrame:
@@ -95,15 +98,43 @@ def freeu_gain(_: Run, evaluation: Path) -> float:
     return float(both.iou_difference[both.levels.str.len().idxmax()])
 
 
+def sharpness(_: Run, evaluation: Path) -> float:
+    """Return log10 of the loss's curvature along a filter-normalised random direction; nan where it is not convex."""
+    table = pd.read_csv(evaluation / "sharpness.csv").set_index("direction")
+    curvature = float(table.curvature["first"])
+    return math.log10(curvature) if curvature > 0 else math.nan
+
+
+def alike_gradients(_: Run, evaluation: Path) -> float:
+    """Return the autocorrelation of the gradient at the stem from one of 64 points between two pictures to the next."""
+    table = pd.read_csv(evaluation / "shattering.csv")
+    return float(table.acf[(table.depth == "stem") & (table.lag == 1)].iloc[0])
+
+
+def evaluate_options(names: Iterable[str]) -> list[str]:
+    """Return the options of python -m unetseg.evaluate that these readings ask for.
+
+    Examples:
+        >>> evaluate_options(["early_iou", "deep_rank", "cka_coarse_less_fine", "shift_loss"])
+        ['mechanism=[rank,similarity]', 'shift=true']
+    """
+    own = [READINGS[name] for name in names]
+    mechanisms = sorted({reading.mechanism for reading in own if reading.mechanism})
+    options = {reading.option for reading in own if reading.option}
+    return sorted(options | ({f"mechanism=[{','.join(mechanisms)}]"} if mechanisms else set()))
+
+
 READINGS = {
     "skip_exit_share": Reading(skip_exit_share),
     "stem_gradient": Reading(stem_gradient),
     "early_iou": Reading(early_iou),
     "edge_gain": Reading(edge_gain),
-    "lesion_loss": Reading(lesion_loss, ("lesion=true",)),
-    "short_path_share": Reading(short_path_share, ("gradient=true",)),
-    "cka_coarse_less_fine": Reading(cka_coarse_less_fine, ("mechanism=[similarity]",)),
-    "deep_rank": Reading(deep_rank, ("mechanism=[rank]",)),
-    "shift_loss": Reading(shift_loss, ("shift=true",)),
-    "freeu_gain": Reading(freeu_gain, ("freeu=[1.2,0.9]",)),
+    "lesion_loss": Reading(lesion_loss, "lesion=true"),
+    "short_path_share": Reading(short_path_share, "gradient=true"),
+    "cka_coarse_less_fine": Reading(cka_coarse_less_fine, mechanism="similarity"),
+    "deep_rank": Reading(deep_rank, mechanism="rank"),
+    "shift_loss": Reading(shift_loss, "shift=true"),
+    "sharpness": Reading(sharpness, mechanism="landscape"),
+    "alike_gradients": Reading(alike_gradients, mechanism="shattering"),
+    "freeu_gain": Reading(freeu_gain, "freeu=[1.2,0.9]"),
 }
