@@ -286,7 +286,7 @@ def test_a_real_search_ends_in_a_report_by_validation_and_a_command_for_the_test
     jobs = runs_of(words)
     assert [options.seed for options in compose_runs("ablate", Ablate, jobs)] == [1, 2, 3]
 
-    page = report(Report(runs=str(found.folder), output=None, wandb=False, plan=None, pooled=False))
+    page = report(Report(runs=str(found.folder), output=None, wandb=False, plan=None, pooled=False, trust=False))
     text = page.with_name("report.md").read_text()
     best = max(table, key=lambda row: float(row["val/iou"]))
     assert f"{best['folder']} has the best validation IoU".replace("_", "\\_") in text

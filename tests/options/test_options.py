@@ -99,7 +99,12 @@ WRONG = [
     ("model=resnet50", "model=resnet50 is not accepted", "options of model: model.encoder, ", "try: model.encoder=..."),
     ("dataset=pets", "dataset is not an option", "accepted: data", "try: data=pets"),
     ("qqqq=1", "qqqq is not an option", "accepted", "try: --help"),
-    ("data=/photos", "data=/photos is not accepted", "folder, hf, own, pets, synthetic", "data=folder data.root=/photos"),
+    (
+        "data=/photos",
+        "data=/photos is not accepted",
+        "folder, hf, own, pets, synthetic",
+        "data=folder data.root=/photos",
+    ),
     ("trainer=gpuu", "trainer=gpuu is not accepted", "accepted: gpu, ", "try: trainer=gpu"),
 ]
 
