@@ -191,7 +191,7 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(add):
 def test_without_gradio_the_extra_is_named(add, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'unetseg\[demo\]'"):
-        check(Demo(checkpoint=str(add), port=0))
+        check(Demo(checkpoint=str(add), port=0, trust=False))
 
 
 @pytest.mark.parametrize(("options", "said"), [
