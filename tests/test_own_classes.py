@@ -559,7 +559,8 @@ def test_the_example_of_the_page_trains_as_it_stands(tmp_path, drawn):
     module = re.search(r"```python\n(# my_skips\.py\n.*?)```", page, re.S)[1]
     command = re.search(r"^python -m unetseg\.train (.*my_skips.*)$", page, re.M)[1]
     (tmp_path / "my_skips.py").write_text(module)
-    done = run_in(tmp_path, "train", *shlex.split(command), *TINY[1:], f"data.root={drawn}", "trainer.max_epochs=1")
+    more = (*TINY[1:], f"data.root={drawn}", "trainer.max_epochs=1", "model.encoder=resnet18")
+    done = run_in(tmp_path, "train", *shlex.split(command), *more)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(re.search(r"`(training resnet18, skip .*?)\.\.\.`", page)[1])
     assert 30 <= len(module.splitlines()) <= 45
