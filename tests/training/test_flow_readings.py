@@ -151,5 +151,5 @@ def test_an_encoder_without_features_of_stride_2_is_read_at_the_levels_that_it_h
 def test_an_encoder_whose_features_are_copies_has_no_skip_shares_and_it_is_said_once(steps, capsys, figures):
     run = steps("model.encoder=tu-test_mambaout", "trainer.max_epochs=1", "trainer.limit_train_batches=1")
     assert capsys.readouterr().out.count("no skip shares are read: features of TimmUniversalEncoder are copies") == 1
-    assert set(readings(run).kind) == {"block", "net", "exit"}
+    assert set(readings(run).kind) == {"block", "net", "exit", "features"}
     assert (run.figures / "gradient_flow.png").stat().st_size > 10_000
