@@ -11,6 +11,7 @@ augment    images/s of the augmentation in three libraries, and whether their ma
 predict    a picture's classes by smp.Unet, by our predictor, and by our predictor on ONNX
 startup    seconds to the first training step, to the help text and to the message about a wrong option
 growth     how the cost of training grows with images, pixels and epochs
+roofline   how much of the machine's arithmetic and memory rate a step uses, and each block of the net
 memory     whether the memory of a training grows with its steps
 
 Every round has each alternative once, and what counts is the ratio within a round. Measurements that share a --json
@@ -63,6 +64,8 @@ MEASUREMENTS: dict[str, dict[str, Any]] = {
     "startup": {"pets": ..., "encoder": ..., "size": ..., "batch_size": ..., "rounds": 5},
     "growth": {"pets": ..., "encoder": ..., "size": ..., "batch_size": ..., "steps": 8, "epochs": 2, "workers": ...,
                "rounds": 2},
+    "roofline": {"pets": ..., "encoder": ..., "size": ..., "batch_size": ..., "steps": ..., "workers": ...,
+                 "cache": ..., "rounds": 3},
     "memory": {"pets": ..., "encoder": ..., "size": 32, "batch_size": 2, "steps": 2000, "workers": ..., "rounds": 2},
 }  # fmt: skip
 """The options of each measurement; ... is the default of OPTIONS."""
@@ -97,9 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         pictures.official_layout(arguments["pets"])
     entries = report.kept(json)  # what can't be read shows now
     result = importlib.import_module(f"benchmarks.{what}").measure(**arguments)
-    command = shlex.join(["python", "scripts/benchmark.py", *without(given, "--json", "--output")])
     name = shlex.join(without(given, "--json", "--output", "--pets"))
-    entries[name] = report.entry(result, command)
+    entries[name] = report.entry(result, f"python scripts/benchmark.py {name}")
     print(report.markdown({name: entries[name]}))
     if json:
         report.write(entries, json)

@@ -20,6 +20,7 @@ from unetseg.options.validation import describe
 NEW = {
     "0.2": {
         *(
+            "callbacks",
             "data.check",
             "dry_run",
             "data.range",
@@ -29,7 +30,7 @@ NEW = {
             "model.auxiliary",
             "model.deep_supervision",
         ),
-        *("model.skip_scale", "model.stem_skip", "freeu"),
+        *("model.decoder", "model.skip_scale", "model.stem_skip", "freeu"),
         *("model.skip_gradient", "model.strict_weights", "model.freeze_encoder", "class_weights", "boundary_weight"),
         *(f"optimizer.{name}" for name in ("name", "encoder_lr_factor", "arguments", "schedule", "warmup_epochs")),
         *("optimizer.patience", "optimizer.ema", "early_stopping", "find_lr", "data.bands"),
@@ -38,6 +39,7 @@ NEW = {
         *("data.channels", "data.mean", "data.std", "data.shown"),
         *("data.images", "data.masks", "data.values", "data.threshold", "data.instances", "data.group"),
         *("data.stratify", "data.folds", "data.fold", "data.config", "data.revision", "data.image", "data.mask"),
+        "data.source",
     }
 }
 """The options that a version brought; all others are of 0.1."""

@@ -1,15 +1,17 @@
 """The contest's scores, by plain loops: they must know neither our metrics nor another library's."""
 
-import importlib.util
+import importlib
+import json
+import sys
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from scipy import stats
 
-SPEC = importlib.util.spec_from_file_location("contest_score", ROOT / "scripts/contest/score.py")
-contest = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(contest)
+sys.path.insert(0, str(ROOT / "scripts/contest"))
+contest, run = importlib.import_module("score"), importlib.import_module("run")
 
 
 def slow_band(mask: np.ndarray, width: int) -> np.ndarray:
@@ -57,3 +59,21 @@ def test_the_score_of_files_is_the_mean_over_classes_that_occur(tmp_path):
     three = contest.score(tmp_path / "truth", tmp_path / "predicted", ["a"], 3)
     assert two["iou"] == two["iou_per_image"] == pytest.approx(0.8)
     assert three["iou"] == pytest.approx((50 / 60 + 40 / 50) / 2)
+
+
+def test_the_table_tells_means_and_welchs_interval_of_the_difference_from_ours(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "KEPT", tmp_path / "scores.jsonl")
+    assert run.kept() == {}
+    values = {"ours": [0.86, 0.87, 0.85], "example": [0.84, 0.83, 0.86]}
+    lines = [
+        {"set": "pets", "recipe": recipe, "seed": seed, "size": 128, "epochs": 10, **dict.fromkeys(run.SCORES, value)}
+        for recipe, own in values.items()
+        for seed, value in enumerate(own)
+    ]
+    other_size = {**lines[0], "size": 64, "iou": 0.1}
+    run.KEPT.write_text("".join(f"{json.dumps(line)}\n" for line in [*lines, other_size]))
+    assert len(run.kept()) == 7
+    table = run.table(128).splitlines()
+    assert "| pets | ours | 3 | 0.860 | 0.860 | 0.860 |" in table
+    low, high = stats.ttest_ind(values["example"], values["ours"], equal_var=False).confidence_interval()
+    assert f"| pets | example | 3 | 0.843 (-0.017 [{low:+.3f}, {high:+.3f}])" in table[2]

@@ -107,6 +107,13 @@ def test_only_levels_that_carry_features_can_be_switched_off(tmp_path):
     assert mixed.levels == [2], "a product with zeros would switch the deep path off"
 
 
+def test_the_stem_skip_can_be_switched_off_by_its_own_kind():
+    known = {"classes": PETS, "data": {"size": 64}}
+    for skip, levels in ((["concat", *["multiply"] * 3], [0, 1]), (["multiply", *["concat"] * 3], [2, 3, 4])):
+        model = Segmenter(classes=2, encoder="tu-test_resnet", weights=None, skip=skip, stem_skip=True)
+        assert SwitchedModel(model, known).levels == levels
+
+
 def test_what_changed_is_counted_said_and_drawn():
     intact = np.zeros((10, 20), np.uint8)
     intact[:, :10] = 1  # 100 pixels
@@ -184,7 +191,7 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(add):
 def test_without_gradio_the_extra_is_named(add, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'unetseg\[demo\]'"):
-        check(Demo(checkpoint=str(add), port=0))
+        check(Demo(checkpoint=str(add), port=0, trust=False))
 
 
 @pytest.mark.parametrize(("options", "said"), [

@@ -99,7 +99,11 @@ def test_every_snippet_runs(page, desk, monkeypatch):
 
 
 def test_every_option_that_a_page_names_exists():
-    known = {key for data in ("pets", "folder", "hf", "synthetic") for key in describe(Train, {"data": {"name": data}})}
+    known = {
+        key
+        for data in ("pets", "folder", "hf", "synthetic", "own")
+        for key in describe(Train, {"data": {"name": data}})
+    }
     for page, text in TEXTS.items():
         if page != "docs/changelog.md":
             for key in re.findall(
@@ -129,7 +133,7 @@ def test_the_tables_of_options_hold_every_option():
     spec.loader.exec_module(hooks)
     page = hooks.on_page_markdown(TEXTS["docs/options.md"])
     for name, schema in COMMANDS.items():
-        for data in ("pets", "folder", "hf", "synthetic") if name == "train" else ("pets",):
+        for data in ("pets", "folder", "hf", "synthetic", "own") if name == "train" else ("pets",):
             for key in describe(schema, {"data": {"name": data}}):
                 assert key.startswith("trainer.") or f"| `{key}` |" in page, (name, key)
     assert "| `checkpoint` | required |" in page

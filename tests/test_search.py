@@ -18,6 +18,7 @@ from conftest import ROOT, TINY
 
 from unetseg import ablate
 from unetseg.errors import UserError
+from unetseg.options.command import sweep_of
 from unetseg.options.command_schema import Report
 from unetseg.options.compose import compose_runs, runs_of
 from unetseg.options.schema import Ablate
@@ -182,6 +183,21 @@ def test_a_trial_that_fails_is_replaced_by_the_next_command_only(searched):
     assert ablate.failures(again.runs) == ""
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_trial_whose_options_do_not_go_together_has_failed(searched, tmp_path, monkeypatch):
+    stub = searched(trials=1)  # which stands in for training
+    stub.lock.release()
+    monkeypatch.setattr(search.optuna.samplers, "TPESampler", optuna.samplers.BruteForceSampler)
+    given = ["data=synthetic", "search=optuna", "trials=3", f"output={tmp_path}", "name=s", "optimizer.lr=0.3"]
+    given += ["optimizer.schedule=cosine,plateau", "optimizer.warmup_epochs=0,1"]
+    runs = ablate.ablate(sweep_of("ablate", Ablate, given, preflight=lambda options: None), given)
+    assert sorted(row["state"] for row in rows(tmp_path / "s")) == ["failed", "finished", "finished"]
+    failed = ablate.failures(runs)
+    assert "don't go together" in failed
+    assert "warmup_epochs=0 with schedule=plateau" in failed
+    assert "1 of 3 runs failed" in failed
+
+
 def test_a_second_process_is_refused(searched):
     folder = searched().folder
     code = f"import fcntl, sys, time; f = open({str(folder / '.lock')!r}, 'a'); fcntl.lockf(f, fcntl.LOCK_EX); "
@@ -270,7 +286,7 @@ def test_a_real_search_ends_in_a_report_by_validation_and_a_command_for_the_test
     jobs = runs_of(words)
     assert [options.seed for options in compose_runs("ablate", Ablate, jobs)] == [1, 2, 3]
 
-    page = report(Report(runs=str(found.folder), output=None, wandb=False, plan=None, pooled=False))
+    page = report(Report(runs=str(found.folder), output=None, wandb=False, plan=None, pooled=False, trust=False))
     text = page.with_name("report.md").read_text()
     best = max(table, key=lambda row: float(row["val/iou"]))
     assert f"{best['folder']} has the best validation IoU".replace("_", "\\_") in text

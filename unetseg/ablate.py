@@ -158,9 +158,13 @@ def search(first: Ablate, given: Sequence[str]) -> list[SweepRun]:
     def make(number: int, values: dict[str, Any]) -> SweepRun:
         name = studies.trial_name(number)
         overrides = [*own, *assignments(values)]
-        options = compose("ablate", Ablate, overrides)
-        log = folder / "logs" / f"{name}.log"
-        return SweepRun(name, overrides, options, RunFolder(folder / name), log, text=values_text(values))
+        log, state, options = folder / "logs" / f"{name}.log", "waiting", first
+        try:
+            options = compose("ablate", Ablate, overrides)
+        except UserError as error:
+            state = "failed"
+            log.write_text(f"its options don't go together: {error}\n", encoding="utf-8")
+        return SweepRun(name, overrides, options, RunFolder(folder / name), log, state, values_text(values))
 
     study = studies.Search(folder, space, trials, first.seed, first.trainer.get("max_epochs"), make)
     record = {"command": launch.command_line(), "cells": []}

@@ -37,7 +37,7 @@ def demo(options: Demo) -> None:
         from unetseg.inference.demo_examples import draw_examples
         from unetseg.model import checkpoint
 
-        model, known = checkpoint.load(options.checkpoint)
+        model, known = checkpoint.load(options.checkpoint, trust=options.trust)
         rgb = known["data"].get("channels") in (None, 3)  # the examples are drawn in colours
         examples = draw_examples(known["classes"], known["data"].get("border", "pet")) if rgb else []
         page = demo_page.page(demo_page.SwitchedModel(model, known), options.checkpoint, known, examples)

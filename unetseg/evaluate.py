@@ -8,6 +8,7 @@ python -m unetseg.evaluate checkpoint=runs/NAME lesion=true     what each long s
 python -m unetseg.evaluate checkpoint=runs/NAME shift=true      on noisy, blurred, pale ... pictures
 python -m unetseg.evaluate checkpoint=runs/NAME freeu=[1.2,0.9]    deep path and skips weighed
 python -m unetseg.evaluate checkpoint=runs/NAME mechanism=[rank]    what meets at fusions
+python -m unetseg.evaluate checkpoint=runs/NAME mechanism=[landscape]    the loss around the weights
 python -m unetseg.evaluate checkpoint=runs/NAME gradient=true   path lengths of the gradient
 python -m unetseg.evaluate checkpoint=runs/NAME tolerance=1     NSD within one pixel
 
@@ -20,14 +21,15 @@ import itertools
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from unetseg import classes as own_classes
 from unetseg.errors import UserError, first_line
 from unetseg.files import write_json
-from unetseg.names import class_names, counted
+from unetseg.names import AT_FUSIONS, class_names, counted, is_own
 from unetseg.options import command, recorded
 from unetseg.options.call import CallableModule, Option, interruptible, overrides_of
 from unetseg.options.command_schema import Evaluate
@@ -40,6 +42,7 @@ from unetseg.runs.folder import RunFolder, run_folder_of
 
 if TYPE_CHECKING:
     import lightning as L
+    import pandas as pd
 
     from unetseg.data.datamodule import SegmentationData
     from unetseg.model.segmenter import Segmenter
@@ -85,7 +88,9 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     from unetseg.training.losses import make_loss
     from unetseg.training.module import SegmentationModule
 
-    model, known = checkpoint.load(options.checkpoint)
+    model, known = checkpoint.load(options.checkpoint, trust=options.trust)
+    if is_own(known["loss"]):
+        own_classes.admit({known["loss"]: "loss"}, options.checkpoint, options.trust)
     classes = class_names(options.data.model_dump())
     if list(classes) != known["classes"]:
         raise UserError(
@@ -116,10 +121,11 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
             f"freeu={format_value(options.freeu)}: {reason} in {options.checkpoint}",
             accepted="a checkpoint with concat, add or attention at some level",
         )
-    if options.mechanism and (reason := mechanisms.refusal(model)):
+    met = [name for name in options.mechanism if name in AT_FUSIONS]
+    if met and (reason := mechanisms.refusal(model)):
         raise UserError(
-            f"mechanism=[{','.join(options.mechanism)}]: {reason} in {options.checkpoint}",
-            accepted="a checkpoint with concat, add, none or another kind by level",
+            f"mechanism=[{','.join(met)}]: {reason} in {options.checkpoint}",
+            accepted="a checkpoint with concat, add, none or another kind by level, or other mechanisms",
         )
     if options.gradient and not residual_blocks(model.net.encoder):
         raise UserError(
@@ -135,14 +141,16 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
                 accepted=f"{value}, which the checkpoint states" if value else "null, as in training",
                 advice="data.bands=null" if name == "bands" else "data.mean=null data.std=null",
             )
-    data = make_data(options.data.model_dump() | measured, known["seed"], test_split=options.split)
+    data = make_data(options.data.model_dump() | measured, known["seed"], test_split=options.split, trust=True)
     data.check()
+    training = training_pictures(options, known) if "hellinger" in options.mechanism else None
+    norms = feature_norms(options) if "oscillation" in options.mechanism else None
     folder = RunFolder(output_folder(options))
     if os.path.lexists(folder.path):
         raise UserError(f"{folder.path} exists", accepted="a new folder", advice="another output=...")
     check_writable(folder.path)
     weights = {name: known.get(name) for name in ("class_weights", "boundary_weight")}
-    loss = make_loss(known["loss"], len(classes), **weights)
+    loss = make_loss(known["loss"], len(classes), **weights, trust=options.trust)
     module = SegmentationModule(model, loss, classes=len(classes), view=data.view)
     record = TestRecord(folder, tolerance=options.tolerance)
     trainer = build.make_trainer({"accelerator": options.accelerator, "devices": 1}, [], [record], folder.path)
@@ -175,7 +183,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     if options.freeu:
         measure_freeu(model, len(classes), options.freeu, data.loader(options.split, crops=True), trainer, folder)
     if options.mechanism:
-        measure_mechanisms(model, options.mechanism, data.loader(options.split, crops=True), trainer, folder)
+        measure_mechanisms(module, options, data, trainer, folder, training=training, norms=norms)
     if options.gradient:
         measure_path_lengths(module, data.loader(options.split, crops=True), trainer, folder)
     return content
@@ -263,22 +271,66 @@ def measure_freeu(
     summary.show_freeu(table)
 
 
+def training_pictures(options: Evaluate, known: dict[str, Any]) -> SegmentationData:
+    """Return the training pictures of a checkpoint's own data, to which others are compared."""
+    from unetseg.data.sources import make_data
+
+    own, given = known["data"], options.data.model_dump()
+    if options.split == "train" and all(own.get(name) == given.get(name) for name in ("name", "root")):
+        raise UserError(
+            "mechanism=[hellinger] with split=train: these are the pictures that the others are compared with",
+            accepted="another split of the checkpoint's data, or other data",
+            advice="split=test",
+        )
+    data = make_data(own, known["seed"], test_split="train")
+    data.check()
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def feature_norms(options: Evaluate) -> pd.DataFrame:
+    """Return the norms of the features that the training of a checkpoint has noted."""
+    from unetseg.evaluation import oscillation
+    from unetseg.runs.tables import read_gradient_flow
+
+    run = run_folder_of(options.checkpoint)
+    norms = oscillation.norms(read_gradient_flow(run)) if run else None
+    if norms is None or norms.empty:
+        raise UserError(
+            f"mechanism=[oscillation]: the run folder of {options.checkpoint} has no norms of features",
+            accepted="a run that noted them while it trained: with gradients.every_n_steps=N, with a skip that has "
+            "fusions, and not by an earlier version",
+            advice="python -m unetseg.train ... gradients.every_n_steps=25",
+        )
+    return norms
+
+
 def measure_mechanisms(
-    model: Segmenter, chosen: Sequence[str], batches: Any, trainer: L.Trainer, folder: RunFolder
+    module: SegmentationModule,
+    options: Evaluate,
+    data: SegmentationData,
+    trainer: L.Trainer,
+    folder: RunFolder,
+    **more: Any,
 ) -> None:
-    """Measure what meets at the fusions; write and show it."""
+    """Measure the mechanisms that were asked for; write and show them. `more` is what some of them need besides."""
     from rich.progress import track
 
-    from unetseg.evaluation import mechanism_plots, mechanisms
+    from unetseg.evaluation import mechanism_plots
+    from unetseg.evaluation.measurements import mechanism_tables
     from unetseg.runs import summary
 
     device = trainer.strategy.root_device
-    groups = [example.group for example in batches.dataset.examples]
+    module.to(device).eval()
+    model = cast("Segmenter", module.model)
     with trainer.precision_plugin.forward_context():
-        sums = mechanisms.measure(model.to(device).eval(), batches, groups, device=device, track=track)
-    for name, table in mechanisms.tables(model, sums, chosen).items():
+        tables = mechanism_tables(
+            model, module.loss, options.mechanism, data, options.split, **more, device=device, track=track
+        )
+    for name, table in tables.items():
         table.to_csv(folder.path / f"{name}.csv", index=False)
-        if len(table):
+        if len(table) and name in mechanism_plots.DRAW:
             mechanism_plots.DRAW[name](table, folder.figures / f"{name}.png")
         summary.show_mechanism(name, table)
 
@@ -345,7 +397,11 @@ def options_of(overrides: list[str]) -> Evaluate | None:
         return None  # whose message comes from Hydra
     base = recorded.defaults("evaluate", Evaluate, name)
     base["data"] |= data if name == data["name"] else _for_other_data(data, name)
-    return recorded.apply_overrides("evaluate", Evaluate, base, overrides)
+    options = recorded.apply_overrides("evaluate", Evaluate, base, overrides)
+    source = getattr(options.data, "source", None)
+    if source is not None and "data.source" not in values:  # it is the file's, not typed
+        own_classes.admit({source: "data.source"}, path, options.trust)
+    return options
 
 
 def _for_other_data(data: dict[str, Any], name: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def export(options: Export) -> Path:
     from unetseg.model import checkpoint
 
     check(options)
-    model, known = checkpoint.load(options.checkpoint)
+    model, known = checkpoint.load(options.checkpoint, trust=options.trust)
     output = Path(options.output)
     with explain_write_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -37,6 +37,11 @@ def is_first() -> bool:
     return number == 0 and ("RANK" in os.environ or int(os.environ.get("LOCAL_RANK", 0)) == 0)
 
 
+def has_peers() -> bool:
+    """Return whether torchrun or srun has started further processes of this run."""
+    return _number_and_count(1)[1] > 1
+
+
 def command_line() -> str:
     """Return the command that repeats what this process does, for a shell."""
     return shlex.join(_recorded[-1] if _recorded else ["python", *sys.orig_argv[1:]])

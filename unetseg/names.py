@@ -32,6 +32,7 @@ ENCODERS = (
 """The encoders of smp, by the names of its own table."""
 TIMM = "tu-"
 """What stands before the name of a model of timm, where that is the encoder."""
+_OWN_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\(.*\))?", re.ASCII)
 _TIMM_ENCODER = re.compile(r"tu-[A-Za-z0-9][A-Za-z0-9_.-]{0,98}")
 FUSED = ("concat", "add", "attention", "multiply", "respath", "scse", "placebo", "shuffled", "none")
 """The kinds of long skips that a level can have."""
@@ -48,6 +49,8 @@ NOT_WITHHELD = {
 """The kinds of long skips that have no skip_flow=backward, each with the reason."""
 SCALES = ("kappa", "learned")
 """The ways to scale what the long skips carry that have names."""
+INITIALISATIONS = ("he", "glorot", "looks_linear")
+"""The ways to draw a network's first weights."""
 LOSSES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("dice", "bce", "bce_dice", "cross_entropy"), ()),
     "focal": ("gamma",),
@@ -64,8 +67,10 @@ BINARY_LOSSES = ("bce", "bce_dice")
 AUGMENTATIONS = ("none", "light", "strong", "medical", "aerial")
 NESTED = ("OneOf", "SomeOf", "RandomOrder", "Sequential")
 """The augmentations that have `transforms` of their own."""
-MECHANISMS = ("similarity", "rank", "reuse", "spectra")
+AT_FUSIONS = ("similarity", "rank", "reuse", "spectra")
 """What `evaluate mechanism=...` measures where deep features and long skips meet."""
+MECHANISMS = (*AT_FUSIONS, "landscape", "shattering", "hellinger", "oscillation")
+"""These, and what it measures of the whole network."""
 LEVELS = 4
 """Long skips of a U-Net with five encoder stages; level 1 is the finest (stride 2)."""
 BOTTLENECK = "bottleneck"
@@ -83,6 +88,10 @@ PET_CLASSES = {"pet": ("background", "pet"), "trimap": ("background", "pet", "bo
 """The classes of a set in the layout of Oxford-IIIT Pet, by its `target`."""
 MOST_CHANNELS = 128
 """Most channels of a picture: OpenCV has no more."""
+LONGEST_CLASS = 500
+"""Most letters of the name of a class of the user's own, with its arguments."""
+OWN_CLASS = "package.module:Class of your own"
+"""What such a name is called."""
 LARGEST_SIZE = 8192
 """Largest side in pixels of the square that a model is trained on, so that no file makes us use all memory."""
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -103,6 +112,35 @@ def why_not_withheld(skip: str, flow: str) -> str:
     return NOT_WITHHELD.get(skip, "") if flow == "backward" else ""
 
 
+def why_not_looks_linear(
+    encoder: str, short_skips: bool | str, skips: Sequence[str], scale: object, others: bool
+) -> tuple[str, str]:
+    """Return why a network can't begin as a linear one, and what to set instead; empty where it can.
+
+    Args:
+        encoder: its name.
+        short_skips: as the option.
+        skips: the kind of long skip of each level.
+        scale: of the skips' features.
+        others: whether there is a stem skip, or widths are scaled to a number of parameters.
+    """
+    if encoder not in RESNETS:
+        return f"a ResNet ({', '.join(RESNETS)}); others have layers that are no plain convolutions", "encoder=resnet18"
+    if short_skips not in (False, "concat"):
+        return "short_skips=false or concat: an addition of what a ReLU has cut is no part of a linear network", (
+            "short_skips=false"
+        )
+    if not {*skips} <= {"concat", "add", "shuffled", "none"}:
+        return "skip=concat, add, shuffled or none: the others aren't linear in the features", "skip=concat"
+    if scale == "learned":
+        return "another skip_scale than learned, whose factors depend on the features", "skip_scale=1"
+    if others:
+        return "neither stem_skip nor match_parameters, whose widths don't fall into two mirrored halves", (
+            "match_parameters=false model.stem_skip=false"
+        )
+    return "", ""
+
+
 def is_encoder(name: object) -> bool:
     """Return whether this may be an encoder's name: smp's, or `tu-` and a name as timm's are, which it may not know.
 
@@ -113,6 +151,16 @@ def is_encoder(name: object) -> bool:
         (True, True, False)
     """
     return isinstance(name, str) and (name in ENCODERS or _TIMM_ENCODER.fullmatch(name) is not None)
+
+
+def is_own(name: object) -> bool:
+    """Return whether this names a class of the user's own: `package.module:Class`, or with arguments in brackets.
+
+    Examples:
+        >>> is_own("my_skips:Maximum"), is_own("my_skips:Gated(reduction=4)"), is_own("concat")
+        (True, True, False)
+    """
+    return isinstance(name, str) and len(name) <= LONGEST_CLASS and _OWN_CLASS.fullmatch(name) is not None
 
 
 def has_gradient(skip: str, flow: str) -> bool:
@@ -127,7 +175,7 @@ def has_features(skip: str, flow: str) -> bool:
 
 def has_stem_skip(finest: str) -> bool:
     """Return whether there is a long skip of stride 1 of the kind that level 1 has."""
-    return finest in FUSED and finest != "none"
+    return is_own(finest) or (finest in FUSED and finest != "none")
 
 
 def nearest_first(wanted: str, names: Sequence[str]) -> list[str]:

@@ -36,7 +36,7 @@ def call(*overrides: str, **options: Option) -> Path:
 
     Args:
         overrides: options as on the command line.
-        options: runs (a folder with runs below it), output, plan, pooled, wandb.
+        options: runs (a folder with runs below it), output, plan, pooled, wandb, trust.
 
     Raises:
         UserError: an option is wrong; the text says what is accepted and what to try.
@@ -57,7 +57,7 @@ def report(options: Report) -> Path:
     from unetseg.reporting import document, results, sections
 
     runs = results.read(Path(options.runs))
-    page = sections.report(runs, plan=options.plan, pooled=options.pooled)
+    page = sections.report(runs, plan=options.plan, pooled=options.pooled, trust=options.trust)
     with explain_write_errors(output):
         path = write(page, output)
     damaged = [f"left out, damaged: {place}: {reason}" for place, reason in runs.damaged]

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from unetseg.training.module import SegmentationModule
 
 
-def call(*overrides: str, callbacks: Sequence[Callback] = (), **options: Option) -> Run:
+def call(*overrides: str, callbacks: Sequence[Callback | str] = (), **options: Option) -> Run:
     """Train a network, test its best checkpoint, and return the run: what `unetseg.train(...)` does.
 
     Ctrl-C, or a notebook's stop button, finishes the step and writes last.ckpt, then raises KeyboardInterrupt;
@@ -48,7 +48,7 @@ def call(*overrides: str, callbacks: Sequence[Callback] = (), **options: Option)
 
     Args:
         overrides: options as on the command line, such as "model.skip=none" or "trainer.max_epochs=5".
-        callbacks: Lightning's, called before unetseg's own.
+        callbacks: Lightning's, called before unetseg's own; also as text, "package.module:Class".
         options: those without a dot: data, experiment, loss, logger, seed, name, output, resume, ...
 
     Raises:
@@ -61,7 +61,9 @@ def call(*overrides: str, callbacks: Sequence[Callback] = (), **options: Option)
     """
     from unetseg.runs.run import Run
 
-    given = overrides_of(overrides, options, "data=synthetic")
+    named = [callback for callback in callbacks if isinstance(callback, str)]
+    made = [callback for callback in callbacks if not isinstance(callback, str)]
+    given = overrides_of(overrides, {**options, **({"callbacks": named} if named else {})}, "data=synthetic")
     with interruptible("train", given):
         checked = command.options_of(
             "train", Train, given, preflight=preflight.in_this_process, inherit=options_of_resumed_run
@@ -73,7 +75,7 @@ def call(*overrides: str, callbacks: Sequence[Callback] = (), **options: Option)
                     accepted=f"{option}=false",
                     advice=f"python -m unetseg.train with the same options and {option}=true",
                 )
-        return Run(train(checked, callbacks, stop_at_once)["folder"])
+        return Run(train(checked, made, stop_at_once)["folder"])
 
 
 def train(
@@ -128,10 +130,11 @@ def find_lr(options: Train) -> None:
 
     with kept():
         from unetseg.evaluation import score_plots
-        from unetseg.training import lr_finder
+        from unetseg.training import build, lr_finder
 
-        data, module, planned, _ = _prepare(options)
+        data, module, planned, batch = _prepare(options)
         _check(planned, data)
+        scale = build.lr_scale(options, batch["devices"] * batch["batch_size"])
         trial = lr_finder.try_rates(options.trainer, module, data)
         suggestion = lr_finder.suggest(trial.lrs, trial.losses)
         if launch.is_first():
@@ -139,9 +142,9 @@ def find_lr(options: Train) -> None:
             figure = folder.with_name(f"{folder.name}_find_lr.png")
             figure.parent.mkdir(parents=True, exist_ok=True)
             score_plots.learning_rates(trial.lrs, lr_finder.running_mean(trial.losses), suggestion, figure)
-            found = (
-                f"the loss fell fastest at optimizer.lr={suggestion:.1e}" if suggestion else "no rate lowered the loss"
-            )
+            found = "no rate lowered the loss beyond its noise; larger batches have less of it"
+            if suggestion:
+                found = f"the loss fell fastest at optimizer.lr={suggestion / scale:.1e}"
             print(f"find_lr=true: {found}; {figure}")
 
 
@@ -160,10 +163,14 @@ def _prepare(options: Train) -> tuple[SegmentationData, SegmentationModule, Trai
     # a picture alone in a batch can neither be normalised nor get another one's features
     needs_several = options.model.normalisation == "batch" or "shuffled" in options.model.skip
     data = make_data(
-        options.data.model_dump(), options.seed, skip_unreadable=skip_unreadable, batch_normalisation=needs_several
+        options.data.model_dump(),
+        options.seed,
+        skip_unreadable=skip_unreadable,
+        batch_normalisation=needs_several,
+        trust=True,  # what the options name has been checked
     )
     module = build.make_module(options, data.measured_view(), build.measured_class_weights(options, data))
-    planned = build.make_trainer(options.trainer, [], [], Path(options.output))
+    planned = build.make_trainer(build.trainer_arguments(options), [], [], Path(options.output))
     return data, module, planned, build.set_batch_size_and_learning_rate(options, planned, data, module)
 
 
@@ -185,6 +192,7 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
     from unetseg.training.callbacks import Cost
 
     data, module, planned, batch = _prepare(options)
+    own_callbacks = build.make_own_callbacks(options)
     make_folder = RunFolder.resume if options.resume else RunFolder.create
     run = make_folder(options, lambda: _check(planned, data))
     if launch.is_first():
@@ -201,8 +209,10 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
         stack.callback(run.release)
         stack.callback(wandb_run.finish, loggers)
         stack.enter_context(continuation.handle_signals())
-        all_callbacks = [*callbacks, *build.make_steering(options), continuation, *watchers, record, speed, best, last]
-        trainer = build.make_trainer(options.trainer, loggers, all_callbacks, run.path)
+        first = [*callbacks, *own_callbacks, *build.make_steering(options)]
+        all_callbacks = [*first, continuation, *watchers, record, speed, best, last]
+        arguments = options.trainer | {"precision": planned.precision}
+        trainer = build.make_trainer(arguments, loggers, all_callbacks, run.path)
         trainer.fit(module, data, ckpt_path=start, weights_only=True)
         run.record_changes()  # where no step was left
         if not best.best_model_path and trainer.is_global_zero:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 
 class Spread(NamedTuple):
@@ -24,14 +25,22 @@ def spread(values: np.ndarray, *, whole: bool = False) -> Spread:
 
 
 def timed(work: Callable[[], object]) -> Callable[[], float]:
-    """Return a function that does the work and returns the seconds it took."""
+    """Return a function that does the work and returns the seconds until it is done."""
 
     def seconds() -> float:
+        wait()
         start = time.perf_counter()
         work()
+        wait()
         return time.perf_counter() - start
 
     return seconds
+
+
+def wait() -> None:
+    """Wait until the accelerator, where there is one, has done what it was given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def interleaved(kinds: Mapping[str, Callable[[], float]], rounds: int, *, warm_up: int = 1) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ import wandb
 
 from benchmarks.comparison import interleaved, spread, timed
 from benchmarks.report import Result, Row, listed
-from benchmarks.steps import batch, stepper
+from benchmarks.steps import batch, best_device, stepper
 from unetseg.gradients import GradientFlow
 from unetseg.model import Segmenter
 
@@ -27,7 +27,7 @@ WHO = ("GradientFlow", "GradientFlow with the exits", "wandb.watch")
 def steps(encoder: str, size: int, batch_size: int, rounds: int) -> dict[str, np.ndarray]:
     """Return the seconds of each kind of step, one for each round."""
     torch.manual_seed(0)
-    bare, watched = (Segmenter(classes=2, encoder=encoder, weights=None) for _ in range(2))
+    bare, watched = (Segmenter(classes=2, encoder=encoder, weights=None).to(best_device()) for _ in range(2))
     images, masks = batch(size, batch_size)
     plain, under_watch = stepper(bare, images, masks), stepper(watched, images, masks)
 

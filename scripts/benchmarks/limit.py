@@ -12,21 +12,16 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.steps import batch, stepper
+from benchmarks.comparison import wait
+from benchmarks.steps import WARM_UP, batch, best_device, stepper
 from unetseg.model import Segmenter
-
-WARM_UP = 2
-"""Steps before the clock starts: the first chooses kernels and allocates."""
 
 
 def images_per_second(encoder: str, size: int, batch_size: int, steps: int) -> float:
     """Return the images/s of bare steps: channels last, the device's best number format, AdamW, Dice loss."""
     torch.manual_seed(0)
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    wait = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
-    model = Segmenter(classes=2, encoder=encoder, weights=None).to(device)
-    images, masks = (tensor.to(device) for tensor in batch(size, batch_size))
-    step = stepper(model, images, masks)
+    model = Segmenter(classes=2, encoder=encoder, weights=None).to(best_device())
+    step = stepper(model, *batch(size, batch_size))
     for _ in range(WARM_UP):
         step()
     wait()

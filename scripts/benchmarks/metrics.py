@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.comparison import interleaved, spread, timed
 from benchmarks.report import Result, Row, listed
-from benchmarks.steps import batch, stepper
+from benchmarks.steps import batch, best_device, stepper
 from unetseg.evaluation.metrics import SegmentationScores, image_counts
 from unetseg.model import Segmenter
 from unetseg.model.segmenter import class_map
@@ -16,8 +16,8 @@ from unetseg.model.segmenter import class_map
 def measure(encoder: str, size: int, batch_size: int, rounds: int) -> Result:
     """Return the metrics' share of a bare step."""
     images, masks = batch(size, batch_size)
-    step = stepper(Segmenter(classes=2, encoder=encoder, weights=None), images, masks)
-    logits, scores = torch.randn(batch_size, 1, size, size), SegmentationScores(2)
+    step = stepper(Segmenter(classes=2, encoder=encoder, weights=None).to(best_device()), images, masks)
+    logits, scores = torch.randn(batch_size, 1, size, size, device=best_device()), SegmentationScores(2)
 
     def count() -> None:
         scores.update(image_counts(class_map(logits), masks, 2))

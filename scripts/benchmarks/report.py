@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.comparison import Spread
-from unetseg.training.build import best_precision
+from unetseg.training.precision import best_precision
 
 Cell = str | float | Spread
 Row = Mapping[str, Cell]

@@ -30,7 +30,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+MEAN, STD = (
+    torch.tensor(values, device=DEVICE).view(1, 3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+)
 AUGMENTATION = v2.Compose(
     [
         v2.RandomHorizontalFlip(),
@@ -80,6 +83,7 @@ def train(recipe: str, args: argparse.Namespace) -> nn.Module:
     net = smp.Unet("resnet50", encoder_weights=None, classes=1 if args.classes == 2 else args.classes)
     weights = load_file(args.weights)
     net.encoder.load_state_dict({name: value for name, value in weights.items() if not name.startswith("fc.")})
+    net.to(DEVICE)
     pairs = Pairs(args.folder, "train", args.size, augment=tuned)
     loader = DataLoader(pairs, batch_size=args.batch_size, shuffle=True, drop_last=len(pairs) % args.batch_size == 1)
     steps = args.epochs * len(loader)
@@ -101,6 +105,7 @@ def train(recipe: str, args: argparse.Namespace) -> nn.Module:
     net.train()
     for epoch in range(args.epochs):
         for images, masks in loader:
+            images, masks = images.to(DEVICE), masks.to(DEVICE)
             logits = net((images / 255 - MEAN) / STD)
             truth = masks[:, None] if args.classes == 2 else masks
             loss = sum(own(logits, truth.float() if args.classes == 2 else truth) for own in losses)
@@ -121,11 +126,11 @@ def predict(net: nn.Module, args: argparse.Namespace) -> None:
     net.eval()
     pairs = Pairs(args.folder, "test", args.size, augment=False)
     for number, name in enumerate(pairs.names):
-        logits = net((pairs[number][0][None] / 255 - MEAN) / STD)
+        logits = net((pairs[number][0][None].to(DEVICE) / 255 - MEAN) / STD)
         probability = logits.softmax(1) if args.classes > 2 else torch.cat([1 - logits.sigmoid(), logits.sigmoid()], 1)
         width, height = Image.open(args.folder / f"images/{name}.png").size
         full = F.interpolate(probability, (height, width), mode="bilinear", align_corners=False)
-        Image.fromarray(full[0].argmax(0).numpy().astype(np.uint8)).save(args.output / f"{name}.png")
+        Image.fromarray(full[0].argmax(0).cpu().numpy().astype(np.uint8)).save(args.output / f"{name}.png")
 
 
 def main() -> None:

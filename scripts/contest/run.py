@@ -1,12 +1,13 @@
 """Our recipe against others at equal encoder, batch, steps and size, on three real sets; scored by score.py.
 
     python scripts/contest/run.py WORK --pets PETS --sets SETS --weights resnet50_imagenet.safetensors
-    python scripts/contest/run.py WORK --table                # the scores so far
+    python scripts/contest/run.py --table                     # the scores so far
 
-WORK gets the sets as folders, a run a recipe, set and seed, and results/*.json. What is there is kept: the same
-command goes on after a stop. A recipe is example or tuned (rivals.py), ours, or one of VARIANTS, which change ours in
-one thing. The defaults are 3 sets x 3 recipes x 5 seeds, resnet50 with ImageNet's weights, 128 px, batches of 16, about
-230 steps. On two cores a run takes about ten minutes with a thread of its own.
+WORK gets the sets as folders, a run a recipe, set and seed, and results/*.json, with the counts of each picture. The
+scores go into docs/contest/scores.jsonl, a line a run, so that any machine can go on: what is there is not run again.
+A recipe is example or tuned (rivals.py), ours, or one of VARIANTS, which change ours in one thing. The defaults are
+3 sets x 3 recipes x 5 seeds, resnet50 with ImageNet's weights, 128 px, batches of 16, about 230 steps. A run takes ten
+minutes of a CPU thread with AVX-512 and forty of one without; where there is a GPU all recipes train on it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -26,7 +28,13 @@ from PIL import Image
 from scipy import stats
 from score import score
 
+from unetseg.runs.summary import provenance
+
 HERE = Path(__file__).parent
+KEPT = HERE.parents[1] / "docs/contest/scores.jsonl"
+SCORES = ("iou", "iou_per_image", "boundary_iou")
+Cell = tuple[str, str, int, int, int]
+"""Set, recipe, seed, size and epochs."""
 STREET = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
 Example = tuple[str, str, Image.Image, np.ndarray]
 """Split, name, picture, and truth, HxW uint8."""
@@ -101,12 +109,19 @@ def prepare(folder: Path, examples: Iterator[Example]) -> None:
         (folder / f"{split}.txt").write_text("\n".join(own) + "\n")
 
 
+def kept() -> dict[Cell, dict[str, float]]:
+    """Return the scores that are kept, by set, recipe, seed, size and epochs."""
+    lines = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
+    return {tuple(own[key] for key in ("set", "recipe", "seed", "size", "epochs")): own for own in lines}
+
+
 def run(work: Path, cell: tuple[str, str, int], args: argparse.Namespace) -> None:
-    """Train and predict a cell, unless its masks are scored already."""
+    """Train, predict and score a cell, and keep its scores, unless that was done before."""
     name, recipe, seed = cell
-    result = work / "results" / f"{name}_{recipe}_{seed}.json"
-    if result.exists():
+    result = work / "results" / f"{name}_{recipe}_{seed}_{args.size}px.json"
+    if (*cell, args.size, args.epochs or SETS[name][1]) in kept():
         return
+    began = time.monotonic()
     epochs, classes = args.epochs or SETS[name][1], SETS[name][2]
     folder, masks, own = work / "sets" / name, work / "masks" / result.stem, work / "runs" / result.stem
     if recipe in VARIANTS:
@@ -130,9 +145,13 @@ def run(work: Path, cell: tuple[str, str, int], args: argparse.Namespace) -> Non
     found = score(folder / "masks", masks, (folder / "test.txt").read_text().split(), len(classes))
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(found))
-    print(
-        result.stem, " ".join(f"{key} {found[key]:.4f}" for key in ("iou", "iou_per_image", "boundary_iou")), flush=True
-    )
+    scores = {key: round(found[key], 5) for key in SCORES}
+    line = {"set": name, "recipe": recipe, "seed": seed, "size": args.size, "epochs": epochs, **scores}
+    line |= {"minutes": round((time.monotonic() - began) / 60, 2), "machine": provenance()["machine"]}
+    KEPT.parent.mkdir(exist_ok=True)
+    with KEPT.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(result.stem, " ".join(f"{key} {value:.4f}" for key, value in scores.items()), flush=True)
 
 
 def python(*words: str) -> None:
@@ -145,16 +164,16 @@ def python(*words: str) -> None:
         raise RuntimeError(f"{' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
-def table(work: Path) -> str:
+def table(size: int) -> str:
     """Return the scores as a table in Markdown: means over seeds, and differences from ours with Welch's interval."""
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for path in sorted((work / "results").glob("*.json")):
-        name, rest = path.stem.split("_", 1)
-        found.setdefault((name, rest.rsplit("_", 1)[0]), []).append(json.loads(path.read_text()))
+    for (name, recipe, _, own_size, _), scores in kept().items():
+        if own_size == size:
+            found.setdefault((name, recipe), []).append(scores)
     lines = ["| set | recipe | seeds | IoU | per picture | Boundary IoU |", "| --- | --- | --- | --- | --- | --- |"]
-    for (name, recipe), runs in found.items():
+    for (name, recipe), runs in sorted(found.items()):
         cells = []
-        for key in ("iou", "iou_per_image", "boundary_iou"):
+        for key in SCORES:
             values, base = [own[key] for own in runs], [own[key] for own in found.get((name, "ours"), [])]
             text = f"{np.mean(values):.3f}"
             if recipe != "ours" and min(len(values), len(base)) > 1:
@@ -167,7 +186,7 @@ def table(work: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", type=Path)
+    parser.add_argument("work", type=Path, nargs="?", help="folder of the trainings")
     parser.add_argument("--table", action="store_true", help="print the scores so far")
     parser.add_argument("--pets", type=Path, help="folder in the layout of Oxford-IIIT Pet")
     parser.add_argument("--sets", type=Path, help="folder with camvid/ and nuclei/")
@@ -180,6 +199,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of every set; default 10, 40 and 80, about 230 steps")
     args = parser.parse_args()
     if not args.table:
+        if not (args.work and args.weights):
+            parser.error("give WORK and --weights, or --table")
         args.weights = args.weights.resolve()
         for name in args.names:
             prepare(args.work / "sets" / name, SETS[name][0](args.pets if name == "pets" else args.sets))
@@ -188,7 +209,7 @@ def main() -> None:
             for cell, done in [(cell, pool.submit(run, args.work.resolve(), cell, args)) for cell in cells]:
                 if done.exception():
                     print(f"{'_'.join(map(str, cell))} failed: {done.exception()}", file=sys.stderr, flush=True)
-    print(table(args.work))
+    print(table(args.size))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ TYPED = [
     ("unetseg train model.skip", {"model.skip=", "model.skip_flow=", "model.skip_gradient=", "model.skip_scale="}),
     ("unetseg train model.skip=", {*SKIPS}),
     ("unetseg train seed=3 model.skip_flow=b", {"both", "backward"}),
-    ("unetseg train data=", {"folder", "hf", "pets", "synthetic"}),
+    ("unetseg train data=", {"folder", "hf", "own", "pets", "synthetic"}),
     ("unetseg train compile=", {"true", "false"}),
     ("unetseg ablate experiment=sk", {"skip_ablation"}),
     ("unetseg evaluate split=", {"train", "val", "test", "all"}),
@@ -48,11 +48,12 @@ def accepted(option: str) -> bool:
     data = [f"data={kind}", "data.root=.", "data.classes=[a,b]"] if kind else ["data=synthetic"]
     data = [] if key == "data" else data
     others = ["data.target=pet", "model.weights=null"] if "data" not in key and key != "model.weights" else []
+    others += ["model.short_skips=false"] if option == "model.initialisation=looks_linear" else []
     others += ["loss=bce"] if key == "class_weights" else []  # which do nothing to the Dice of two classes
     try:
         compose("train", Train, [*data, *others, option])
     except UserError as error:
-        return "does not exist" in str(error) or "data.root is not given" in str(error)
+        return any(text in str(error) for text in ("does not exist", "data.root is not", "data.source is not"))
     return True
 
 

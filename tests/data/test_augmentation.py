@@ -306,3 +306,13 @@ def test_a_sheet_shows_what_the_first_epochs_get(drawn, tmp_path):
     assert page.shape[0] == 3 * 222 + 22
     tiles = [page[:200, 8 + 208 * column : 208 + 208 * column] for column in range(6)]
     assert len({tile.tobytes() for tile in tiles}) == 6
+
+
+@pytest.mark.parametrize("name", ["ColorJitter", "MedianBlur", "RandomRotate90", "ToSepia", "MaskDropout"])
+def test_transforms_whose_classes_are_built_otherwise_are_accepted(name):
+    check([name, {"OneOf": {"transforms": [name]}}], View(32), 2)
+
+
+@pytest.mark.parametrize("entry", [{"ToSepia": {"p": 2}}, {"OneOf": {"transforms": ["ToGray"], "p": -0.5}}])
+def test_a_probability_that_is_none_is_refused(entry):
+    assert "is not accepted with p=" in refused([entry])

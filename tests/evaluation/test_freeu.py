@@ -93,6 +93,21 @@ def test_a_variant_changes_what_the_fusion_of_its_level_gets():
     assert not any(fusion._forward_pre_hooks for fusion in model.net.fusions), "the model is as it was"
 
 
+def test_a_learned_scale_is_that_of_the_untouched_features():
+    """S multiplies what is merged: the means, which the scale is learned from, are not changed before it."""
+    model = Segmenter(classes=2, encoder="tu-test_resnet", weights=None, skip_scale="learned").eval()
+    fusion, merged = model.net.fusion_of[1], []
+    width = model.net.encoder.out_channels[1]
+    torch.nn.init.normal_(fusion.scale.excite.weight)
+    torch.nn.init.normal_(fusion.scale.squeeze.weight)
+    features = model.net.encoder(torch.randn(1, 3, 64, 64))
+    with torch.inference_mode(), fusion.register_forward_hook(lambda *found: merged.append(found[2][:, -width:])):
+        for variant in (Variant("none", ()), Variant("skip", (1,), 1.0, 0.2)):
+            with applied(model, variant):
+                model.net.decode(features)
+    torch.testing.assert_close(merged[1], filtered(merged[0], 0.2))
+
+
 def test_the_first_row_is_the_untouched_network_and_the_others_are_differences_from_it():
     model, data = segmenter(), batches()
     chosen = variants([1, 2, 3, 4], 1.4, 0.2)

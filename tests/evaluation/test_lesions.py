@@ -11,7 +11,7 @@ import torch
 from unetseg.data.dataset import Batch
 from unetseg.errors import UserError
 from unetseg.evaluate import evaluate, options_of
-from unetseg.evaluation.lesions import CUTS, DERANGEMENTS, levels_to_cut, measure, shapley, tables
+from unetseg.evaluation.lesions import CUTS, DERANGEMENTS, cuts_of, levels_to_cut, measure, shapley, tables
 from unetseg.evaluation.metrics import image_counts
 from unetseg.model import Segmenter
 from unetseg.model.segmenter import class_map
@@ -73,6 +73,12 @@ def test_a_product_has_no_lesion_by_zeros_which_would_cut_the_deep_path_too():
     written = tables(found, groups=[""] * 7)
     assert set(written["lesion"].cut) == {"intact", "mean", "shuffle"}
     assert list(written["shapley"].cut) == ["mean", "mean", "shuffle", "shuffle"]
+
+
+def test_a_stem_skip_that_multiplies_has_none_either_where_level_1_has_no_features():
+    skip = ["multiply", "concat", "concat", "concat"]
+    model = Segmenter(classes=2, encoder="tu-test_convnext", weights=None, skip=skip, stem_skip=True)
+    assert (levels_to_cut(model), cuts_of(model)) == ([0, 2, 3, 4], ("mean", "shuffle"))
 
 
 def test_nothing_cut_is_the_model_itself():

@@ -24,7 +24,7 @@ from unetseg.evaluation.mechanisms import (
     spectra,
 )
 from unetseg.model import Segmenter
-from unetseg.names import MECHANISMS
+from unetseg.names import AT_FUSIONS
 
 GROUPS = [""] * 7
 
@@ -174,6 +174,30 @@ def test_reuse_tells_the_weights_over_both_columns_where_there_are_both():
     assert table.contribution.sum() == pytest.approx(1)
 
 
+@pytest.mark.parametrize(("options", "share_of"), [
+    ({"skip_scale": 1e-6}, lambda share: share < 1e-4), ({"skip_flow": "backward"}, lambda share: share == 0),
+    ({"skip": "shuffled"}, lambda share: 0.05 < share < 0.95),
+], ids=["scaled", "backward", "shuffled"])  # fmt: skip
+def test_reuse_is_of_what_the_columns_read(options, share_of):
+    """A skip that is scaled down or withheld is not read, however large the encoder's features are."""
+    model = Segmenter(classes=2, encoder="tu-test_resnet", weights=None, **options).eval()
+    table = reuse(model, measure(model, batches((2,)), GROUPS)).set_index("features")
+    assert len(table) == 8
+    assert all(share_of(share) for share in table.contribution["skip"])
+
+
+def test_reuse_of_scse_is_of_the_reweighed_features():
+    model = Segmenter(classes=2, encoder="tu-test_resnet", weights=None, skip="scse").eval()
+    seen, (batch, *_) = {}, batches((2,))
+    conv = model.net.decoder.blocks[2].conv1
+    with conv.register_forward_pre_hook(lambda _, inputs: seen.update(read=inputs[0].detach())):
+        model(batch.images)
+    table = reuse(model, measure(model, [batch], GROUPS)).set_index("level").loc[2].set_index("features")
+    read = conv[0].weight.detach().abs().mean((0, 2, 3)) * seen["read"].square().mean((0, 2, 3)).sqrt()
+    width = model.net.encoder.out_channels[2]
+    assert table.contribution["skip"] == pytest.approx(float(read[-width:].sum() / read.sum()), rel=1e-5)
+
+
 def test_a_level_without_features_is_left_out():
     model = Segmenter(classes=2, encoder="mit_b0", weights=None).eval()
     assert list(measure(model, batches((2,)), GROUPS)) == [2, 3, 4]
@@ -187,9 +211,9 @@ def test_decoders_of_all_levels_have_no_place_where_two_meet(skip):
 
 def test_evaluate_writes_a_table_and_a_figure_of_each(tiny, capsys, figures):
     run = tiny("trainer.max_epochs=1", "gradients.every_n_steps=0")
-    evaluate(options_of([f"checkpoint={run.path}", f"mechanism=[{','.join(MECHANISMS)}]"]))
+    evaluate(options_of([f"checkpoint={run.path}", f"mechanism=[{','.join(AT_FUSIONS)}]"]))
     folder = run.path / "evaluation/synthetic_test"
-    for name in MECHANISMS:
+    for name in AT_FUSIONS:
         assert len(pd.read_csv(folder / f"{name}.csv")) >= 4, name
         assert (folder / f"figures/{name}.png").stat().st_size > 4000, name
     assert "similarity of what meets" in capsys.readouterr().out

@@ -73,7 +73,7 @@ def exports(saved) -> dict[str, Path]:
 
 
 def options(path: Path, output: Path, **others) -> Export:
-    return Export(checkpoint=str(path), output=str(output), **{"overwrite": False, **others})
+    return Export(checkpoint=str(path), output=str(output), **{"overwrite": False, "trust": False, **others})
 
 
 def trusted(path: Path) -> Engine:

@@ -1,15 +1,20 @@
 """Doses and controls of the long skips: their scale, other pictures' features, and a skip of stride 1."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from unetseg.errors import UserError
 from unetseg.evaluation.lesions import levels_to_cut
 from unetseg.gradients import GradientFlow
 from unetseg.model import Segmenter, SkipUnet
 from unetseg.model.controls import KAPPA, Calibration
+from unetseg.options.compose import compose
+from unetseg.options.schema import Train
+from unetseg.training import build
 
 CARRYING = ("concat", "add", "attention", "nested", "full")
 
@@ -215,3 +220,37 @@ def test_equal_size_is_that_of_concat_with_the_same_stem_skip(skip):
 def test_a_stem_skip_of_no_kind_is_refused(skip):
     with pytest.raises(ValueError, match="stem_skip with skip="):
         net_of(skip, stem_skip=True)
+
+
+@pytest.mark.parametrize("given", ["model.skip_scale=[0.5,1,1,1]", "model.skip_gradient=[0.5,1,1,1]"])
+def test_a_number_for_a_level_without_features_is_refused(given):
+    options = ["data=synthetic", "data.size=32", "model.weights=null", "model.encoder=tu-test_convnext", given]
+    with pytest.raises(UserError, match="tu-test_convnext has no features at level 1") as caught:
+        build.make_module(compose("train", Train, options))
+    assert f"try: {given.replace('0.5', '1')}" in str(caught.value)
+    build.make_module(compose("train", Train, [*options[:-1], "model.skip_scale=0.5"]))
+
+
+def test_crops_of_one_picture_exchange_no_features():
+    options = ["data=synthetic", "data.crop=32", "model.skip=[concat,shuffled,none,none]"]
+    with pytest.raises(UserError, match="several crops of a picture"):
+        compose("train", Train, options)
+    assert compose("train", Train, [*options, "data.crops=1"]).data.crops == 1
+
+
+def test_a_global_batch_leaves_shuffled_two_pictures_a_device():
+    options = compose("train", Train, ["data=synthetic", "model.skip=shuffled", "data.global_batch_size=4"])
+    data, module = SimpleNamespace(), SimpleNamespace()
+    several = SimpleNamespace(world_size=4, accumulate_grad_batches=1, is_global_zero=False)
+    with pytest.raises(UserError, match="one picture at a time") as caught:
+        build.set_batch_size_and_learning_rate(options, several, data, module)
+    assert "try: data.global_batch_size=8" in str(caught.value)
+    several.world_size = 2
+    assert build.set_batch_size_and_learning_rate(options, several, data, module)["batch_size"] == 2
+
+
+@pytest.mark.parametrize("given", ["model.skip_gradient=[0.5,1,1,1]", "model.auxiliary=true"])
+def test_what_is_about_the_encoders_gradient_is_refused_where_it_is_frozen(given):
+    with pytest.raises(UserError, match="with freeze_encoder=true"):
+        compose("train", Train, ["data=synthetic", "model.freeze_encoder=true", given])
+    compose("train", Train, ["data=synthetic", "model.freeze_encoder=2", given])

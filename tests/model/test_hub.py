@@ -239,6 +239,37 @@ def test_push_to_hub_uploads_that_folder(monkeypatch):
     assert uploads == [("me/model", ["README.md", "config.json", "model.safetensors"])]
 
 
+def test_what_is_pushed_says_what_network_it_is(monkeypatch):
+    class Api:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, repo_id, **_):
+            return type("Repository", (), {"repo_id": repo_id})
+
+        def upload_folder(self, *, folder_path, **_):
+            assert SkipUnet.from_pretrained(folder_path).skip == ["add"] * 4
+
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", Api)
+    SkipUnet("tu-test_resnet", skip="add", weights=None).push_to_hub("me/model")
+
+
+@pytest.mark.parametrize(
+    ("channels", "mean", "stated", "words"),
+    [
+        (3, [51.0, 102.0, 127.5], [0.2, 0.4, 0.5], "Bx3xHxW RGB, of values in 0..1 less the mean [0.2, 0.4, 0.5] over"),
+        (2, [300.0, 4.0], [300, 4], "Bx2xHxW of the values that files hold less the mean [300.0, 4.0] over"),
+        (2, None, None, "Bx2xHxW of the values that files hold normalised as in the training"),
+    ],
+)
+def test_the_folder_says_how_its_own_images_are_normalised(tmp_path, channels, mean, stated, words):
+    net = SkipUnet("tu-test_resnet", weights=None, in_channels=channels)
+    net.save_pretrained(tmp_path, config=net.hub_config(mean, mean))
+    said = json.loads((tmp_path / "config.json").read_text())["_preprocessing"]
+    assert (said["mean"], said["std"]) == (stated, stated)
+    assert words in (tmp_path / "README.md").read_text()
+
+
 def test_a_config_that_is_no_file_is_named(tmp_path):
     (tmp_path / "config.json").mkdir()
     with pytest.raises(UserError, match=r"config.json is no file"):

@@ -11,8 +11,8 @@ import unetseg
 from unetseg.errors import UserError
 from unetseg.huggingface import fetch_model
 from unetseg.inference.export import save_pretrained
-from unetseg.model import Segmenter, checkpoint
-from unetseg.model.transfer import MatchedParts, load_weights
+from unetseg.model import Segmenter, SkipUnet, checkpoint
+from unetseg.model.transfer import MatchedParts, fit, load_weights
 from unetseg.model.weights import for_channels
 
 CLASSES = ["background", "pet"]
@@ -62,6 +62,30 @@ def test_the_whole_network_is_taken_from_a_run_its_checkpoint_and_a_saved_folder
         assert list(found.parts) == ["encoder", *DECODER, "head"]
         assert found.remarks == []
         assert taken(model, source) == {*found.parts}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "skip"),
+    [*(("tu-test_resnet", skip) for skip in ("nested", "full", "channel", "permuted")), ("vgg11", "concat")],
+)
+def test_of_a_decoder_of_any_kind_every_weight_is_taken(encoder, skip):
+    torch.manual_seed(0)
+    nets = [SkipUnet(encoder, skip=skip, weights=None, skip_scale="learned") for _ in range(2)]
+    fitting, parts = fit(*nets, encoder_only=False)
+    assert {name: weight.shape for name, weight in fitting.items()} == {
+        name: weight.shape for name, weight in nets[1].state_dict().items()
+    }
+    assert [*parts] == ["encoder", *(["centre"] if encoder == "vgg11" else []), *DECODER, "head"]
+    assert {*parts.values()} == {"matched"}
+
+
+@pytest.mark.parametrize("skip", ["nested", "full", "channel"])
+def test_another_decoder_keeps_its_start_and_says_so(skip):
+    nets = [SkipUnet("tu-test_resnet", skip=kind, weights=None) for kind in ("concat", skip)]
+    for source, target in (nets, nets[::-1]):
+        parts = fit(source, target, encoder_only=False)[1]
+        assert parts["decoder4"].startswith("random: other ")
+        assert (parts["encoder"], parts["head"]) == ("matched", "matched")
 
 
 def test_with_the_prefix_the_encoder_alone(run, source):

@@ -44,7 +44,9 @@ def test_options_of_the_command_line_hold(config):
         "~trainer.precision",
         "optimizer.lr=1",
     ]
-    changed = options(config, *given, "model={initialisation: glorot}", "data=synthetic", "hydra.verbose=false")
+    changed = options(
+        config, *given, "model={initialisation: glorot, encoder: resnet18}", "data=synthetic", "hydra.verbose=false"
+    )
     assert changed.model.skip == ["none", "concat", "add", "concat"]
     assert changed.model.initialisation == "glorot"
     assert changed.optimizer.lr == 1

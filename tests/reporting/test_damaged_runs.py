@@ -185,10 +185,10 @@ def test_a_link_where_the_report_goes_leads_nowhere(runs, tmp_path, name):
         (out / name).symlink_to(victim)
     if victim.is_dir():
         with pytest.raises(UserError, match="leads elsewhere"):
-            door.report(Report(runs=str(runs), output=None, wandb=False, plan=None, pooled=False))
+            door.report(Report(runs=str(runs), output=None, wandb=False, plan=None, pooled=False, trust=False))
         assert not any(victim.iterdir())
     else:
-        door.report(Report(runs=str(runs), output=None, wandb=False, plan=None, pooled=False))
+        door.report(Report(runs=str(runs), output=None, wandb=False, plan=None, pooled=False, trust=False))
         assert victim.read_text() == "precious"
 
 

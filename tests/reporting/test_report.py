@@ -150,7 +150,15 @@ def made(runs: Path, output: Path, **options: object) -> str:
     """Return the Markdown of a report."""
     report(
         Report.model_validate(
-            {"runs": str(runs), "output": str(output), "wandb": False, "plan": None, "pooled": False, **options}
+            {
+                "runs": str(runs),
+                "output": str(output),
+                "wandb": False,
+                "plan": None,
+                "pooled": False,
+                "trust": False,
+                **options,
+            }
         )
     )
     return (output / "report.md").read_text()

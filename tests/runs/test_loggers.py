@@ -77,6 +77,15 @@ def test_mlflow_has_them_in_a_database_beside_the_run_folders_and_goes_on(logged
     assert len(client.get_metric_history(logger.run_id, "val/iou")) == 2
 
 
+def test_mlflow_keeps_the_best_val_iou_beside_its_curve(logged):
+    pytest.importorskip("mlflow")
+    pytest.importorskip("alembic")
+    logger = logged("mlflow")
+    log_summary([logger], {"val/iou": 0.75}, pd.DataFrame({"class": ["pet"], "iou": [0.25]}))
+    assert [row.value for row in logger.experiment.get_metric_history(logger.run_id, "val/iou")] == [0.5]
+    assert logger.experiment.get_run(logger.run_id).data.metrics["val/iou_best"] == 0.75
+
+
 @pytest.mark.parametrize("images", [True, False])
 def test_a_resumed_run_goes_on_in_the_same_folder_of_tensorboard(tiny, images):
     pytest.importorskip("tensorboard")

@@ -26,7 +26,12 @@ def test_every_nth_step_is_read_logged_and_drawn(steps, figures):
     assert list(table.columns) == ["step", "epoch", "kind", "block", "metric", "value"]
     assert sorted(table.step.unique()) == [0, 2, 4, 6, 8]
     assert dict(zip(table.step, table.epoch, strict=True)) == {0: 0, 2: 0, 4: 0, 6: 1, 8: 1}
-    assert set(table.kind) == {"skip", "block", "net", "exit", "short"}
+    assert set(table.kind) == {"skip", "block", "net", "exit", "short", "features"}
+    norms = table[table.kind == "features"]
+    assert set(norms.block) == {"level1", "level2", "level3", "level4"}
+    assert set(norms.metric) == {"deep_rms", "skip_rms"}
+    assert len(norms) == 5 * 4 * 2
+    assert (norms.value > 0).all()
     assert set(table[table.kind == "exit"].step) == {0}, "the routes have an interval of their own"
     logged = pd.read_csv(run.metrics)
     share = logged[logged.name == "gradient/skip_share/level1"]
@@ -78,7 +83,7 @@ def test_the_reuse_in_a_densenet_is_read_and_drawn_and_not_logged(tiny, figures)
 
 def test_without_routes_there_is_no_exit_and_no_figure_of_them(tiny):
     run = tiny("gradients.every_n_steps=2", "gradients.routes=none", "trainer.max_epochs=1")
-    assert set(readings(run).kind) == {"skip", "block", "net"}
+    assert set(readings(run).kind) == {"skip", "block", "net", "features"}
     assert [figure.name for figure in run.figures.glob("gradient_*.png")] == ["gradient_flow.png"]
 
 
@@ -146,5 +151,5 @@ def test_an_encoder_without_features_of_stride_2_is_read_at_the_levels_that_it_h
 def test_an_encoder_whose_features_are_copies_has_no_skip_shares_and_it_is_said_once(steps, capsys, figures):
     run = steps("model.encoder=tu-test_mambaout", "trainer.max_epochs=1", "trainer.limit_train_batches=1")
     assert capsys.readouterr().out.count("no skip shares are read: features of TimmUniversalEncoder are copies") == 1
-    assert set(readings(run).kind) == {"block", "net", "exit"}
+    assert set(readings(run).kind) == {"block", "net", "exit", "features"}
     assert (run.figures / "gradient_flow.png").stat().st_size > 10_000

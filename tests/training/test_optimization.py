@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -15,7 +16,7 @@ from unetseg.errors import UserError
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
 from unetseg.train import find_lr, options_of_resumed_run, train
-from unetseg.training import lr_finder
+from unetseg.training import callbacks, lr_finder
 from unetseg.training.optimization import Optimization
 
 
@@ -120,6 +121,8 @@ class TestOptimizers:
         (("optimizer.warmup_epochs=9", "trainer.max_epochs=5"), "below trainer.max_epochs, 5"),
         (("optimizer.schedule=plateau", "trainer.limit_val_batches=0"), "validations, for which"),
         (("early_stopping=3", "trainer.limit_val_batches=0"), "validations, for which early_stopping"),
+        (("optimizer.schedule=poly", "trainer.max_epochs=-1"), "an end with schedule=poly"),
+        (("optimizer.ema=0.9", "trainer.strategy=fsdp", "gradients.every_n_steps=0"), "ddp with optimizer.ema"),
         (("optimizer.arguments={lr:1}",), "without lr and weight_decay"),
         (("optimizer.ema=1",), "optimizer.ema"),
         (("optimizer.schedule=cosin",), "cosine"),
@@ -143,9 +146,28 @@ class TestFinder:
     def test_the_steepest_fall_over_the_logarithm_is_suggested(self):
         lrs = np.logspace(-6, 0, 100)
         losses = 1 - 0.8 / (1 + np.exp(-3 * (np.log10(lrs) + 3)))  # falls fastest at 1e-3
-        assert 1e-3 < lr_finder.suggest(lrs, losses) < 5e-3, "the mean lags behind"
+        assert 8e-4 < lr_finder.suggest(lrs, losses) < 1.2e-3
         assert lr_finder.suggest(lrs, np.linspace(0, 1, 100)) is None
         assert lr_finder.suggest(lrs[:5], losses[:5]) is None
+
+    def test_noise_alone_suggests_nothing_and_does_not_hide_a_fall(self):
+        lrs, rng = np.logspace(-6, 0, 100), np.random.default_rng(0)
+        noise = rng.normal(0, 0.05, (100, 100))
+        assert sum(lr_finder.suggest(lrs, 0.7 + one) is not None for one in noise) <= 2
+        falls = 1 - 0.5 / (1 + np.exp(-3 * (np.log10(lrs) + 3)))
+        assert all(3e-4 < lr_finder.suggest(lrs, falls + one) < 3e-3 for one in noise)
+
+    def test_a_loss_that_has_jumped_up_and_falls_again_is_not_what_fell(self):
+        lrs = np.logspace(-6, 0, 100)
+        losses = 1 - 0.5 / (1 + np.exp(-3 * (np.log10(lrs) + 3)))
+        losses[85:] += np.linspace(1.5, 0, 15)
+        assert 8e-4 < lr_finder.suggest(lrs, losses) < 1.2e-3
+
+    def test_each_group_of_weights_has_its_own_share_of_the_rate(self):
+        groups = [{"lr": 1.0}, {"lr": 1.0}]
+        trainer = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=groups)])
+        lr_finder.RisingRate([0.1, 1.0]).on_train_batch_start(trainer, None, None, 0)
+        assert [group["lr"] for group in groups] == pytest.approx([1e-7, 1e-6])
 
     def test_the_command_writes_a_figure_and_makes_no_run_folder(self, drawn, tmp_path, capsys):
         find_lr(compose("train", Train, [*TINY, f"data.root={drawn}", f"output={tmp_path}", "name=a", "find_lr=true"]))
@@ -181,6 +203,20 @@ def test_the_average_is_validated_tested_and_saved(tiny):
                 torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
     for name, value in last["current_model_state"].items():
         assert torch.equal(value, noted.after[-1][name])
+
+
+def test_the_pictures_of_a_validation_are_those_of_the_average(tiny, monkeypatch):
+    seen = []
+    monkeypatch.setattr(callbacks.pictures, "takers", lambda loggers: [*loggers][:1])
+
+    def predicted(model, dataset, indices):
+        seen.append({f"model.{name}": value.clone() for name, value in model.state_dict().items()})
+        return []
+
+    monkeypatch.setattr(callbacks, "predict_samples", predicted)
+    run = tiny("optimizer.ema=0.8", "trainer.max_epochs=1", "gradients.every_n_steps=0")
+    average = torch.load(run.last, weights_only=True)["state_dict"]
+    assert [name for name, value in seen[-1].items() if not torch.equal(value, average[name])] == []
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,9 @@ def test_the_resumed_run_equals_the_undisturbed_one(whole, stopped, step, more):
     broken = stopped(step, *OPTIONS, *more)
     resume(broken)
     assert_equal(whole, broken)
-    assert torch.load(whole.last, weights_only=True)["global_step"] == 15
+    last = torch.load(whole.last, weights_only=True)
+    assert last["global_step"] == 15
+    assert last["precision"] == json.loads(whole.summary.read_text())["precision"], "with which a run goes on"
 
 
 def test_a_run_of_crops_that_was_stopped_within_an_epoch_goes_on_likewise(tiny, stopped):
@@ -456,3 +458,63 @@ def test_the_record_of_the_options_stays_as_it_was(stopped):
     before = yaml.safe_load(broken.config.read_text())
     resume(broken)
     assert yaml.safe_load(broken.config.read_text()) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["optimizer.name=sgd", "optimizer.arguments={betas:[0.5,0.9]}", "optimizer.encoder_lr_factor=0.1"],
+)
+def test_an_optimizer_with_a_state_of_another_kind_is_refused(small, change):
+    with pytest.raises(UserError, match=rf"{change.partition('=')[0]} can't differ(.|\n)*model.weights="):
+        resume(small, change, "trainer.max_epochs=4", f"allow_changes=[{change.partition('=')[0]},trainer.max_epochs]")
+
+
+def test_rates_are_not_tried_on_a_resumed_run(small):
+    with pytest.raises(UserError, match="find_lr=true without resume"):
+        resume(small, "find_lr=true")
+
+
+@pytest.mark.parametrize(
+    ("change", "factors"),
+    [
+        ("optimizer.schedule=poly", [(1 - step / 10) ** 0.9 for step in range(7, 10)]),
+        ("optimizer.schedule=plateau", [1, 1, 1]),
+        ("optimizer.warmup_epochs=1", [(1 + math.cos(math.pi * (step - 5) / 5)) / 2 for step in range(7, 10)]),
+    ],
+)
+def test_another_schedule_begins_at_the_step_of_the_run(small, tmp_path, change, factors):
+    run, rates = copied(RunFolder(small.path.parent / "at_7"), tmp_path / "run"), Rates()
+    resume(run, change, f"allow_changes=[{change.partition('=')[0]}]", callbacks=[rates])
+    assert rates.lr == pytest.approx([1e-3 * factor for factor in factors])
+
+
+class Kept(L.Callback):
+    """Keeps what a run begins with: its weights, and how long it waits."""
+
+    def on_train_epoch_start(self, trainer, module):
+        self.weights = {name: value.clone() for name, value in module.state_dict().items()}
+        schedule, stop = trainer.lr_scheduler_configs[0].scheduler, trainer.early_stopping_callback
+        self.patience = schedule.patience, stop.patience
+
+
+def test_how_long_it_waits_and_whether_weights_are_averaged_is_what_the_resumed_run_is_asked_for(tiny):
+    run = tiny("optimizer.schedule=plateau", "early_stopping=5", "optimizer.ema=0.8", *SMALL)
+    last, kept = torch.load(run.last, weights_only=True), Kept()
+    changes = {"optimizer.patience": 1, "early_stopping": 9, "optimizer.ema": "null", "trainer.max_epochs": 3}
+    given = [f"{key}={value}" for key, value in changes.items()]
+    resume(run, *given, f"allow_changes=[{','.join(changes)}]", callbacks=[kept])
+    assert kept.patience == (1, 9)
+    assert all(torch.equal(kept.weights[name], value) for name, value in last["current_model_state"].items())
+
+
+def test_a_run_with_a_checkpoint_does_not_need_what_it_started_from(tiny, tmp_path):
+    source = tiny("name=source", "trainer.max_epochs=1", "gradients.every_n_steps=0")
+    run = tiny("name=started", f"model.weights={source.path}", "trainer.max_epochs=1", "gradients.every_n_steps=0")
+    shutil.rmtree(source.path)
+    run.summary.unlink()
+    resume(run)
+    assert run.summary.exists()
+    assert yaml.safe_load(run.config.read_text())["model"]["weights"] == str(source.path)
+    run.last.unlink()
+    with pytest.raises(UserError, match=r"model\.weights"):
+        resume(run)

@@ -117,8 +117,13 @@ def devices() -> Iterator[Finding]:
     except Exception as error:  # a build for another machine fails in many ways
         yield Finding("torch", f"can't be imported: {error}", "missing")
         return
-    bfloat16 = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
-    effect = "used by default" if bfloat16 else "none: training computes in float32 there"
+    from unetseg.training.precision import LEAST_GAIN, bfloat16_gain, has_bfloat16
+
+    effect = "none: training computes in float32 there"
+    if has_bfloat16():
+        gain = bfloat16_gain()
+        default = "used" if gain >= LEAST_GAIN else "not used"
+        effect = f"{gain:.1f} times as fast as float32, {default} by default"
     yield Finding("bfloat16 of the CPU", effect)
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)

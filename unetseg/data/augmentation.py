@@ -38,6 +38,8 @@ WITHHELD = ("mask", "mask_params", "mask_interpolation")
 """Arguments that a list can't give: functions or arrays, and how masks are resampled: always by nearest neighbour."""
 RESIZING = ("CropAndPad", "RandomResizedCrop", "RandomSizedCrop")
 """Transforms that cut and enlarge; OpenCV's INTER_NEAREST would move the mask by half a pixel of the source."""
+FILLED_BY_A_NUMBER = ("MaskDropout",)
+"""Transforms whose `fill` is one number for all channels."""
 TRIES = 3
 """Keys with which a transform of a list is tried before a training."""
 
@@ -196,12 +198,19 @@ def _step(entry: str | Mapping[str, Any], view: View) -> Any:
                 accepted=", ".join(nearest),
                 advice=f"{{{name}:{{{nearest[0]}:...}}}}",
             )
+    begun_by = next(base for base in kind.__mro__ if "__init__" in vars(base))
+    has_checks = "InitSchema" in vars(begun_by)  # albumentations wraps the __init__ of such a class
+    if not has_checks and not _is_probability(arguments.get("p", 1.0)):
+        raise UserError(
+            f"data.augment: {name} is not accepted with p={arguments['p']}", accepted="p from 0 to 1", advice="p=0.5"
+        )
     if name in NESTED:
         arguments["transforms"] = listed(arguments["transforms"], view)
-    else:
+    elif has_checks:
         arguments["strict"] = True  # or what is not accepted becomes a default, with a warning
     if "fill_mask" in known:
-        arguments = {"fill": [*COLOUR] if view.channels == RGB else 0, "fill_mask": IGNORE} | arguments
+        grey = round(sum(COLOUR) / RGB) if name in FILLED_BY_A_NUMBER else [*COLOUR]
+        arguments = {"fill": grey if view.channels == RGB else 0, "fill_mask": IGNORE} | arguments
     if name in RESIZING:
         import cv2
 
@@ -264,7 +273,12 @@ def _arguments(kind: type) -> list[str]:
 
 def _leaves(steps: Sequence[Any]) -> list[Any]:
     """Return the steps without those that have others in them, and these others."""
-    return [leaf for step in steps for leaf in (_leaves(step.transforms) if hasattr(step, "transforms") else [step])]
+    nested = _library().BaseCompose
+    return [leaf for step in steps for leaf in (_leaves(step.transforms) if isinstance(step, nested) else [step])]
+
+
+def _is_probability(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and 0 <= value <= 1
 
 
 def _moves(step: Any) -> bool:

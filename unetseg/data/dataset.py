@@ -112,6 +112,10 @@ class Batch(NamedTuple):
     unreadable: Tensor = torch.zeros(0, dtype=torch.int64)
     """int64: positions of the examples of this batch that could not be read."""
 
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch with its pictures and masks on a device."""
+        return self._replace(images=self.images.to(device), masks=self.masks.to(device))
+
 
 class SkippedExample(NamedTuple):
     """Stands in for an example that could not be read."""
@@ -248,6 +252,23 @@ class EpochSampler(Sampler[tuple[int, int]]):
         first = examples // self.ranks if self.epoch == epoch else 0
         for position in range(first, len(self)):
             yield self.epoch, order[self.rank + position * self.ranks]
+
+
+def first_of(batches: Iterable[Batch], count: int) -> Batch:
+    """Return the first pictures of some batches, at most so many, as one batch.
+
+    Examples:
+        >>> batch = Batch(torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8), torch.tensor([4, 7]))
+        >>> first_of([batch, batch], 3).indices.tolist()
+        [4, 7, 4]
+    """
+    taken: list[Batch] = []
+    for batch in batches:
+        taken.append(batch)
+        if sum(len(own.indices) for own in taken) >= count:
+            break
+    joined = (torch.cat([getattr(own, name) for own in taken])[:count] for name in ("images", "masks", "indices"))
+    return Batch(*joined)
 
 
 def collate(items: list[Item]) -> Batch:

@@ -10,15 +10,19 @@ from typing import Any
 
 from rich.progress import track
 
+from unetseg import classes
 from unetseg.data import folder, hf, pets, synthetic
 from unetseg.data.datamodule import SegmentationData
 from unetseg.data.dataset import Collection
 from unetseg.data.published import bands_of
 from unetseg.data.splits import Drawing
 from unetseg.data.view import View
+from unetseg.errors import UserError
 from unetseg.huggingface import Source
 from unetseg.names import PETS_ROOT, class_names
 
+OPTION = "data.source"
+"""What names a function of the user's own."""
 SPLITS = ("train", "val", "test")
 """The splits that a training needs."""
 
@@ -30,6 +34,7 @@ def make_data(
     test_split: str | None = None,
     skip_unreadable: bool = False,
     batch_normalisation: bool = True,
+    trust: bool = False,
 ) -> SegmentationData:
     """Return the loaders of a data set.
 
@@ -40,8 +45,11 @@ def make_data(
             validated and tested.
         skip_unreadable: leave out files that can't be read, and don't end the run.
         batch_normalisation: whether the model has any: a training batch of one picture can't be normalised.
+        trust: import a function of the user's own, by which data=own finds its examples.
     """
     needed = SPLITS if test_split is None else (test_split,)
+    if data["name"] == "own":
+        classes.admit({data["source"]: OPTION}, f"{OPTION}={data['source']}", trust)
     if data["name"] == "folder" and data.get("images") and not data.get("bands"):
         data = {**data, "bands": bands_of(Path(data["root"]), data["images"])}
 
@@ -70,7 +78,9 @@ def make_data(
 
 def find(data: Mapping[str, Any], seed: int, needed: Sequence[str] = SPLITS) -> Collection:
     """Return the examples of the splits of a data set that are needed; its lists and folders must exist."""
-    classes = class_names(data)
+    names = class_names(data)
+    if data["name"] == "own":
+        return find_own(data["source"], names, needed)
     if data["name"] in ("folder", "hf"):
         drawing = Drawing(
             ratios=data["ratios"],
@@ -80,17 +90,49 @@ def find(data: Mapping[str, Any], seed: int, needed: Sequence[str] = SPLITS) -> 
         keys = ("images", "masks", "values", "threshold", "instances", "bands", "ignore_index", "stratify")
         options = {key: data[key] for key in keys if data.get(key) is not None}  # older runs have fewer
         if data["name"] == "folder":
-            return folder.load(Path(data["root"]), classes=classes, drawing=drawing, needed=needed, **options)
+            return folder.load(Path(data["root"]), classes=names, drawing=drawing, needed=needed, **options)
         root = Source.of(data).folder
         if not data["values"]:
-            hf.check_names(root, classes)
+            hf.check_names(root, names)
         grouped = replace(drawing, group=hf.GROUP if data["group"] else None)
-        collection = folder.load(root, classes=classes, drawing=grouped, needed=needed, **options)
+        collection = folder.load(root, classes=names, drawing=grouped, needed=needed, **options)
         return replace(collection, notes=(*hf.notes_of(root), *collection.notes))
     root = generated_root(data) if data["name"] == "synthetic" else Path(data["root"] or PETS_ROOT)
     options = {key: data[key] for key in ("target", "border", "validation")}
-    collection = pets.load(root, classes=classes, seed=seed, **options)
+    collection = pets.load(root, classes=names, seed=seed, **options)
     splits = {**collection.splits, "all": tuple(itertools.chain(*collection.splits.values()))}
+    return replace(collection, splits={split: splits[split] for split in needed})
+
+
+def find_own(source: str, names: Sequence[str], needed: Sequence[str]) -> Collection:
+    """Return the Collection that a function of the user's own returns, with the splits that are needed.
+
+    Args:
+        source: the function, or a class, which is called with its arguments alone.
+        names: of the classes, by the options.
+        needed: splits; `all` is those of the Collection together where it has none of that name.
+
+    Raises:
+        UserError: it returns something else, other classes, or lacks a split.
+    """
+    collection = classes.build(source, OPTION)
+    if not isinstance(collection, Collection):
+        raise UserError(
+            f"{OPTION}={source} returns {type(collection).__name__}",
+            accepted="a unetseg.data.dataset.Collection: classes, values of the masks, and examples by split",
+        )
+    if tuple(collection.classes) != tuple(names):
+        raise UserError(
+            f"{OPTION}={source} has the classes {', '.join(collection.classes)}, data.classes {', '.join(names)}",
+            accepted="the same names in the same order",
+            advice=f"data.classes=[{','.join(collection.classes)}]",
+        )
+    splits = {"all": tuple(itertools.chain(*collection.splits.values())), **collection.splits}
+    if absent := [split for split in needed if not splits.get(split)]:
+        raise UserError(
+            f"{OPTION}={source} has no examples of {', '.join(absent)}",
+            accepted=f"splits with examples: {', '.join(needed)}; it has {', '.join(collection.splits) or 'none'}",
+        )
     return replace(collection, splits={split: splits[split] for split in needed})
 
 

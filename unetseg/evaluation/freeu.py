@@ -24,7 +24,6 @@ from unetseg.evaluation.lesions import SCORES, features_of, levels_to_cut, set_s
 from unetseg.evaluation.metrics import image_counts
 from unetseg.evaluation.statistics import resampled_sums, sum_by_unit
 from unetseg.model.segmenter import Segmenter, class_map
-from unetseg.names import FUSED
 
 RADIUS = 1
 """Frequencies from -RADIUS to RADIUS - 1 of each axis are low, as in the authors' code: four of them, with the mean."""
@@ -90,22 +89,26 @@ def variants(levels: Sequence[int], b: float, s: float) -> list[Variant]:
 def refusal(model: Segmenter) -> str:
     """Return why a model has no place for the factors; empty where it has."""
     kinds = dict.fromkeys(model.net.skip)
-    if not kinds.keys() <= {*FUSED}:
+    if not model.net.merges_by_level:
         return f"with skip={', '.join(kinds)} no block merges the deep path with its own level's long skip"
     return "" if levels_to_cut(model) else f"with skip={', '.join(kinds)} no long skip carries features"
 
 
 @contextmanager
 def applied(model: Segmenter, variant: Variant) -> Iterator[None]:
-    """Weigh what the model's fusions get by a variant's factors within the block."""
+    """Weigh what the model's fusions merge by a variant's factors within the block; the skip after its skip_scale."""
 
-    def weigh(_: object, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def amplify(_: object, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         deep, skip = inputs
-        return amplified(deep, variant.b), filtered(skip, variant.s)
+        return amplified(deep, variant.b), skip
+
+    def weaken(_: object, inputs: tuple[Tensor], scaled: Tensor) -> Tensor:
+        return filtered(scaled, variant.s)
 
     with ExitStack() as hooks:
-        for level in variant.levels:
-            hooks.enter_context(model.net.fusion_of[level].register_forward_pre_hook(weigh))
+        for fusion in (model.net.fusion_of[level] for level in variant.levels):
+            hooks.enter_context(fusion.register_forward_pre_hook(amplify))
+            hooks.enter_context(fusion.scale.register_forward_hook(weaken))
         yield
 
 

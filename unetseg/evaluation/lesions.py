@@ -75,7 +75,7 @@ def levels_to_cut(model: Segmenter) -> list[int]:
 
 def cuts_of(model: Segmenter) -> tuple[str, ...]:
     """Return the CUTS that a model has: no zeros where they would cut the deep path as well, as with skip=multiply."""
-    is_whole = all(fusion.is_whole_without for fusion in model.net.fusions)
+    is_whole = all(fusion.is_whole_without for fusion in model.net.fusion_of.values())
     return CUTS if is_whole else tuple(cut for cut in CUTS if cut != "zero")
 
 

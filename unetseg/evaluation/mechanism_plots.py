@@ -1,4 +1,4 @@
-"""Figures of what meets at the fusions of a trained model, one for each of mechanisms.MECHANISMS. Plotting only."""
+"""Figures of the mechanisms of a trained model, one for each of names.MECHANISMS. Plotting only."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from unetseg.evaluation.style import INK, legend_beside, styled
+from unetseg.evaluation.shattering import expected_acf
+from unetseg.evaluation.style import INK, LEVEL_COLOURS, SOFT, integer_ticks, legend_beside, styled, zero_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,11 +79,113 @@ def spectra(table: pd.DataFrame, path: Path) -> None:
     figure.savefig(path)
 
 
+@styled
+def landscape(table: pd.DataFrame, path: Path) -> None:
+    """Write the loss on the plane of two random directions, along each of these, and along the sharpest direction."""
+    figure = Figure(figsize=(9.6, 2.8))
+    heat, random, top = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
+    plane = table[table.direction == "plane"].pivot(index="b", columns="a", values="loss")
+    values = plane.to_numpy().clip(max=np.finfo(np.float32).max)
+    finite = values[np.isfinite(values)]
+    low, high = finite.min(), finite.max()
+    far = low > 0 and high > 20 * low  # a basin with steep walls shows on a logarithmic scale alone
+    levels = np.geomspace(low, high, 16) if far else np.linspace(low, high if high > low else low + 1, 16)
+    norm = LogNorm(low, high) if far else None
+    drawn = heat.contourf(plane.columns, plane.index, values, levels=levels, norm=norm, cmap="viridis")
+    heat.contour(plane.columns, plane.index, values, levels=levels, norm=norm, colors="white", linewidths=0.3)
+    heat.plot(0, 0, "+", color="white", markersize=7)
+    heat.set_xlabel("a, first random direction")
+    heat.set_ylabel("b, second random direction")
+    figure.colorbar(drawn, ax=heat, label="loss", format="%.3g")
+    for name in ("first", "second"):
+        line = table[table.direction == name]
+        random.plot(line.a, line.loss, label=name)
+    random.set_xlabel("a, length of the weights' filters")
+    random.set_ylabel("loss")
+    legend_beside(random)
+    line = table[table.direction == "top"]
+    top.plot(line.a, line.loss, label="loss")
+    top.plot(line.a, quadratic(line), color=SOFT, linestyle=":", label="quadratic part")
+    top.set_xlabel("a, 1/√λ along the sharpest direction")
+    legend_beside(top)
+    figure.savefig(path)
+
+
+def quadratic(line: pd.DataFrame) -> np.ndarray:
+    """Return the parabola of curvature 1 through a line's middle, with the slope that the loss has there."""
+    a, loss = line.a.to_numpy(), line.loss.to_numpy()
+    middle = len(a) // 2
+    slope = (loss[middle + 1] - loss[middle - 1]) / (a[middle + 1] - a[middle - 1])
+    return loss[middle] + slope * a + a**2 / 2
+
+
+@styled
+def shattering(table: pd.DataFrame, path: Path) -> None:
+    """Write how alike gradients are by their distance on a line of inputs, a line for each depth."""
+    figure = Figure(figsize=(8.4, 3.0))
+    acf, cosine = figure.subplots(1, 2)
+    depths = list(dict.fromkeys(table.depth))
+    for number, depth in enumerate(depths):
+        rows = table[table.depth == depth]
+        colour = colormaps["viridis"](number / len(depths))
+        for axis, name in ((acf, "acf"), (cosine, "cosine")):
+            axis.plot(rows.lag, rows[name], color=colour, linewidth=1.1, label=depth)
+    lags = sorted(table.lag.unique())
+    for kind, dashes in (("white", ":"), ("brown", "--")):
+        acf.plot(lags, expected_acf(kind, 2 * lags[-1])[: len(lags)], dashes, color=SOFT, label=f"{kind} noise")
+    for axis, title in ((acf, "autocorrelation"), (cosine, "cosine")):
+        zero_line(axis)
+        axis.set_ylabel(f"{title} of the gradients")
+        axis.set_xlabel(f"distance in points, of {2 * lags[-1]} from picture to picture")
+    handles, labels = acf.get_legend_handles_labels()
+    legend_beside(cosine, handles=handles, labels=labels, labelspacing=0.25)
+    figure.savefig(path)
+
+
+@styled
+def hellinger(table: pd.DataFrame, path: Path) -> None:
+    """Write how far the features of two sets lie apart at each depth, and what the choice of pictures brings."""
+    figure = Figure(figsize=(6.2, 2.8))
+    axis = figure.subplots()
+    places = range(len(table))
+    errors = np.abs(table[["hellinger_low", "hellinger_high"]].to_numpy().T - table.hellinger.to_numpy())
+    axis.bar(places, table.hellinger, yerr=errors, ecolor=INK, capsize=2, width=0.6, label="from the training pictures")
+    axis.plot(places, table.within, "D", color="C1", label="between halves of the training pictures")
+    axis.set_xticks(places, list(table.depth), rotation=60)
+    axis.set_ylabel("Hellinger distance of the features")
+    axis.set_ylim(bottom=0)
+    axis.grid(False, axis="x")
+    legend_beside(axis)
+    figure.savefig(path)
+
+
+@styled
+def oscillation(table: pd.DataFrame, path: Path) -> None:
+    """Write the norms of the deep features and of the skip's at each reading, a line for each level."""
+    figure = Figure(figsize=(8.4, 2.8))
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, name in zip(axes, FEATURES, strict=True):
+        for level, rows in table[table.features == name].groupby("level"):
+            colour = SOFT if level == 0 else LEVEL_COLOURS[level - 1]
+            axis.plot(rows.step, rows.rms, color=colour, marker=".", linewidth=1.1, label=f"level {level}")
+        axis.set_title(f"{name} features")
+        axis.set_xlabel("step")
+        axis.set_yscale("log")
+        integer_ticks(axis, table.step)
+    axes[0].set_ylabel("root mean square")
+    legend_beside(axes[1])
+    figure.savefig(path)
+
+
 DRAW: dict[str, Callable[[pd.DataFrame, Path], None]] = {
     "similarity": similarity,
     "rank": rank,
     "reuse": reuse,
     "spectra": spectra,
+    "landscape": landscape,
+    "shattering": shattering,
+    "hellinger": hellinger,
+    "oscillation": oscillation,
 }
 
 

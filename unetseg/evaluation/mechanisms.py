@@ -17,20 +17,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import stdtrit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from unetseg.data.dataset import Batch
-from unetseg.evaluation.statistics import LEVEL
+from unetseg.evaluation.statistics import jackknife
 from unetseg.model.segmenter import Segmenter
-from unetseg.model.skips import Concat, Scse
-from unetseg.names import FUSED
+from unetseg.model.skips import Concat, Fusion, Scse, Shuffled
 
 BLOCKS = 10
 """Blocks of pictures, each of which is left out once for the intervals (the jackknife of Tukey 1958)."""
@@ -47,6 +45,7 @@ class Sums:
         means: b x (D + S), sums of the features, the deep ones first.
         products: b x (D + S) x (D + S), sums of their products.
         powers: b x 2 x (BANDS + 1), power of the deep features and of the skip's by band of frequencies.
+        reads: squares of what the columns of the decoder's first convolution read; D + S of them after a concatenation.
         bands: those that features of this resolution have.
         deep_channels: D.
     """
@@ -55,6 +54,7 @@ class Sums:
     means: Tensor
     products: Tensor
     powers: Tensor
+    reads: Tensor
     bands: list[int]
     deep_channels: int
 
@@ -69,16 +69,20 @@ class Sums:
 
 @dataclass
 class Meeting:
-    """What meets at the fusions in the last forward pass, by level: BxDxHxW deep features and BxSxHxW of the skip."""
+    """What meets at the fusions in the last forward pass, by level, and what becomes of it.
+
+    They are BxDxHxW deep features, BxSxHxW of the skip, scaled by skip_scale, and what the block's convolution reads.
+    """
 
     deep: dict[int, Tensor] = field(default_factory=dict)
     skip: dict[int, Tensor] = field(default_factory=dict)
+    read: dict[int, Tensor] = field(default_factory=dict)
 
 
 def refusal(model: Segmenter) -> str:
     """Return why nothing meets in a model's decoder; empty where it does."""
     kinds = dict.fromkeys(model.net.skip)
-    if not kinds.keys() <= {*FUSED}:
+    if not model.net.merges_by_level:
         return f"with skip={', '.join(kinds)} no block merges the deep path with its own level's long skip"
     return ""
 
@@ -88,12 +92,20 @@ def watched(model: Segmenter) -> Iterator[Meeting]:
     """Keep what meets at each level's fusion while the block runs; levels without features are left out."""
     meeting = Meeting()
 
-    def keep(level: int, _: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
-        meeting.deep[level], meeting.skip[level] = inputs
+    blocks: Any = model.net.decoder.blocks
+
+    def keep(level: int, fusion: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
+        meeting.deep[level], skip = inputs
+        meeting.skip[level] = cast(Fusion, fusion).scale(skip) if skip.shape[1] else skip
+
+    def keep_read(level: int, _: nn.Module, inputs: tuple[Tensor]) -> None:
+        meeting.read[level] = inputs[0]
 
     with ExitStack() as hooks:
         for level, fusion in model.net.fusion_of.items():
             hooks.enter_context(fusion.register_forward_pre_hook(partial(keep, level)))
+            conv = blocks[len(blocks) - 1 - level].conv1
+            hooks.enter_context(conv.register_forward_pre_hook(partial(keep_read, level)))
         yield meeting
 
 
@@ -131,6 +143,7 @@ def measure(
             for level, skip in meeting.skip.items():
                 if skip.shape[1]:
                     _add(sums, level, max(blocks) + 1, own, meeting.deep[level].double(), skip.double())
+                    sums[level].reads = sums[level].reads + meeting.read[level].double().square().sum((0, 2, 3))
     return dict(sorted(sums.items()))
 
 
@@ -158,7 +171,7 @@ def _add(sums: dict[int, Sums], level: int, count: int, blocks: Sequence[int], d
             bands(skip.shape[-2], skip.shape[-1], skip).flatten()[1:].unique().tolist()
         )  # without the mean, which is first
         sums[level] = Sums(
-            *(zeros(count), zeros(count, width), zeros(count, width, width), zeros(count, 2, BANDS + 1)),
+            *(zeros(count), zeros(count, width), zeros(count, width, width), zeros(count, 2, BANDS + 1), zeros(1)),
             own_bands,
             deep.shape[1],
         )
@@ -252,11 +265,9 @@ def reuse(model: Segmenter, sums: dict[int, Sums]) -> pd.DataFrame:
     for level, own in sums.items():
         block = blocks[len(blocks) - 1 - level]
         columns = block.conv1[0].weight.detach().abs().double().mean((0, 2, 3))
-        if type(model.net.fusion_of[level]) not in (Concat, Scse):
+        if type(model.net.fusion_of[level]) not in (Concat, Scse, Shuffled):
             continue
-        count = own.counts.sum()
-        rms = (own.products.sum(0).diagonal() / count).sqrt()
-        read = columns * rms
+        read = columns * (own.reads / own.counts.sum()).sqrt()
         for name, part in (("deep", slice(0, own.deep_channels)), ("skip", slice(own.deep_channels, None))):
             share = float(read[part].sum() / read.sum()) if read.sum() > 0 else float("nan")
             rows.append(
@@ -304,13 +315,10 @@ def _table(
     """Return a row for each level and label: the value of all pictures, and the ends of its jackknife interval."""
     rows = []
     for level, own in sums.items():
-        whole, count = values(own, None), len(own.counts)
-        parts = (
-            np.array([values(own, block) for block in range(count)]) if count > 1 else np.full((1, len(whole)), np.nan)
-        )
-        for place, (label, value) in enumerate(zip(labels, whole, strict=True)):
-            spread = (count - 1) / count * np.square(parts[:, place] - parts[:, place].mean()).sum()
-            half = float(stdtrit(max(count - 1, 1), (1 + LEVEL) / 2) * np.sqrt(spread))
+        count = len(own.counts)
+        without = [values(own, block) for block in range(count)] if count > 1 else [values(own, None)]
+        ends = jackknife(np.array(without)).tolist()
+        for label, value, half in zip(labels, values(own, None), ends, strict=True):
             rows.append(
                 {"level": level, **label, name: value, f"{name}_low": value - half, f"{name}_high": value + half}
             )

@@ -301,6 +301,19 @@ def seed_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
+def jackknife(parts: np.ndarray) -> np.ndarray:
+    """Return half the width of the interval at LEVEL (Tukey 1958) of statistics; nan of one block.
+
+    Args:
+        parts: bx..., their values without each of b blocks in turn.
+    """
+    blocks = len(parts)
+    if blocks < 2:
+        return np.full(parts.shape[1:], np.nan)
+    spread = (blocks - 1) / blocks * np.square(parts - parts.mean(0)).sum(0)
+    return np.asarray(stdtrit(blocks - 1, (1 + LEVEL) / 2) * np.sqrt(spread))
+
+
 def rates_with_interval(counts: np.ndarray, groups: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return errors / pixels over all images, B values, and the ends of its interval; nan where there is no pixel.
 

@@ -194,8 +194,8 @@ class SwitchedModel:
 
     def __init__(self, model: Segmenter, known: dict[str, Any]):
         self.classes = tuple(known["classes"])
-        fusions = model.net.fusions
-        self.levels = [level for level in levels_to_cut(model) if fusions[level - 1].is_whole_without]
+        fusions = model.net.fusion_of
+        self.levels = [level for level in levels_to_cut(model) if fusions[level].is_whole_without]
         self._model, self._view = model, View.of(known["data"])
 
     def __call__(self, image: Any, off: Sequence[int] = ()) -> CutMasks:

@@ -17,7 +17,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -115,6 +115,13 @@ def export(model: Segmenter, metadata: dict[str, Any], output: Path) -> dict[str
             content = WRITERS[output.suffix](trace(PictureModel(model)), entries)
     except Exception as error:  # the exporters have many kinds, and each architecture its own
         encoder = model.net.encoder_name
+        if own := arguments.own_classes(cast("dict[str, Any]", model.net.config)):
+            raise UserError(
+                f"{output.name}: a model with {', '.join(own)} can't be exported for pictures of any size "
+                f"({first_line(error)})",
+                accepted="classes whose operations torch.export can trace, for any H and W",
+                advice="unetseg.load, which reads the checkpoint itself",
+            ) from error
         if encoder in RESNETS + DENSENETS:
             raise
         raise UserError(
@@ -131,20 +138,23 @@ def export(model: Segmenter, metadata: dict[str, Any], output: Path) -> dict[str
     return errors
 
 
-def save_pretrained(path: str | Path, folder: str | Path) -> None:
+def save_pretrained(path: str | Path, folder: str | Path, *, trust: bool = False) -> None:
     """Write a run folder or a checkpoint as a folder of the Hugging Face Hub, see `unetseg.model.hub`.
+
+    With `trust` the classes of somebody's own that it names are imported.
 
     The model card states the run's data and, where it is finished, its scores on the test split. config.json also
     states the classes and how the model sees pictures, so that `unetseg.load` reads the folder.
     """
     path = os.path.expanduser(path)
-    model, hyper_parameters = checkpoint.load(path)
+    model, hyper_parameters = checkpoint.load(path, trust=trust)
     run, data = run_folder_of(path), hyper_parameters["data"]
     scores = json.loads(run.summary.read_text()) if run is not None and run.summary.exists() else {}
     stated = {name: data[name] for name in ("name", *arguments.VIEW) if name in data}
     model.net.save_pretrained(
         folder,
-        config=model.net.hub_config() | {hub.DATA_KEY: {"classes": hyper_parameters["classes"], "data": stated}},
+        config=model.net.hub_config(data.get("mean"), data.get("std"))
+        | {hub.DATA_KEY: {"classes": hyper_parameters["classes"], "data": stated}},
         dataset=f"{data['name']}, {view_text(data)}: {', '.join(hyper_parameters['classes'])}",
         metrics={name: value for name, value in scores.items() if name.startswith("test/")},
     )

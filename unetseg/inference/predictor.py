@@ -200,8 +200,9 @@ def load(
         overlap: pixels over which tiles are blended.
         tta: average with the mirror image.
         batch_size: pictures or tiles at once.
-        trust: open a .pt2, which is a program: it may do whatever you may do on this machine. Only for files that you
-            exported yourself, or whose author you would let run programs here. The other kinds are data and need none.
+        trust: open a .pt2, which is a program, and import the classes of somebody's own that a checkpoint names: either
+            may do whatever you may do on this machine. Only for files that you made yourself, or whose author you would
+            let run programs here. Other files are data and need none.
 
     Raises:
         UserError: the file can't be read safely or is no model of unetseg; an option isn't accepted.
@@ -221,7 +222,7 @@ def load(
             )
         return Predictor(load_exported(path, trust=trust), **options)
     read = checkpoint.load_pretrained if is_model_folder(path) else checkpoint.load
-    model, hyper_parameters = read(path)
+    model, hyper_parameters = read(path, trust=trust)
     data = hyper_parameters["data"]
     engine = TorchEngine(
         model,

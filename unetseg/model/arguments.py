@@ -6,18 +6,22 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from unetseg import classes
 from unetseg.names import (
     FLOWS,
     FUSED,
+    INITIALISATIONS,
     LARGEST_SIZE,
     LEVELS,
     LOSSES,
     MOST_CHANNELS,
+    OWN_CLASS,
     SCALES,
     SHORT_SKIPS,
     SKIPS,
     TIMM,
     is_encoder,
+    is_own,
 )
 
 Rule = tuple[str, Callable[[Any], bool]]
@@ -29,14 +33,35 @@ def name_rule(names: Sequence[str]) -> Rule:
     return ", ".join(names), lambda value: isinstance(value, str) and value in names
 
 
-def name_per_level_rule(names: Sequence[str], of_levels: Sequence[str] | None = None) -> Rule:
-    """Return the rule of one name, or of one a level, of which there may be fewer."""
-    (accepted, is_name), (_, is_of_level) = name_rule(names), name_rule(of_levels or names)
+def name_per_level_rule(names: Sequence[str]) -> Rule:
+    """Return the rule of one name, or of one a level."""
+    accepted, is_name = name_rule(names)
 
     def fits(value: Any) -> bool:
-        return is_name(value) or (isinstance(value, list) and len(value) == LEVELS and all(map(is_of_level, value)))
+        return is_name(value) or (isinstance(value, list) and len(value) == LEVELS and all(map(is_name, value)))
 
     return f"{accepted}, or a list of {LEVELS} of them", fits
+
+
+def is_own_class(value: Any) -> bool:
+    """Return whether a value names a class of somebody's own, with arguments that are plain values."""
+    try:
+        return is_own(value) and bool(classes.read(value))
+    except ValueError:
+        return False
+
+
+def _are_skips(value: Any) -> bool:
+    if not isinstance(value, list):
+        return isinstance(value, str) and (value in SKIPS or is_own_class(value))
+    return len(value) == LEVELS and all(isinstance(v, str) and (v in FUSED or is_own_class(v)) for v in value)
+
+
+def own_classes(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the option of each class of somebody's own among the arguments of a network, by the class."""
+    skips, decoder = values.get("skip"), values.get("decoder")
+    own = {str(name): "model.skip" for name in filter(is_own, skips if isinstance(skips, list) else [skips])}
+    return own | ({decoder: "model.decoder"} if isinstance(decoder, str) else {})
 
 
 def _is_dose(value: Any) -> bool:
@@ -55,7 +80,7 @@ def _are_scales(value: Any) -> bool:
 
 def _is_loss(value: Any) -> bool:
     if not isinstance(value, dict):
-        return isinstance(value, str) and value in LOSSES
+        return isinstance(value, str) and (value in LOSSES or is_own_class(value))
     tables = [(name, entry if isinstance(entry, dict) else {"weight": entry}) for name, entry in value.items()]
     return bool(tables) and all(
         name in LOSSES and table.keys() <= {"weight", *LOSSES[name]} and all(map(_is_dose, table.values()))
@@ -110,7 +135,7 @@ def _is_crop(value: Any) -> bool:
 SWITCH: Rule = ("true, false", lambda value: isinstance(value, bool))
 DOSES: Rule = (f"a number from 0, or a list of {LEVELS} of them", _are_doses)
 SCALES_RULE: Rule = (f"{', '.join(SCALES)}, a number above 0, or a list of {LEVELS} numbers", _are_scales)
-LOSS: Rule = (f"{', '.join(LOSSES)}, or a table of them and their weights", _is_loss)
+LOSS: Rule = (f"{', '.join(LOSSES)}, {OWN_CLASS}, or a table of them and their weights", _is_loss)
 BOUNDARY_WEIGHT: Rule = ("null, or a number from 0", lambda value: value is None or _is_dose(value))
 RANGE: Rule = ("null, or [low, high]", _is_range)
 NUMBERS: Rule = ("null, or a list of numbers", lambda value: value is None or _are_numbers(value))
@@ -131,7 +156,8 @@ VIEW: dict[str, Rule] = {
 """Rules of what a checkpoint or an exported file says of how its model sees pictures, see `unetseg.data.view.View`."""
 NET: dict[str, Rule] = {
     "encoder": (f"an encoder of smp, or {TIMM}NAME of a model of timm", is_encoder),
-    "skip": name_per_level_rule(SKIPS, FUSED),
+    "skip": (f"{', '.join(SKIPS)}, {OWN_CLASS}, or a list of {LEVELS} of them", _are_skips),
+    "decoder": (f"null, or {OWN_CLASS}", lambda value: value is None or is_own_class(value)),
     "skip_flow": name_per_level_rule(FLOWS),
     "skip_gradient": DOSES,
     "skip_scale": SCALES_RULE,
@@ -139,7 +165,7 @@ NET: dict[str, Rule] = {
     "match_parameters": SWITCH,
     "short_skips": ("true, false, add, concat", lambda value: value in (True, False, *SHORT_SKIPS)),
     "normalisation": name_rule(("batch", "none")),
-    "initialisation": name_rule(("he", "glorot")),
+    "initialisation": name_rule(INITIALISATIONS),
     "classes": whole_number_rule(1, 254),
     "decoder_channels": widths_rule(LEVELS + 1),
     "in_channels": whole_number_rule(1, 256),

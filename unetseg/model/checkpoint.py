@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from unetseg import classes
 from unetseg.errors import UserError, first_line
 from unetseg.model import archive, arguments, hub
 from unetseg.model.segmenter import Segmenter
@@ -29,19 +30,28 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
+def load(path: str | Path, *, trust: bool = False) -> tuple[Segmenter, dict[str, Any]]:
     """Load a checkpoint of unetseg.train, or the best one of a run folder.
+
+    Args:
+        path: of the file or the folder.
+        trust: import the classes of the user's own that it names, see `unetseg.classes`.
 
     Returns:
         The model, in eval mode on the CPU, and the checkpoint's hyper-parameters.
 
     Raises:
-        UserError: the file can't be read safely, is damaged, holds NaN, or is no checkpoint of unetseg.
+        UserError: the file can't be read safely, is damaged, holds NaN, or is no checkpoint of unetseg; or it names a
+            class that isn't trusted or can't be imported.
     """
     file = checkpoint_file(path)
     try:
         content = archive.load(file)
         known = hyper_parameters(content)
+    except Exception as error:  # damaged bytes make the unpickler fail in many ways
+        raise _load_error(file, error) from None
+    classes.admit(arguments.own_classes(known["model"]), file, trust)
+    try:
         with _Undrawn():
             model = Segmenter(weights=None, **known["model"])
         weights = {name.removeprefix(PREFIX): w for name, w in content["state_dict"].items() if name.startswith(PREFIX)}
@@ -49,18 +59,20 @@ def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
             raise ValueError("its weights are no tensors")
         model.load_state_dict(weights)
         archive.check_finite(model.state_dict())
-    except Exception as error:  # damaged bytes make the unpickler fail in many ways
+    except Exception as error:
         raise _load_error(file, error) from None
     return model.eval(), known
 
 
-def load_pretrained(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
+def load_pretrained(folder: Path, *, trust: bool = False) -> tuple[Segmenter, dict[str, Any]]:
     """Return the model of a folder that `unetseg.save_pretrained` wrote, in eval mode, with its `classes` and `data`.
+
+    `trust` is that of `load`.
 
     Raises:
         UserError: it can't be read safely, or doesn't state its classes.
     """
-    net = SkipUnet.from_pretrained(folder)
+    net = SkipUnet.from_pretrained(folder, trust=trust)
     known = hub.recorded_data(folder)
     if known is None:
         raise UserError(

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
 from segmentation_models_pytorch.base.hub_mixin import SMPHubMixin
 
+from unetseg import classes
 from unetseg.errors import UserError, first_line
 from unetseg.model import archive, arguments
 from unetseg.model.encoders import normalisation_of
@@ -66,8 +68,7 @@ A U-Net for semantic segmentation, by unetseg.
 ```python
 {{ example }}
 ```
-Images are Bx3xHxW RGB, of values in 0..1 less the mean {{ preprocessing.mean }} over {{ preprocessing.std }}, as
-unetseg trains; H and W are free. The result is logits: {{ meaning }}.
+Images are {{ images }}; H and W are free. The result is logits: {{ meaning }}.
 """
 
 
@@ -79,6 +80,7 @@ class HubFolder(SMPHubMixin):
     skip_gradient: list[float]
     skip_scale: list[float | str]
     stem_skip: bool
+    own_decoder: str | None
 
     def save_pretrained(self, save_directory: str | Path, **named: Any) -> str | None:
         """Write config.json, model.safetensors and, unless there is one, README.md, the model card.
@@ -87,15 +89,22 @@ class HubFolder(SMPHubMixin):
             save_directory: a folder, which is made.
             named: `dataset` (text) and `metrics` (scores by name) for the card; the rest as huggingface_hub takes it.
         """
-        return super().save_pretrained(os.path.expanduser(save_directory), **{"config": self.hub_config(), **named})
+        config = named.pop("config", None) or self.hub_config()
+        card = {**(named.pop("model_card_kwargs", None) or {}), "preprocessing": config["_preprocessing"]}
+        return super().save_pretrained(
+            os.path.expanduser(save_directory), config=config, model_card_kwargs=card, **named
+        )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, strict: bool = True, **named: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, strict: bool = True, trust: bool = False, **named: Any
+    ) -> Any:
         """Load the network of a folder or repository, in eval mode.
 
         Args:
             pretrained_model_name_or_path: what SkipUnet.save_pretrained has written, or smp has saved from it since.
             strict: refuse weights that don't fit; False loads those that do, and warns of the others.
+            trust: import the classes of somebody's own that config.json names, see `unetseg.classes`.
             named: arguments of SkipUnet, which replace the folder's, or of huggingface_hub (token, revision,
                 cache_dir, force_download, local_files_only), or map_location.
 
@@ -112,7 +121,7 @@ class HubFolder(SMPHubMixin):
             if local.exists() and not local.is_file():
                 raise ValueError("config.json is no file")
             return super().from_pretrained(
-                pretrained_model_name_or_path, strict=strict, changes=changes, **hub_arguments
+                pretrained_model_name_or_path, strict=strict, trust=trust, changes=changes, **hub_arguments
             )
         except UserError:
             raise
@@ -129,6 +138,7 @@ class HubFolder(SMPHubMixin):
         config: dict[str, Any] | None,
         changes: dict[str, Any],
         strict: bool,
+        trust: bool,
         map_location: str = "cpu",
         **named: Any,
     ) -> Any:
@@ -136,7 +146,9 @@ class HubFolder(SMPHubMixin):
 
         Arguments in `named` that huggingface_hub takes from config.json are not used.
         """
-        net = cls(**{**recorded_arguments(model_id, config or {}), **changes})
+        stated = {name: v for name, v in recorded_arguments(model_id, config or {}).items() if name not in changes}
+        classes.admit(arguments.own_classes(stated), Path(model_id, "config.json"), trust)
+        net = cls(**stated, **changes)
         file = Path(model_id, "model.safetensors")
         if not Path(model_id).is_dir():
             hub_arguments = {name: named[name] for name in HUB_ARGUMENTS if name in named}
@@ -163,11 +175,21 @@ class HubFolder(SMPHubMixin):
         net.load_state_dict({name: state[name] for name in fitting}, strict=False)
         return net.to(map_location).eval()
 
-    def hub_config(self) -> dict[str, Any]:
-        """Return config.json: the arguments of SkipUnet, and those of smp.Unet, which fit where the network is one."""
+    def hub_config(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> dict[str, Any]:
+        """Return config.json: the arguments of SkipUnet, and those of smp.Unet, which fit where the network is one.
+
+        Args:
+            mean: of each channel in the images' values, of RGB in 0..255; None: the encoder's own where it is of RGB.
+            std: of each channel, likewise.
+        """
         recorded = {**self.config, "weights": None}  # the weights are in the folder
-        mean, std = normalisation_of(recorded["encoder"])
-        preprocessing = {"input_space": "RGB", "input_range": [0, 1], "mean": mean, "std": std}  # smp's words
+        preprocessing: dict[str, Any] = {"input_space": "RGB", "input_range": [0, 1]}  # smp's words
+        if recorded["in_channels"] != 3:
+            preprocessing = {"input_space": None, "input_range": None, "mean": mean, "std": std}
+        elif mean is None or std is None:
+            preprocessing |= zip(("mean", "std"), normalisation_of(recorded["encoder"]), strict=True)
+        else:
+            preprocessing |= {"mean": [value / 255 for value in mean], "std": [value / 255 for value in std]}
         return {
             "_model_class": "Unet" if self.is_smp_unet else "SkipUnet",
             "_preprocessing": preprocessing,
@@ -186,13 +208,21 @@ class HubFolder(SMPHubMixin):
         plain = own and self.config["normalisation"] == "batch"
         untouched = self.skip_gradient == [1.0] * LEVELS and self.skip_scale == [1.0] * LEVELS
         whole = self.skip_flow == ["both"] * LEVELS and untouched
-        return plain and whole and not self.stem_skip and self.skip == ["concat"] * LEVELS
+        plain = plain and self.own_decoder is None and not self.stem_skip
+        return plain and whole and self.skip == ["concat"] * LEVELS
 
     def generate_model_card(
-        self, *, dataset: str | None = None, metrics: dict[str, Any] | None = None, **_: Any
+        self,
+        *,
+        dataset: str | None = None,
+        metrics: dict[str, Any] | None = None,
+        preprocessing: dict[str, Any] | None = None,
+        **_: Any,
     ) -> ModelCard:
         config = self.hub_config()
-        arguments = config[ARGUMENTS_KEY]
+        arguments, seen = config[ARGUMENTS_KEY], preprocessing or config["_preprocessing"]
+        values = "RGB, of values in 0..1" if seen["input_range"] else "of the values that files hold"
+        less = f"less the mean {seen['mean']} over {seen['std']}" if seen["mean"] else "normalised as in the training"
         theirs = 'import segmentation_models_pytorch as smp\n\nmodel = smp.from_pretrained("FOLDER or REPOSITORY")'
         ours = 'from unetseg.model import SkipUnet\n\nmodel = SkipUnet.from_pretrained("FOLDER or REPOSITORY")'
         return ModelCard.from_template(
@@ -211,7 +241,7 @@ class HubFolder(SMPHubMixin):
             stem_skip=self.stem_skip,
             dataset=dataset or "not stated",
             metrics=f"```json\n{json.dumps(metrics, indent=2)}\n```" if metrics else "Not stated.",
-            preprocessing=config["_preprocessing"],
+            images=f"Bx{arguments['in_channels']}xHxW {values} {less}, as unetseg trains",
             example=f"{theirs}\n\n# or\n{ours}" if self.is_smp_unet else ours,
             meaning="that of class 1 against class 0" if arguments["classes"] == 1 else "one channel a class",
         )

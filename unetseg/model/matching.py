@@ -24,6 +24,7 @@ def matched_channels(
     others: int = 0,
     stem_skip: bool = False,
     centre: bool = False,
+    decoder: str | None = None,
 ) -> tuple[list[int], float]:
     """Return `channels`, scaled so that the network has the parameters of concat at every level, and the scale.
 
@@ -36,6 +37,7 @@ def matched_channels(
         others: parameters of the network that concat's has not, and that no width of the decoder changes.
         stem_skip: whether both networks have a long skip of stride 1.
         centre: whether concat's decoder has convolutions on the deepest features, see Decoder.
+        decoder: a class of the user's own in the place of the decoder of these skips.
 
     Raises:
         UserError: no widths come within TOLERANCE of that number.
@@ -43,11 +45,11 @@ def matched_channels(
     encoder_channels: Sequence[int] = encoder.out_channels  # type: ignore[assignment]
     shared = sum(p.numel() for p in encoder.parameters())
 
-    def size(widths: Sequence[int], kinds: Sequence[str], scale: float = 1.0) -> int:
+    def size(widths: Sequence[int], kinds: Sequence[str], scale: float = 1.0, own: str | None = None) -> int:
         with torch.device("meta"):
             whole = ["both"] * len(kinds), [1.0] * len(kinds)
             parts = (
-                make_decoder(encoder_channels, widths, kinds, *whole, normalisation, scale, stem_skip, centre),
+                make_decoder(encoder_channels, widths, kinds, *whole, normalisation, scale, stem_skip, centre, own),
                 SegmentationHead(widths[-1], classes, kernel_size=3),
             )
         return shared + sum(p.numel() for part in parts for p in part.parameters())
@@ -57,7 +59,7 @@ def matched_channels(
     for _ in range(20):  # bisection, as the size grows with the scale
         scale = (low * high) ** 0.5
         widths = [max(1, round(scale * width)) for width in channels]
-        parameters = size(widths, skip, scale) + others
+        parameters = size(widths, skip, scale, decoder) + others
         if parameters == wanted:
             break
         low, high = (scale, high) if parameters < wanted else (low, scale)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unetseg.errors import UserError
 from unetseg.huggingface import PREFIX, fetch_model, is_model_folder
@@ -39,16 +39,18 @@ class Source:
     data: dict[str, Any] | None
 
     @classmethod
-    def read(cls, path: Path) -> Source:
+    def read(cls, path: Path, *, trust: bool = False) -> Source:
         """Read a run folder (its best checkpoint), a checkpoint or a folder of save_pretrained, as data.
+
+        With `trust` the classes of somebody's own that it names are imported.
 
         Raises:
             UserError: it can't be read safely, or is damaged.
         """
         if is_model_folder(path):
             known = hub.recorded_data(path) or {}
-            return cls(SkipUnet.from_pretrained(path), known.get("classes"), known.get("data"))
-        model, known = checkpoint.load(path)
+            return cls(SkipUnet.from_pretrained(path, trust=trust), known.get("classes"), known.get("data"))
+        model, known = checkpoint.load(path, trust=trust)
         return cls(model.net, known["classes"], known["data"])
 
 
@@ -75,7 +77,7 @@ class MatchedParts:
 
 
 def load_weights(
-    model: Segmenter, address: str, classes: Sequence[str], *, strict: bool = True
+    model: Segmenter, address: str, classes: Sequence[str], *, strict: bool = True, trust: bool = False
 ) -> MatchedNames | MatchedParts:
     """Load what `model.weights` names, imagenet apart; what is drawn at random later is the same as without it.
 
@@ -85,6 +87,7 @@ def load_weights(
             hf:USER/NAME[@REVISION]; of these, with `encoder:` before, the encoder alone.
         classes: names of the model's classes.
         strict: refuse the weights of another encoder; False takes those that fit.
+        trust: import the classes of somebody's own that the file names.
 
     Returns:
         What matched: names of an encoder's file, otherwise parts.
@@ -97,7 +100,7 @@ def load_weights(
     if path.suffix in (".pth", ".safetensors") and path.is_file():
         return load_encoder(model.net.encoder, path, strict=strict)
     with torch.random.fork_rng(devices=[]):
-        source = Source.read(path)
+        source = Source.read(path, trust=trust)
     encoder_only = address != place
     fitting, parts = fit(source.net, model.net, encoder_only=encoder_only)
     matched = MatchedParts(parts, remarks(source, model, classes, encoder_only=encoder_only))
@@ -123,9 +126,9 @@ def fit(source: SkipUnet, target: SkipUnet, *, encoder_only: bool) -> tuple[Stat
     for the others' weights.
     """
     fitting, parts = _fit_encoder(source.encoder.state_dict(), target.encoder.state_dict())
-    theirs, ours = (_blocks(net.state_dict()) for net in (source, target))
+    theirs, ours = _blocks(source), _blocks(target)
     for part, own in ours.items():
-        why = "the encoder alone is taken" if encoder_only else _why_not(theirs[part], own)
+        why = "the encoder alone is taken" if encoder_only else _why_not(theirs.get(part, {}), own)
         parts[part] = f"random: {why}" if why else MATCHED
         if not why:
             fitting |= theirs[part]
@@ -179,12 +182,26 @@ def _another_encoder(theirs: State, ours: State) -> bool:
     return shapes[0] != shapes[1]
 
 
-def _blocks(state: Mapping[str, Tensor]) -> dict[str, State]:
-    """Return the weights of each block of the decoder, coarsest first, and of the head, by their names in the net."""
-    numbers = sorted({int(name.split(".")[2]) for name in state if name.startswith("decoder.blocks.")})
-    prefixes = {f"decoder{numbers[-1] - number}": f"decoder.blocks.{number}." for number in numbers}
-    prefixes["head"] = "segmentation_head."
-    return {part: {n: w for n, w in state.items() if n.startswith(prefix)} for part, prefix in prefixes.items()}
+def _blocks(net: SkipUnet) -> dict[str, State]:
+    """Return the weights of each block of the decoder, coarsest first, and of the head, by their names in the net.
+
+    VGG's centre comes before them. In a decoder of all levels a block is all that a level has; one of the user's own is
+    one block.
+    """
+    decoder: Any = net.decoder
+    if net.own_decoder is not None:
+        modules: dict[str, list[nn.Module | None]] = {"decoder": [decoder]}
+    else:
+        levels = getattr(decoder, "by_level", None) or [[block] for block in decoder.blocks]
+        modules = {"centre": [getattr(decoder, "center", None)]}
+        modules |= {f"decoder{len(levels) - 1 - place}": own for place, own in enumerate(levels)}
+    modules["head"] = [net.segmentation_head]
+    name_of = {module: f"{name}." for name, module in net.named_modules()}
+    state, blocks = net.state_dict(), dict[str, State]()
+    for part, own in modules.items():
+        prefixes = tuple(name_of[module] for module in own if module is not None)
+        blocks[part] = {name: weight for name, weight in state.items() if name.startswith(prefixes)}
+    return {part: weights for part, weights in blocks.items() if weights}
 
 
 def _why_not(theirs: State, ours: State) -> str:

@@ -16,6 +16,7 @@ from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
 from torch import Tensor, nn
 
+from unetseg.model import looks_linear
 from unetseg.model.controls import make_scales, scales_of
 from unetseg.model.encoders import make_encoder
 from unetseg.model.hub import HubFolder
@@ -33,7 +34,9 @@ from unetseg.names import (
     has_features,
     has_gradient,
     has_stem_skip,
+    is_own,
     nearest_first,
+    why_not_looks_linear,
     why_not_withheld,
 )
 
@@ -50,7 +53,11 @@ class SkipUnet(nn.Module, HubFolder):
             from 4. At a level of which it has no features no kind of skip brings anything.
         skip: concat | add | attention | multiply | respath | scse | placebo | shuffled | none, or a list with one kind
             for each of the 4 levels, finest first; or nested (U-Net++) | full (U-Net 3+) | channel (UCTransNet) |
-            permuted (concat of another level's features), decoders of all levels.
+            permuted (concat of another level's features), decoders of all levels. A class of your own, a subclass of
+            `unetseg.model.skips.Fusion`, is a kind as well: "package.module:Class" or "package.module:Class(argument=
+            4)", which is imported.
+        decoder: None for the decoder that `skip` asks for; or a class of your own, as for `skip`, see
+            `unetseg.model.topologies.own_decoder`.
         skip_flow: both | forward | backward, or a list, see `unetseg.model.skips.FLOWS`; without effect for placebo and
             none, which let nothing through. `names.NOT_WITHHELD` says which kinds have no backward, and why.
         skip_gradient: the dose: what the gradient that comes back by a long skip is multiplied with, a finite number
@@ -75,7 +82,9 @@ class SkipUnet(nn.Module, HubFolder):
         initialisation: random weights by "he" (He et al. 2015: torchvision's and smp's own) or, of every convolution,
             by "glorot" (Glorot and Bengio 2010, normal), which loses half the variance at each ReLU. Encoders other
             than ResNets and DenseNets have starts of their own, and layers that are no plain convolutions: "he" keeps
-            these, "glorot" is refused.
+            these, "glorot" is refused. "looks_linear" (Balduzzi et al. 2017) begins as a linear network but for the
+            stem's pooling: a ResNet with short_skips False or "concat", and concat, add, shuffled or none, see
+            `unetseg.model.looks_linear`.
         classes: output channels K.
         decoder_channels: widths of the decoder's blocks, coarsest first.
         in_channels: input channels C.
@@ -99,6 +108,7 @@ class SkipUnet(nn.Module, HubFolder):
         encoder: str = "resnet34",
         *,
         skip: str | Sequence[str] = "concat",
+        decoder: str | None = None,
         skip_flow: str | Sequence[str] = "both",
         skip_gradient: float | Sequence[float] = 1.0,
         skip_scale: str | float | Sequence[float] = 1.0,
@@ -113,13 +123,16 @@ class SkipUnet(nn.Module, HubFolder):
         in_channels: int = 3,
     ):
         super().__init__()
-        self.skip = _per_level(skip, SKIPS if isinstance(skip, str) else FUSED, "skip")
+        self.skip = _per_level(skip, SKIPS if isinstance(skip, str) else FUSED, "skip", own=True)
         self.skip_flow = _per_level(skip_flow, FLOWS, "skip_flow")
         for level, (kind, flows) in enumerate(zip(self.skip, self.skip_flow, strict=True), start=1):
             if reason := why_not_withheld(kind, flows):
                 raise ValueError(f"skip_flow={flows} at level {level}: skip={kind} doesn't have it: {reason}")
         self.skip_gradient = _doses(skip_gradient, self.skip, self.skip_flow)
         self.skip_scale = _scales(skip_scale, self.skip, self.skip_flow)
+        self.own_decoder = decoder
+        if decoder is not None and (stem_skip or not {*self.skip} <= {*FUSED} | {*filter(is_own, self.skip)}):
+            raise ValueError(f"decoder={decoder} has no stem_skip, and no skip={self.skip[0]}, a decoder of its own")
         self.stem_skip = stem_skip
         if stem_skip and not has_stem_skip(self.skip[0]):
             raise ValueError(
@@ -127,19 +140,33 @@ class SkipUnet(nn.Module, HubFolder):
             )
         if initialisation == "glorot" and encoder not in RESNETS + DENSENETS:
             raise ValueError(f"{encoder} has a start of its own: glorot is for {', '.join(RESNETS + DENSENETS)}")
+        if initialisation == "looks_linear":
+            others = stem_skip or match_parameters
+            if wanted := why_not_looks_linear(encoder, short_skips, self.skip, skip_scale, others)[0]:
+                raise ValueError(f"initialisation=looks_linear is for {wanted}")
         self.encoder_name = encoder
         self.encoder = make_encoder(
             encoder, in_channels=in_channels, weights=weights, short_skips=short_skips, normalisation=normalisation
         )
         if initialisation == "glorot":  # before the decoder draws, so that the encoder is the same with every skip kind
             _glorot(self.encoder)
+        if initialisation == "looks_linear":
+            looks_linear.start_encoder(self.encoder)
         encoder_channels = cast(Sequence[int], self.encoder.out_channels)
         scales = make_scales(encoder_channels[1:-1], self.skip_scale)
         scale, centre = 1.0, encoder.startswith("vgg")  # as smp.Unet has it
         if match_parameters:
             calibrations = sum(p.numel() for part in scales for p in part.parameters())
             decoder_channels, scale = matched_channels(
-                self.encoder, decoder_channels, self.skip, normalisation, classes, calibrations, stem_skip, centre
+                self.encoder,
+                decoder_channels,
+                self.skip,
+                normalisation,
+                classes,
+                calibrations,
+                stem_skip,
+                centre,
+                decoder,
             )
         self.decoder = make_decoder(
             encoder_channels,
@@ -151,6 +178,7 @@ class SkipUnet(nn.Module, HubFolder):
             scale,
             stem_skip,
             centre,
+            decoder,
         )
         self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, kernel_size=3)
         initialize_decoder(self.decoder)
@@ -158,6 +186,8 @@ class SkipUnet(nn.Module, HubFolder):
         if initialisation == "glorot":
             _glorot(self.decoder)
             _glorot(self.segmentation_head)
+        if initialisation == "looks_linear":
+            looks_linear.start_decoder(self.decoder, self.segmentation_head, encoder_channels[-1])
         for fusion, own in zip(self.fusions, scales, strict=True):  # last: no initialisation is of these
             fusion.scale = own
 
@@ -178,13 +208,18 @@ class SkipUnet(nn.Module, HubFolder):
     @property
     def fusions(self) -> list[Fusion]:
         """The fusion of each level, finest first."""
-        return [cast(Fusion, fusion) for fusion in self.decoder.fusions]
+        return [cast(Fusion, fusion) for fusion in cast(Any, self.decoder).fusions]
 
     @property
     def fusion_of(self) -> dict[int, Fusion]:
         """The fusion of each level by its number; 0 is that of the stem skip, where there is one."""
         stem = {0: cast(Any, self.decoder).blocks[-1].fusion} if self.stem_skip else {}
         return stem | dict(enumerate(self.fusions, start=1))
+
+    @property
+    def merges_by_level(self) -> bool:
+        """Whether each block merges the deep path with the long skip of its own level."""
+        return self.own_decoder is None and all(kind in FUSED or is_own(kind) for kind in self.skip)
 
 
 def _glorot(part: nn.Module) -> None:
@@ -196,10 +231,13 @@ def _glorot(part: nn.Module) -> None:
             nn.init.xavier_normal_(module.weight, generator=generator)
 
 
-def _per_level(value: str | Sequence[str], names: Sequence[str], argument: str) -> list[str]:
-    """Return one name a level, finest first; raise a ValueError for another name or number of names."""
+def _per_level(value: str | Sequence[str], names: Sequence[str], argument: str, own: bool = False) -> list[str]:
+    """Return one name a level, finest first; raise a ValueError for another name or number of names.
+
+    With `own` a class of the user's own is a name as well.
+    """
     kinds = [value] * LEVELS if isinstance(value, str) else list(value)
-    unknown = [kind for kind in kinds if kind not in names]
+    unknown = [kind for kind in kinds if kind not in names and not (own and is_own(kind))]
     if unknown or len(kinds) != LEVELS:
         accepted = ", ".join(nearest_first(str(unknown[0]), names) if unknown else names)
         raise ValueError(f"{argument}={value!r}: accepted are {accepted}, or a list of {LEVELS} of them, finest first")

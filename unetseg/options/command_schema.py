@@ -10,9 +10,9 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from unetseg.huggingface import PREFIX
 from unetseg.names import MECHANISMS
-from unetseg.options.data_schema import Folder, HuggingFace, Pets, Synthetic
+from unetseg.options.data_schema import Folder, HuggingFace, OwnSource, Pets, Synthetic
 from unetseg.options.messages import one_of, rejected
-from unetseg.options.section import Section, Text
+from unetseg.options.section import Section, Text, Trust
 
 
 def _existing_checkpoint(value: str) -> str:
@@ -32,7 +32,7 @@ class Evaluate(Section):
     """The options of python -m unetseg.evaluate."""
 
     checkpoint: ExistingCheckpoint
-    data: Annotated[Pets | Folder | HuggingFace | Synthetic, Field(discriminator="name")]
+    data: Annotated[Pets | Folder | HuggingFace | Synthetic | OwnSource, Field(discriminator="name")]
     split: Literal["train", "val", "test", "all"] = Field(description="part of the data: train | val | test | all")
     accelerator: Text = Field(description="auto | cpu | gpu ..., as Lightning's Trainer takes it")
     lesion: bool = Field(description="true: cut every subset of the long skips, by zeros, means and other images")
@@ -42,10 +42,13 @@ class Evaluate(Section):
         "each level and at all (FreeU, Si et al. 2024); null"
     )
     mechanism: list[str] = Field(
-        description="what meets at each fusion: [similarity (CKA), rank, reuse (weights), spectra], or some of these"
+        description="some of [similarity (CKA), rank, reuse (weights), spectra] of what meets at each fusion; "
+        "landscape (of the loss), shattering (of gradients), hellinger (from the training pictures), oscillation (of "
+        "norms)"
     )
     gradient: bool = Field(description="true: by how many residual branches of a ResNet the gradient of the loss comes")
     tolerance: float = Field(ge=0, description="pixels by which a surface may be off for NSD")
+    trust: Trust
     output: Text | None = Field(description="folder for the results; null: evaluation/... in the run folder")
 
     @field_validator("freeu")
@@ -69,6 +72,7 @@ class Report(Section):
     wandb: bool = Field(description="true: make a W&B Report of it as well")
     plan: float | None = Field(gt=0, lt=1, description="say how many seeds and images would show this difference")
     pooled: bool = Field(description="true: take the spread over seeds as the same for all settings, which shows more")
+    trust: Trust
 
     @field_validator("runs")
     @classmethod
@@ -115,7 +119,10 @@ class Predict(Section):
     batch_size: int = Field(ge=1, description="tiles that the model gets at once")
     precision: Literal["float32", "bfloat16"] = Field(description="float32 | bfloat16")
     accelerator: Literal["auto", "cpu", "gpu"] = Field(description="auto (a GPU if there is one) | cpu | gpu")
-    trust: bool = Field(description="true: open a .pt2, a program that may do anything with your rights")
+    trust: bool = Field(
+        description="true: open a .pt2, or import the classes of somebody's own that a checkpoint names: programs that "
+        "may do anything with your rights"
+    )
 
     @field_validator("images")
     @classmethod
@@ -145,10 +152,12 @@ class Export(Section):
     checkpoint: ExistingCheckpoint
     output: Text = Field(description="FILE.onnx or FILE.pt2")
     overwrite: bool = Field(description="true: replace a file that is there")
+    trust: Trust
 
 
 class Demo(Section):
     """The options of python -m unetseg.demo."""
 
     checkpoint: ExistingCheckpoint
+    trust: Trust
     port: int = Field(ge=0, le=65535, description="port of the page on this machine; 0: any free one")

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unetseg.errors import UserError
-from unetseg.names import nearest_first
+from unetseg.names import is_own, nearest_first
 from unetseg.options import data_file
 from unetseg.options.section import Section
 from unetseg.options.trainer import lightnings_arguments
@@ -153,6 +153,12 @@ def _no_such_file(file: str, names: Sequence[str]) -> UserError:
     folders = [str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()]
     group = max((folder for folder in folders if file.startswith(f"{folder}/")), key=len, default="")
     name = file.removeprefix(f"{group}/")
+    if group == "data" and is_own(name):
+        return UserError(
+            f"data={name} is not accepted",
+            accepted=f"a kind of data: {', '.join(names)}",
+            advice=f"data=own data.source={name} 'data.classes=[background,foreground]'",
+        )
     if group == "data" and "/" in name:
         return UserError(
             f"data={name} is not accepted",

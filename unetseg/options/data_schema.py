@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from unetseg.names import AUGMENTATIONS, IGNORED, LARGEST_SIZE, MOST_CHANNELS, NESTED, PETS_ROOT
-from unetseg.options.messages import one_of, rejected
+from unetseg.options.messages import one_of, one_of_own, rejected
 from unetseg.options.section import Section, Text
 
 
@@ -43,7 +43,7 @@ def _check_transforms(entries: object, level: int = 1) -> None:
 
 DEEPEST_TRANSFORMS = 3
 """So many lists of transforms may lie in one another; a config.yaml that can be read again is not much deeper."""
-NAMES = "pets | folder | hf | synthetic"
+NAMES = "pets | folder | hf | synthetic | own"
 ExistingFolder = Annotated[Text, AfterValidator(_existing_folder)]
 
 
@@ -301,4 +301,28 @@ class HuggingFace(Own):
         return value
 
 
-DATA: dict[str | None, type[Data]] = {"pets": Pets, "folder": Folder, "hf": HuggingFace, "synthetic": Synthetic}
+class OwnSource(Data):
+    """What a function of the user's own finds."""
+
+    name: Literal["own"] = Field(description=NAMES)
+    source: str = Field(
+        description="package.module:function or class of your own that returns a unetseg.data.dataset.Collection; with "
+        "arguments {class: package.module:function, ARGUMENT: VALUE}"
+    )
+    classes: list[Text] = Field(
+        min_length=2, max_length=254, description="names of the classes 0, 1, ..., as the Collection has them"
+    )
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _source(cls, value: object) -> str:
+        return one_of_own(value, "package.module:function of your own")
+
+
+DATA: dict[str | None, type[Data]] = {
+    "pets": Pets,
+    "folder": Folder,
+    "hf": HuggingFace,
+    "synthetic": Synthetic,
+    "own": OwnSource,
+}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from unetseg.names import BINARY_LOSSES, LOSSES, PIXEL_LOSSES, nearest_first
-from unetseg.options.messages import format_value, one_of, rejected
+from unetseg.names import BINARY_LOSSES, LOSSES, OWN_CLASS, PIXEL_LOSSES, is_own, nearest_first
+from unetseg.options.messages import format_value, one_of, own_class, rejected
 
 TABLE = "'loss={dice:1,focal:0.5}'"
 """An example of a table, as a shell takes it."""
@@ -17,13 +17,17 @@ ABOVE_0 = ("weight", "alpha", "beta")
 def checked_loss(value: object) -> str | dict[str, float | dict[str, float]]:
     """Return a loss's name, or the table of a sum in the order of LOSSES; a single one of weight 1 is its name.
 
+    A class of the user's own is a name as well.
+
     Raises:
         PydanticCustomError: a name, a weight or a parameter is not accepted.
     """
+    if own := own_class(value):
+        return own
     if isinstance(value, str) and ":" in value:  # without quotes a shell makes several options of {a:1,b:2}
         raise rejected("the name of a loss, or a table of names and weights in quotes", TABLE)
     if not isinstance(value, dict):
-        return one_of(value, [*LOSSES], f"; or a table of names and weights: {TABLE}")
+        return one_of(value, [*LOSSES], f"; {OWN_CLASS}; or a table of names and weights: {TABLE}")
     if not value:
         raise rejected(f"a table of at least one of {', '.join(LOSSES)}", TABLE)
     for name in value:
@@ -96,7 +100,8 @@ def check_loss_for_classes(
             f"class_weights={format_value([1] * len(classes))}",
             f"class_weights={format_value(class_weights)} for {len(classes)} classes",
         )
-    if class_weights is not None and not by_pixel and (not several or names == ["lovasz"]):
+    unweighted = names == ["lovasz"] or is_own(names[0])
+    if class_weights is not None and not by_pixel and (not several or unweighted):
         weighted = [name for name in LOSSES if (name != "lovasz" if several else name in PIXEL_LOSSES)]
         raise rejected(
             f"with {len(classes)} classes a loss that weighs them: {', '.join(weighted)}",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic_core import PydanticCustomError
 
-from unetseg.names import ENCODERS, LEVELS, TIMM, is_encoder, nearest_first
+from unetseg import classes
+from unetseg.names import ENCODERS, LEVELS, OWN_CLASS, TIMM, is_encoder, is_own, nearest_first
 
 KINDS = {
     "bool": "true or false",
@@ -20,6 +21,7 @@ KINDS = {
 }
 """What values are called, by the names of their types."""
 
+OWN_TABLE = "{class: package.module:Class, ARGUMENT: VALUE}"
 NEAREST = 9
 """Names that are shown of a long list."""
 
@@ -37,10 +39,32 @@ def rejected(accepted: str, advice: str = "", problem: str = "") -> PydanticCust
 
 def one_of(value: object, names: Sequence[str], more: str = "") -> str:
     """Return `value` if it is among `names`; otherwise raise, with the nearest names first."""
-    if value in names:
-        return str(value)
+    if isinstance(value, str) and value in names:
+        return value
     ordered = nearest_first(str(value), names)
     raise rejected(f"{', '.join(ordered)}{more}", ordered[0])
+
+
+def own_class(value: object) -> str | None:
+    """Return the text of a class of the user's own, by text or table; None for what is neither.
+
+    Raises:
+        PydanticCustomError: it has arguments that are no plain values.
+    """
+    if not is_own(value) and not (isinstance(value, Mapping) and "class" in value):
+        return None
+    try:
+        return classes.written(value)
+    except ValueError as error:
+        raise rejected(f"{OWN_CLASS}, with arguments {OWN_TABLE}", OWN_TABLE, str(error)) from None
+
+
+def one_of_own(value: object, accepted: str, advice: str = "my_module:MyClass") -> str:
+    """Return the text of a class of the user's own; otherwise raise."""
+    own = own_class(value)
+    if own is None:
+        raise rejected(accepted, advice)
+    return own
 
 
 def an_encoder(value: object) -> str:
@@ -56,17 +80,25 @@ def an_encoder(value: object) -> str:
 
 
 def one_or_per_level(
-    value: object, names: Sequence[str], key: str, of_levels: Sequence[str] | None = None
+    value: object, names: Sequence[str], key: str, of_levels: Sequence[str] | None = None, own: bool = False
 ) -> str | list[str]:
-    """Return a name or a list of LEVELS names, finest level first; a list may have fewer kinds than one name."""
+    """Return a name or a list of LEVELS names, finest level first; a list may have fewer kinds than one name.
+
+    With `own` a class of the user's own is a name as well.
+    """
     of_levels = of_levels or names
+
+    def name_of(entry: object, among: Sequence[str]) -> str:
+        return (own_class(entry) if own else None) or one_of(entry, among, more)
+
     example = [of_levels[-1], *[of_levels[0]] * (LEVELS - 1)]
     more = f"; or one per level, {LEVELS} in all, finest first: {key}=[{','.join(example)}]"
+    more = f"; {OWN_CLASS}{more}" if own else more
     if not isinstance(value, list | tuple):
-        return one_of(value, names, more)
+        return name_of(value, names)
     if len(value) != LEVELS:
         raise rejected(f"{', '.join(names)}{more}", f"[{','.join(example)}]")
-    return [one_of(entry, of_levels, more) for entry in value]
+    return [name_of(entry, of_levels) for entry in value]
 
 
 def dose_per_level(value: object, key: str) -> float | list[float]:

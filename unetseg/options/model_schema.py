@@ -11,6 +11,7 @@ from unetseg.names import (
     FLOWS,
     FUSED,
     LEVELS,
+    OWN_CLASS,
     RESNETS,
     SCALES,
     SHORT_SKIPS,
@@ -19,6 +20,7 @@ from unetseg.names import (
     has_gradient,
     has_stem_skip,
     own_short_skips,
+    why_not_looks_linear,
     why_not_withheld,
 )
 from unetseg.options.messages import (
@@ -26,6 +28,7 @@ from unetseg.options.messages import (
     dose_per_level,
     format_value,
     one_of,
+    one_of_own,
     one_or_per_level,
     rejected,
     scale_per_level,
@@ -53,7 +56,11 @@ class Model(Section):
     skip: str | list[str] = Field(
         description="long skips: concat | add | attention | multiply | respath (MultiResUNet) | scse (smp's) | "
         "placebo | shuffled (in training another picture's features) | none, or one per level, finest first; or, of "
-        "all levels, nested (U-Net++) | full (U-Net 3+) | channel (UCTransNet) | permuted (concat of another level's)"
+        "all levels, nested (U-Net++) | full (U-Net 3+) | channel (UCTransNet) | permuted (concat of another level's); "
+        "or a fusion of your own, package.module:Class or {class: package.module:Class, ARGUMENT: VALUE}"
+    )
+    decoder: str | None = Field(
+        description="null: the one that model.skip asks for | package.module:Class, one of your own"
     )
     skip_flow: str | list[str] = Field(
         description="both | forward (no gradient) | backward (no features), or one per level, finest first"
@@ -83,9 +90,9 @@ class Model(Section):
         "neither"
     )
     normalisation: Literal["batch", "none"] = Field(description="none: no batch normalisation, in a ResNet's U-Net")
-    initialisation: Literal["he", "glorot"] = Field(
+    initialisation: Literal["he", "glorot", "looks_linear"] = Field(
         description="random weights: he, or what the encoder's authors chose | glorot (before He et al. 2015), in a "
-        "ResNet or DenseNet"
+        "ResNet or DenseNet | looks_linear (Balduzzi et al. 2017), in a ResNet with short_skips=false or concat"
     )
 
     @field_validator("encoder", mode="before")
@@ -104,7 +111,12 @@ class Model(Section):
     @field_validator("skip", mode="before")
     @classmethod
     def _skip(cls, value: object) -> str | list[str]:
-        return one_or_per_level(value, SKIPS, "model.skip", FUSED)
+        return one_or_per_level(value, SKIPS, "model.skip", FUSED, own=True)
+
+    @field_validator("decoder", mode="before")
+    @classmethod
+    def _decoder(cls, value: object) -> str | None:
+        return None if value is None else one_of_own(value, f"null, or {OWN_CLASS}")
 
     @field_validator("skip_flow", mode="before")
     @classmethod
@@ -165,6 +177,21 @@ class Model(Section):
         return self
 
     @model_validator(mode="after")
+    def _frozen_encoder_has_no_gradient(self) -> Model:
+        if self.freeze_encoder is True:
+            doses = self.skip_gradient if isinstance(self.skip_gradient, list) else [self.skip_gradient]
+            if any(dose != 1 for dose in doses):
+                raise rejected(
+                    "skip_gradient=1 with freeze_encoder=true: no gradient reaches the encoder", "model.skip_gradient=1"
+                )
+            if self.auxiliary:
+                raise rejected(
+                    "auxiliary=false with freeze_encoder=true: its heads would teach the encoder, which stays as it is",
+                    "model.auxiliary=false",
+                )
+        return self
+
+    @model_validator(mode="after")
     def _scale_has_features(self) -> Model:
         kinds, flows = (value if isinstance(value, list) else [value] * LEVELS for value in (self.skip, self.skip_flow))
         carry = [has_features(str(kind), str(flow)) for kind, flow in zip(kinds, flows, strict=True)]
@@ -177,6 +204,15 @@ class Model(Section):
                 "no features to multiply",
                 f"model.skip_scale={'1' if named else format_value(fitting)}",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _own_decoder_has_levels(self) -> Model:
+        kinds = self.skip if isinstance(self.skip, list) else [self.skip]
+        whole = next((kind for kind in kinds if kind in SKIPS and kind not in FUSED), None)
+        if self.decoder is not None and (self.stem_skip or whole):
+            wrong = f"model.skip={whole}, a decoder itself" if whole else "model.stem_skip=true"
+            raise rejected(f"model.decoder=null with {wrong}", "model.decoder=null")
         return self
 
     @model_validator(mode="after")
@@ -211,11 +247,17 @@ class Model(Section):
                 "own, and layers that are no plain convolutions",
                 "model.encoder=resnet50",
             )
+        if self.initialisation == "looks_linear":
+            kinds = self.skip if isinstance(self.skip, list) else [self.skip]
+            others = self.stem_skip or self.match_parameters
+            wanted, instead = why_not_looks_linear(self.encoder, self.short_skips, kinds, self.skip_scale, others)
+            if wanted:
+                raise rejected(f"for initialisation=looks_linear: {wanted}", f"model.{instead}")
         published = self.weights is not None and are_of_a_whole_encoder(self.weights)
         if published and not (whole and self.initialisation == "he"):
             raise rejected(
                 "model.weights=null with other short skips than the encoder's own, normalisation=none or "
-                "initialisation=glorot",
+                "another initialisation than he",
                 "model.weights=null",
             )
         return self

@@ -33,8 +33,8 @@ AS_RECORDED = ("trainer", "sweep")
 def read_training(path: Path) -> dict[str, Any]:
     """Return the options of a run's config.yaml, completed by conf/ where an earlier version had fewer.
 
-    They are not validated yet: `apply_overrides` does it. `resume`, `allow_changes`, `dry_run` and `find_lr` are
-    never taken from the file.
+    They are not validated yet: `apply_overrides` does it. `resume`, `trust`, `allow_changes`, `dry_run` and `find_lr`
+    are never taken from the file.
 
     Raises:
         UserError: as `plain_yaml.read`, or the file is not that of a training.
@@ -54,7 +54,7 @@ def read_training(path: Path) -> dict[str, Any]:
         section = recorded.get(key, default)
         fill = isinstance(default, dict) and isinstance(section, dict) and key not in AS_RECORDED
         completed[key] = {**default, **section} if fill else section
-    return completed | {"resume": None, "allow_changes": [], "dry_run": False, "find_lr": False}
+    return completed | {"resume": None, "trust": False, "allow_changes": [], "dry_run": False, "find_lr": False}
 
 
 def defaults(command: str, schema: type[Section], data: str) -> dict[str, Any]:

@@ -15,15 +15,14 @@ from pydantic import Field, field_validator, model_validator
 
 from unetseg.names import (
     LOSSES,
+    OWN_CLASS,
     class_names,
 )
-from unetseg.options.data_schema import Folder, HuggingFace, Pets, Synthetic
+from unetseg.options.data_schema import Folder, HuggingFace, OwnSource, Pets, Synthetic
 from unetseg.options.loss import check_loss_for_classes, checked_boundary_weight, checked_class_weights, checked_loss
-from unetseg.options.messages import (
-    rejected,
-)
+from unetseg.options.messages import one_of_own, rejected
 from unetseg.options.model_schema import Model
-from unetseg.options.section import Section, Text
+from unetseg.options.section import Section, Text, Trust
 from unetseg.options.trainer import check_trainer
 
 
@@ -108,10 +107,11 @@ class Train(Section):
     """The options of python -m unetseg.train."""
 
     model: Model
-    data: Annotated[Pets | Folder | HuggingFace | Synthetic, Field(discriminator="name")]
+    data: Annotated[Pets | Folder | HuggingFace | Synthetic | OwnSource, Field(discriminator="name")]
     loss: str | dict[str, float | dict[str, float]] = Field(
         description=f"{' | '.join(LOSSES)}, or a sum: a table of names and weights, in quotes: "
-        "'loss={dice:1,focal:0.5}', also with parameters: 'loss={tversky:{alpha:0.3,beta:0.7}}'"
+        "'loss={dice:1,focal:0.5}', also with parameters: 'loss={tversky:{alpha:0.3,beta:0.7}}'; or one of your own, "
+        "package.module:Class"
     )
     class_weights: Literal["balanced"] | list[float] | None = Field(
         description="null | balanced (the fewer pixels a class has in the training masks, the more they count) | a "
@@ -125,6 +125,10 @@ class Train(Section):
     optimizer: Optimizer
     early_stopping: int | None = Field(
         ge=1, description="validations without a better val/iou after which a training ends; null: it runs to its end"
+    )
+    callbacks: list[str] = Field(
+        description="Lightning callbacks of your own: [package.module:Class], or with arguments "
+        "[{class: package.module:Class, ARGUMENT: VALUE}]"
     )
     find_lr: bool = Field(
         description="true: try learning rates over 100 steps, draw the loss over them, suggest one and train nothing"
@@ -143,6 +147,7 @@ class Train(Section):
     name: Text | None = Field(description="name of the run folder; null: made of the options and the time")
     output: Text = Field(description="folder that holds the run folders")
     resume: Text | None = Field(description="run folder of a training that was stopped: go on from its last.ckpt")
+    trust: Trust
     allow_changes: list[Text] = Field(description="options that may differ from those the resumed run began with")
     dry_run: bool = Field(
         description="true: look at the data as a training would, build the model, say what would be trained, and stop: "
@@ -154,6 +159,14 @@ class Train(Section):
     @classmethod
     def _loss(cls, value: object) -> str | dict[str, float | dict[str, float]]:
         return checked_loss(value)
+
+    @field_validator("callbacks", mode="before")
+    @classmethod
+    def _callbacks(cls, value: object) -> list[str]:
+        accepted, advice = f"a list of Lightning callbacks: {OWN_CLASS}", "[my_callbacks:MyCallback]"
+        if not isinstance(value, list | tuple):
+            raise rejected(accepted, advice)
+        return [one_of_own(entry, accepted, advice) for entry in value]
 
     @field_validator("class_weights", mode="before")
     @classmethod
@@ -199,6 +212,12 @@ class Train(Section):
         kinds = self.model.skip if isinstance(self.model.skip, list) else [self.model.skip]
         if "shuffled" in kinds and self.data.batch_size == 1 and self.data.global_batch_size is None:
             raise rejected("data.batch_size=2 or more with skip=shuffled, to exchange features", "data.batch_size=8")
+        if "shuffled" in kinds and self.data.crop is not None and self.data.crops != 1:
+            raise rejected(
+                "data.crops=1 with skip=shuffled and data.crop: several crops of a picture in a batch would exchange "
+                "features of that picture",
+                "data.crops=1",
+            )
         return self
 
     @model_validator(mode="after")
@@ -206,6 +225,8 @@ class Train(Section):
         sharded = str(self.trainer.get("strategy")).startswith(("fsdp", "deepspeed"))
         if sharded and not isinstance(self.model.freeze_encoder, bool):
             raise rejected("trainer.strategy=ddp with model.freeze_encoder=EPOCHS", "model.freeze_encoder=true")
+        if sharded and self.optimizer.ema is not None:
+            raise rejected("trainer.strategy=ddp with optimizer.ema", "optimizer.ema=null")
         return self
 
     @model_validator(mode="after")
@@ -218,11 +239,23 @@ class Train(Section):
                 f"optimizer.warmup_epochs below trainer.max_epochs, {epochs}",
                 f"optimizer.warmup_epochs={epochs / 10:g}",
             )
+        endless = epochs == -1 and (self.trainer.get("max_steps") or -1) == -1
+        if endless and optimizer.schedule in ("poly", "one_cycle"):
+            raise rejected(
+                f"an end with schedule={optimizer.schedule}: trainer.max_epochs or trainer.max_steps",
+                "trainer.max_epochs=20, or optimizer.schedule=constant",
+            )
         waiting = optimizer.schedule == "plateau" or self.early_stopping is not None
         if waiting and self.trainer.get("limit_val_batches") == 0:
             raise rejected(
                 "validations, for which early_stopping and schedule=plateau wait", "trainer.limit_val_batches=1.0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rates_are_tried_from_the_start(self) -> Train:
+        if self.find_lr and self.resume:
+            raise rejected("find_lr=true without resume: rates are tried from a training's first step", "resume=null")
         return self
 
     @model_validator(mode="after")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Strict
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 Text = Annotated[str, Strict(False)]
 """A text of the user's own, which may look like a number: a class may be called 0, a folder 2024."""
+
+
+Trust = Annotated[
+    bool, Field(description="true: import the classes of your own that a file names, which runs their code")
+]
 
 
 class Section(BaseModel):

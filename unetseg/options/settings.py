@@ -11,18 +11,20 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from unetseg.names import one_word
+from unetseg.names import is_own, one_word
 from unetseg.options.messages import format_value
 
 NO_DIFFERENCE = (
-    *("name", "output", "resume", "allow_changes", "dry_run", "find_lr", "sweep", "jobs", "search", "trials"),
+    *("name", "output", "resume", "trust", "allow_changes", "dry_run", "find_lr", "sweep", "jobs", "search", "trials"),
     *("checkpoint.", "trainer.enable_progress_bar", "data.workers", "data.check"),
 )
 """Options, or sections of them, that don't change the results of a run: where its folder lies, what is shown, how
 pictures are loaded and when the run is saved."""
 
 
-TABLES = ("loss", "optimizer.arguments")
+OWN = ("model.skip", "model.decoder", "loss", "callbacks", "data.source")
+"""Options that may name a class of the user's own."""
+TABLES = ("loss", "optimizer.arguments", "model.skip", "model.decoder", "data.source")
 """Options whose value may be a table, and which are no sections for that."""
 
 
@@ -67,6 +69,19 @@ def axes_of(runs: Sequence[dict[str, Any]], ignored: Sequence[str] = ()) -> dict
     return axes
 
 
+def own_classes(options: dict[str, Any]) -> dict[str, str]:
+    """Return the option of each class of the user's own that validated options name, by the class.
+
+    Examples:
+        >>> own_classes({"model": {"skip": ["none", "my_skips:Maximum"]}, "loss": "dice"})
+        {'my_skips:Maximum': 'model.skip'}
+    """
+    values = flat(options)
+    named = {key: values.get(key) for key in OWN}
+    lists = {key: value if isinstance(value, list) else [value] for key, value in named.items()}
+    return {str(entry): key for key, entries in lists.items() for entry in entries if is_own(entry)}
+
+
 def begins_with(key: str, keys: Sequence[str]) -> bool:
     """Return whether a dotted key is among `keys`, or lies in a section among them (which ends in a dot)."""
     return any(key == one or (one.endswith(".") and key.startswith(one)) for one in keys)
@@ -98,7 +113,7 @@ def _quoted(value: Any) -> str:
 IN_THE_VARIANT = tuple(
     f"model.{name}"
     for name in (
-        *("skip", "skip_flow", "skip_gradient", "skip_scale", "stem_skip"),
+        *("skip", "decoder", "skip_flow", "skip_gradient", "skip_scale", "stem_skip"),
         *("auxiliary", "deep_supervision", "match_parameters", "short_skips"),
     )
 )
@@ -120,6 +135,8 @@ def variant(model: dict[str, Any]) -> str:
         words.append("auxiliary")
     if model.get("deep_supervision"):
         words.append("deep-supervision")
+    if model.get("decoder"):
+        words.append(f"decoder {model['decoder']}")
     if model["match_parameters"]:
         words.append("matched")
     if model["short_skips"] is not True:
@@ -162,7 +179,8 @@ def setting_name(options: dict[str, Any], axes: Iterable[str]) -> list[str]:
 def run_name(options: dict[str, Any], axes: Iterable[str]) -> str:
     """Return the folder name of a run in a sweep: its setting and its seed."""
     words = [*setting_name(options, axes), f"seed{options['seed']}"]
-    return "_".join(words).replace(" + ", "+").replace(" ", "-").replace("/", "-")
+    name = "_".join(words).replace(" + ", "+").replace(" ", "-").replace("/", "-")
+    return name.replace(":", ".").replace("(", "-").translate(dict.fromkeys(map(ord, "()'\""), None))
 
 
 def timed_name(options: dict[str, Any]) -> str:

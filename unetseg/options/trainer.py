@@ -15,7 +15,7 @@ from unetseg.options.messages import KINDS, rejected
 LIMITED = "trainer.max_epochs=1 trainer.limit_train_batches=1 trainer.limit_val_batches=1 trainer.limit_test_batches=1"
 OURS = {
     "logger": ("metrics.csv is always written; `logger` adds Weights & Biases", "logger=csv"),
-    "callbacks": ("callbacks are objects: unetseg.train(..., callbacks=[...]) in Python takes them", ""),
+    "callbacks": ("they are an option of their own", "callbacks=[my_callbacks:MyCallback]"),
     "default_root_dir": ("a run writes into output/name", "output=FOLDER"),
     "enable_checkpointing": ("a run always keeps best.ckpt and last.ckpt", "checkpoint.every_n_minutes=null"),
     "plugins": ("unetseg brings its own", ""),

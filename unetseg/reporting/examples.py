@@ -34,16 +34,19 @@ class MissingInput(Exception):
     """Data or a checkpoint of the pictures do not exist any more; the message names them."""
 
 
-def examples(sweep: Sweep, ranked: Sequence[RankedImage], gallery: Sequence[RankedImage]) -> list[Figure]:
+def examples(
+    sweep: Sweep, ranked: Sequence[RankedImage], gallery: Sequence[RankedImage], *, trust: bool = False
+) -> list[Figure]:
     """Return a row for each ranked image, and one figure with the thumbnails of the gallery.
 
     A row has the picture, its truth, and the prediction of each setting's first run; a thumbnail has the prediction of
-    the first setting's first run. The first row and the thumbnails have the legend of the classes.
+    the first setting's first run. The first row and the thumbnails have the legend of the classes. With `trust` the
+    classes of somebody's own that the runs name are imported.
     """
     names = [image.name for image in ranked]
     base, *others = sweep.settings
-    of_base = _samples(base.runs[0], [*names, *(image.name for image in gallery)])
-    samples = [of_base, *(_samples(setting.runs[0], names) for setting in others)]
+    of_base = _samples(base.runs[0], [*names, *(image.name for image in gallery)], trust)
+    samples = [of_base, *(_samples(setting.runs[0], names, trust) for setting in others)]
     classes = class_names(base.runs[0].options["data"])
     background = is_background(classes)
     colours = {name: "#{:02x}{:02x}{:02x}".format(*colour) for name, colour in legend(classes)}
@@ -90,13 +93,13 @@ def draw_outline(picture: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.where(edge[..., None], np.uint8(255), picture)
 
 
-def _samples(run: Run, names: Sequence[str]) -> list[Sample]:
+def _samples(run: Run, names: Sequence[str], trust: bool) -> list[Sample]:
     """Return the named test images of a run with their masks and the predictions of its best checkpoint."""
     try:
-        model, known = checkpoint.load(run.folder.best)
+        model, known = checkpoint.load(run.folder.best, trust=trust)
         measured = {name: known["data"].get(name) for name in ("mean", "std")}
         options = {**run.options["data"], **measured, "cache": "none", "check": "none"}
-        data = make_data(options, run.seed, test_split="test")
+        data = make_data(options, run.seed, test_split="test", trust=trust)
         data.setup()
         dataset: Examples = data.loader("test").dataset  # type: ignore[assignment]
         positions = {cell(example.name): position for position, example in enumerate(dataset.examples)}

@@ -26,13 +26,14 @@ GALLERY = 36
 """The most images in the gallery: a page of some 0.6 MB more."""
 
 
-def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False) -> Document:
+def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False, trust: bool = False) -> Document:
     """Return the whole report, of a search its own.
 
     Args:
         sweep: the runs to report.
         plan: a difference for which the number of seeds needed is planned; None leaves the section out.
         pooled: take the seeds' variance as the same for all settings.
+        trust: import the classes of somebody's own that the runs name, whose predictions are shown.
     """
     if "search" in sweep.record:
         return search.report(sweep, plan=plan)
@@ -52,7 +53,7 @@ def report(sweep: Sweep, *, plan: float | None = None, pooled: bool = False) -> 
         lesions(sweep),
         shifts(sweep, pooled=pooled),
         freeu(sweep),
-        examples(sweep),
+        examples(sweep, trust=trust),
         provenance(sweep),
     ]
     names = sentences.join_words([setting.name for setting in sweep.settings])
@@ -237,7 +238,7 @@ def curves(sweep: Sweep) -> Section | None:
     return Section("Learning curves", lead, [Figure(panels, f"Each line: a setting, {band}.", legend=legend)])
 
 
-def examples(sweep: Sweep) -> Section:
+def examples(sweep: Sweep, *, trust: bool = False) -> Section:
     """Return the best, median and worst test images with the predictions of every setting."""
     title = "Best, median and worst images"
     ranked = scores.ranked_images(sweep)
@@ -253,7 +254,7 @@ def examples(sweep: Sweep) -> Section:
 
     worst = scores.worst_first(sweep)
     try:
-        *rows, gallery = example_figures.examples(sweep, ranked, worst[:GALLERY])
+        *rows, gallery = example_figures.examples(sweep, ranked, worst[:GALLERY], trust=trust)
     except example_figures.MissingInput as reason:
         return Section(title, f"Not shown: {reason}.")
     lead = (

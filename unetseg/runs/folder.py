@@ -17,6 +17,7 @@ from unetseg import launch
 from unetseg.errors import UserError
 from unetseg.files import no_link, refuse_links, write_text
 from unetseg.options import recorded
+from unetseg.options.compose import values_of
 from unetseg.options.schema import Train
 from unetseg.options.settings import differences, timed_name
 from unetseg.options.trainer import LENGTHS
@@ -25,6 +26,8 @@ METRICS_COLUMNS = ("step", "epoch", "name", "value")
 GRADIENT_FLOW_COLUMNS = ("step", "epoch", "kind", "block", "metric", "value")
 STARTS = ("model.weights", "model.strict_weights", "model.initialisation")
 """Options that make a run's first weights, and mean nothing later."""
+OF_THE_OPTIMIZER = ("optimizer.name", "optimizer.arguments")
+"""Options of an optimizer whose state a run that goes on takes from its checkpoint."""
 FOLDER_FOR_RANKS = "UNETSEG_RUN_FOLDER"
 """Environment variable that hands the folder to the processes that Lightning launches for further devices."""
 
@@ -239,12 +242,15 @@ def check_resume(options: Train) -> None:
             accepted="the options that it began with",
             advice=f"resume=... alone, or allow_changes=[{names}]",
         )
-    at_first = [key for key in STARTS if any(change.startswith(f"{key}:") for change in changed)]
-    if at_first:
+    keys = [change.partition(":")[0] for change in changed]
+    grouped = {before["optimizer"]["encoder_lr_factor"] == 1, options.optimizer.encoder_lr_factor == 1}
+    kept = [*STARTS, *OF_THE_OPTIMIZER, *(["optimizer.encoder_lr_factor"] if len(grouped) > 1 else [])]
+    if fixed := [key for key in kept if key in keys]:
         raise UserError(
-            f"resume={options.resume}: {', '.join(at_first)} can't differ, a run that goes on has its weights already",
+            f"resume={options.resume}: {', '.join(fixed)} can't differ, a run that goes on has its weights and its "
+            "optimizer's state already",
             accepted="the options that it began with",
-            advice="a new run",
+            advice=f"a new run, or one that starts from its weights: model.weights={options.resume}",
         )
     if finished and not longer:
         epochs = before["trainer"].get("max_epochs") or 1
@@ -264,10 +270,23 @@ def _is_longer(before: Any, now: Any) -> bool:
 def options_of(run: RunFolder, overrides: list[str]) -> Train:
     """Return the options of a run that is resumed: those of its config.yaml, changed by the overrides.
 
+    A run that has a checkpoint doesn't need what its first weights came from, which may be gone.
+
     Raises:
         UserError: see `unetseg.options.recorded`.
     """
-    return recorded.apply_overrides("train", Train, recorded.read_training(run.config), overrides)
+    before = recorded.read_training(run.config)
+    start = before["model"].get("weights")
+    if not isinstance(start, str) or not run.last.exists() or "model.weights" in values_of(overrides):
+        return recorded.apply_overrides("train", Train, before, overrides)
+    before["model"] = {**before["model"], "weights": None}
+    options = recorded.apply_overrides("train", Train, before, overrides)
+    return options.model_copy(update={"model": options.model.model_copy(update={"weights": start})})
+
+
+def has_weights(options: Train) -> bool:
+    """Return whether a run is resumed from a checkpoint, which has all its weights."""
+    return options.resume is not None and RunFolder(options.resume).last.exists()
 
 
 def run_folder_of(checkpoint: str | Path) -> RunFolder | None:

@@ -74,7 +74,12 @@ def log_figure(logger: MLFlowLogger, figure: Path) -> None:
 
 
 def log_summary(logger: MLFlowLogger, summary: dict[str, Any], per_class: pd.DataFrame) -> None:
-    """Put the numbers of a run's summary beside its curves, and the table of its classes among the artifacts."""
+    """Put the numbers of a run's summary beside its curves, and the table of its classes among the artifacts.
+
+    The best val/iou is val/iou_best: under its own name it would be one more point of the curve.
+    """
     numbers = {name: float(value) for name, value in summary.items() if isinstance(value, int | float)}
+    if "val/iou" in numbers:
+        numbers["val/iou_best"] = numbers.pop("val/iou")
     logger.log_metrics(numbers)
     logger.experiment.log_text(logger.run_id, per_class.to_csv(index=False), "per_class.csv")

@@ -175,14 +175,16 @@ class Run(Results):
         with _named_if_damaged(self._files.gradient_flow):
             return read_gradient_flow(self._files)
 
-    def model(self) -> Segmenter:
+    def model(self, *, trust: bool = False) -> Segmenter:
         """Return the network of the best checkpoint, in eval mode on the CPU: Bx3xHxW float32 -> BxKxHxW logits.
+
+        With `trust` the classes of your own that it names are imported.
 
         `unetseg.load(run.folder)` takes pictures as they come and returns masks.
         """
         from unetseg.model import checkpoint
 
-        return checkpoint.load(self.folder)[0]
+        return checkpoint.load(self.folder, trust=trust)[0]
 
     def facts(self) -> dict[str, str]:
         """Return what is shown of it: its setting, seed and scores."""
@@ -226,7 +228,7 @@ class Evaluation(Results):
         return self._table("freeu.csv")
 
     def mechanism(self, name: str) -> pd.DataFrame:
-        """Return similarity, rank, reuse or spectra of what meets at the fusions; without rows unless asked for."""
+        """Return the table of a mechanism: similarity, landscape, sharpness, ...; without rows unless asked for."""
         return self._table(f"{name}.csv")
 
     def _table(self, name: str) -> pd.DataFrame:

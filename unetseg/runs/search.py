@@ -22,7 +22,7 @@ from optuna.distributions import BaseDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from unetseg.errors import UserError, first_line
+from unetseg.errors import UserError
 from unetseg.files import write_text
 from unetseg.runs.folder import RunFolder
 from unetseg.runs.sweep import SweepRun, run_all
@@ -45,7 +45,7 @@ class Search:
         trials: the number of trials, finished or pruned, that the study is to have.
         seed: of Optuna's sampler.
         epochs: of a trial; in the first quarter of them none is pruned. None where they are not known.
-        make: returns the run of a trial by its number and its values; a UserError where these don't go together.
+        make: returns the run of a trial by its number and its values, failed where these don't go together.
 
     Raises:
         UserError: another process works in the folder.
@@ -123,7 +123,8 @@ class Search:
                 run = self.make(earlier.number, earlier.params)
                 self.runs.append(run)
                 if earlier.state == TrialState.RUNNING:
-                    run.check_folder()
+                    if run.state != "failed":
+                        run.check_folder()
                     self._begin(Trial(self.study, earlier._trial_id), run, len(earlier.intermediate_values))
                 else:
                     run.state = "done" if earlier.state == TrialState.COMPLETE else "pruned"
@@ -131,7 +132,7 @@ class Search:
     def _begin(self, trial: Trial, run: SweepRun, reported: int) -> None:
         self._open.append((trial, run))
         self._reported[trial.number] = reported
-        if run.state == "done":  # it ended while nobody watched
+        if run.state in ("done", "failed"):  # it ended while nobody watched, or can't begin
             self._follow(trial, run)
         elif reported and trial.should_prune():
             self._to_prune.add(trial.number)
@@ -146,12 +147,7 @@ class Search:
             seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
             self.study.sampler = optuna.samplers.TPESampler(seed=seed)
             trial = self.study.ask(self.space)
-            try:
-                run = self.make(trial.number, trial.params)
-            except UserError as error:
-                print(f"trial {trial.number} failed, its options don't go together: {first_line(error)}")
-                self.study.tell(trial, state=TrialState.FAIL)
-                continue
+            run = self.make(trial.number, trial.params)
             self.runs.append(run)
             self._begin(trial, run, 0)
             self._write_trials()

@@ -172,20 +172,33 @@ def show_freeu(table: pd.DataFrame) -> None:
     _print_table("what FreeU changes: the score less the untouched network's (95 % over the images)", rows)
 
 
+MECHANISM_TITLES = {
+    **{name: f"{name} of what meets at each level (95 % over the images)" for name in ("similarity", "rank", "reuse")},
+    "sharpness": "curvature of the loss: largest eigenvalue of the Hessian (top), random directions (95 % over images)",
+    "shattering": "gradients of neighbouring inputs, one point apart, by depth (95 % over lines between images)",
+    "hellinger": "Hellinger distance of the features from those of training pictures (95 % over the images)",
+    "norm_changes": "norms of the features over the readings of the training; change: from one to the next, relative",
+}
+"""What stands above a mechanism's table; of the others there is the figure alone."""
+
+
 def show_mechanism(name: str, table: pd.DataFrame) -> None:
-    """Print what meets at the fusions, by level; of spectra there is the figure alone."""
-    if name == "spectra" or not len(table):
+    """Print the table of a mechanism where it has a few rows."""
+    if name not in MECHANISM_TITLES or not len(table):
         return
     rows = []
-    for _, row in table.iterrows():
+    for _, row in (table[table.lag == 1] if name == "shattering" else table).iterrows():
         intervals = {column for column in table if f"{column}_low" in table}
         numbers = [column for column in table if not str(column).endswith(("_low", "_high"))]
-        rows.append({str(n): _with_interval(row, n) if n in intervals else _shown(row[n]) for n in numbers})
-    _print_table(f"{name} of what meets at each level (95 % over the images)", rows)
+        ends = {n: f" [{row[f'{n}_low']:.3g}, {row[f'{n}_high']:.3g}]" for n in intervals}
+        rows.append({str(n): _shown(row[n]) + ends.get(n, "") for n in numbers})
+    _print_table(MECHANISM_TITLES[name], rows)
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.3g}"
+    return str(value)
 
 
 def show_path_lengths(table: pd.DataFrame) -> None:

@@ -23,7 +23,7 @@ from unetseg.errors import INTERRUPTED, REQUEUE, Halt, UserError
 from unetseg.files import no_link
 from unetseg.options import recorded
 from unetseg.options.schema import Train
-from unetseg.options.settings import differences, override
+from unetseg.options.settings import differences, override, own_classes
 from unetseg.runs.folder import RunFolder
 
 TRAIN = (sys.executable, "-m", "unetseg.train")
@@ -64,6 +64,8 @@ class SweepRun:
         """Start or continue the run in a process with these GPUs and this many threads."""
         if self.folder.begun:
             overrides = [override("resume", str(self.folder.path))]
+            if own_classes(self.options.model_dump()):  # typed: `check_folder` has compared them with the file's
+                overrides.append("trust=true")
         else:
             place = [override("name", self.name), override("output", str(self.folder.path.parent))]
             overrides = [*self.overrides, *place, "++trainer.enable_progress_bar=false"]

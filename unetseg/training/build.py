@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from unetseg import launch
+from unetseg import classes, launch
 from unetseg.data import samples
 from unetseg.data.datamodule import SegmentationData
 from unetseg.data.view import View
@@ -26,8 +27,9 @@ from unetseg.model.encoders import check_side
 from unetseg.model.segmenter import Segmenter
 from unetseg.model.transfer import MatchedParts, load_weights
 from unetseg.names import DENSENETS, RESNETS, class_names, counted
+from unetseg.options.messages import format_value
 from unetseg.options.schema import Train
-from unetseg.runs.folder import RunFolder, options_of
+from unetseg.runs.folder import RunFolder, has_weights, options_of
 from unetseg.runs.metrics_csv import LongCsv
 from unetseg.runs.mlflow_run import mlflow_logger
 from unetseg.runs.tensorboard_run import tensorboard_logger
@@ -40,6 +42,7 @@ from unetseg.training.guards import Guard
 from unetseg.training.losses import balanced_weights, make_loss
 from unetseg.training.module import SegmentationModule
 from unetseg.training.optimization import Optimization
+from unetseg.training.precision import best_precision, is_cpu, recorded_precision
 from unetseg.training.preflight import no_weights
 from unetseg.training.resume import AtomicIO
 from unetseg.training.steering import AverageWeights, EarlyStop
@@ -61,7 +64,7 @@ def make_module(
     stated = options.class_weights
     class_weights = stated if isinstance(stated, list) else class_weights
     view = view or View.of(options.data.model_dump())
-    weights = options.model.weights
+    weights = None if has_weights(options) else options.model.weights
     first = "imagenet" if weights == "imagenet" else None
     try:
         model = Segmenter(weights=first, mean=view.mean, std=view.std, **segmenter_arguments(options))
@@ -73,11 +76,12 @@ def make_module(
         raise no_weights(options.model.encoder, first_line(error)) from None
     if weights not in (None, "imagenet"):
         names = class_names(options.data.model_dump())
-        matched = load_weights(model, weights, names, strict=options.model.strict_weights)
+        matched = load_weights(model, weights, names, strict=options.model.strict_weights, trust=options.trust)
         if launch.is_first():
             print(f"{weights}:\n{matched}" if isinstance(matched, MatchedParts) else f"{weights}: {matched}")
     if options.model.encoder not in RESNETS + DENSENETS:
         check_side(model.net.encoder, options.model.encoder, view.side)
+    check_doses(options, cast(list[int], model.net.encoder.out_channels)[1:-1])
     if options.model.freeze_encoder:
         hold(model.net.encoder)
     if options.compile:
@@ -88,10 +92,18 @@ def make_module(
     if options.model.auxiliary:
         auxiliary = AuxiliaryHeads(cast(list[int], model.net.encoder.out_channels), outputs)
     if options.model.deep_supervision:
-        deep_supervision = MaskHeads(model.net.decoder.node_channels, outputs)
+        if not hasattr(model.net.decoder, "node_channels"):
+            raise UserError(
+                f"model.deep_supervision=true: model.decoder={options.model.decoder} has no `node_channels`",
+                accepted="widths of the features that forward(features, with_nodes=True) returns beside the result",
+                advice="model.deep_supervision=false",
+            )
+        deep_supervision = MaskHeads(cast(Any, model.net.decoder).node_channels, outputs)
     return SegmentationModule(
         model,
-        make_loss(options.loss, classes, class_weights=class_weights, boundary_weight=options.boundary_weight),
+        make_loss(
+            options.loss, classes, trust=True, class_weights=class_weights, boundary_weight=options.boundary_weight
+        ),
         classes=classes,
         lr=options.optimizer.lr,
         optimization=Optimization(**options.optimizer.model_dump(exclude={"lr", "lr_scaling", "ema"})),
@@ -101,6 +113,26 @@ def make_module(
         auxiliary=auxiliary,
         deep_supervision=deep_supervision,
     )
+
+
+def check_doses(options: Train, widths: Sequence[int]) -> None:
+    """Raise a UserError where a dose or a scale is of a level at which the encoder has no features.
+
+    Args:
+        options: of the run.
+        widths: of the encoder's features at each level, finest first.
+    """
+    for name in ("skip_gradient", "skip_scale"):
+        value = getattr(options.model, name)
+        if isinstance(value, list):
+            fitting = [own if width else 1.0 for own, width in zip(value, widths, strict=True)]
+            if fitting != value:
+                level = widths.index(0) + 1
+                raise UserError(
+                    f"model.{name}={format_value(value)}: {options.model.encoder} has no features at level {level}",
+                    accepted="1 there: there is nothing to multiply",
+                    advice=f"model.{name}={format_value(fitting)}",
+                )
 
 
 def measured_class_weights(options: Train, data: SegmentationData) -> list[float] | None:
@@ -180,6 +212,11 @@ def make_steering(options: Train) -> list[Callback]:
     return callbacks
 
 
+def make_own_callbacks(options: Train) -> list[Callback]:
+    """Return the callbacks of the user's own."""
+    return [classes.build(name, "callbacks", Callback) for name in options.callbacks]
+
+
 def make_loggers(options: Train, run: RunFolder) -> list[Logger]:
     """Return metrics.csv's logger, and the one that is asked for."""
     loggers: list[Logger] = [LongCsv(run.metrics)]
@@ -207,10 +244,16 @@ def make_watchers(options: Train, run: RunFolder) -> tuple[Guard, list[Callback]
     return guard, [*watchers, guard]
 
 
+def trainer_arguments(options: Train) -> dict[str, Any]:
+    """Return the Trainer's arguments; a run that is resumed keeps the number format that was chosen at its begin."""
+    if not options.resume or options.trainer.get("precision"):
+        return options.trainer
+    return options.trainer | {"precision": recorded_precision(RunFolder(options.resume).last)}
+
+
 def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: list[Callback], root: Path) -> L.Trainer:
     """Return Lightning's Trainer; arguments that are absent get our defaults."""
     defaults: dict[str, Any] = {
-        "precision": best_precision(arguments.get("accelerator", "auto")),
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # EpochSampler distributes the examples itself, each exactly once
@@ -218,6 +261,8 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
     silence_lightning()
     # null is a value of check_val_every_n_epoch: then trainer.val_check_interval counts batches across epochs
     values = {n: value for n, value in arguments.items() if value is not None or n == "check_val_every_n_epoch"}
+    if "precision" not in values:
+        defaults["precision"] = best_precision(values.get("accelerator", "auto"))
     progress = progress_callback(values.get("enable_progress_bar", True))
     values["enable_progress_bar"] = not isinstance(progress, EpochLines)  # else Lightning adds a bar of its own
     plugins: list[Any] = [AtomicIO()]
@@ -325,7 +370,7 @@ def set_batch_size_and_learning_rate(
     """Set the batch of each device and the learning rate by the number of devices; return them for the summary.
 
     Raises:
-        UserError: data.global_batch_size can't be divided evenly among the devices.
+        UserError: data.global_batch_size can't be divided evenly among the devices, or leaves shuffled one picture.
     """
     parts = trainer.world_size * trainer.accumulate_grad_batches
     wanted = options.data.global_batch_size
@@ -338,9 +383,13 @@ def set_batch_size_and_learning_rate(
             advice=f"data.global_batch_size={near}",
         )
     data.batch_size = options.data.batch_size if wanted is None else wanted // parts
-    ratio = data.batch_size * parts / options.data.batch_size
-    factors = {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}
-    module.lr = options.optimizer.lr * factors[options.optimizer.lr_scaling]
+    if data.batch_size == 1 and "shuffled" in options.model.skip:
+        raise UserError(
+            f"skip=shuffled with data.global_batch_size={wanted}, one picture at a time on each device",
+            accepted="two or more, whose features are exchanged",
+            advice=f"data.global_batch_size={2 * parts}",
+        )
+    module.lr = options.optimizer.lr * lr_scale(options, data.batch_size * parts)
     sizes = {
         "devices": trainer.world_size,
         "batch_size": data.batch_size,
@@ -352,17 +401,7 @@ def set_batch_size_and_learning_rate(
     return sizes
 
 
-def is_cpu(accelerator: str) -> bool:
-    """Return whether this accelerator of Lightning's is the CPU on this machine."""
-    return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
-
-
-def best_precision(accelerator: str) -> str:
-    """Return bf16-mixed where the device computes in bfloat16, otherwise 32-true."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif is_cpu(accelerator):
-        fast = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
-    else:
-        fast = False
-    return "bf16-mixed" if fast else "32-true"
+def lr_scale(options: Train, pictures: int) -> float:
+    """Return what optimizer.lr is multiplied by for steps of so many pictures."""
+    ratio = pictures / options.data.batch_size
+    return {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[options.optimizer.lr_scaling]

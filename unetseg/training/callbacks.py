@@ -19,6 +19,7 @@ from unetseg.data.dataset import Batch, Examples
 from unetseg.evaluation.record import predict_samples
 from unetseg.names import minutes
 from unetseg.runs import pictures
+from unetseg.training.steering import averaged
 
 
 class ProgressBar(RichProgressBar):
@@ -104,7 +105,7 @@ class SamplePictures(L.Callback):
         dataset: Examples = trainer.val_dataloaders.dataset  # type: ignore[union-attr]
         length = len(dataset)
         indices = np.unique(np.linspace(0, length - 1, min(self.count, length)).round().astype(int)).tolist()
-        with trainer.precision_plugin.forward_context():
+        with trainer.precision_plugin.forward_context(), averaged(trainer):  # the weights that are scored
             samples = predict_samples(module.get_submodule("model"), dataset, indices)
         masked = [(sample.name, sample.image, sample.predicted, sample.target) for sample in samples]
         pictures.log_predictions(loggers, masked, self.classes, trainer.global_step)

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 
 from unetseg.data.dataset import Batch
 from unetseg.evaluation import gradient_plots
+from unetseg.evaluation.oscillation import KIND, FeatureNorms
 from unetseg.files import append_rows
 from unetseg.gradients import GradientFlow
 from unetseg.names import AUXILIARY, EXITS
 from unetseg.runs import pictures
 from unetseg.runs.folder import GRADIENT_FLOW_COLUMNS
 
+if TYPE_CHECKING:
+    from unetseg.model.segmenter import Segmenter
+
 
 class FlowReadings(L.Callback):
     """Reads the gradient flow every n-th step into gradient_flow.csv, the loggers and a figure.
 
-    On the other steps there is no hook and no cost. Where an encoder has no skip shares, as its features are copies, it
+    With it goes the root mean square of the features that meet at each fusion. On the other steps there is no hook and
+    no cost. Where an encoder has no skip shares, as its features are copies, it
     says so once.
 
     Args:
@@ -50,6 +55,7 @@ class FlowReadings(L.Callback):
         self.every_n_steps, self.routes_every_n_steps = every_n_steps, routes_every_n_steps
         self.table, self.figures = table, figures
         self.flow: GradientFlow | None = None
+        self.norms: FeatureNorms | None = None
         self.last_finite: tuple[int, dict[str, float]] | None = None
         """The last step whose gradients were finite throughout, and each block's rms."""
         self.step = 0
@@ -69,13 +75,14 @@ class FlowReadings(L.Callback):
             self.step = step
             heads = module.get_submodule("auxiliary") if "auxiliary" in dict(module.named_children()) else None
             self.flow = GradientFlow(module.get_submodule("model"), scale, routes, heads).__enter__()
+            self.norms = FeatureNorms(cast("Segmenter", module.get_submodule("model"))).__enter__()
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
         """Read the gradients of the weights, which are unscaled and reduced over ranks, but not clipped yet."""
         if self.flow is None:
             return
         if all(weight.grad is None for weight in module.parameters()):  # a guard has left the batch out
-            self.flow.__exit__(None, None, None)
+            self._leave()
             self.flow = None
         else:
             self.flow.gradients()
@@ -86,7 +93,7 @@ class FlowReadings(L.Callback):
         """Write the reading once the step has been taken."""
         if self.flow is None or trainer.global_step == self.step:
             return
-        self.flow.__exit__(None, None, None)
+        self._leave()
         records = self.flow.read()  # on every rank: it sums over them
         why, self.flow = self.flow.no_shares, None
         self.undrawn |= {self.DRAWN[record.kind] for record in records if record.kind in self.DRAWN}
@@ -98,6 +105,8 @@ class FlowReadings(L.Callback):
             self.has_said_why = True
             print(f"no skip shares are read: {why}", flush=True)
         rows = [(self.step, trainer.current_epoch, r.kind, r.block, r.metric, r.value) for r in records]
+        of_features = {} if self.norms is None else self.norms.rms()
+        rows += [(self.step, trainer.current_epoch, KIND, *key, value) for key, value in of_features.items()]
         append_rows(self.table, GRADIENT_FLOW_COLUMNS, rows)
         scalars = {
             f"gradient/{r.metric}" if r.kind == "net" else f"gradient/{r.metric}/{r.block}": r.value
@@ -110,8 +119,14 @@ class FlowReadings(L.Callback):
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         """Remove the hooks of a step that has failed."""
         if self.flow is not None:
-            self.flow.__exit__(type(exception), exception, None)
+            self._leave(exception)
             self.flow = None
+
+    def _leave(self, exception: BaseException | None = None) -> None:
+        """Remove the hooks."""
+        for hooks in (self.flow, self.norms):
+            if hooks is not None:
+                hooks.__exit__(type(exception) if exception else None, exception, None)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw the readings since the last validation."""

@@ -17,9 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetseg.names import IGNORE
+from unetseg import classes as own_classes
+from unetseg.errors import UserError
+from unetseg.model.trial import try_out
+from unetseg.names import IGNORE, is_own
 from unetseg.training.boundary import boundary_map
 from unetseg.training.distributed import sum_over_processes
+
+OPTION = "loss"
+"""What names a class of the user's own."""
 
 
 class Loss(nn.Module):
@@ -352,8 +358,9 @@ def make_loss(
     *,
     class_weights: Sequence[float] | None = None,
     boundary_weight: float | None = None,
+    trust: bool = False,
 ) -> nn.Module:
-    """Return a loss by its name, or the sum that a table of names describes.
+    """Return a loss by its name, or the sum that a table of names describes, or one of the user's own class.
 
     Args:
         loss: a name of `names.LOSSES`; or weights by name, where a weight may also be a table of `weight` (1 where it
@@ -361,11 +368,18 @@ def make_loss(
         classes: their number. Two classes have one logit; their cross-entropy is the binary one.
         class_weights: of the classes: in the losses of pixels, and of three classes and more in those of classes.
         boundary_weight: of pixels between two objects, in the losses of pixels, see `PixelWeights`.
+        trust: import a class of the user's own.
+
+    Raises:
+        UserError: such a class isn't trusted, or is not what `own_loss` asks for.
 
     Examples:
         >>> make_loss({"dice": 1.0, "focal": {"weight": 0.5, "gamma": 1.0}}, classes=2).weights
         [1.0, 0.5]
     """
+    if isinstance(loss, str) and is_own(loss):
+        own_classes.admit({loss: OPTION}, f"{OPTION}={loss}", trust)
+        return own_loss(loss, classes)
     of_classes = class_weights if classes > 2 else None
 
     def term(name: str, parameters: Mapping[str, float]) -> nn.Module:
@@ -397,6 +411,29 @@ def make_loss(
     entries = {name: dict(entry) if isinstance(entry, Mapping) else {"weight": entry} for name, entry in loss.items()}
     weights = [entry.pop("weight", 1.0) for entry in entries.values()]
     return Sum([term(name, parameters) for name, parameters in entries.items()], weights)
+
+
+def check_loss(loss: str) -> None:
+    """Raise a UserError where a class of the user's own can't be imported, or built as a loss is."""
+    own_classes.load(loss, OPTION, nn.Module)
+
+
+def own_loss(loss: str, classes: int) -> nn.Module:
+    """Return a loss of the user's own class, which has been tried on zeros.
+
+    The class is an nn.Module, built with its own arguments alone. It maps logits BxKxHxW float and classes BxHxW uint8,
+    IGNORE included, to a scalar that has a gradient. A subclass of Loss sums over the processes of a run.
+
+    Raises:
+        UserError: it is not so.
+    """
+    built: nn.Module = own_classes.build(loss, OPTION, nn.Module)
+    logits = torch.zeros(2, 1 if classes == 2 else classes, 16, 12, requires_grad=True)
+    target = torch.arange(2 * 16 * 12).remainder(classes).view(2, 16, 12).to(torch.uint8)
+    result = try_out(built, f"{OPTION}={loss}", [logits, target], ())
+    if result is not None and not result.requires_grad:
+        raise UserError(f"{OPTION}={loss} has no gradient", accepted="a scalar that depends on the logits")
+    return built
 
 
 def balanced_weights(pixels: Sequence[int]) -> list[float]:

@@ -8,6 +8,8 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric
@@ -124,11 +126,13 @@ class SegmentationModule(L.LightningModule):
         current = [group["lr"] for group in optimizer.param_groups]
         is_cosine = isinstance(schedule, CosineAnnealingLR)
         if isinstance(schedule, ReduceLROnPlateau):
+            schedule.patience = self.optimization.patience
+        if isinstance(schedule, ReduceLROnPlateau) and math.isfinite(schedule.best):
             ratios = [new / old for new, old in zip(base_lrs, before, strict=True)]
             lrs = [lr * ratio for lr, ratio in zip(current, ratios, strict=True)]
         elif is_cosine and (schedule.T_max, schedule.last_epoch, before) == (self.steps, step, base_lrs):
             lrs = current  # to the last bit, as torch's cosine rounds in each step
-        elif schedule is not None:
+        elif schedule is not None and not isinstance(schedule, ReduceLROnPlateau):
             lrs = [lr * self.optimization.factor(step, self.steps, self.warmup) for lr in base_lrs]
             schedule.last_epoch, schedule.base_lrs = step, base_lrs
             if is_cosine:
@@ -190,7 +194,17 @@ class SegmentationModule(L.LightningModule):
             ) from None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the scores of the epoch's training batches, on the first process."""
+        """Prepare a checkpoint for a run with other options, and restore the scores of the epoch's training batches.
+
+        A schedule of another kind begins at the step that the run is at. Where an average of the weights is kept no
+        longer, training goes on with the weights themselves. The scores are restored on the first process.
+        """
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            schedules = checkpoint["lr_schedulers"]
+            checkpoint["lr_schedulers"] = [state for state in schedules if self.optimization.has_made(state)]
+            averages = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+            if not averages:
+                checkpoint["state_dict"] = checkpoint.get("current_model_state", checkpoint["state_dict"])
         if self._trainer is not None and self.trainer.is_global_zero and "train_scores" in checkpoint:
             for name, value in checkpoint["train_scores"].items():
                 setattr(self._metric("train"), name, value.to(self.device))

@@ -129,6 +129,12 @@ class Optimization:
             return None
         return LambdaLR(optimizer, lambda step: self.factor(step, steps, warmup))
 
+    def has_made(self, state: Mapping[str, Any]) -> bool:
+        """Return whether a schedule's state is that of the kind which `make_schedule` makes."""
+        if self.schedule == "plateau":
+            return "num_bad_epochs" in state
+        return ("T_max" if self.schedule == "cosine" and not self.warmup_epochs else "lr_lambdas") in state
+
 
 def _of_timm(name: str, groups: list[dict[str, Any]], arguments: dict[str, Any]) -> Optimizer:
     from timm.optim import create_optimizer_v2, list_optimizers

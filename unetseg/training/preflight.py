@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from unetseg import classes
 from unetseg.errors import UserError
 from unetseg.huggingface import HUB, Source, answers, hub_cache, hub_is_offline
 from unetseg.names import PETS_ROOT, TIMM, class_names
+from unetseg.options import settings
 from unetseg.options.data_schema import HuggingFace, Pets
 from unetseg.options.schema import Train
-from unetseg.runs.folder import check_resume
+from unetseg.runs.folder import check_resume, has_weights
 
 if TYPE_CHECKING:
     from unetseg.data.datamodule import SegmentationData
@@ -26,7 +29,8 @@ def train(options: Train) -> None:
     """Raise a UserError if the run can't be resumed, or lacks a network, a key, a compiler or a package."""
     if options.resume:
         check_resume(options)
-    if options.model.weights == "imagenet" and not _cached(options.model.encoder):
+    own_classes(options)
+    if options.model.weights == "imagenet" and not has_weights(options) and not _cached(options.model.encoder):
         endpoint = os.environ.get("HF_ENDPOINT", HUB)
         offline = hub_is_offline()
         if offline or not answers(endpoint):
@@ -73,6 +77,33 @@ def train(options: Train) -> None:
         from unetseg.data.pets import ADVICE  # which imports torch
 
         raise UserError(f"Oxford-IIIT Pet is not at {PETS_ROOT} and can't be downloaded: no network", advice=ADVICE)
+
+
+def own_classes(options: Train) -> None:
+    """Import the classes of the user's own that options name; a resumed run's are those of a file.
+
+    Raises:
+        UserError: they aren't trusted, can't be imported, or are not what the option asks for.
+    """
+    own = settings.own_classes(options.model_dump())
+    classes.admit(own, f"{options.resume}/config.yaml", options.trust or not options.resume)
+    if own:
+        # which import torch
+        from lightning.pytorch.callbacks import Callback
+
+        from unetseg.model.skips import check_fusion
+        from unetseg.model.topologies import check_decoder
+        from unetseg.training.losses import check_loss
+
+        checks: dict[str, Callable[[str], object]] = {
+            "model.skip": check_fusion,
+            "model.decoder": check_decoder,
+            "loss": check_loss,
+            "callbacks": lambda name: classes.load(name, "callbacks", Callback),
+            "data.source": lambda name: classes.load(name, "data.source"),
+        }
+        for name, option in own.items():
+            checks[option](name)
 
 
 def data(data: SegmentationData) -> None:

@@ -72,6 +72,10 @@ class EarlyStop(EarlyStopping):
     def __init__(self, patience: int):
         super().__init__("val/iou", mode="max", patience=patience, check_finite=False)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what has been counted; how long it waits is what it is asked for now."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """End a run at once that is resumed after its end."""
         trainer.should_stop = self.wait_count >= self.patience

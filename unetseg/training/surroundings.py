@@ -10,9 +10,10 @@ from contextlib import contextmanager
 import cv2
 
 from unetseg.runs.folder import FOLDER_FOR_RANKS
+from unetseg.training.precision import FOR_RANKS
 from unetseg.training.resume import random_state, restore_random_state
 
-VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "WANDB_SILENT", FOLDER_FOR_RANKS)
+VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "WANDB_SILENT", FOLDER_FOR_RANKS, FOR_RANKS)
 """Environment variables that Lightning's seed_everything and this package set."""
 
 

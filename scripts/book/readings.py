@@ -1,0 +1,140 @@
+"""Readings: one number, or one a unit of the test set, of a finished run and its evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from unetseg.evaluation.shifts import STRENGTHS
+from unetseg.names import EXITS
+from unetseg.reporting.results import Run
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a number is read from a run, and what the evaluation has to be asked for."""
+
+    read: Callable[[Run, Path], float]
+    option: str = ""
+    """Of python -m unetseg.evaluate, or none."""
+    mechanism: str = ""
+    """One of those that its option `mechanism` takes, or none."""
+
+
+def _flow(run: Run, kind: str, metric: str) -> pd.DataFrame:
+    """Return a metric of gradient_flow.csv: a row for each step, a column for each block in the file's order."""
+    rows = run.gradient_flow
+    rows = rows[(rows.kind == kind) & (rows.metric == metric)]
+    table = rows.pivot_table(index="step", columns="block", values="value", aggfunc="last")
+    return table[list(dict.fromkeys(rows.block))]
+
+
+def skip_exit_share(run: Run, _: Path) -> float:
+    """Return the share of the first block's gradient by all exits but the bottleneck: the median over the readings."""
+    shares = [_flow(run, "exit", f"share_{name}") for name in EXITS if name != "bottleneck"]
+    first = sum(table.iloc[:, 0] for table in shares)
+    return float(np.median(first))
+
+
+def stem_gradient(run: Run, _: Path) -> float:
+    """Return log10 of the rms of the first block's gradient: the median over the readings."""
+    rms = _flow(run, "block", "rms").iloc[:, 0]
+    return float(np.median(np.log10(rms[rms > 0])))
+
+
+def early_iou(run: Run, _: Path) -> float:
+    """Return the validation's IoU at its first time, after a fifth of the epochs."""
+    values = run.metrics[run.metrics.name == "val/iou"]
+    return float(values.sort_values("step").value.iloc[0])
+
+
+def edge_gain(run: Run, _: Path) -> float:
+    """Return the mean Boundary IoU less the mean IoU."""
+    return float(run.per_image.boundary_iou.mean() - run.per_image.iou.mean())
+
+
+def lesion_loss(_: Run, evaluation: Path) -> float:
+    """Return the IoU that is lost where all long skips carry their features' mean."""
+    table = pd.read_csv(evaluation / "lesion.csv", dtype={"levels": str})
+    rows = table[table.cut == "mean"]
+    return float(rows.iou_loss[rows.levels.str.len().idxmax()])
+
+
+def short_path_share(_: Run, evaluation: Path) -> float:
+    """Return half less the mean number of residual branches on the gradient's way, as a share of all branches."""
+    table = pd.read_csv(evaluation / "path_lengths.csv")
+    mean = (table.residual_branches * table.share).sum() / table.share.sum()
+    return float(0.5 - mean / table.residual_branches.max())
+
+
+def cka_coarse_less_fine(_: Run, evaluation: Path) -> float:
+    """Return the CKA of what meets at the coarsest level less that at the finest."""
+    cka = pd.read_csv(evaluation / "similarity.csv").set_index("level").cka
+    return float(cka[cka.index.max()] - cka[cka.index.min()])
+
+
+def deep_rank(_: Run, evaluation: Path) -> float:
+    """Return the effective rank of the deep features as a share of their channels, the mean over the levels."""
+    table = pd.read_csv(evaluation / "rank.csv")
+    deep = table[table.features == "deep"]
+    return float((deep.effective_rank / deep.channels).mean())
+
+
+def shift_loss(_: Run, evaluation: Path) -> float:
+    """Return the IoU over the set that the shifts take at their strongest: their mean."""
+    table = pd.read_csv(evaluation / "shift.csv")
+    return float(table[table.strength == STRENGTHS].iou_loss.mean())
+
+
+def freeu_gain(_: Run, evaluation: Path) -> float:
+    """Return the IoU with both of FreeU's factors at all levels less IoU without."""
+    table = pd.read_csv(evaluation / "freeu.csv", dtype={"levels": str})
+    both = table[(table.b != 1) & (table.s != 1)]
+    return float(both.iou_difference[both.levels.str.len().idxmax()])
+
+
+def sharpness(_: Run, evaluation: Path) -> float:
+    """Return log10 of the loss's curvature along a filter-normalised random direction; nan where it is not convex."""
+    table = pd.read_csv(evaluation / "sharpness.csv").set_index("direction")
+    curvature = float(table.curvature["first"])
+    return math.log10(curvature) if curvature > 0 else math.nan
+
+
+def alike_gradients(_: Run, evaluation: Path) -> float:
+    """Return the autocorrelation of the gradient at the stem from one of 64 points between two pictures to the next."""
+    table = pd.read_csv(evaluation / "shattering.csv")
+    return float(table.acf[(table.depth == "stem") & (table.lag == 1)].iloc[0])
+
+
+def evaluate_options(names: Iterable[str]) -> list[str]:
+    """Return the options of python -m unetseg.evaluate that these readings ask for.
+
+    Examples:
+        >>> evaluate_options(["early_iou", "deep_rank", "cka_coarse_less_fine", "shift_loss"])
+        ['mechanism=[rank,similarity]', 'shift=true']
+    """
+    own = [READINGS[name] for name in names]
+    mechanisms = sorted({reading.mechanism for reading in own if reading.mechanism})
+    options = {reading.option for reading in own if reading.option}
+    return sorted(options | ({f"mechanism=[{','.join(mechanisms)}]"} if mechanisms else set()))
+
+
+READINGS = {
+    "skip_exit_share": Reading(skip_exit_share),
+    "stem_gradient": Reading(stem_gradient),
+    "early_iou": Reading(early_iou),
+    "edge_gain": Reading(edge_gain),
+    "lesion_loss": Reading(lesion_loss, "lesion=true"),
+    "short_path_share": Reading(short_path_share, "gradient=true"),
+    "cka_coarse_less_fine": Reading(cka_coarse_less_fine, mechanism="similarity"),
+    "deep_rank": Reading(deep_rank, mechanism="rank"),
+    "shift_loss": Reading(shift_loss, "shift=true"),
+    "sharpness": Reading(sharpness, mechanism="landscape"),
+    "alike_gradients": Reading(alike_gradients, mechanism="shattering"),
+    "freeu_gain": Reading(freeu_gain, "freeu=[1.2,0.9]"),
+}

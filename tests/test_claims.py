@@ -1,0 +1,196 @@
+"""The book of claims: verdicts from numbers made by hand, readings of a real run, and pages that are up to date."""
+
+import importlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from scipy import stats
+
+from unetseg.evaluate import evaluate, options_of
+from unetseg.evaluation.statistics import compare, seed_interval
+from unetseg.reporting import results
+
+sys.path.insert(0, str(ROOT / "scripts"))
+cells, literature, pages, readings = (
+    importlib.import_module(f"book.{name}") for name in ("cells", "literature", "pages", "readings")
+)
+IOU = literature.Contrast("iou", "concat", "none")
+EARLY = literature.Contrast("early_iou", "concat", "none")
+
+
+def record(setting, seed, iou, early=0.5, units="4 groups ab", bench="pets"):
+    scores = {"iou": iou, "boundary_iou": iou}
+    about = {"bench": bench, "setting": setting, "seed": seed, "size": 64, "units": units, "minutes": 2.0}
+    return about | scores | {"readings": {"early_iou": early}}
+
+
+def known(*records):
+    return {cells.Cell(*(own[key] for key in ("bench", "setting", "seed", "size"))): own for own in records}
+
+
+def claim(*contrasts):
+    return replace(literature.CLAIMS[0], contrasts=contrasts)
+
+
+def pair(gain, spread=0.01, seeds=3, bench="pets"):
+    """Return concat and none, concat ahead by `gain`, of four groups."""
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.5, 0.7, 4)
+    made = []
+    for seed in range(seeds):
+        noise = rng.normal(0, spread, (2, 4))
+        made += [
+            record("concat", seed, [*(base + gain + noise[0])], 0.5 + gain + noise[0, 0], bench=bench),
+            record("none", seed, [*(base + noise[1])], 0.5 + noise[1, 0], bench=bench),
+        ]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("gain", "verdict"), [(0.1, "held"), (-0.1, "contradicted"), (0.001, "not shown")], ids=["above", "below", "near"]
+)
+def test_the_verdict_is_where_the_interval_lies(gain, verdict):
+    found = pages.results(claim(IOU, EARLY), known(*pair(gain)))
+    assert [own.verdict for own in found] == [verdict] * 2
+    assert pages.verdict(found) == verdict
+
+
+def test_scores_are_compared_by_seed_and_unit_and_readings_by_seed():
+    records = known(*pair(0.02))
+    scores, early = pages.results(claim(IOU, EARLY), records)
+    arrays = [
+        np.array([own["iou"] for own in records.values() if own["setting"] == name]) for name in ("concat", "none")
+    ]
+    wanted = compare(*arrays)
+    assert (scores.difference, scores.half_width) == pytest.approx((wanted.difference, wanted.high - wanted.difference))
+    values = [
+        np.array([own["readings"]["early_iou"] for own in records.values() if own["setting"] == name])
+        for name in ("concat", "none")
+    ]
+    low, high = seed_interval(list(values[0] - values[1]))
+    assert early.difference - early.half_width == pytest.approx(low)
+    assert early.difference + early.half_width == pytest.approx(high)
+    own = stats.ttest_rel(*values).pvalue
+    assert sorted([scores.p, early.p]) == pytest.approx(sorted(np.minimum([wanted.p, own], 1) * 2), rel=0.5)
+
+
+def test_the_p_values_are_corrected_over_all_contrasts_and_benches():
+    alone = pages.results(claim(IOU), known(*pair(0.02)))[0].p
+    both = pages.results(claim(IOU), known(*pair(0.02), *pair(0.0005, bench="nuclei")))
+    assert [own.bench for own in both] == ["pets", "nuclei"]
+    assert both[0].p == pytest.approx(min(1, 2 * alone))
+    assert pages.verdict([replace(own, p=p) for own, p in zip(both, (0.01, 0.5), strict=True)]) == "held in part"
+
+
+def test_a_claim_may_be_held_here_and_contradicted_there():
+    found = pages.results(claim(IOU), known(*pair(0.1), *pair(-0.1, bench="nuclei")))
+    assert pages.verdict(found) == "held in part, contradicted in part"
+
+
+def test_one_seed_decides_nothing_and_two_are_too_few():
+    one = pages.results(claim(IOU), known(*pair(0.1, seeds=1)))
+    assert np.isnan(one[0].p)
+    assert one[0].verdict == "not shown"
+    assert "[" not in pages.interval(one[0])
+    assert pages.verdict(one) == "too few seeds yet"
+    assert pages.verdict(pages.results(claim(IOU), known(*pair(0.1, seeds=2)))) == "too few seeds yet"
+    assert pages.verdict([]) == "not measured yet"
+
+
+def test_only_seeds_that_both_settings_have_are_compared():
+    records = known(*pair(0.1), record("concat", 9, [0.9] * 4))
+    assert pages.results(claim(IOU), records)[0].seeds == 3
+
+
+def test_cells_that_were_tested_on_other_pictures_are_no_pair():
+    records = [record("concat", 0, [0.5] * 4), record("none", 0, [0.4] * 4, units="4 groups cd")]
+    with pytest.raises(ValueError, match="different pictures"):
+        pages.results(claim(IOU), known(*records))
+
+
+def test_a_difference_as_large_as_the_smallest_is_shown_in_four_of_five_trials():
+    """The number under `would have been shown from`, against draws of the seeds' readings."""
+    rng = np.random.default_rng(1)
+    true = pages.results(claim(EARLY), known(*pair(0.0, seeds=5)))[0]
+    deviation = np.sqrt(true.spread.seeds * 5)
+    draws = rng.normal(true.smallest, deviation, (4000, 5))
+    shown = stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05
+    assert shown.mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_what_is_missing_is_what_no_line_has(tmp_path):
+    path = tmp_path / "cells.jsonl"
+    assert cells.kept(path) == {}
+    all_cells = [cells.Cell("pets", setting, 0, 64) for setting in ("concat", "none", "add")]
+    assert cells.missing(claim(IOU, EARLY), all_cells, {}) == all_cells[:2]
+    first = record("concat", 0, [0.5] * 4)
+    del first["readings"]["early_iou"]
+    path.write_text(f"{json.dumps(first)}\n")
+    assert cells.missing(claim(IOU), all_cells, cells.kept(path)) == all_cells[1:2]
+    assert cells.missing(claim(IOU, EARLY), all_cells, cells.kept(path)) == all_cells[:2]
+    with path.open("a") as file:
+        file.write(f"{json.dumps(record('concat', 0, [0.6] * 4))}\n")
+    assert cells.kept(path)[all_cells[0]]["iou"] == [0.6] * 4
+    assert cells.missing(claim(IOU, EARLY), all_cells, cells.kept(path)) == all_cells[1:2]
+
+
+def test_every_claim_has_settings_readings_and_an_experiment_that_exist():
+    assert len(literature.CLAIMS) >= 15
+    assert len({own.name for own in literature.CLAIMS}) == len(literature.CLAIMS)
+    for own in literature.CLAIMS:
+        assert (ROOT / f"conf/experiment/{own.experiment}.yaml").exists()
+        for contrast in own.contrasts:
+            assert contrast.more in literature.SETTINGS
+            assert isinstance(contrast.less, float) or contrast.less in literature.SETTINGS
+            assert contrast.reading in {*literature.SCORES, *readings.READINGS}
+
+
+@pytest.mark.parametrize("bench", cells.BENCHES)
+def test_the_options_of_every_cell_are_accepted(bench, tmp_path):
+    from unetseg.options.compose import compose
+    from unetseg.options.schema import Ablate
+
+    for name in ("nuclei", "em"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "weights.pth").touch()
+    paths = {"pets": tmp_path, "sets": tmp_path, "weights": tmp_path / "weights.pth"}
+    for setting in literature.SETTINGS if bench == "pets" else ("concat",):
+        cell = cells.Cell(bench, setting, 1, 64)
+        options = compose("ablate", Ablate, cell.overrides(paths))
+        assert options.seed == 1
+        assert "/" not in cell.name
+
+
+def test_every_reading_is_a_number_of_a_real_run(tiny, tmp_path):
+    run = tiny(
+        *("name=pets_concat_64px_seed0", "gradients.every_n_steps=2", "gradients.routes_every_n_steps=2"),
+        *("data.size=32", "model.encoder=resnet18"),
+    )
+    asked, folder = readings.evaluate_options(readings.READINGS), tmp_path / "evaluation"
+    evaluate(options_of([f"checkpoint={run.path}", f"output={folder}", *asked]))
+    own = results.read(run.path).runs[0]
+    found = {name: reading.read(own, folder) for name, reading in readings.READINGS.items()}
+    curvature = found.pop("sharpness")  # nan where the loss is not convex, as it may be after so few steps
+    assert np.isfinite([*found.values()]).all(), found
+    assert np.isnan(curvature) or -10 < curvature < 10
+    flow = own.gradient_flow
+    stem = flow[flow.kind == "exit"].block.iloc[0]
+    shares = flow[(flow.kind == "exit") & (flow.block == stem)]
+    levels = shares[shares.metric.str.fullmatch(r"share_level\d")]
+    assert found["skip_exit_share"] == pytest.approx(np.median(levels.groupby("step").value.sum()))
+    val = own.metrics[own.metrics.name == "val/iou"]
+    assert found["early_iou"] == val.value.iloc[0]
+
+
+def test_the_pages_are_those_of_the_numbers(tmp_path):
+    """`python scripts/claims.py --pages` after a change of either."""
+    (tmp_path / "claims.md").write_text((ROOT / "docs/claims.md").read_text())
+    pages.write(cells.kept(), tmp_path)
+    written = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*.md")}
+    there = {path.relative_to(ROOT / "docs"): path.read_text() for path in (ROOT / "docs/claims").glob("*.md")}
+    assert written == there | {Path("claims.md"): (ROOT / "docs/claims.md").read_text()}
