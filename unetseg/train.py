@@ -62,7 +62,7 @@ def call(*overrides: str, callbacks: Sequence[Callback | str] = (), **options: O
     from unetseg.runs.run import Run
 
     named = [callback for callback in callbacks if isinstance(callback, str)]
-    callbacks = [callback for callback in callbacks if not isinstance(callback, str)]
+    objects = [callback for callback in callbacks if not isinstance(callback, str)]
     given = overrides_of(overrides, {**options, **({"callbacks": named} if named else {})}, "data=synthetic")
     with interruptible("train", given):
         checked = command.options_of(
@@ -75,7 +75,7 @@ def call(*overrides: str, callbacks: Sequence[Callback | str] = (), **options: O
                     accepted=f"{option}=false",
                     advice=f"python -m unetseg.train with the same options and {option}=true",
                 )
-        return Run(train(checked, callbacks, stop_at_once)["folder"])
+        return Run(train(checked, objects, stop_at_once)["folder"])
 
 
 def train(

@@ -17,7 +17,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -115,7 +115,7 @@ def export(model: Segmenter, metadata: dict[str, Any], output: Path) -> dict[str
             content = WRITERS[output.suffix](trace(PictureModel(model)), entries)
     except Exception as error:  # the exporters have many kinds, and each architecture its own
         encoder = model.net.encoder_name
-        if own := arguments.own_classes(model.net.config):
+        if own := arguments.own_classes(cast(dict[str, Any], model.net.config)):
             raise UserError(
                 f"{output.name}: a model with {', '.join(own)} can't be exported for pictures of any size "
                 f"({first_line(error)})",

@@ -196,7 +196,7 @@ class SkipUnet(nn.Module, HubFolder):
     @property
     def fusions(self) -> list[Fusion]:
         """The fusion of each level, finest first."""
-        return [cast(Fusion, fusion) for fusion in self.decoder.fusions]
+        return [cast(Fusion, fusion) for fusion in cast(Any, self.decoder).fusions]
 
     @property
     def fusion_of(self) -> dict[int, Fusion]:

@@ -94,7 +94,7 @@ def make_module(
                 accepted="widths of the features that forward(features, with_nodes=True) returns beside the result",
                 advice="model.deep_supervision=false",
             )
-        deep_supervision = MaskHeads(model.net.decoder.node_channels, outputs)
+        deep_supervision = MaskHeads(cast(list[int], model.net.decoder.node_channels), outputs)
     return SegmentationModule(
         model,
         make_loss(
