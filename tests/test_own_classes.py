@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,132 +28,16 @@ from unetseg.options.schema import Train
 from unetseg.options.settings import run_name
 from unetseg.training import build, preflight
 
-MODULE = '''
-import pathlib
-import torch
-from torch import nn
-from unetseg.model.skips import Fusion
-
-with open(pathlib.Path(__file__).with_name("imported"), "a") as file:
-    file.write("imported\\n")
-
-class Gated(Fusion):
-    """The deep features plus the skip's, which fewer channels have gated."""
-
-    def __init__(self, deep_channels, skip_channels, flow="both", gradient=1.0, reduction=4):
-        super().__init__(deep_channels, skip_channels, flow, gradient)
-        between = max(1, skip_channels // reduction)
-        self.gate = nn.Sequential(nn.Conv2d(skip_channels, between, 1), nn.ReLU(), nn.Conv2d(between, deep_channels, 1))
-
-    def fuse(self, deep, skip):
-        return deep * torch.sigmoid(self.gate(skip))
-
-class Maximum(Fusion):
-    """The larger of both; the skip's mean over its channels stands for it."""
-
-    def fuse(self, deep, skip):
-        return torch.maximum(deep, skip.mean(1, keepdim=True))
-
-class Whole(Maximum):
-    is_whole_without = False
-
-class Narrow(Maximum):
-    def fuse(self, deep, skip):
-        return deep[:, :1]
-
-class Square(Maximum):
-    def __init__(self, deep_channels, skip_channels, **named):
-        super().__init__(deep_channels, skip_channels, **named)
-        if deep_channels != skip_channels:
-            raise ValueError("the widths differ")
-
-class Failing(Maximum):
-    def fuse(self, deep, skip):
-        return deep + skip
-
-class NoFusion(nn.Module):
-    pass
-'''
-PARTS = '''
-import pathlib
-import lightning as L
-import torch
-from torch import nn
-from unetseg.data import pets
-from unetseg.model.decoder import Decoder
-from unetseg.model.skips import passages
-from unetseg.training.losses import Loss
-
-with open(pathlib.Path(__file__).with_name("imported"), "a") as file:
-    file.write("imported\\n")
-
-class Doubled(Decoder):
-    def __init__(self, encoder_channels, channels, factor=2.0, **passed):
-        super().__init__(encoder_channels, channels, **passed)
-        self.factor = factor
-
-    def forward(self, features, with_nodes=False):
-        result = super().forward(features, with_nodes)
-        return (self.factor * result[0], result[1]) if with_nodes else self.factor * result
-
-class Shallow(nn.Module):
-    """The finest level alone."""
-
-    def __init__(self, encoder_channels, channels, skip, flow, gradient, normalisation):
-        super().__init__()
-        self.fusions = passages(encoder_channels, flow, gradient)
-        self.conv = nn.Conv2d(encoder_channels[1], channels[-1], 1)
-
-    def forward(self, features):
-        return nn.functional.interpolate(self.conv(self.fusions[0](features[1], features[1])), features[0].shape[-2:])
-
-class Bare(Shallow):
-    def __init__(self, *places, **passed):
-        super().__init__(*places, **passed)
-        del self.fusions
-
-class Power(Loss):
-    def __init__(self, power=2.0):
-        super().__init__()
-        self.power = power
-
-    def forward(self, logits, target):
-        p, counts = torch.sigmoid(logits[:, 0]), target != 255
-        cost = (p - (target == 1).float()).abs() ** self.power * counts
-        total, pixels = self.sum_over_batch(cost.sum(), counts.sum().float())
-        return total / pixels
-
-class EachPixel(nn.Module):
-    def forward(self, logits, target):
-        return logits[:, 0]
-
-class Constant(nn.Module):
-    def forward(self, logits, target):
-        return torch.zeros(())
-
-class Counter(L.Callback):
-    def __init__(self, file):
-        self.file = file
-
-    def on_train_epoch_end(self, trainer, module):
-        with open(self.file, "a") as file:
-            print(trainer.current_epoch, file=file)
-
-def find(root, border="pet"):
-    root = pathlib.Path(root)
-    return pets.load(root, classes=("a", "b"), target="pet", border=border, validation="every_10th", seed=0)
-
-def nothing():
-    return []
-'''
+OWN = [ROOT / "tests/own/my_skips.py", ROOT / "tests/own/my_parts.py"]
+SHORT = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "gradients.every_n_steps=0")
 GATED = "model.skip={class: my_skips:Gated, reduction: 2}"
 
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch) -> Path:
     """A folder with my_skips.py, where the command runs, and a process that has not imported it."""
-    (tmp_path / "my_skips.py").write_text(MODULE)
-    (tmp_path / "my_parts.py").write_text(PARTS)
+    for file in OWN:
+        shutil.copy(file, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     forget(tmp_path)
@@ -479,8 +364,8 @@ def test_the_name_of_a_function_in_the_place_of_a_data_set_says_where_it_belongs
 def whole(drawn_set, tmp_path_factory) -> Path:
     """A folder with a run in which everything that can be the user's own is."""
     folder = tmp_path_factory.mktemp("own")
-    (folder / "my_skips.py").write_text(MODULE)
-    (folder / "my_parts.py").write_text(PARTS)
+    for file in OWN:
+        shutil.copy(file, folder)
     given = [
         *(option for option in TINY if not option.startswith(("data=", "data.train", "data.test"))),
         *("data=own", f"data.source={{class: my_parts:find, root: {drawn_set}}}", "data.classes=[a,b]"),

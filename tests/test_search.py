@@ -146,6 +146,15 @@ def test_a_trial_that_was_killed_while_it_was_drawn_is_none(searched):
     assert [row["state"] for row in table] == ["failed", "finished", "finished"]
 
 
+def test_a_running_trial_of_another_space_is_not_taken_up(searched):
+    """What it names would be typed in nobody's command."""
+    study = searched(trials=1)
+    study.study.ask({**SPACE, "model.skip": optuna.distributions.CategoricalDistribution(["strange:Skip"])})
+    table = finish(searched(trials=1))
+    assert [row["state"] for row in table] == ["failed", "finished"]
+    assert "strange:Skip" not in (study.folder / "logs/trial_001.log").read_text()
+
+
 def test_a_bad_trial_is_pruned_and_counts_once(searched):
     """Optuna's MedianPruner measures by the finished trials, once there are five: here they are all at 1."""
     good = {"params": {"optimizer.lr": 0.3, "model.skip": "add"}, "distributions": SPACE, "value": 1.0}

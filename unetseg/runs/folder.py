@@ -178,7 +178,7 @@ class RunFolder:
             write_text(self.path / f"config_{number}.yaml", self.config.read_text(encoding="utf-8"))
             for result in filter(Path.exists, self.results):  # of a finished run that is extended
                 result.rename(result.with_stem(f"{result.stem}_{number}"))
-            kept = {key: before[key] for key in ("name", "output", "resume", "allow_changes")}
+            kept = {key: before[key] for key in ("name", "output", "resume", "trust", "allow_changes")}
             write_text(self.config, yaml.safe_dump(options | kept, sort_keys=False))
 
     def claim(self) -> RunFolder:

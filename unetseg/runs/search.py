@@ -117,8 +117,8 @@ class Search:
     def _take_up(self) -> None:
         """List the runs of earlier trials; those that were running go on, or end where they had been pruned."""
         for earlier in self.study.get_trials(deepcopy=False):
-            if earlier.state == TrialState.RUNNING and earlier.params.keys() != self.space.keys():
-                self.study.tell(earlier.number, state=TrialState.FAIL)  # killed while its values were drawn
+            if earlier.state == TrialState.RUNNING and earlier.distributions != self.space:
+                self.study.tell(earlier.number, state=TrialState.FAIL)  # killed while its values were drawn, or altered
             elif earlier.state != TrialState.FAIL:
                 run = self.make(earlier.number, earlier.params)
                 self.runs.append(run)
