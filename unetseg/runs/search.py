@@ -48,7 +48,7 @@ class Search:
         make: returns the run of a trial by its number and its values, failed where these don't go together.
 
     Raises:
-        UserError: another process works in the folder.
+        UserError: another process works in the folder, or its study has trials of another space.
     """
 
     def __init__(
@@ -117,8 +117,15 @@ class Search:
     def _take_up(self) -> None:
         """List the runs of earlier trials; those that were running go on, or end where they had been pruned."""
         for earlier in self.study.get_trials(deepcopy=False):
-            if earlier.state == TrialState.RUNNING and earlier.distributions != self.space:
-                self.study.tell(earlier.number, state=TrialState.FAIL)  # killed while its values were drawn, or altered
+            if any(self.space.get(name) != values for name, values in earlier.distributions.items()):
+                self.lock.release()
+                raise UserError(
+                    f"{self.folder / STUDY} was altered: trial {earlier.number} has values of another space",
+                    accepted="the study as the search wrote it",
+                    advice="another name=...",
+                )
+            if earlier.state == TrialState.RUNNING and earlier.params.keys() != self.space.keys():
+                self.study.tell(earlier.number, state=TrialState.FAIL)  # killed while its values were drawn
             elif earlier.state != TrialState.FAIL:
                 run = self.make(earlier.number, earlier.params)
                 self.runs.append(run)
