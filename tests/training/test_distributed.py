@@ -268,7 +268,7 @@ def trained_by_two(drawn, folder: Path, *options: str):
     for rank, log in enumerate(logs):  # as torchrun starts them
         environment = os.environ | launched | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         processes.append(Forked([*TINY, *options, *halves, *own], log, environment=environment))
-    assert [process.wait() for process in processes] == [0, 0], [log.read_text() for log in logs]
+    assert [process.wait() for process in processes] == [0, 0], "\n".join(log.read_text() for log in logs)
     return RunFolder(folder / "two")
 
 
