@@ -14,6 +14,7 @@ import hashlib
 import json
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -244,14 +245,17 @@ def show(runs: Sequence[SweepRun], ticks: Generator[None], total: int) -> None:
     if console.is_terminal:
         with closing(ticks), Live(console=console, refresh_per_second=2) as live:
             for _ in ticks:
-                live.update(_table(runs, total))
+                live.update(_table(runs, total, console.height - 1))
         return
     printed: dict[str, tuple[str, int]] = {}
     with closing(ticks):
         for _ in ticks:
             for run in runs:
+                before = printed.get(run.name)
+                if before is not None and before[0] == run.state != "running":
+                    continue  # its metrics need not be read again
                 status = (run.state, run.progress()[0])
-                if printed.get(run.name) != status:
+                if before != status:
                     printed[run.name] = status
                     print("  ".join(column for column in _columns(run) if column), flush=True)
 
@@ -270,13 +274,21 @@ def _columns(run: SweepRun) -> tuple[str, str, str, str, str, str]:
     )
 
 
-def _table(runs: Sequence[SweepRun], total: int) -> Group:
+def _table(runs: Sequence[SweepRun], total: int, lines: int) -> Group:
+    """Return a line for each run and one of their number; of more runs than there are lines, those that matter now."""
+    order = ("running", "failed", "done", "pruned", "waiting")
+    latest = sorted(
+        range(len(runs)), key=lambda i: (order.index(runs[i].state), i if runs[i].state == "waiting" else -i)
+    )
     table = Table.grid(padding=(0, 2))
     colours = {"done": "green", "running": "bold", "failed": "red", "pruned": "dim", "waiting": "dim"}
-    for run in runs:
-        table.add_row(*_columns(run), style=colours[run.state])
-    done = sum(run.state in ("done", "pruned") for run in runs)
-    return Group(table, Text(f"{done} of {total} runs done"))
+    for number in sorted(latest[: max(1, lines - 1)]):
+        table.add_row(*_columns(runs[number]), style=colours[runs[number].state])
+    states = Counter(run.state for run in runs)
+    counts = [f"{states['done'] + states['pruned']} of {total} runs done"]
+    if len(runs) >= lines:
+        counts += [f"{states[state]} {state}" for state in ("running", "failed", "waiting") if states[state]]
+    return Group(table, Text(", ".join(counts)))
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
 """A wrong option is told in one message, at once, with exit status 2; what conf/ ships is right."""
 
+import shutil
 import subprocess
 import sys
 
+import hydra
 import pytest
 import yaml
 from conftest import ROOT, quick, timed
@@ -11,11 +13,19 @@ from unetseg.errors import UserError
 from unetseg.names import nearest_first
 from unetseg.options.command import check_flags
 from unetseg.options.command_schema import Evaluate
-from unetseg.options.compose import compose, compose_runs, experiment_axes, runs_of, values_of
+from unetseg.options.compose import (
+    compose,
+    compose_config,
+    compose_runs,
+    experiment_axes,
+    plain_values,
+    runs_of,
+    values_of,
+)
 from unetseg.options.schema import Train
 from unetseg.options.settings import override, variant
 from unetseg.options.trainer import trainer_arguments
-from unetseg.options.validation import describe
+from unetseg.options.validation import describe, validate
 
 SYNTHETIC = ["data=synthetic"]
 
@@ -396,3 +406,62 @@ def test_numbers_that_no_machine_takes_are_refused(option):
 def test_a_message_shows_what_was_given_and_advises_only_what_is_like_it(given, shown):
     with pytest.raises(UserError, match=shown):
         compose("train", Train, ["data=synthetic", given])
+
+
+# --- single values are put into what Hydra has composed before
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data=synthetic"],
+        ["seed=3", "data=synthetic", "data.size=96"],
+        ["data.size=96", "data=synthetic", "data.size=64"],
+        ["data=synthetic", "trainer.max_epochs=3", "++trainer.limit_val_batches=0.5", "trainer.profiler=simple"],
+        ["data=synthetic", "experiment=skip_ablation", "model.skip=[concat,none,add,concat]"],
+        ["data=synthetic", "loss={dice:1,focal:0.5}", "optimizer.lr=1e-3", "model.skip=null"],
+        ["data=synthetic", "loss=focal", "loss={dice:1}"],
+        ["data=synthetic", "trainer=ddp", "trainer.devices=2"],
+        ["data=folder", "data.root=there", "data.classes=[a,b]", "data.values={a:0,b:[1,2]}"],
+        ["data=folder", "data.root='with, comma'", "output=runs/a=1", "name=1e3"],
+        ["data=synthetic", "data.augment=[{name:HorizontalFlip,p:0.5}]", "model.weights=null"],
+        ["data=synthetic", "output=runs/${seed}", "seed=7"],
+        ["data=synthetic", "~early_stopping", "early_stopping=null"],
+    ],
+    ids=" ".join,
+)
+def test_options_are_what_hydra_composes(overrides):
+    """It is asked anew here, where `compose` puts single values into what it has composed before."""
+
+    def answer(made):
+        try:
+            return made().model_dump()
+        except UserError as error:
+            return str(error)
+
+    def by_hydra():
+        return validate(Train, plain_values(compose_config("train", Train, overrides), Train))
+
+    once, again = (answer(lambda: compose("train", Train, overrides)) for _ in range(2))
+    assert once == again == answer(by_hydra)
+
+
+def test_hydra_is_asked_once_for_all_runs_of_a_sweep(monkeypatch):
+    """A composition takes it a tenth of a second."""
+    asked = []
+    real = hydra.compose
+    monkeypatch.setattr(hydra, "compose", lambda *args, **options: asked.append(args) or real(*args, **options))
+    runs = [["data=synthetic", "wandb.project=own", f"seed={seed}"] for seed in range(300)]
+    assert [options.seed for options in compose_runs("train", Train, runs)] == list(range(300))
+    assert len(asked) <= 1
+
+
+def test_a_file_of_conf_that_is_edited_in_between_is_read_anew(tmp_path, monkeypatch):
+    conf = tmp_path / "conf"
+    shutil.copytree(ROOT / "conf", conf)
+    monkeypatch.setattr("unetseg.options.compose.CONF", conf)
+    assert compose("train", Train, SYNTHETIC).seed == 0
+    text = (conf / "train.yaml").read_text()
+    assert "\nseed: 0" in text
+    (conf / "train.yaml").write_text(text.replace("\nseed: 0", "\nseed: 5"))
+    assert compose("train", Train, SYNTHETIC).seed == 5
