@@ -13,6 +13,7 @@ startup    seconds to the first training step, to the help text and to the messa
 growth     how the cost of training grows with images, pixels and epochs
 roofline   how much of the machine's arithmetic and memory rate a step uses, and each block of the net
 memory     whether the memory of a training grows with its steps
+scale      a data set of a million pictures, a sweep of ten thousand runs, a report of two hundred
 
 Every round has each alternative once, and what counts is the ratio within a round. Measurements that share a --json
 FILE end up in it together, each with other options beside the others, and --output is all of it as Markdown:
@@ -43,6 +44,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cache": {"default": "auto", "help": "data.cache of ours: auto, none, ram, disk or device"},
     "rounds": {"default": 8, "help": "rounds in which all alternatives take turns"},
     "pets": {"default": CHECKOUT.parent / "shared/pets", "type": Path, "help": "Oxford-IIIT Pet in its own layout"},
+    "pictures": {"default": 1_000_000, "help": "pictures of a data set"},
+    "cells": {"default": 10_000, "help": "runs of a sweep"},
+    "runs": {"default": 200, "help": "runs of a report"},
     "large": {
         "default": (3000, 4000),
         "type": int,
@@ -67,6 +71,7 @@ MEASUREMENTS: dict[str, dict[str, Any]] = {
     "roofline": {"pets": ..., "encoder": ..., "size": ..., "batch_size": ..., "steps": ..., "workers": ...,
                  "cache": ..., "rounds": 3},
     "memory": {"pets": ..., "encoder": ..., "size": 32, "batch_size": 2, "steps": 2000, "workers": ..., "rounds": 2},
+    "scale": {"pictures": ..., "cells": ..., "runs": ..., "rounds": 1},
 }  # fmt: skip
 """The options of each measurement; ... is the default of OPTIONS."""
 

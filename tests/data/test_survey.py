@@ -76,28 +76,41 @@ def test_headers_alone_find_sizes_and_none_finds_nothing(own):
     checked(own, "data.check=none")
 
 
-def test_a_second_start_reads_no_mask_and_a_changed_one_is_read(own, monkeypatch):
-    checked(own)
-    read = []
-    original = module.read_raw_mask
-    monkeypatch.setattr(module, "read_raw_mask", lambda path, values: read.append(path.name) or original(path, values))
-    checked(own)
-    assert read == []
+def test_a_second_start_opens_no_file_and_a_changed_one_is_read(own, monkeypatch):
+    first = checked(own).survey
+    read, looked = [], []
+    raw, size = module.read_raw_mask, module.image_size
+    monkeypatch.setattr(module, "read_raw_mask", lambda path, values: read.append(path.name) or raw(path, values))
+    monkeypatch.setattr(module, "image_size", lambda path, view: looked.append(path.name) or size(path, view))
+    again = checked(own).survey
+    assert read == looked == []
+    for split in ("train", "val", "test"):
+        assert np.array_equal(first.sizes[split], again.sizes[split])
+        assert np.array_equal(first.masks[split], again.masks[split])
     mask(own, 19, np.full((8, 10), 9))
     with pytest.raises(UserError, match=r"p19\.png has the value 9"):
         checked(own)
-    assert read == ["p19.png"]
+    assert (read, looked) == (["p19.png"], ["p19.png"])
+
+
+def test_a_picture_that_changed_beside_its_mask_is_looked_at_again(own):
+    checked(own)
+    Image.new("RGB", (11, 8)).save(own / "images/p04.png")
+    with pytest.raises(UserError, match=r"p04\.png is 10x8, its picture .* 11x8"):
+        checked(own)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\3\4 cut short", None])
 def test_a_damaged_memory_is_made_anew(own, content, tmp_path, capsys):
     checked(own)
-    (kept,) = (tmp_path / "cache/unetseg").glob("*.masks.npz")
-    kept.write_bytes(kept.read_bytes()[:400] if content is None else content)
+    stores = [*(tmp_path / "cache/unetseg").glob("*.survey.npz")]
+    assert len(stores) == 2  # of the sizes and of the masks
+    for kept in stores:
+        kept.write_bytes(kept.read_bytes()[:400] if content is None else content)
     first = capsys.readouterr().out
     checked(own)
     assert capsys.readouterr().out == first
-    assert kept.stat().st_size > 500
+    assert all(kept.stat().st_size > 500 for kept in stores)
 
 
 def test_the_table_says_what_there_is(own, capsys):

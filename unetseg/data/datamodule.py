@@ -318,11 +318,11 @@ class SegmentationData(L.LightningDataModule):
 
     def _cache(self, dataset: Examples, split: str, each_epoch: bool) -> Cache | None:
         """Return the cache of a split, if it has one; ranks with and without a cache load the same examples."""
-        arguments = self._cache_arguments(dataset, split)
         if self.cache in ("ram", "disk"):
-            return Cache(self.cache, *arguments)
-        needed = cache_bytes(self.view, len(dataset.examples), arguments[-1])
+            return Cache(self.cache, *self._cache_arguments(dataset, split))
         if self.cache == "auto" and each_epoch:
+            arguments = self._cache_arguments(dataset, split)
+            needed = cache_bytes(self.view, len(dataset.examples), arguments[-1])
             if fits_in_memory(needed):
                 with suppress(UserError):  # there is no room after all
                     return Cache("ram", *arguments)

@@ -13,6 +13,7 @@ object, and the pattern may say the split. NAME may begin with folders. Splits t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -204,8 +205,8 @@ class Files:
         self.names: set[str] = set()
         """Relative paths with their endings."""
         for file in layout.files_below(folder):
-            if _ending(file) in suffixes:
-                self.named.setdefault(_stem(file), []).append(folder / file)
+            if (ending := _ending(file)) in suffixes:
+                self.named.setdefault(file[: -len(ending)], []).append(folder / file)
                 self.names.add(file)
             else:
                 self.others.append(folder / file)
@@ -244,7 +245,7 @@ def _stem(name: str) -> str:
 
 def _ending(name: str) -> str:
     """Return the ending of a name in small letters; it is of two parts for a compressed volume."""
-    last = PurePosixPath(name).suffix.lower()
+    last = os.path.splitext(name)[1].lower().removesuffix(".")  # pathlib's suffix takes five times as long
     return next((ending for ending in volumes.NIFTI if last == ".gz" and name.lower().endswith(ending)), last)
 
 

@@ -1,15 +1,15 @@
 """Reads the files of a data set before the first step: every mask once, every picture's header.
 
-The content of a mask is kept below $XDG_CACHE_HOME with the size of its file and the time of its last change, so that a
-second start reads no mask again. Masks are read again where this store is damaged or can't be written.
+What was read is kept below $XDG_CACHE_HOME with the size of each file and the time of its last change, so that a second
+start opens no file again. Files are read again where this store is damaged or can't be written.
 
-Legend: N masks.
+Legend: N pictures or masks, K files of each.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,8 +34,10 @@ from unetseg.errors import UserError
 from unetseg.files import drafted
 from unetseg.names import IGNORE, shown
 
-VERSION = 2
+VERSION = 3
 """Of the store's format."""
+SIZE = np.dtype([("size", np.int64, 2)])
+"""Height and width of a picture."""
 MASK = np.dtype(
     [("counts", np.int64, 256), ("palette", np.uint8, (256, 3)), ("coloured", np.bool_), ("bilevel", np.bool_)]
 )
@@ -74,11 +76,10 @@ def survey(collection: Collection, check: str, view: View = WHOLE_RANGE) -> Surv
     sizes: list[Any] = [missing.get(example.image) or missing.get(example.mask) for example in examples]
     masks: list[Any] = []
     if check != "none":
-
-        def size_or_error(index: int) -> tuple[int, int] | Unreadable:
-            return sizes[index] or example_size(examples[index], view)
-
-        sizes = _map_in_threads(size_or_error, range(len(examples)), "looking at the pictures")
+        present = [index for index, error in enumerate(sizes) if error is None]
+        found = example_sizes([examples[index] for index in present], view)
+        for index, size in zip(present, found, strict=True):
+            sizes[index] = size
     if check == "full":
         sized = [(example, size) for example, size in zip(examples, sizes, strict=True)]
         readable = [example.mask for example, size in sized if not isinstance(size, Unreadable)]
@@ -131,60 +132,106 @@ def mask_content(path: Path, values: MaskValues) -> np.ndarray | Unreadable:
     return np.array((counts, colours, bool(raw.palette), raw.bilevel), MASK)
 
 
+def example_sizes(examples: Sequence[Example], view: View = WHOLE_RANGE) -> list[tuple[int, int] | Unreadable]:
+    """Return `example_size` of each example; those of unchanged files come from the store."""
+    pairs = [(example.image, example.mask) for example in examples]
+    of_pair = dict(zip(pairs, examples, strict=True))
+
+    def read(pair: tuple[Path, ...]) -> np.ndarray | Unreadable:
+        size = example_size(of_pair[pair[0], pair[1]], view)
+        return size if isinstance(size, Unreadable) else np.array((size,), SIZE)
+
+    reading = f"sizes {view.channels} {view.value_range}"
+    found = _kept_or_read(pairs, reading, SIZE, read, "looking at the pictures")
+    return [each if isinstance(each, Unreadable) else tuple(each["size"].tolist()) for each in found]
+
+
 def mask_contents(paths: Sequence[Path], values: MaskValues) -> dict[Path, Any]:
     """Return the content of each mask, of type MASK, or why it can't be read; unchanged masks come from the store."""
-    states = {path: file_state(path) for path in paths}
-    store = MaskStore(paths, values.reading)
-    contents: dict[Path, Any] = {
-        path: store.contents[path] for path in states if store.states.get(path) == states[path] != (0, 0)
-    }
-    changed = [path for path in states if path not in contents]
-    read = functools.partial(mask_content, values=values)
-    contents |= dict(zip(changed, _map_in_threads(read, changed, "reading the masks"), strict=True))
-    if changed:
-        store.save({path: (states[path], content) for path, content in _readable(contents).items()})
-    return contents
+    each = [(path,) for path in dict.fromkeys(paths)]
+
+    def read(files: tuple[Path, ...]) -> np.ndarray | Unreadable:
+        return mask_content(files[0], values)
+
+    found = _kept_or_read(each, f"masks {values.reading}", MASK, read, "reading the masks")
+    return {files[0]: content for files, content in zip(each, found, strict=True)}
 
 
-class MaskStore:
-    """The contents of these masks as an earlier start has kept them.
+def _kept_or_read(
+    items: Sequence[tuple[Path, ...]],
+    reading: str,
+    kind: np.dtype,
+    read: Callable[[tuple[Path, ...]], np.ndarray | Unreadable],
+    description: str,
+) -> list[Any]:
+    """Return what `read` says of each item, of type `kind` or Unreadable; of unchanged files, as an earlier start did.
 
     Args:
-        paths: of the masks; their names determine the file of the store.
-        reading: how they are read, see `MaskValues`.
+        items: the K files of each.
+        reading: how they are read; another way has a store of its own.
+        kind: the type of what is kept.
+        read: reads an item; called from several threads.
+        description: of the work, shown beside its progress.
+    """
+    width = 2 * len(items[0]) if items else 2
+    states = np.array([state for item in items for path in item for state in file_state(path)], np.int64)
+    states = states.reshape(-1, width)
+    store = Store(items, reading, kind, width)
+    same = (store.states == states).all(1) & (states[:, 1::2] != 0).all(1)
+    results: list[Any] = [row if known else None for row, known in zip(store.rows, same.tolist(), strict=True)]
+    changed = np.flatnonzero(~same).tolist()
+    found = _map_in_threads(read, [items[position] for position in changed], description)
+    for position, content in zip(changed, found, strict=True):
+        results[position] = content
+        if not isinstance(content, Unreadable):
+            store.rows[position] = content
+    if changed:
+        readable = [position for position, content in enumerate(results) if not isinstance(content, Unreadable)]
+        store.save(readable, states)
+    return results
+
+
+class Store:
+    """What an earlier start has kept of N items.
+
+    Args:
+        items: the K files of each; their names determine the file of the store.
+        reading: how they are read.
+        kind: the type of what is kept.
+        width: 2K.
+
+    Attributes:
+        states: NxW int64, of each file its size and the time of its last change; -1 where nothing is kept.
+        rows: N of the kind.
     """
 
-    def __init__(self, paths: Sequence[Path], reading: str):
+    def __init__(self, items: Sequence[tuple[Path, ...]], reading: str, kind: np.dtype, width: int):
         names = hashlib.sha256(f"{VERSION}{reading}".encode())
-        for path in paths:
+        for path in itertools.chain.from_iterable(items):
             names.update(os.fsencode(path.absolute()) + b"\0")
-        self.path = cache_folder("disk") / f"{names.hexdigest()[:16]}.masks.npz"
-        self.states: dict[Path, tuple[int, int]] = {}
-        self.contents: dict[Path, np.ndarray] = {}
-        self.positions = {path: position for position, path in enumerate(paths)}
-        with suppress(Exception):  # damaged bytes fail in every way there is; then the masks are read again
+        self.path = cache_folder("disk") / f"{names.hexdigest()[:16]}.survey.npz"
+        self.states = np.full((len(items), width), -1, np.int64)
+        self.rows = np.zeros(len(items), kind)
+        with suppress(Exception):  # damaged bytes fail in every way there is; then the files are read again
             if not is_private(self.path.parent, 0o022):
                 return
             with np.load(self.path, allow_pickle=False) as file:
-                rows = {name: file[name] for name in ("places", "states", *(MASK.names or ()))}
-            contents = np.zeros(len(rows["places"]), MASK)
-            for name in MASK.names or ():
-                contents[name] = rows[name]
-            stored = [paths[position] for position in rows["places"].tolist()]
-            self.contents = dict(zip(stored, contents, strict=True))
-            self.states = dict(zip(stored, map(tuple, rows["states"].tolist()), strict=True))
+                columns = {name: file[name] for name in ("places", "states", *(kind.names or ()))}
+            places, rows = columns["places"], self.rows.copy()
+            for name in kind.names or ():
+                rows[name][places] = columns[name]
+            self.states[places] = columns["states"]
+            self.rows = rows
 
-    def save(self, masks: Mapping[Path, tuple[tuple[int, int], Any]]) -> None:
-        """Write states and contents for the next start; without room or permission nothing is written."""
-        contents = np.array([content for _, content in masks.values()], MASK)
-        states = np.array([state for state, _ in masks.values()], np.int64).reshape(-1, 2)
-        places = np.array([self.positions[path] for path in masks], np.int64)
+    def save(self, places: Sequence[int], states: np.ndarray) -> None:
+        """Write the rows at these places and their states; without room or permission nothing is written."""
         with suppress(OSError):
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if is_private(self.path.parent, 0o022):
                 with drafted(self.path) as draft, draft.open("wb") as file:
-                    columns: dict[str, Any] = {name: contents[name] for name in MASK.names or ()}
-                    np.savez_compressed(file, places=places, states=states, **columns)
+                    at = np.array(places, np.int64)
+                    columns: dict[str, Any] = {name: self.rows[name][at] for name in self.rows.dtype.names or ()}
+                    np.savez_compressed(file, places=at, states=states[at], **columns)
 
 
 def file_state(path: Path) -> tuple[int, int]:
