@@ -113,7 +113,7 @@ def test_numbers_of_numpy_are_numbers():
 WRONG = [
     ((), {"skip": "none"}, "skip is not an option", "try: model.skip=none"),
     ((), {"seed": "x"}, "seed=x is not accepted", "try: python -m unetseg.train --help"),
-    ((), {"data": None}, "data=null is not accepted", "try: data=own"),
+    ((), {"data": None}, "data=null is not accepted", "try: data=folder"),
     ((), {"epochs": 3}, "epochs is not an option", "try: trainer.max_epochs=3"),
     (("runs/NAME",), {}, "'runs/NAME' is not an option", 'try: "data=synthetic"'),
     (("--help",), {}, "'--help' is not an option", "as on the command line"),

@@ -174,7 +174,8 @@ def _no_such_file(file: str, names: Sequence[str]) -> UserError:
             advice=(f"data=folder data.root={name}, for pictures and masks of your own", f"data=pets data.root={name}"),
         )
     nearest = nearest_first(name, list(names))
-    advice = f"{group}={nearest[0]}" if nearest else "--help"
+    meant = "folder" if (group, name) == ("data", "null") else nearest[0] if nearest else ""
+    advice = f"{group}={meant}" if meant else "--help"
     return UserError(f"{group or 'config'}={name} is not accepted", accepted=", ".join(nearest), advice=advice)
 
 
