@@ -90,7 +90,6 @@ def vanishing(sweep: Sweep) -> pd.DataFrame:
 
 def _readings(run: Run, kind: str, metric: str) -> pd.DataFrame:
     """Return a metric of gradient_flow.csv: a row for each step, a column for each block in the file's order."""
-    flow = run.gradient_flow
-    rows = flow[(flow.kind == kind) & (flow.metric == metric)]
-    table = rows.pivot_table(index="step", columns="block", values="value", aggfunc="last")
-    return table[list(dict.fromkeys(rows.block))]
+    rows = run.readings.get((kind, metric), run.gradient_flow[:0]).dropna(subset="value")
+    last = rows.drop_duplicates(["step", "block"], keep="last")
+    return last.pivot(index="step", columns="block", values="value")[list(dict.fromkeys(rows.block))]

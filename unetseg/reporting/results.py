@@ -121,6 +121,12 @@ class Run:
         """Return gradient_flow.csv; without rows if there is no such file."""
         return read_gradient_flow(self.folder)
 
+    @cached_property
+    def readings(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """Return the rows of gradient_flow.csv of each kind and metric."""
+        by_both = self.gradient_flow.groupby(["kind", "metric"], sort=False)
+        return {(str(kind), str(metric)): rows for (kind, metric), rows in by_both}
+
 
 @dataclass(frozen=True, eq=False)
 class Setting:
