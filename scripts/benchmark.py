@@ -71,7 +71,7 @@ MEASUREMENTS: dict[str, dict[str, Any]] = {
     "roofline": {"pets": ..., "encoder": ..., "size": ..., "batch_size": ..., "steps": ..., "workers": ...,
                  "cache": ..., "rounds": 3},
     "memory": {"pets": ..., "encoder": ..., "size": 32, "batch_size": 2, "steps": 2000, "workers": ..., "rounds": 2},
-    "scale": {"pictures": ..., "cells": ..., "runs": ..., "rounds": 1},
+    "scale": {"pictures": ..., "cells": ..., "runs": ..., "rounds": 2},
 }  # fmt: skip
 """The options of each measurement; ... is the default of OPTIONS."""
 

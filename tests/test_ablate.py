@@ -1,5 +1,6 @@
 """A sweep: each cell in a process of its own, and nothing trained twice, whatever is killed when."""
 
+import io
 import json
 import os
 import re
@@ -9,9 +10,11 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import TINY
+from rich.console import Console
 
 from unetseg import ablate
 from unetseg.errors import UserError
@@ -20,6 +23,7 @@ from unetseg.options.schema import Ablate, Train
 from unetseg.options.settings import override
 from unetseg.runs import sweep
 from unetseg.runs.folder import RunFolder
+from unetseg.runs.sweep import SweepRun
 from unetseg.training import preflight
 
 AXES = ["data=synthetic", "model.skip=concat,none", "seed=0,1"]
@@ -262,6 +266,30 @@ def test_a_damaged_table_of_a_cell_does_not_end_the_sweep(fake, tmp_path):
     assert cell.progress() == (1, 0.5)
     again = run_sweep(tmp_path, "name=one", "seed=0", "model.skip=none", axes=AXES[:1])
     assert again[name].state == "done"
+
+
+def shown(states: list[str], lines: int) -> list[str]:
+    """Return what a terminal of so many lines shows of runs in these states."""
+    runs = [
+        SweepRun(f"run{number}", [], SimpleNamespace(trainer={}), SimpleNamespace(metrics=Path("none")), Path(), state)
+        for number, state in enumerate(states)
+    ]
+    console = Console(width=80, file=io.StringIO())
+    console.print(ablate._table(runs, len(runs), lines))
+    return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+
+
+def test_a_terminal_shows_all_runs_where_they_fit():
+    states = ["done", "failed", "running", "waiting"]
+    assert [line.split()[0] for line in shown(states, 5)[:-1]] == ["run0", "run1", "run2", "run3"]
+    assert shown(states, 5)[-1] == "1 of 4 runs done"
+
+
+def test_of_more_runs_than_lines_those_are_shown_that_run_failed_or_ended_last():
+    states = ["done"] * 50 + ["failed"] + ["done"] * 20 + ["running", "running"] + ["waiting"] * 9927
+    lines = shown(states, 10)
+    assert [line.split()[0] for line in lines[:-1]] == ["run50", *(f"run{n}" for n in range(65, 71)), "run71", "run72"]
+    assert lines[-1] == "70 of 10000 runs done, 2 running, 1 failed, 9927 waiting"
 
 
 @pytest.mark.parametrize("part", ["log", "folder"])

@@ -1,7 +1,6 @@
 """Classes of the user's own in the place of built-in ones; what a file names is not imported unless it is trusted."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -14,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, forked
 from fake_engine import save_untrained
 
 import unetseg
@@ -253,9 +252,7 @@ def test_commands_refuse_what_a_file_names(saved, desk, drawn):
 
     Image.new("RGB", (40, 60)).save(desk / "picture.png")
     for command, given in arguments.items():
-        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[1:] = {[*given]!r}\n"
-        code += f"from unetseg.{command} import main; main()"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=desk)
+        done = forked(f"unetseg.{command}", *given, folder=desk)
         assert done.returncode == 2, done.stderr
         assert "names the class my_skips:Gated(reduction=2)" in done.stderr
         assert done.stderr.count("\n") == 3
@@ -380,9 +377,7 @@ def whole(drawn_set, tmp_path_factory) -> Path:
 def run_in(folder: Path, command: str, *given: str) -> subprocess.CompletedProcess[str]:
     """Run a command where the user's modules are; what it has imported before is gone."""
     (folder / "imported").unlink(missing_ok=True)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", f"unetseg.{command}", *given]
-    return subprocess.run(words, capture_output=True, text=True, cwd=folder, env=environment)
+    return forked(f"unetseg.{command}", *given, folder=folder)
 
 
 def test_a_run_of_own_classes_has_all_that_others_have(whole):
