@@ -199,7 +199,8 @@ def trainer_of(folder):
             except OSError:
                 continue
             trains = "unetseg.train" in words or any(word.endswith("trainer.py") for word in words)
-            if trains and (override("resume", str(folder)) in words or override("name", folder.name) in words):
+            place = {override("name", folder.name), override("output", str(folder.parent))}  # names are others' as well
+            if trains and (override("resume", str(folder)) in words or place <= {*words}):
                 return int(entry)
     return None
 
