@@ -196,7 +196,8 @@ class Forked:
 
     def __init__(self, arguments, log=os.devnull, folder=".", module="unetseg.train", errors=None, environment=None):
         environment = dict(os.environ if environment is None else environment)
-        environment.pop("WANDB_SERVICE", None)  # an earlier test's
+        for name in ("WANDB_SERVICE", "UNETSEG_RUN_FOLDER", "UNETSEG_PRECISION"):  # an earlier test's
+            environment.pop(name, None)
         command = (module, *map(str, arguments))
         streams = (str(log), str(errors or log))
         self.process = SERVER.Process(target=_command, args=(command, streams, str(folder), environment))

@@ -124,7 +124,9 @@ def test_every_link_leads_somewhere():
 def test_every_page_is_in_the_navigation():
     text = (ROOT / "mkdocs.yml").read_text()
     for page in PAGES[1:]:
-        assert str(page.relative_to(ROOT / "docs")) in text, page
+        name = str(page.relative_to(ROOT / "docs"))
+        leads = TEXTS["docs/claims.md"] if name.startswith("claims/") else text
+        assert name in leads, page
 
 
 def test_the_tables_of_options_hold_every_option():
