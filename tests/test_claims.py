@@ -55,9 +55,10 @@ def pair(gain, spread=0.01, seeds=3, bench="pets"):
     ("gain", "verdict"), [(0.1, "held"), (-0.1, "contradicted"), (0.001, "not shown")], ids=["above", "below", "near"]
 )
 def test_the_verdict_is_where_the_interval_lies(gain, verdict):
-    found = pages.results(claim(IOU, EARLY), known(*pair(gain)))
+    asked = claim(IOU, EARLY)
+    found = pages.results(asked, known(*pair(gain)))
     assert [own.verdict for own in found] == [verdict] * 2
-    assert pages.verdict(found) == verdict
+    assert pages.verdict(asked, found) == verdict
 
 
 def test_scores_are_compared_by_seed_and_unit_and_readings_by_seed():
@@ -84,12 +85,15 @@ def test_the_p_values_are_corrected_over_all_contrasts_and_benches():
     both = pages.results(claim(IOU), known(*pair(0.02), *pair(0.0005, bench="nuclei")))
     assert [own.bench for own in both] == ["pets", "nuclei"]
     assert both[0].p == pytest.approx(min(1, 2 * alone))
-    assert pages.verdict([replace(own, p=p) for own, p in zip(both, (0.01, 0.5), strict=True)]) == "held in part"
+    assert (
+        pages.verdict(claim(IOU), [replace(own, p=p) for own, p in zip(both, (0.01, 0.5), strict=True)])
+        == "held in part"
+    )
 
 
 def test_a_claim_may_be_held_here_and_contradicted_there():
     found = pages.results(claim(IOU), known(*pair(0.1), *pair(-0.1, bench="nuclei")))
-    assert pages.verdict(found) == "held in part, contradicted in part"
+    assert pages.verdict(claim(IOU), found) == "held in part, contradicted in part"
 
 
 def test_one_seed_decides_nothing_and_two_are_too_few():
@@ -97,9 +101,23 @@ def test_one_seed_decides_nothing_and_two_are_too_few():
     assert np.isnan(one[0].p)
     assert one[0].verdict == "not shown"
     assert "[" not in pages.interval(one[0])
-    assert pages.verdict(one) == "too few seeds yet"
-    assert pages.verdict(pages.results(claim(IOU), known(*pair(0.1, seeds=2)))) == "too few seeds yet"
-    assert pages.verdict([]) == "not measured yet"
+    assert pages.verdict(claim(IOU), one) == "too few seeds yet"
+    assert pages.verdict(claim(IOU), pages.results(claim(IOU), known(*pair(0.1, seeds=2)))) == "too few seeds yet"
+    assert pages.verdict(claim(IOU), []) == "not measured yet"
+
+
+def test_a_claim_has_no_verdict_before_all_its_contrasts_have_enough_seeds():
+    asked = claim(IOU, literature.Contrast("iou", "add", "none"))
+    some = known(*pair(0.1))
+    assert pages.verdict(asked, pages.results(asked, some)) == "not all measured yet"
+    some |= known(record("add", 0, [0.9, 0.8, 0.9, 0.8]))
+    assert pages.verdict(asked, pages.results(asked, some)) == "not all measured yet"
+
+
+def test_a_bench_with_too_few_seeds_does_not_change_the_verdict_of_the_others():
+    found = pages.results(claim(IOU), known(*pair(0.1), *pair(0.1, seeds=1, bench="nuclei")))
+    assert [own.verdict for own in found] == ["held", "not shown"]
+    assert pages.verdict(claim(IOU), found) == "held"
 
 
 def test_only_seeds_that_both_settings_have_are_compared():

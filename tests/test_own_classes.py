@@ -28,7 +28,6 @@ from unetseg.options.settings import run_name
 from unetseg.training import build, preflight
 
 OWN = [ROOT / "tests/own/my_skips.py", ROOT / "tests/own/my_parts.py"]
-SHORT = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "gradients.every_n_steps=0")
 GATED = "model.skip={class: my_skips:Gated, reduction: 2}"
 
 

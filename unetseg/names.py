@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 DENSENETS = ("densenet121", "densenet161", "densenet169", "densenet201")
@@ -153,7 +153,7 @@ def is_encoder(name: object) -> bool:
     return isinstance(name, str) and (name in ENCODERS or _TIMM_ENCODER.fullmatch(name) is not None)
 
 
-def is_own(name: object) -> TypeGuard[str]:
+def is_own(name: object) -> bool:
     """Return whether this names a class of the user's own: `package.module:Class`, or with arguments in brackets.
 
     Examples:

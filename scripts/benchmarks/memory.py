@@ -48,10 +48,11 @@ class Memory(L.Callback):
 def in_use() -> int:
     """Return the bytes that this process and its children hold for themselves."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return sum(_shared_fairly(process) for process in ("self", *children))
+    return sum(shared_fairly(process) for process in ("self", *children))
 
 
-def _shared_fairly(process: str) -> int:
+def shared_fairly(process: str) -> int:
+    """Return the bytes that a process has written to; of those that several share, its part."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
 

@@ -55,7 +55,7 @@ def make_pictures(root: Path, count: int) -> None:
 
 def load(root: str, workers: int = 2) -> dict[str, Any]:
     """Return the seconds until the first batch of a data set, and the memory of a loader process through an epoch."""
-    from benchmarks.memory import _shared_fairly
+    from benchmarks.memory import shared_fairly
     from unetseg.data.sources import make_data
     from unetseg.options.compose import compose
     from unetseg.options.schema import Train
@@ -75,7 +75,7 @@ def load(root: str, workers: int = 2) -> dict[str, Any]:
     for number, _ in zip(range(1000), batches, strict=False):
         if number % 100 == 99:
             children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-            memory.append(sum(map(_shared_fairly, children)) / workers)
+            memory.append(sum(map(shared_fairly, children)) / workers)
     return {"seconds": seconds, "memory": memory}
 
 
@@ -88,9 +88,9 @@ def copy_runs(folder: Path, count: int) -> None:
     for seed in range(1, count):
         copy = folder / f"concat_seed{seed}"
         shutil.copytree(one, copy, copy_function=os.link)
-        for name, text in (("config.yaml", config.replace("\nseed: 0\n", f"\nseed: {seed}\n")),):
-            (copy / name).unlink()
-            (copy / name).write_text(text.replace("concat_seed0", copy.name))
+        (copy / "config.yaml").unlink()  # a link to the first run's
+        text = config.replace("\nseed: 0\n", f"\nseed: {seed}\n").replace("concat_seed0", copy.name)
+        (copy / "config.yaml").write_text(text)
 
 
 def measured(file: Path, *arguments: object) -> dict[str, Any]:

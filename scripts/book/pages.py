@@ -14,9 +14,12 @@ from book.cells import BENCHES, ROOT, Cell, Record
 from book.literature import CLAIMS, SCORES, Claim, Contrast
 from unetseg.evaluation.statistics import LEVEL, Spread, holm, holm_levels, spread_of
 from unetseg.evaluation.style import COLOURS, SOFT, styled
+from unetseg.names import counted
 
 DOCS = ROOT / "docs"
 HELD, CONTRADICTED, NOT_SHOWN = "held", "contradicted", "not shown"
+SEEDS = 3
+"""With fewer of them a claim has no verdict."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +108,16 @@ def _result(contrast: Contrast, known: dict[Cell, Record]) -> Result | None:
     return Result("", 0, contrast, mean, half, spread, len(seeds), of, p)
 
 
-def verdict(found: Sequence[Result]) -> str:
-    """Return the verdict on a claim: that of its contrasts, where they agree."""
-    seen = {result.verdict for result in found}
+def verdict(claim: Claim, found: Sequence[Result]) -> str:
+    """Return the verdict on a claim: that of all its contrasts, where they agree."""
     if not found:
         return "not measured yet"
-    if max(result.seeds for result in found) < 3:
+    enough = [result for result in found if result.seeds >= SEEDS]
+    if not enough:
         return "too few seeds yet"
+    if {*claim.contrasts} - {result.contrast for result in enough}:
+        return "not all measured yet"
+    seen = {result.verdict for result in enough}
     if len(seen) == 1:
         return seen.pop()
     if {HELD, CONTRADICTED} <= seen:
@@ -132,7 +138,7 @@ def index(known: dict[Cell, Record]) -> str:
         benches = ", ".join(dict.fromkeys(f"{BENCHES[r.bench].title}, {r.size} px" for r in found))
         text = str(least) if least == most else f"{least} to {most}"
         title = f"[{claim.title}](claims/{claim.name}.md)"
-        lines.append(f"| {' | '.join((title, claim.source, verdict(found), text, benches))} |")
+        lines.append(f"| {' | '.join((title, claim.source, verdict(claim, found), text, benches))} |")
     table = "\n".join(lines) if len(lines) > 2 else ""
     return "\n\n".join(filter(None, (table, f"Not measured yet: {'; '.join(absent)}." if absent else "")))
 
@@ -156,7 +162,7 @@ def page(claim: Claim, found: Sequence[Result], known: dict[Cell, Record]) -> st
         "",
         f"{claim.said} ({claim.source})",
         "",
-        f"**Verdict: {verdict(found)}**, at this scale.",
+        f"**Verdict: {verdict(claim, found)}**, at this scale.",
         "",
         f"![The differences with their intervals](../images/claims/{claim.name}.png){{ width=560 }}",
         "",
@@ -164,8 +170,8 @@ def page(claim: Claim, found: Sequence[Result], known: dict[Cell, Record]) -> st
         "",
         *([claim.remark, ""] if claim.remark else []),
         f"*`python scripts/claims.py WORK --pets PETS --sets SETS --only {claim.name}`; the experiment by itself: "
-        f"`experiment={claim.experiment}`. {len(used)} trainings, which other claims share; {minutes:.0f} minutes of "
-        "training and evaluation.*",
+        f"`experiment={claim.experiment}`. {counted(len(used), 'training')}, which other claims share; "
+        f"{minutes:.0f} minutes of training and evaluation.*",
     ]
     return "\n".join(lines) + "\n"
 
@@ -218,7 +224,8 @@ def draw(found: Sequence[Result], path: Path) -> None:
     axis.axvline(0, color=SOFT, linewidth=0.7)
     axis.set_yticks(range(len(found)), [f"{name(o.contrast)}, {reading(o).strip('`')}" for o in reversed(found)])
     axis.set_ylim(-0.6, len(found) - 0.4)
-    axis.set_xlabel("difference with its 95 % interval; the claim says: above 0")
+    shown = "difference with its 95 % interval" if any(own.seeds > 1 for own in found) else "difference in one seed"
+    axis.set_xlabel(f"{shown}; the claim says: above 0")
     axis.grid(False, axis="y")
     handles = [axis.plot([], [], "o", color=COLOURS[n], label=titles[b])[0] for n, b in enumerate(benches)]
     axis.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2)
