@@ -12,13 +12,8 @@ counted and named.
 from __future__ import annotations
 
 import errno
-import glob
-import os
-import re
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,43 +29,14 @@ if TYPE_CHECKING:
     from unetseg.data.pictures import Picture
     from unetseg.inference.outputs import Outputs
     from unetseg.inference.predictor import Predictor
-
-NAMED = 5
-"""Files that are named where more are counted."""
-MANY = 10_000
-"""Pictures in further folders are counted up to here."""
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The files that `images` selects, and those that it doesn't."""
-
-    files: list[Path]
-    """The pictures."""
-    others: list[Path]
-    """Other files of the folder."""
-    below: int
-    """The number of pictures in folders of the folder."""
-    channels: dict[Path, dict[str, Path]] = field(default_factory=dict)
-    """The file of each channel of those pictures that have several; such a picture's path is no file's."""
-
-    def notes(self) -> list[str]:
-        """Return a sentence on each kind of files that aren't predicted."""
-        lines = []
-        if self.others:
-            names = ", ".join(shown(path.name) for path in self.others[:NAMED])
-            more = ", ..." if len(self.others) > NAMED else ""
-            lines.append(f"{len(self.others)} passed over, by their names no pictures: {names}{more}")
-        if self.below:
-            count = f"{self.below} or more" if self.below == MANY else self.below
-            lines.append(f"{count} pictures in further folders are not taken: images='FOLDER/**/*' takes them")
-        return lines
+    from unetseg.inference.selection import Selection
 
 
 def predict(options: Predict) -> list[Path]:
     """Write the masks of all pictures; return the pictures that could not be read or written."""
     from unetseg.inference.outputs import Outputs, lock_folder
     from unetseg.inference.predictor import load
+    from unetseg.inference.selection import select_files
 
     model = load(
         options.checkpoint,
@@ -96,7 +62,7 @@ def predict(options: Predict) -> list[Path]:
             )
             selection = select_files(options.images, output)
             due = [path for path in selection.files if not outputs.is_complete(path)]
-            left_out = predict_each(due, model, outputs, selection.channels)
+            left_out = predict_each(due, model, outputs, selection)
             outputs.write_table()
     kept = len(selection.files) - len(due)
     counts = f"{len(due) - len(left_out)} predicted, {kept} kept, {len(left_out)} unreadable: {outputs.table}"
@@ -110,16 +76,14 @@ def predict(options: Predict) -> list[Path]:
     return left_out
 
 
-def predict_each(
-    paths: list[Path], model: Predictor, outputs: Outputs, channels: Mapping[Path, Mapping[str, Path]] | None = None
-) -> list[Path]:
+def predict_each(paths: list[Path], model: Predictor, outputs: Outputs, selection: Selection) -> list[Path]:
     """Write the outputs of each picture; name and return the pictures that can't be read or written.
 
     Args:
-        paths: of the pictures.
+        paths: of the pictures that are due.
         model: predicts them.
         outputs: writes them.
-        channels: the file of each channel of those pictures that have several.
+        selection: opens them.
 
     Raises:
         OSError: nothing more can be written, as the disk is full or read-only.
@@ -127,14 +91,8 @@ def predict_each(
     from rich.console import Console
     from rich.progress import track
 
-    from unetseg.data.joined import join_files, order_bands
-    from unetseg.data.pictures import open_picture
-    from unetseg.data.volumes import Volume, has_slices
-
-    channels = channels or {}
-    order = model.view.bands or order_bands(band for files in channels.values() for band in files)
-    if channels:
-        say(f"channels of a picture, in this order: {', '.join(order)}")
+    if selection.channels:
+        say(f"channels of a picture, in this order: {', '.join(selection.order(model.view))}")
 
     def bands(picture: Picture) -> Iterator[np.ndarray]:
         return next(model.bands([picture]))
@@ -143,11 +101,7 @@ def predict_each(
     left_out = []
     for path in track(paths, "predicting", console=console):
         try:
-            if path not in channels and has_slices(path, model.view):
-                outputs.write(path, Volume(path, model.view), bands)
-                continue
-            own = join_files(path.stem, channels[path], order) if path in channels else path
-            with open_picture(own, model.view) as picture:
+            with selection.open(path, model.view) as picture:
                 outputs.write(path, picture, bands)
         # the name may be too long, or the picture need more memory than there is: go on with the others
         except (UserError, OSError, MemoryError, RuntimeError) as error:
@@ -161,76 +115,12 @@ def predict_each(
     return left_out
 
 
-def select_channels(images: str, output: Path) -> Selection:
-    """Return the pictures whose channels are files of their own, by a pattern such as FOLDER/{name}_{channel}.tif."""
-    from unetseg.data.layout import Pattern, files_below, find
-    from unetseg.data.pictures import IMAGE_SUFFIXES
-    from unetseg.data.published import channels_of
-
-    fixed = Path(re.split(r"[{*]", images)[0] + "x").parent
-    pattern = Pattern("images", Path(images).relative_to(fixed).as_posix())
-    if pattern.fields != {"name", "channel"}:
-        raise UserError(f"images={images} is not accepted", accepted="FOLDER/{name}_{channel}.tif, with both fields")
-    inside = [file for file in files_below(fixed) if file.lower().endswith((*IMAGE_SUFFIXES, ".npy"))]
-    if output.resolve() != fixed.resolve():  # which is refused
-        inside = [file for file in inside if output.resolve() not in (fixed / file).resolve().parents]
-    found = find(fixed, inside, pattern)
-    pictures = {
-        fixed / f"{place.name.replace('/', '_')}.channels": {
-            channel: fixed / file for channel, file in channels_of(pattern, files).items()
-        }
-        for place, files in found.items()
-    }
-    if len(pictures) < len(found):
-        raise UserError(f"images={images} has names that differ in / and _ alone", accepted="one mask for each name")
-    return Selection([*pictures], [], 0, pictures)
-
-
-def select_files(images: str, output: Path) -> Selection:
-    """Return the file itself, the pictures in the folder, or the files of the pattern.
-
-    Args:
-        images: the option.
-        output: folder of the masks, which don't count as pictures below a folder.
-    """
-    from unetseg.data.published import SUFFIXES
-
-    def has_ending(name: str) -> bool:
-        return name.lower().endswith(SUFFIXES)
-
-    def is_picture(name: str) -> bool:
-        return has_ending(name) and not name.startswith(".")
-
-    path = Path(images)
-    if "{channel}" in images and not path.exists():
-        return select_channels(images, output)
-    if path.is_dir():
-        inside = sorted(path.iterdir())
-        files = [p for p in inside if is_picture(p.name)]
-        hidden = {p for p in inside if p.name.startswith(".") and not has_ending(p.name)}
-    else:
-        inside = [path] if path.exists() else sorted(map(Path, glob.glob(images, recursive=True)))
-        files, hidden = [p for p in inside if not p.is_dir()], set()
-    taken = {*files, *hidden}
-    others = [p for p in inside if p not in taken and not p.is_dir()]
-    below = (p for folder in inside if folder.is_dir() for p in _files_below(folder, output) if is_picture(p.name))
-    return Selection(files, others, len(set(islice(below, MANY)) - taken))
-
-
-def _files_below(folder: Path, output: Path) -> Iterator[Path]:
-    """Yield all files below a folder, except those of the output."""
-    for parent, folders, names in os.walk(folder):
-        if Path(parent).resolve() == output.resolve():
-            folders.clear()
-        else:
-            yield from (Path(parent, name) for name in names)
-
-
 def check_files(options: Predict) -> None:
     """Raise a UserError if there is no picture, or two files would have one name: of masks, overlays and pictures."""
     from unetseg.data.legend import STEM
     from unetseg.data.published import SUFFIXES
     from unetseg.inference.outputs import stem
+    from unetseg.inference.selection import select_files
 
     output = Path(options.output)
     check_writable(output)
