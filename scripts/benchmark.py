@@ -8,7 +8,8 @@ data       images/s of the loader alone, held against decoding alone
 gradients  a training step with our gradient flow read in it, and with wandb.watch
 metrics    what counting a batch's pixels for all metrics takes
 augment    images/s of the augmentation in three libraries, and whether their masks follow
-predict    a picture's classes by smp.Unet, by our predictor, and by our predictor on ONNX
+predict    pictures' classes by smp.Unet and its ONNX export, and by our predictor in torch, ONNX, OpenVINO and int8
+int8       what int8 costs a trained model in IoU
 startup    seconds to the first training step, to the help text and to the message about a wrong option
 growth     how the cost of training grows with images, pixels and epochs
 roofline   how much of the machine's arithmetic and memory rate a step uses, and each block of the net
@@ -47,6 +48,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "pictures": {"default": 1_000_000, "help": "pictures of a data set"},
     "cells": {"default": 10_000, "help": "runs of a sweep"},
     "runs": {"default": 200, "help": "runs of a report"},
+    "checkpoint": {"default": [], "type": Path, "nargs": "+", "required": True, "help": "runs of one setting"},
     "large": {
         "default": (3000, 4000),
         "type": int,
@@ -65,6 +67,7 @@ MEASUREMENTS: dict[str, dict[str, Any]] = {
     "metrics": {"encoder": ..., "size": ..., "batch_size": ..., "rounds": ...},
     "augment": {"rounds": ...},
     "predict": {"encoder": ..., "size": ..., "large": ..., "rounds": ...},
+    "int8": {"checkpoint": ...},
     "startup": {"pets": ..., "encoder": ..., "size": ..., "batch_size": ..., "rounds": 5},
     "growth": {"pets": ..., "encoder": ..., "size": ..., "batch_size": ..., "steps": 8, "epochs": 2, "workers": ...,
                "rounds": 2},

@@ -1,6 +1,7 @@
 """Export a checkpoint for other runtimes, and compare the file with the checkpoint.
 
 python -m unetseg.export checkpoint=runs/NAME output=model.onnx     for onnxruntime and unetseg.load
+python -m unetseg.export checkpoint=runs/NAME output=model.onnx int8=PICTURES     in 8-bit integers
 python -m unetseg.export checkpoint=runs/NAME output=model.pt2      for torch.export.load
 
 Both take pictures as they come and give probabilities, see `unetseg.inference.export`; a .pt2 is
@@ -14,13 +15,16 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unetseg.errors import UserError
 from unetseg.names import shown
 from unetseg.options import command
 from unetseg.options.command_schema import Export
 from unetseg.options.output import check_writable, explain_write_errors, say
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PACKAGES: dict[str, tuple[str, ...]] = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".pt2": ()}
 """What an export needs beyond the package's own requirements, by its suffix."""
@@ -34,14 +38,42 @@ def export(options: Export) -> Path:
     check(options)
     model, known = checkpoint.load(options.checkpoint, trust=options.trust)
     output = Path(options.output)
+    inputs = calibration(options.int8, known) if options.int8 else []
+    if inputs:
+        say(f"measuring the ranges of the activations on {len(inputs)} inputs of the model")
     with explain_write_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        errors = write(model, metadata(options.checkpoint, known), output)
+        checks = write(model, metadata(options.checkpoint, known), output, inputs)
+    where = "in float32, " if options.int8 else ""
     lines = [
-        f"pictures {shape}: probabilities within {error:.1e} of the checkpoint's" for shape, error in errors.items()
+        f"{where}pictures {shape}: probabilities within {error:.1e} of the checkpoint's"
+        for shape, error in checks.errors.items()
     ]
+    if checks.changed is not None:
+        lines.append(f"in int8, these pictures: {checks.changed:.2%} of the pixels get another class than in float32")
     say("\n".join([*lines, shown(output)]))
     return output
+
+
+def calibration(images: str, known: dict[str, Any]) -> list[np.ndarray]:
+    """Return what the model gets of some of the pictures that `images` selects, see `quantization.inputs_of`."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from unetseg.data.view import View
+    from unetseg.inference.quantization import inputs_of
+    from unetseg.inference.selection import select_files
+
+    selection = select_files(images, Path(os.devnull))
+    if not selection.files:
+        raise UserError(f"int8={images} holds no picture", advice="some of the training pictures")
+    console = Console(stderr=True)
+    return inputs_of(
+        selection,
+        tuple(known["classes"]),
+        View.of(known["data"]),
+        lambda paths: track(paths, "reading pictures for int8", console=console),
+    )
 
 
 def check(options: Export) -> None:
@@ -51,6 +83,8 @@ def check(options: Export) -> None:
         raise UserError(
             f"output={output} is not accepted", accepted="FILE.onnx or FILE.pt2", advice="output=model.onnx"
         )
+    if options.int8 and output.suffix != ".onnx":
+        raise UserError(f"int8={options.int8} with output={output}", accepted="an .onnx", advice="output=model.onnx")
     if output.is_dir() or (os.path.lexists(output) and not options.overwrite):
         raise UserError(
             f"output={output} exists", accepted="a new file", advice="overwrite=true, or another output=..."

@@ -46,6 +46,7 @@ def predict(options: Predict) -> list[Path]:
         overlap=options.overlap,
         tta=options.tta,
         batch_size=options.batch_size,
+        runtime=options.runtime,
         trust=options.trust,
     )
     output = Path(options.output)

@@ -1,11 +1,12 @@
-"""A picture's classes by smp.Unet, by our predictor, and by our predictor on the model's ONNX file, in turns.
+"""Pictures' classes by smp.Unet, in torch and onnxruntime, and by our predictor in each of its runtimes, in turns.
 
-A small picture, and a large one at its own resolution, which smp takes whole and we in tiles. The memory is the peak of
-a process of its own, less what it had after the imports.
+Small pictures, one and sixteen at once, and a large one at its own resolution, which smp takes whole and we in tiles.
+The memory is the peak of a process of its own, less what it had after the imports. What int8 costs in IoU says `int8`.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import re
 import tempfile
@@ -16,19 +17,30 @@ from pathlib import Path
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch
+from torch import Tensor
 
 from benchmarks.comparison import interleaved, spread, timed
 from benchmarks.report import Result, Row, listed
 from unetseg.data.view import View
 from unetseg.inference.engines import TorchEngine, load_exported
-from unetseg.inference.export import export
+from unetseg.inference.export import export, silence_exporters, with_metadata
 from unetseg.inference.predictor import TILE, Predictor
+from unetseg.inference.quantization import quantize
 from unetseg.model import Segmenter
 from unetseg.model.encoders import MEAN, STD
 from unetseg.model.segmenter import class_map
 
-PREDICTORS = ("smp.Unet", "unetseg", "unetseg, ONNX")
-"""Who predicts; the first is what the others are held against."""
+PREDICTORS = (
+    "smp.Unet",
+    "smp.Unet, onnxruntime",
+    "unetseg",
+    "unetseg, onnxruntime",
+    "unetseg, OpenVINO",
+    "unetseg, int8",
+)
+"""Who predicts; the first is what the others are held against. int8 runs in OpenVINO."""
+BATCH = 16
+CLASSES = ("background", "pet")
 
 
 def segmenter(encoder: str) -> Segmenter:
@@ -37,38 +49,63 @@ def segmenter(encoder: str) -> Segmenter:
     return Segmenter(classes=2, encoder=encoder, weights=None).eval()
 
 
-def predictor(kind: str, encoder: str, size: int, tile: int, exported: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from HxWx3 uint8 to the classes, HxW uint8.
+def predictor(kind: str, encoder: str, size: int, tile: int, folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from BxHxWx3 uint8 to the classes, BxHxW uint8.
 
     Args:
         kind: one of PREDICTORS.
         encoder: of the model.
         size: side to which our predictors squash a picture where they don't take it in tiles.
         tile: side of the tiles, 0 for none; smp takes a picture whole.
-        exported: the model's ONNX file.
+        folder: holds the model's exports.
     """
-    if kind == "unetseg, ONNX":
-        return Predictor(load_exported(exported), tile=tile)
-    model = segmenter(encoder)
-    if kind == "unetseg":
-        return Predictor(TorchEngine(model, classes=("background", "pet"), view=View(size), device="cpu"), tile=tile)
-    net = smp.Unet(encoder, encoder_weights=None).eval()
-    net.load_state_dict(model.net.state_dict())
-    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    if kind.startswith("unetseg"):
+        if kind == "unetseg":
+            engine = TorchEngine(segmenter(encoder), classes=CLASSES, view=View(size), device="cpu")
+        else:
+            name, runtime = (("int8" if "int8" in kind else "float32"), "onnxruntime" if "onnx" in kind else "openvino")
+            engine = load_exported(folder / f"{name}.onnx", runtime=runtime)
+        own = Predictor(engine, tile=tile, batch_size=4 if tile else BATCH)
+        return lambda images: np.stack(own(images))
+    mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (MEAN, STD))
+    net = smp_unet(encoder).forward if kind == "smp.Unet" else None
 
     @torch.inference_mode()
-    def work(image: np.ndarray) -> np.ndarray:
-        images = (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 - mean) / std
-        return class_map(net(images))[0].numpy()
+    def work(images: np.ndarray) -> np.ndarray:
+        nonlocal net
+        inputs = (images.transpose(0, 3, 1, 2) / np.float32(255) - mean) / std
+        if net is None:  # an export has one shape
+            net = in_onnxruntime(smp_unet(encoder), torch.from_numpy(inputs))
+        return class_map(net(torch.from_numpy(inputs))).numpy()
 
     return work
 
 
-def memory(kind: str, encoder: str, size: int, tile: int, exported: Path, shape: tuple[int, int]) -> int:
-    """Return the bytes that a predictor adds to this process at its peak, with a picture HxW."""
+def smp_unet(encoder: str) -> smp.Unet:
+    """Return smp.Unet with the weights of `segmenter`."""
+    net = smp.Unet(encoder, encoder_weights=None).eval()
+    net.load_state_dict(segmenter(encoder).net.state_dict())
+    return net
+
+
+def in_onnxruntime(net: smp.Unet, example: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a network in onnxruntime, exported for the example's shape."""
+    import onnxruntime
+
+    with silence_exporters():
+        program = torch.onnx.export(net, (example,), dynamo=True, input_names=["x"], verbose=False)
+    assert program is not None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), options)
+    return lambda images: torch.from_numpy(session.run(None, {"x": images.numpy()})[0])
+
+
+def memory(kind: str, encoder: str, size: int, tile: int, folder: Path, shape: tuple[int, ...]) -> int:
+    """Return the bytes that a predictor adds to this process at its peak, with pictures BxHxWx3."""
     before = status("VmRSS")
-    work = predictor(kind, encoder, size, tile, exported)
-    work(np.zeros((*shape, 3), np.uint8))
+    work = predictor(kind, encoder, size, tile, folder)
+    work(np.zeros(shape, np.uint8))
     return status("VmHWM") - before
 
 
@@ -78,34 +115,40 @@ def status(field: str) -> int:
 
 
 def measure(encoder: str, size: int, large: tuple[int, int], rounds: int) -> Result:
-    """Return what each predictor takes for a small and for a large picture."""
+    """Return what each predictor takes for small pictures and for a large one."""
     rows: list[Row] = []
     measured: dict[str, list[float]] = {}
     fresh = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        exported = Path(folder) / "model.onnx"
-        export(segmenter(encoder), {"classes": ["background", "pet"], "size": size}, exported)
-        for shape, tile in (((size, size), 0), (tuple(large), TILE)):
-            picture = f"{shape[1]} x {shape[0]}"
-            image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-            common = (encoder, size, tile, exported)
+    random = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder, about = Path(name), {"classes": CLASSES, "size": size}
+        export(segmenter(encoder), about, folder / "float32.onnx")
+        int8 = quantize(
+            (folder / "float32.onnx").read_bytes(), random.integers(0, 256, (4, 1, size, size, 3), np.uint8)
+        )
+        entries = {name: json.dumps(value) for name, value in about.items()}
+        (folder / "int8.onnx").write_bytes(with_metadata(int8, entries))
+        for shape, tile in (((1, size, size), 0), ((BATCH, size, size), 0), ((1, *large), TILE)):
+            title = f"{shape[0]} of {shape[2]} x {shape[1]}"
+            images = random.integers(0, 256, (*shape, 3), dtype=np.uint8)
+            common = (encoder, size, tile, folder)
             peaks = []
             for kind in PREDICTORS:
                 with fresh.Pool(1) as pool:
-                    peaks.append(pool.apply(memory, (kind, *common, shape)))
-            kinds = {kind: timed(partial(predictor(kind, *common), image)) for kind in PREDICTORS}
+                    peaks.append(pool.apply(memory, (kind, *common, images.shape)))
+            kinds = {kind: timed(partial(predictor(kind, *common), images)) for kind in PREDICTORS}
             seconds = interleaved(kinds, rounds)
-            measured |= listed({f"{picture}, {kind}": values for kind, values in seconds.items()}, "s")
+            measured |= listed({f"{title}, {kind}": values for kind, values in seconds.items()}, "s")
             for kind, peak in zip(PREDICTORS, peaks, strict=True):
                 rows.append(
                     {
-                        "picture": picture,
+                        "pictures": title,
                         "": kind,
-                        "images/s": 1 / float(np.median(seconds[kind])),
+                        "images/s": shape[0] / float(np.median(seconds[kind])),
                         f"times as fast as {PREDICTORS[0]}": spread(seconds[PREDICTORS[0]] / seconds[kind]),
                         "peak memory, MiB": peak / 2**20,
                         f"share of {PREDICTORS[0]}'s": peak / peaks[0],
                     }
                 )
-    setting = f"{encoder}, batch 1, concat, {rounds} interleaved rounds, range of the middle half"
+    setting = f"{encoder}, concat, {rounds} interleaved rounds, range of the middle half"
     return Result(setting, [rows], measured)

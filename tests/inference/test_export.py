@@ -73,7 +73,9 @@ def exports(saved) -> dict[str, Path]:
 
 
 def options(path: Path, output: Path, **others) -> Export:
-    return Export(checkpoint=str(path), output=str(output), **{"overwrite": False, "trust": False, **others})
+    return Export(
+        checkpoint=str(path), output=str(output), **{"overwrite": False, "int8": None, "trust": False, **others}
+    )
 
 
 def trusted(path: Path) -> Engine:

@@ -1,15 +1,16 @@
 """Engines map pictures to probabilities of classes, in several runtimes behind one interface.
 
-A checkpoint runs in torch, an .onnx in onnxruntime, a .pt2 by torch.export. An ONNX file is data: onnxruntime runs its
-own operators on it, and tensors in other files are refused. A .pt2 is a program: torch imports, unpickles and calls
-whatever the file names, and no check of the file can rule that out. It is opened only if the user says that the file is
-trusted.
+A checkpoint runs in torch, an .onnx in onnxruntime or OpenVINO, a .pt2 by torch.export. An ONNX file is data: both run
+their own operators on it, and tensors in other files are refused. A .pt2 is a program: torch imports, unpickles and
+calls whatever the file names, and no check of the file can rule that out. It is opened only if the user says that the
+file is trusted.
 
 Legend: B pictures, C classes, H x W pixels.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import io
@@ -26,6 +27,7 @@ import torch
 
 from unetseg.data.view import View
 from unetseg.errors import UserError, first_line
+from unetseg.inference.folding import folded
 from unetseg.model import archive, arguments
 from unetseg.model.segmenter import Segmenter, probabilities
 from unetseg.names import LARGEST_SIZE
@@ -35,6 +37,8 @@ MOST_CLASSES = 254
 METADATA = ("classes", *arguments.VIEW)
 """What a file must say, or may say, of its model."""
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+RUNTIMES = ("onnxruntime", "openvino")
+"""Of an .onnx."""
 
 
 class Engine(Protocol):
@@ -56,10 +60,10 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """A Segmenter on a device.
+    """A Segmenter on a device, with batch normalisation folded into the convolutions.
 
     Args:
-        model: in eval mode; it is moved to the device.
+        model: in eval mode; a copy of it is used.
         classes: names of the classes.
         view: see Engine.
         device: "auto" (an accelerator if there is one), or a name that torch.device takes: "cpu", "cuda", "cuda:1".
@@ -84,14 +88,13 @@ class TorchEngine:
         device: str = "auto",
         precision: str = "float32",
     ):
-        if precision not in PRECISIONS:
-            raise UserError(f"precision={precision} is not accepted", accepted=", ".join(PRECISIONS))
+        check_precision(precision)
         self.classes = classes
         self.view = view
         self.device = resolve_device(device)
         self.dtype = PRECISIONS[precision]
         try:
-            self.model = model.to(self.device)
+            self.model = folded(model).to(self.device)
         except (RuntimeError, AssertionError) as error:  # torch raises both where there is no such device
             raise UserError(f"device={device} can't be used: {error}", advice="device=cpu") from None
 
@@ -128,24 +131,50 @@ class OnnxEngine:
 
     def __init__(self, content: bytes):
         runtime = import_extra("onnxruntime")
-        refuse_damage(content)
-        content = refuse_external_data(content)
+        content, entries = read_onnx(content)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 4  # errors are raised
         available = runtime.get_available_providers()
         providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
         self.session = runtime.InferenceSession(content, options, providers=providers)
-        self.classes, self.view = parse_metadata(self.session.get_modelmeta().custom_metadata_map)
+        self.classes, self.view = parse_metadata(entries)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Map BxHxWxD to BxCxHxW float32 in 0..1 that sums to 1 over C."""
-        try:
+        with explain_failure(images):
             return self.session.run(["probabilities"], {"images": np.ascontiguousarray(images)})[0]
-        except Exception as error:  # onnxruntime's exceptions share no other base class
-            raise UserError(
-                f"the model can't be run on pictures of shape {images.shape}: {first_line(error)}"
-            ) from None
+
+
+class OpenVinoEngine:
+    """An exported .onnx in OpenVINO, on the CPU, on as many threads as torch uses.
+
+    Args:
+        content: the file.
+        precision: of the arithmetic: float32, or bfloat16 where the CPU has it. Convolutions that an export has made
+            int8 are int8 with both.
+
+    Raises:
+        UserError: openvino or onnx is not installed, or the precision is unknown.
+        Exception: of any kind, if the file is damaged or was not written by unetseg.export.
+    """
+
+    def __init__(self, content: bytes, precision: str = "float32"):
+        check_precision(precision)
+        core = import_extra("openvino").Core()
+        content, entries = read_onnx(content)
+        settings = {
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        self.compiled = core.compile_model(core.read_model(content), "CPU", settings)
+        self.classes, self.view = parse_metadata(entries)
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Map BxHxWxD to BxCxHxW float32 in 0..1 that sums to 1 over C."""
+        with explain_failure(images):
+            return self.compiled({"images": np.ascontiguousarray(images)})["probabilities"]
 
 
 class ProgramEngine:
@@ -181,20 +210,34 @@ class ProgramEngine:
 READERS: dict[str, type[OnnxEngine] | type[ProgramEngine]] = {".onnx": OnnxEngine, ".pt2": ProgramEngine}
 
 
-def load_exported(path: str | Path, *, trust: bool = False) -> Engine:
+def load_exported(
+    path: str | Path, *, trust: bool = False, runtime: str = "onnxruntime", precision: str = "float32"
+) -> Engine:
     """Load a file that unetseg.export has written.
 
     Args:
         path: an .onnx, or a .pt2.
         trust: whether the file's author may run any program on this machine; a .pt2 is not opened otherwise.
+        runtime: of an .onnx: onnxruntime | openvino.
+        precision: float32; openvino also has bfloat16.
 
     Raises:
-        UserError: the file does not exist, is damaged or is of another origin, a .pt2 isn't trusted, or onnxruntime is
-            not installed.
+        UserError: the file does not exist, is damaged or is of another origin, a .pt2 isn't trusted, the runtime isn't
+            installed, or doesn't take this kind of file or precision.
     """
     path = Path(os.path.expanduser(path))
     if path.suffix not in READERS:
         raise UserError(f"{path} is no exported model", accepted=", ".join(READERS))
+    if runtime not in RUNTIMES:
+        raise UserError(f"runtime={runtime} is not accepted", accepted=", ".join(RUNTIMES))
+    if runtime == "openvino" and path.suffix != ".onnx":
+        raise UserError(f"runtime=openvino with {path}", accepted="an .onnx", advice="export output=model.onnx")
+    if precision != "float32" and runtime != "openvino":
+        raise UserError(
+            f"precision={precision} with {path}",
+            accepted="float32: onnxruntime and torch.export run a file in the precision of its export",
+            advice=("the checkpoint", "runtime=openvino with an .onnx"),
+        )
     if path.suffix == ".pt2" and not trust:
         raise UserError(
             f"{path} is a program: opening it may run any code that its author put into it, with all your rights",
@@ -203,7 +246,8 @@ def load_exported(path: str | Path, *, trust: bool = False) -> Engine:
         )
     try:
         archive.check_size(path)
-        return READERS[path.suffix](path.read_bytes())
+        content = path.read_bytes()
+        return OpenVinoEngine(content, precision) if runtime == "openvino" else READERS[path.suffix](content)
     except UserError:
         raise
     except Exception as error:  # damaged bytes fail in every way there is
@@ -233,25 +277,46 @@ def check_metadata(classes: object, size: object) -> tuple[tuple[str, ...], int]
     return tuple(classes), size
 
 
+def check_precision(precision: str) -> None:
+    """Raise a UserError for a precision that no engine has."""
+    if precision not in PRECISIONS:
+        raise UserError(f"precision={precision} is not accepted", accepted=", ".join(PRECISIONS))
+
+
+@contextlib.contextmanager
+def explain_failure(images: np.ndarray) -> Iterator[None]:
+    """Raise a UserError where a runtime can't run a model on pictures; their exceptions share no base class."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"the model can't be run on pictures of shape {images.shape}: {first_line(error)}") from None
+
+
 def import_extra(package: str) -> Any:
-    """Import a package of the extra `export`; raise a UserError that names it if it is not installed."""
+    """Import a package of an extra; raise a UserError that names the extra if it is not installed."""
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise UserError(f"{package} is not installed", advice="pip install 'unetseg[export]'") from None
+        extra = "openvino" if package == "openvino" else "export"
+        raise UserError(f"{package} is not installed", advice=f"pip install 'unetseg[{extra}]'") from None
 
 
-def refuse_external_data(content: bytes) -> bytes:
-    """Parse an ONNX file and return it serialised again; raise a ValueError if a tensor's numbers lie in another file.
+def read_onnx(content: bytes) -> tuple[bytes, dict[str, str]]:
+    """Check and parse an ONNX file; return it serialised again, and its metadata.
 
-    onnxruntime gets the bytes of the checked message, so that it can't parse the original bytes in another way.
+    A runtime gets the bytes of the checked message, so that it can't parse the original bytes in another way.
+
+    Raises:
+        UserError: onnx is not installed.
+        ValueError: the file is damaged, or a tensor's numbers lie in another file.
     """
+    refuse_damage(content)
     onnx = import_extra("onnx")
     model = onnx.ModelProto.FromString(content)
     model.DiscardUnknownFields()
     if any(tensor.external_data or tensor.data_location for tensor in iterate_messages(model, onnx.TensorProto)):
         raise ValueError("the numbers of a tensor lie in another file, which unetseg.export never writes")
-    return model.SerializeToString()
+    return model.SerializeToString(), {entry.key: entry.value for entry in model.metadata_props}
 
 
 def iterate_messages(message: Any, kind: type) -> Iterator[Any]:

@@ -1,5 +1,7 @@
 """Writes a checkpoint as a file for other runtimes, ONNX or a program of torch.export, and checks the file.
 
+With int8 the convolutions of an ONNX file calculate in 8-bit integers, see `unetseg.inference.quantization`.
+
 Both take `images`, BxHxWx3 uint8 RGB or BxHxWxD float32 (B, H and W are free), normalise inside, and return
 `probabilities`, BxCxHxW float32. The file's metadata hold the model's classes, size and more, as JSON by name.
 
@@ -15,7 +17,8 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +33,8 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from unetseg.data.view import RGB, View
 from unetseg.errors import UserError, first_line
 from unetseg.files import drafted
-from unetseg.inference.engines import READERS, seal
+from unetseg.inference.engines import READERS, OnnxEngine, import_extra, seal
+from unetseg.inference.quantization import changed, quantize
 from unetseg.model import arguments, checkpoint, hub
 from unetseg.model.segmenter import Segmenter, probabilities
 from unetseg.model.skips import Fusion
@@ -94,20 +98,28 @@ class PictureModel(nn.Module):
         return probabilities(self.model(images.permute(0, 3, 1, 2)))
 
 
-def export(model: Segmenter, metadata: dict[str, Any], output: Path) -> dict[str, float]:
+@dataclass(frozen=True)
+class Checks:
+    """What an export's checks have found."""
+
+    errors: dict[str, float]
+    """The largest difference between a probability of the file in float32 and of the model, by the pictures' shape."""
+    changed: float | None
+    """The share of pixels of another class in int8."""
+
+
+def export(model: Segmenter, metadata: dict[str, Any], output: Path, inputs: Sequence[np.ndarray] = ()) -> Checks:
     """Export a model to FILE.onnx or FILE.pt2; the file appears after it has been checked, or not at all.
 
     Args:
         model: the model, on the CPU.
         metadata: plain values by name, with `classes` (names) and `size` among them, see `engines.Engine`.
         output: the file, which is replaced if it exists.
-
-    Returns:
-        The largest difference between a probability of the file and of the model, by the shape of the pictures.
+        inputs: for int8 in an .onnx what the model gets of some pictures, see `quantization.inputs_of`; none: float32.
 
     Raises:
         Mismatch: a difference is above TOLERANCE.
-        UserError: the encoder can't be exported, e.g. as it takes pictures of one size alone.
+        UserError: the encoder can't be exported, e.g. as it takes pictures of one size alone; int8 changes too much.
     """
     entries = {name: json.dumps(value) for name, value in metadata.items()}
     try:
@@ -133,9 +145,13 @@ def export(model: Segmenter, metadata: dict[str, Any], output: Path) -> dict[str
     worst = max(errors.values())
     if not worst <= TOLERANCE:  # true for NaN as well
         raise Mismatch(f"{output.name} differs from the checkpoint by {worst:.1e}, above {TOLERANCE:.0e}: not written")
+    share = None
+    if inputs:
+        before, content = OnnxEngine(content), with_metadata(quantize(content, inputs), entries | {"int8": "true"})
+        share = changed(before, OnnxEngine(content), inputs)
     with drafted(output) as draft:
         draft.write_bytes(content)
-    return errors
+    return Checks(errors, share)
 
 
 def save_pretrained(path: str | Path, folder: str | Path, *, trust: bool = False) -> None:
@@ -186,8 +202,15 @@ def to_onnx(program: ExportedProgram, entries: dict[str, str]) -> bytes:
         verbose=False,
     )
     assert onnx_program is not None
-    onnx_program.model.metadata_props.update(entries)
-    body = onnx_program.model_proto.SerializeToString()
+    return with_metadata(onnx_program.model_proto.SerializeToString(), entries)
+
+
+def with_metadata(content: bytes, entries: dict[str, str]) -> bytes:
+    """Return an ONNX file with the entries as its metadata, sealed."""
+    onnx = import_extra("onnx")
+    model = onnx.ModelProto.FromString(content)
+    onnx.helper.set_model_props(model, entries)
+    body = model.SerializeToString()
     return body + seal(body)
 
 

@@ -186,6 +186,7 @@ def load(
     overlap: int | None = None,
     tta: bool = False,
     batch_size: int = 4,
+    runtime: str = "onnxruntime",
     trust: bool = False,
 ) -> Predictor:
     """Load a trained model as a function of pictures.
@@ -200,6 +201,8 @@ def load(
         overlap: pixels over which tiles are blended.
         tta: average with the mirror image.
         batch_size: pictures or tiles at once.
+        runtime: of an .onnx: onnxruntime | openvino (`pip install 'unetseg[openvino]'`), the faster one for a file that
+            was exported with int8.
         trust: open a .pt2, which is a program, and import the classes of somebody's own that a checkpoint names: either
             may do whatever you may do on this machine. Only for files that you made yourself, or whose author you would
             let run programs here. Other files are data and need none.
@@ -214,13 +217,17 @@ def load(
         path = fetch_model(str(path))
     path = Path(os.path.expanduser(path))
     if path.suffix in READERS:
-        if device not in ("auto", "cpu") or precision != "float32":
+        if device not in ("auto", "cpu"):
             raise UserError(
-                f"device={device} precision={precision} with {path}",
-                accepted=("an exported file runs on the CPU, in the precision that it was exported in"),
-                advice="the checkpoint",
+                f"device={device} with {path}", accepted="auto: an exported file runs where its runtime does"
             )
-        return Predictor(load_exported(path, trust=trust), **options)
+        return Predictor(load_exported(path, trust=trust, runtime=runtime, precision=precision), **options)
+    if runtime != "onnxruntime":
+        raise UserError(
+            f"runtime={runtime} with {path}, which runs in torch",
+            accepted="an .onnx",
+            advice=f"python -m unetseg.export checkpoint={path} output=model.onnx",
+        )
     read = checkpoint.load_pretrained if is_model_folder(path) else checkpoint.load
     model, hyper_parameters = read(path, trust=trust)
     data = hyper_parameters["data"]

@@ -6,7 +6,7 @@ import glob
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from unetseg.huggingface import PREFIX
 from unetseg.names import MECHANISMS
@@ -92,6 +92,15 @@ def _existing_model(value: str) -> str:
     return value
 
 
+def _some_pictures(value: str, info: ValidationInfo) -> str:
+    if not Path(value).exists() and "{channel}" not in value and not glob.glob(value, recursive=True):
+        raise rejected("a picture or a folder that exists, or a pattern of which some do", f"{info.field_name}=FOLDER")
+    return value
+
+
+SomePictures = Annotated[Text, AfterValidator(_some_pictures)]
+
+
 class Predict(Section):
     """The options of python -m unetseg.predict."""
 
@@ -99,7 +108,7 @@ class Predict(Section):
         description="a checkpoint of unetseg.train, its run folder, an exported file, or a folder of save_pretrained, "
         "also as hf:USER/NAME[@REVISION]"
     )
-    images: Text = Field(
+    images: SomePictures = Field(
         description="a picture or volume, a folder of them, or a pattern: 'photos/**/*.jpg', '{name}_{channel}.tif'"
     )
     output: Text = Field(description="folder for the masks and predictions.csv; what it holds is kept")
@@ -119,17 +128,13 @@ class Predict(Section):
     batch_size: int = Field(ge=1, description="tiles that the model gets at once")
     precision: Literal["float32", "bfloat16"] = Field(description="float32 | bfloat16")
     accelerator: Literal["auto", "cpu", "gpu"] = Field(description="auto (a GPU if there is one) | cpu | gpu")
+    runtime: Literal["onnxruntime", "openvino"] = Field(
+        description="of an .onnx: onnxruntime | openvino (its extra), the faster one in int8"
+    )
     trust: bool = Field(
         description="true: open a .pt2, or import the classes of somebody's own that a checkpoint names: programs that "
         "may do anything with your rights"
     )
-
-    @field_validator("images")
-    @classmethod
-    def _images(cls, value: str) -> str:
-        if not Path(value).exists() and "{channel}" not in value and not glob.glob(value, recursive=True):
-            raise rejected("a picture or a folder that exists, or a pattern of which some do", "images=FOLDER")
-        return value
 
     @field_validator("output")
     @classmethod
@@ -152,6 +157,10 @@ class Export(Section):
     checkpoint: ExistingCheckpoint
     output: Text = Field(description="FILE.onnx or FILE.pt2")
     overwrite: bool = Field(description="true: replace a file that is there")
+    int8: SomePictures | None = Field(
+        description="a picture, folder or pattern: an .onnx whose convolutions are in 8-bit integers, the ranges of "
+        "which are measured on these pictures, such as some of the training's; null: float32"
+    )
     trust: Trust
 
 

@@ -1,0 +1,74 @@
+"""What int8 costs in IoU: trained models against their int8 exports, paired by picture, with an interval."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.report import Result, Row
+from unetseg.data.datamodule import SegmentationData
+from unetseg.data.sources import make_data
+from unetseg.data.view import View
+from unetseg.evaluation.metrics import image_counts, scores
+from unetseg.evaluation.statistics import compare
+from unetseg.inference.engines import Engine, TorchEngine, load_exported
+from unetseg.inference.export import export
+from unetseg.inference.quantization import MOST
+from unetseg.model.checkpoint import load
+
+NAMES = ("iou", "boundary_iou")
+
+
+def measure(checkpoint: Sequence[Path]) -> Result:
+    """Compare runs of one setting, of different seeds, on their test split at the side of their training."""
+    before, after, changed = zip(*map(scores_of, checkpoint), strict=True)
+    rows: list[Row] = []
+    for number, name in enumerate(NAMES):
+        of_float, of_int8 = (np.stack([own[number] for own in found]) for found in (before, after))
+        found = compare(of_int8, of_float)
+        rows.append(
+            {
+                "score per picture": name,
+                "float32": float(of_float.mean()),
+                "int8": float(of_int8.mean()),
+                "int8 less float32 [95 %]": f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]",
+                "pixels of another class": f"{np.mean(changed):.2%}",
+            }
+        )
+    setting = f"{len(checkpoint)} runs, {before[0].shape[1]} test pictures, OpenVINO, ranges of {MOST} training inputs"
+    return Result(setting, [rows], {"pixels of another class": [*changed]})
+
+
+def scores_of(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return 2xN scores of a run's model in float32 and in int8, and the share of pixels of another class."""
+    model, known = load(path)
+    names, view = tuple(known["classes"]), View.of(known["data"])
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "int8.onnx"
+        data = known["data"] | {"workers": 0, "cache": "none"}
+        training = [pictures for pictures, _ in batches(make_data(data, known["seed"], test_split="train"))]
+        export(model, {"classes": names, "size": view.size}, file, [*np.concatenate(training)[:MOST, None]])
+        engines: list[Engine] = [
+            TorchEngine(model, classes=names, view=view, device="cpu"),
+            load_exported(file, runtime="openvino"),
+        ]
+        found: list[list[np.ndarray]] = [[], []]
+        changed = []
+        for pictures, masks in batches(make_data(data, known["seed"], test_split="test")):
+            maps = [engine.probabilities(pictures).argmax(1) for engine in engines]
+            changed.append(np.mean(maps[0] != maps[1]))
+            for own, predicted in zip(found, maps, strict=True):
+                counts = image_counts(torch.from_numpy(predicted), torch.from_numpy(masks), len(names))
+                own.append(np.stack([scores(counts)[name].numpy() for name in NAMES]))
+    return np.concatenate(found[0], 1), np.concatenate(found[1], 1), float(np.mean(changed))
+
+
+def batches(data: SegmentationData) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the pictures, BxHxWxD, and the masks, BxHxW, of the split."""
+    data.prepare_data()
+    data.setup("test")
+    return [(batch.images.permute(0, 2, 3, 1).numpy(), batch.masks.numpy()) for batch in data.test_dataloader()]

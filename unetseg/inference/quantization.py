@@ -1,0 +1,126 @@
+"""An ONNX file whose convolutions calculate in 8-bit integers, by onnxruntime's quantizer.
+
+Weights have a scale for each output channel, activations one for each tensor: the range that they have on given
+pictures. The file says so by operators of ONNX itself (QuantizeLinear, DequantizeLinear), which runtimes replace by
+integer arithmetic where they have it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from unetseg.data.view import View
+from unetseg.data.volumes import Volume
+from unetseg.errors import UserError
+from unetseg.inference.engines import Engine, import_extra
+from unetseg.inference.predictor import Predictor
+from unetseg.inference.selection import Selection
+
+MOST = 100
+"""Pictures, and inputs of the model, that set the ranges."""
+CHANGED = 0.05
+"""The share of pixels of another class above which a file is of no use."""
+
+
+class Recorder:
+    """An engine that keeps some of what it is given, drawn at random from all, and gives even probabilities.
+
+    Examples:
+        >>> recorder = Recorder(("background", "pet"), View(64))
+        >>> mask = Predictor(recorder)(np.zeros((48, 100, 3), np.uint8))
+        >>> [images.shape for images in recorder.kept]
+        [(1, 64, 64, 3)]
+    """
+
+    def __init__(self, classes: tuple[str, ...], view: View):
+        self.classes, self.view = classes, view
+        self.kept: list[np.ndarray] = []
+        self.seen = 0
+        self.generator = np.random.default_rng(0)
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Map BxHxWxD to BxCxHxW, the same for each class."""
+        for image in images:
+            self.seen += 1
+            if len(self.kept) < MOST:
+                self.kept.append(image[None].copy())
+            elif (place := self.generator.integers(self.seen)) < MOST:  # each input is kept with the same probability
+                self.kept[place] = image[None].copy()
+        shape = (len(images), len(self.classes), *images.shape[1:3])
+        return np.full(shape, 1 / len(self.classes), np.float32)
+
+
+def inputs_of(
+    selection: Selection, classes: tuple[str, ...], view: View, track: Callable[[Sequence[Path]], Iterable[Path]]
+) -> list[np.ndarray]:
+    """Return what a model gets of pictures in prediction, at most MOST of 1xHxWxD, from MOST pictures evenly spaced.
+
+    Args:
+        selection: the pictures.
+        classes: of the model.
+        view: of the model.
+        track: shows the progress.
+    """
+    recorder = Recorder(classes, view)
+    predictor = Predictor(recorder)
+    for path in track(selection.files[:: math.ceil(len(selection.files) / MOST)]):
+        with selection.open(path, view) as opened:
+            for picture in opened if isinstance(opened, Volume) else [opened]:
+                for _ in next(predictor.bands([picture])):
+                    pass
+    return recorder.kept
+
+
+def quantize(content: bytes, inputs: Sequence[np.ndarray]) -> bytes:
+    """Return an ONNX file in int8, without its metadata.
+
+    Args:
+        content: the file in float32.
+        inputs: 1xHxWxD each, on which the ranges of the activations are measured.
+    """
+    tool = import_extra("onnxruntime.quantization")
+    rest = iter(inputs)
+    reader = SimpleNamespace(get_next=lambda: next(({"images": images} for images in rest), None))
+    with tempfile.TemporaryDirectory() as folder, _silenced():
+        source, target = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
+        source.write_bytes(content)
+        tool.quantize_static(
+            source,
+            target,
+            reader,
+            per_channel=True,
+            activation_type=tool.QuantType.QUInt8,  # what CPUs multiply with int8 weights
+            weight_type=tool.QuantType.QInt8,
+        )
+        return target.read_bytes()
+
+
+def changed(before: Engine, after: Engine, inputs: Sequence[np.ndarray]) -> float:
+    """Return the share of pixels to which two engines give another class; raise a UserError where it is too much."""
+    pairs = ((before.probabilities(images), after.probabilities(images)) for images in inputs)
+    share = float(np.mean([np.mean(a.argmax(1) != b.argmax(1)) for a, b in pairs]))
+    if share > CHANGED:
+        raise UserError(
+            f"in int8 {share:.1%} of the pixels get another class, more than {CHANGED:.0%}: not written",
+            advice=("more pictures, like those of training", "int8=null"),
+        )
+    return share
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Silence the quantizer, which advises a step that these files don't need."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(level)
