@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from unetseg.data.dataset import Batch
+from unetseg.evaluation.decoding import Redecoder
 from unetseg.evaluation.lesions import SCORES, features_of, levels_to_cut, set_scores, with_interval
 from unetseg.evaluation.metrics import image_counts
 from unetseg.evaluation.statistics import resampled_sums, sum_by_unit
@@ -142,11 +143,13 @@ def measure(
     counts, indices = [], []
     for batch in track(batches, f"{len(chosen)} variants of the decoder"):
         target = batch.masks.to(device)
-        features = features_of(model, batch, device)
+        features, redecoder = features_of(model, batch, device), Redecoder(model.net)
         of_batch = []
         for variant in chosen:
+            factors = (variant.b, variant.s)
+            changes = [factors if level in variant.levels else None for level in range(len(features) - 1)]
             with applied(model, variant):
-                predicted = class_map(model.net.decode(features))
+                predicted = class_map(redecoder.decode(features, changes))
             of_batch.append(image_counts(predicted, target, classes).double().cpu())
         counts.append(torch.stack(of_batch))
         indices += batch.indices.tolist()

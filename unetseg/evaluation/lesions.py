@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from unetseg.data.dataset import Batch
+from unetseg.evaluation.decoding import Redecoder
 from unetseg.evaluation.metrics import (
     COUNTS,
     EDGE_DISTANCES,
@@ -105,26 +106,30 @@ def measure(
     for batch in track(batches, f"lesions of {len(levels)} levels"):
         target = batch.masks.to(device)
         bands = edge_bands(target, classes)
-        features = features_of(model, batch, device)
+        features, redecoder = features_of(model, batch, device), Redecoder(model.net)
         size = (len(cuts), full + 1, len(target))
         of_batch = torch.zeros(*size, classes, len(COUNTS), dtype=torch.float64)
         of_edges = torch.zeros(*size, len(EDGE_DISTANCES) + 1, 2, dtype=torch.float64)
-        for kept in range(full + 1):
-            cut_levels = [level for bit, level in enumerate(levels) if not kept >> bit & 1]
-            for cut, kind in enumerate(cuts):
-                if cut_levels or cut == 0:  # the intact model is the same for every kind of cut
-                    of_shifts = []
-                    for shift in shifts if kind == "shuffle" else shifts[:1]:
-                        replaced = list(features)
-                        for level in cut_levels:
-                            replaced[level] = _replacement(kind, features[level], means[level], before[level], shift)
-                        predicted = class_map(model.net.decode(replaced))
-                        pixels = image_counts(predicted, target, classes).double().cpu()
-                        errors = errors_by_band(predicted, target, bands).double().cpu()
-                        of_shifts.append((pixels, errors))
-                    pixels, errors = (torch.stack(counts_of).mean(0) for counts_of in zip(*of_shifts, strict=True))
-                of_batch[cut, kept] = pixels
-                of_edges[cut, kept] = errors
+        for cut, kind in enumerate(cuts):
+            of_subsets: dict[int, list[tuple[Tensor, Tensor]]] = {}
+            for shift in shifts if kind == "shuffle" else shifts[:1]:
+                others = {
+                    level: _replacement(kind, features[level], means[level], before[level], shift) for level in levels
+                }
+                for kept in range(full + 1):  # the finest levels change first, which decodes the least again
+                    cut_levels = [level for bit, level in enumerate(levels) if not kept >> bit & 1]
+                    if not cut_levels and (cut or shift > 1):
+                        continue  # the intact model is the same for every kind of cut
+                    replaced = [others[level] if level in cut_levels else own for level, own in enumerate(features)]
+                    changes = [(kind, shift) if level in cut_levels else None for level in range(len(features) - 1)]
+                    predicted = class_map(redecoder.decode(replaced, changes))
+                    pixels = image_counts(predicted, target, classes).double().cpu()
+                    errors = errors_by_band(predicted, target, bands).double().cpu()
+                    of_subsets.setdefault(kept, []).append((pixels, errors))
+            for kept, of_shifts in of_subsets.items():
+                pixels, errors = (torch.stack(counts_of).mean(0) for counts_of in zip(*of_shifts, strict=True))
+                of_batch[cut, kept], of_edges[cut, kept] = pixels, errors
+        of_batch[1:, full], of_edges[1:, full] = of_batch[0, full], of_edges[0, full]
         counts.append(of_batch)
         edges.append(of_edges)
         indices += batch.indices.tolist()
