@@ -69,7 +69,7 @@ NESTED = ("OneOf", "SomeOf", "RandomOrder", "Sequential")
 """The augmentations that have `transforms` of their own."""
 AT_FUSIONS = ("similarity", "rank", "reuse", "spectra")
 """What `evaluate mechanism=...` measures where deep features and long skips meet."""
-MECHANISMS = (*AT_FUSIONS, "landscape", "shattering", "hellinger", "oscillation")
+MECHANISMS = (*AT_FUSIONS, "landscape", "sharpness", "shattering", "hellinger", "oscillation")
 """These, and what it measures of the whole network."""
 LEVELS = 4
 """Long skips of a U-Net with five encoder stages; level 1 is the finest (stride 2)."""

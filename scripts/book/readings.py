@@ -134,7 +134,7 @@ READINGS = {
     "cka_coarse_less_fine": Reading(cka_coarse_less_fine, mechanism="similarity"),
     "deep_rank": Reading(deep_rank, mechanism="rank"),
     "shift_loss": Reading(shift_loss, "shift=true"),
-    "sharpness": Reading(sharpness, mechanism="landscape"),
+    "sharpness": Reading(sharpness, mechanism="sharpness"),
     "alike_gradients": Reading(alike_gradients, mechanism="shattering"),
     "freeu_gain": Reading(freeu_gain, "freeu=[1.2,0.9]"),
 }

@@ -1,6 +1,7 @@
 """The loss landscape: a quadratic's is known, directions are filter-normalised, and the weights come back."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_lesions import MIXED, batches
@@ -8,7 +9,14 @@ from torch import nn
 
 from unetseg.data.dataset import Batch
 from unetseg.evaluation import landscape
-from unetseg.evaluation.landscape import HessianProducts, measure, random_direction, restored, top_eigenpair
+from unetseg.evaluation.landscape import (
+    HessianProducts,
+    measure,
+    random_direction,
+    random_sharpness,
+    restored,
+    top_eigenpair,
+)
 from unetseg.model import Segmenter
 from unetseg.training.losses import make_loss
 
@@ -86,6 +94,8 @@ def test_a_quadratics_landscape_is_the_quadratic(pictures, monkeypatch):
         wanted = direction @ loss.matrix @ direction / (direction @ direction)
         assert found.curvature[name] == pytest.approx(float(wanted), rel=1e-6)
         assert found.curvature_low[name] == pytest.approx(found.curvature_high[name]), "all pictures have one Hessian"
+    alone = random_sharpness(net, pictures, loss, [""] * 4)
+    pd.testing.assert_frame_equal(alone, sharpness.iloc[:2][[*alone]], check_exact=True)
 
 
 @pytest.mark.parametrize("eigenvalues", [[-50, *range(12), 12], [-3, *[-1] * 12, -0.5], [0] * 13 + [4]], ids=str)

@@ -78,16 +78,48 @@ def measure(
         _sharpness(name, direction, products, groups) | ({"residual": residual} if name == "top" else {})
         for name, direction in lines.items()
     ]
-    zero = [torch.zeros(()).to(weight) for weight in weights]
-    ways = {"plane": (first, second)} | {name: (direction, zero) for name, direction in lines.items()}
+    return _landscape(model, batch, criterion, lines, track), pd.DataFrame(sharpness)
+
+
+def random_sharpness(
+    model: nn.Module,
+    batch: Batch,
+    criterion: nn.Module,
+    groups: Sequence[str],
+    *,
+    track: Track = lambda sequence, description: sequence,
+) -> pd.DataFrame:
+    """Return the rows `first` and `second` of `measure`'s sharpness alone, which take a tenth of the time."""
+    weights = list(model.parameters())
+    products = HessianProducts(model, batch, criterion)
+    names = track(("first", "second"), "sharpness along random directions")
+    rows = [_sharpness(name, random_direction(weights, seed), products, groups) for seed, name in enumerate(names)]
+    return pd.DataFrame(rows)
+
+
+def _landscape(
+    model: nn.Module, batch: Batch, criterion: nn.Module, lines: dict[str, Direction], track: Track
+) -> pd.DataFrame:
+    """Return the loss on the plane of the first two directions, and along each; the weights come back afterwards."""
+    weights = list(model.parameters())
+    lines = {name: [torch.empty_like(w).copy_(x) for w, x in zip(weights, d, strict=True)] for name, d in lines.items()}
+    first, second, *_ = lines.values()
     grid, line = np.linspace(-1, 1, SIDE).tolist(), np.linspace(-1, 1, POINTS).tolist()
     places = [("plane", a, b) for a in grid for b in grid] + [(name, a, float("nan")) for name in lines for a in line]
     rows = []
     with restored(weights) as own:
+        column = [torch.empty_like(start) for start in own]
+        at = None
         for name, a, b in track(places, "loss landscape"):
-            _move(weights, own, ways[name], a, 0.0 if name != "plane" else b)
+            if name != "plane":
+                _move(weights, own, lines[name], a)
+            else:
+                if a != at:
+                    _move(column, own, first, a)
+                    at = a
+                _move(weights, column, second, b)
             rows.append({"direction": name, "a": a, "b": b, "loss": mean_loss(model, batch, criterion)})
-    return pd.DataFrame(rows), pd.DataFrame(sharpness)
+    return pd.DataFrame(rows)
 
 
 def random_direction(weights: Sequence[Tensor], seed: int) -> Direction:
@@ -161,6 +193,8 @@ class HessianProducts:
         vector = vector.to(self.device, self.dtype)
         parts = [part.to(w) for part, w in zip(self._unflattened(vector), self.weights, strict=True)]
         total, along = torch.zeros_like(vector), []
+        own = torch.empty_like(vector)
+        slots = self._unflattened(own)
         for images, masks in zip(self.batch.images.split(at_once), self.batch.masks.split(at_once), strict=True):
             with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
                 pairs = zip(self.model(images).split(1), masks.split(1), strict=True)
@@ -171,7 +205,8 @@ class HessianProducts:
                     along.append(0.0)
                     continue
                 product = torch.autograd.grad(slope, self.weights, materialize_grads=True)
-            own = torch.cat([part.flatten().to(self.dtype) for part in product])
+            for slot, part in zip(slots, product, strict=True):
+                slot.copy_(part)
             total += own
             along.append(float(own @ vector))
         return total / len(self.batch.images), np.array(along)
@@ -198,42 +233,59 @@ def top_eigenpair(
 
     Locally optimal conjugate gradients (Knyazev 2001): each step takes the best vector in the span of the last one, its
     residual and the last step. The error of the eigenvalue is at most the residual times its size, and mostly about
-    that squared.
+    that squared. A vector may be as long as 10^8 numbers, so all is computed in place: new memory costs as much again.
 
     Args:
-        product: of the matrix with a vector.
+        product: of the matrix with a vector: a new tensor.
         start: a vector, other than an eigenvector of another value.
         steps: it ends with these, or when the residual is below RESIDUAL.
     """
     vector = start / start.norm()
     image = product(vector)
     vector = vector.to(image)
-    move, moved = torch.zeros_like(vector), torch.zeros_like(vector)
+    move, moved = None, None
+    scratch = torch.empty_like(image)
     for _ in steps:
         value = vector @ image
-        rest = image - value * vector
-        if rest.norm() <= RESIDUAL * value.abs():
+        rest = torch.sub(image, torch.mul(vector, value, out=scratch))
+        size = rest.norm()
+        if size <= RESIDUAL * value.abs():
             break
         basis, images = [vector], [image]
         for other, own in ((rest, None), (move, moved)):
+            if other is None:
+                continue
             for _ in range(2):  # Gram and Schmidt, twice for the digits
                 for known, known_image in zip(basis, images, strict=True):
                     part = known @ other
-                    other, own = other - part * known, own if own is None else own - part * known_image
-            size = other.norm()
-            if size > 1e-12 * rest.norm():
-                other = other / size
-                basis.append(other)
-                images.append(product(other) if own is None else own / size)
+                    other.sub_(torch.mul(known, part, out=scratch))
+                    if own is not None:
+                        own.sub_(torch.mul(known_image, part, out=scratch))
+            length = other.norm()
+            if length > 1e-12 * size:
+                basis.append(other.div_(length))
+                images.append(product(other) if own is None else own.div_(length))
+        if len(basis) == 1:
+            break
         small = torch.stack([torch.stack([a @ b for b in images]) for a in basis])
         best = torch.linalg.eigh((small + small.T).cpu() / 2).eigenvectors[:, -1].to(vector)
-        move = sum((c * own for c, own in zip(best[1:], basis[1:], strict=True)), torch.zeros_like(vector))
-        moved = sum((c * own for c, own in zip(best[1:], images[1:], strict=True)), torch.zeros_like(vector))
-        vector, image = best[0] * vector + move, best[0] * image + moved
-        vector, image = vector / vector.norm(), image / vector.norm()
+        move, moved = (_combined(best[1:], own[1:]) for own in (basis, images))
+        vector.mul_(best[0]).add_(move)
+        image.mul_(best[0]).add_(moved)
+        length = vector.norm()
+        vector.div_(length)
+        image.div_(length)
     value = float(vector @ image)
     residual = float((image - value * vector).norm())
     return value, vector, residual / abs(value) if value else 0.0
+
+
+def _combined(factors: Tensor, vectors: Sequence[Tensor]) -> Tensor:
+    """Return the sum of vectors, each times its factor, in the place of the first; the others are changed as well."""
+    first, *others = (vector.mul_(factor) for factor, vector in zip(factors, vectors, strict=True))
+    for other in others:
+        first.add_(other)
+    return first
 
 
 def _sharpness(name: str, direction: Direction, products: HessianProducts, groups: Sequence[str]) -> dict[str, Any]:
@@ -253,6 +305,7 @@ def _sharpness(name: str, direction: Direction, products: HessianProducts, group
 
 
 @torch.no_grad()
-def _move(weights: Sequence[Tensor], own: Direction, ways: tuple[Direction, Direction], a: float, b: float) -> None:
-    for weight, start, x, y in zip(weights, own, *ways, strict=True):
-        weight.copy_(start + a * x + b * y)
+def _move(weights: Sequence[Tensor], own: Direction, way: Direction, share: float) -> None:
+    """Set weights to a share of a way from their own values: in place, as copies of all would take half of the time."""
+    for weight, start, step in zip(weights, own, way, strict=True):
+        torch.mul(step, share, out=weight).add_(start)

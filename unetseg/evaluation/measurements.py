@@ -48,10 +48,13 @@ def mechanism_tables(
     if met := [name for name in chosen if name in AT_FUSIONS]:
         sums = mechanisms.measure(model, batches, groups, device=device, track=track)
         tables |= mechanisms.tables(model, sums, met)
-    if "landscape" in chosen:
+    if {"landscape", "sharpness"} & {*chosen}:
         batch = first_of(shuffled, landscape.PICTURES).to(device)
         of_batch = [groups[index] for index in batch.indices.tolist()]
-        tables["landscape"], tables["sharpness"] = landscape.measure(model, batch, loss, of_batch, track=track)
+        if "landscape" in chosen:  # whose table of sharpness has the sharpest direction, too
+            tables["landscape"], tables["sharpness"] = landscape.measure(model, batch, loss, of_batch, track=track)
+        else:
+            tables["sharpness"] = landscape.random_sharpness(model, batch, loss, of_batch, track=track)
     if "shattering" in chosen:
         images = first_of(shuffled, 2 * shattering.LINES).images.to(device)
         tables["shattering"] = shattering.measure(model, images, track=track)

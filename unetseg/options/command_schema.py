@@ -43,8 +43,8 @@ class Evaluate(Section):
     )
     mechanism: list[str] = Field(
         description="some of [similarity (CKA), rank, reuse (weights), spectra] of what meets at each fusion; "
-        "landscape (of the loss), shattering (of gradients), hellinger (from the training pictures), oscillation (of "
-        "norms)"
+        "landscape (of the loss), sharpness (of it, along random directions: quicker), shattering (of gradients), "
+        "hellinger (from the training pictures), oscillation (of norms)"
     )
     gradient: bool = Field(description="true: by how many residual branches of a ResNet the gradient of the loss comes")
     tolerance: float = Field(ge=0, description="pixels by which a surface may be off for NSD")
