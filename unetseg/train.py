@@ -112,7 +112,7 @@ def look(options: Train) -> None:
         from unetseg.training import build
 
         data, module, planned, _ = _prepare(options)
-        _check(planned, data)
+        _check(options, planned, data)
         if launch.is_first():
             print(build.describe_plan(planned, data))
             folder = RunFolder.planned(options)
@@ -133,7 +133,7 @@ def find_lr(options: Train) -> None:
         from unetseg.training import build, lr_finder
 
         data, module, planned, batch = _prepare(options)
-        _check(planned, data)
+        _check(options, planned, data)
         scale = build.lr_scale(options, batch["devices"] * batch["batch_size"])
         trial = lr_finder.try_rates(options.trainer, module, data)
         suggestion = lr_finder.suggest(trial.lrs, trial.losses)
@@ -174,12 +174,13 @@ def _prepare(options: Train) -> tuple[SegmentationData, SegmentationModule, Trai
     return data, module, planned, build.set_batch_size_and_learning_rate(options, planned, data, module)
 
 
-def _check(planned: Trainer, data: SegmentationData) -> None:
+def _check(options: Train, planned: Trainer, data: SegmentationData) -> None:
     """Print a table of the data; raise a UserError where they can't be trained on."""
     from unetseg.training import build
 
     preflight.data(data)
     build.check_limits(planned, data)
+    build.check_lengths(options, planned, data)
 
 
 def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], None]) -> dict[str, Any]:
@@ -194,7 +195,7 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
     data, module, planned, batch = _prepare(options)
     own_callbacks = build.make_own_callbacks(options)
     make_folder = RunFolder.resume if options.resume else RunFolder.create
-    run = make_folder(options, lambda: _check(planned, data))
+    run = make_folder(options, lambda: _check(options, planned, data))
     if launch.is_first():
         print(build.describe_start(planned, module, run.path), flush=True)
     start = resume.rewind(run) if options.resume else None

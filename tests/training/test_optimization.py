@@ -125,6 +125,11 @@ class TestOptimizers:
         (("optimizer.ema=0.9", "trainer.strategy=fsdp", "gradients.every_n_steps=0"), "ddp with optimizer.ema"),
         (("optimizer.arguments={lr:1}",), "without lr and weight_decay"),
         (("optimizer.ema=1",), "optimizer.ema"),
+        (("model.freeze_encoder=true", "optimizer.encoder_lr_factor=0.1"), "an encoder that stays as it is has no"),
+        (
+            ("model.freeze_encoder=5", "trainer.max_epochs=5", "optimizer.encoder_lr_factor=0.1"),
+            "freeze_encoder=5: an encoder that stays",
+        ),
         (("optimizer.schedule=cosin",), "cosine"),
     ],
 )
@@ -245,6 +250,23 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(given, tiny, stopped):
     for part in ("optimizer_states", "lr_schedulers", "global_step"):
         assert str(states[0][part]) == str(states[1][part])
     assert whole.metrics.read_text() == broken.metrics.read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        # 16 training pictures in batches of 4 are four or five steps an epoch
+        (("optimizer.warmup_epochs=3",), "lr would never reach its full value"),
+        (("optimizer.warmup_epochs=0.01",), "is none"),
+        (("model.freeze_encoder=2", "optimizer.encoder_lr_factor=0.1"), "encoder_lr_factor=0.1 does nothing"),
+    ],
+)
+def test_first_epochs_that_outlast_the_steps_are_refused_before_training(given, said, tiny, tmp_path):
+    with pytest.raises(UserError, match=said):
+        tiny("trainer.max_epochs=9", "trainer.max_steps=6", "name=refused", *given)
+    assert not [*tmp_path.rglob("refused")]
+    steps = tiny("trainer.max_epochs=9", "trainer.max_steps=6", "optimizer.warmup_epochs=1", "name=trained")
+    assert steps.summary.exists()
 
 
 def test_a_training_ends_early_and_stays_ended(tiny, capsys):

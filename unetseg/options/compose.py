@@ -21,8 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from unetseg.errors import UserError
 from unetseg.names import is_own, nearest_first
-from unetseg.options import data_file
+from unetseg.options import data_file, idle
 from unetseg.options.section import Section
+from unetseg.options.settings import flat
 from unetseg.options.trainer import lightnings_arguments
 from unetseg.options.validation import Schema, describe, unknown_option, validate
 
@@ -35,10 +36,22 @@ TEXTS = ("name", "output", "resume", "wandb.project", "wandb.entity")
 
 def compose(command: str, schema: type[Schema], overrides: list[str]) -> Schema:
     """Return the validated options that conf/<command>.yaml and the overrides make, or raise a UserError."""
-    values = _composed_like_an_earlier(command, [as_override(override) for override in overrides])
+    own = [as_override(override) for override in overrides]
+    values = _composed_like_an_earlier(command, own)
     if values is None:
-        return validate(schema, plain_values(compose_config(command, schema, overrides), schema))
-    return validate(schema, _with_data_file(values))
+        values = plain_values(compose_config(command, schema, overrides), schema)
+    options = validate(schema, _with_data_file(values))
+    idle.check(options.model_dump(), given_keys(parse(own)))
+    return options
+
+
+def given_keys(overrides: Sequence[Any]) -> list[str]:
+    """Return the dotted keys of single options that parsed overrides set, also by a table of a section."""
+    keys = []
+    for override in overrides:
+        key, value = str(override.key_or_group), None if override.is_delete() else override.value()
+        keys += flat({key: value}) if isinstance(value, dict) else [key]
+    return keys
 
 
 def compose_runs(command: str, schema: type[Schema], runs: list[list[str]]) -> list[Schema]:

@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unetseg.errors import UserError, first_line
-from unetseg.options import data_file, plain_yaml
-from unetseg.options.compose import CONF, as_override, compose_config, parse
+from unetseg.options import data_file, idle, plain_yaml
+from unetseg.options.compose import CONF, as_override, compose_config, given_keys, parse
 from unetseg.options.data_schema import DATA
 from unetseg.options.schema import Train
 from unetseg.options.section import Section
@@ -99,9 +99,11 @@ def apply_overrides(command: str, schema: type[Schema], recorded: dict[str, Any]
     if "root" in given:
         options["data"] = data_file.complete(options["data"], given)
     try:
-        return validate(schema, options)
+        checked = validate(schema, options)
+        idle.check(checked.model_dump(), given_keys([override for override, _ in own]))
     except UserError as error:
         raise UserError(f"among the options that are recorded, and those given now: {error}") from None
+    return checked
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from unetseg.names import (
 )
 from unetseg.options.data_schema import Folder, HuggingFace, OwnSource, Pets, Synthetic
 from unetseg.options.loss import check_loss_for_classes, checked_boundary_weight, checked_class_weights, checked_loss
-from unetseg.options.messages import one_of_own, rejected
+from unetseg.options.messages import format_value, one_of_own, rejected
 from unetseg.options.model_schema import Model
 from unetseg.options.section import Section, Text, Trust
 from unetseg.options.trainer import check_trainer
@@ -234,10 +234,18 @@ class Train(Section):
         optimizer, epochs = self.optimizer, self.trainer.get("max_epochs") or 0
         if optimizer.schedule == "plateau" and optimizer.warmup_epochs:
             raise rejected("optimizer.warmup_epochs=0 with schedule=plateau", "optimizer.warmup_epochs=0")
-        if 0 < epochs <= optimizer.warmup_epochs:
+        if 0 < epochs <= optimizer.warmup_epochs:  # where max_steps decides, build.check_lengths knows
             raise rejected(
                 f"optimizer.warmup_epochs below trainer.max_epochs, {epochs}",
                 f"optimizer.warmup_epochs={epochs / 10:g}",
+            )
+        frozen = self.model.freeze_encoder
+        is_held = frozen is True or (not isinstance(frozen, bool) and 0 < epochs <= frozen)
+        if is_held and optimizer.encoder_lr_factor != 1:
+            raise rejected(
+                f"optimizer.encoder_lr_factor=1 with model.freeze_encoder={format_value(frozen)}: an encoder that "
+                "stays as it is has no learning rate",
+                "optimizer.encoder_lr_factor=1, or fewer epochs for model.freeze_encoder",
             )
         endless = epochs == -1 and (self.trainer.get("max_steps") or -1) == -1
         if endless and optimizer.schedule in ("poly", "one_cycle"):

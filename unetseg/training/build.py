@@ -287,12 +287,18 @@ def describe_plan(trainer: L.Trainer, data: SegmentationData) -> str:
     """Return how many pictures each split has, and how many steps a training takes, in a line."""
     assert data.collection is not None
     pictures = ", ".join(f"{len(examples)} for {split}" for split, examples in data.collection.splits.items())
+    steps, total = _steps(trainer, data)
+    length = "without an end" if total is None else f"{counted(total, 'step')} in all"
+    return f"pictures: {pictures}; {counted(steps, 'step')} an epoch (batches of {data.batch_size}), {length}"
+
+
+def _steps(trainer: L.Trainer, data: SegmentationData) -> tuple[int, int | None]:
+    """Return the steps of an epoch, and of the whole training; None where that has no end."""
     batches, limit = data.batches_per_epoch(trainer.world_size), trainer.limit_train_batches
     batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
-    steps, epochs = -(-batches // trainer.accumulate_grad_batches), trainer.max_epochs or 0
-    limits = [limit for limit in (steps * epochs, trainer.max_steps) if limit > 0]
-    length = f"{counted(min(limits), 'step')} in all" if limits else "without an end"
-    return f"pictures: {pictures}; {counted(steps, 'step')} an epoch (batches of {data.batch_size}), {length}"
+    steps = -(-batches // trainer.accumulate_grad_batches)
+    limits = [limit for limit in (steps * (trainer.max_epochs or 0), trainer.max_steps) if limit > 0]
+    return steps, min(limits, default=None)
 
 
 def write_augmented(data: SegmentationData, folder: Path) -> Path:
@@ -344,6 +350,37 @@ def check_limits(trainer: L.Trainer, data: SegmentationData) -> None:
                 accepted="a part of an epoch; with trainer.check_val_every_n_epoch=null any number of batches",
                 advice=f"trainer.val_check_interval={limit}",
             )
+
+
+def check_lengths(options: Train, trainer: L.Trainer, data: SegmentationData) -> None:
+    """Raise a UserError where a training ends before what its first epochs are for: so many epochs are so many steps.
+
+    What trainer.max_epochs alone tells has been refused with the options; trainer.max_steps needs the data's size.
+    """
+    steps, total = _steps(trainer, data)
+    warmup = options.optimizer.warmup_epochs
+    if warmup and not round(warmup * steps):
+        raise UserError(
+            f"optimizer.warmup_epochs={warmup:g} of {counted(steps, 'step')} is none",
+            accepted=f"0, or at least {1 / steps:.2g}, which is a step",
+            advice="optimizer.warmup_epochs=1",
+        )
+    if total is not None and warmup and total <= round(warmup * steps):
+        raise UserError(
+            f"optimizer.warmup_epochs={warmup:g} are {counted(round(warmup * steps), 'step')}, and the training has "
+            f"{total}: lr would never reach its full value",
+            accepted=f"less than {total / steps:.3g} epochs, or a longer training",
+            advice=f"optimizer.warmup_epochs={total / steps / 10:.2g}",
+        )
+    frozen = options.model.freeze_encoder
+    is_held = not isinstance(frozen, bool) and total is not None and total <= frozen * steps
+    if is_held and options.optimizer.encoder_lr_factor != 1:
+        raise UserError(
+            f"optimizer.encoder_lr_factor={options.optimizer.encoder_lr_factor:g} does nothing: "
+            f"model.freeze_encoder={frozen} are {counted(frozen * steps, 'step')}, and the training has {total}",
+            accepted="optimizer.encoder_lr_factor=1, or an encoder that is let go",
+            advice="optimizer.encoder_lr_factor=1",
+        )
 
 
 def silence_lightning() -> None:

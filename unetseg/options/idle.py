@@ -1,0 +1,59 @@
+"""Options that do nothing beside others: whoever gives one takes it for working, so it is refused.
+
+Only what is given on the command line or in a call is looked at. Defaults, an experiment's values and those of a
+recorded run may lie idle. Where a default is neutral, as model.skip_gradient=1 is, the schema itself refuses the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from unetseg.errors import UserError
+from unetseg.options.messages import format_value
+from unetseg.options.settings import flat
+
+
+@dataclass(frozen=True)
+class Need:
+    """What an option needs of another one to do anything."""
+
+    option: str
+    other: str
+    is_met: Callable[[Any], bool]
+    accepted: str
+    """Values of the other one, in words."""
+
+
+NEEDS = (
+    Need("optimizer.patience", "optimizer.schedule", lambda value: value == "plateau", "plateau"),
+    Need("data.border", "data.target", lambda value: value == "pet", "pet"),
+    Need("data.foreground", "data.crop", lambda value: value is not None, "the side of crops, such as 128"),
+    Need("data.crops", "data.crop", lambda value: value is not None, "the side of crops, such as 128"),
+    Need("gradients.routes_every_n_steps", "gradients.routes", lambda value: value == "exits", "exits"),
+    Need("gradients.routes_every_n_steps", "gradients.every_n_steps", lambda value: value > 0, "1 or more"),
+)
+
+
+def check(options: dict[str, Any], given: Iterable[str]) -> None:
+    """Raise a UserError where an option that is given does nothing beside the others; null asks for nothing.
+
+    Args:
+        options: plain values of all, validated.
+        given: dotted keys of those that the user gave.
+
+    Examples:
+        >>> check({"optimizer": {"schedule": "plateau", "patience": 3}}, ["optimizer.patience"])
+    """
+    values, given = flat(options), {*given}
+    for need in NEEDS:
+        value = values.get(need.option)
+        is_asked = need.option in given and value is not None and need.other in values
+        if is_asked and not need.is_met(values[need.other]):
+            instead = format_value(values[need.other])
+            raise UserError(
+                f"{need.option}={format_value(value)} does nothing with {need.other}={instead}",
+                accepted=f"{need.option} with {need.other}={need.accepted}",
+                advice=f"the same without {need.option}",
+            )
