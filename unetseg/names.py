@@ -188,6 +188,17 @@ def nearest_first(wanted: str, names: Sequence[str]) -> list[str]:
     return sorted(names, key=likeness, reverse=True)
 
 
+def alike(per_level: Any) -> Any:
+    """Return the one value of a list of LEVELS equal ones, which is another name of the same; others as they are.
+
+    Examples:
+        >>> alike([1.0, 1.0, 1.0, 1.0]), alike(["none", "add", "add", "add"]), alike("concat")
+        (1.0, ['none', 'add', 'add', 'add'], 'concat')
+    """
+    is_one = isinstance(per_level, list) and len(per_level) == LEVELS and all(own == per_level[0] for own in per_level)
+    return per_level[0] if is_one else per_level
+
+
 def one_word(per_level: str | float | Sequence[str] | Sequence[float]) -> str:
     """Return a setting as one word: concat, 0.5, or none-concat-add-concat (finest first)."""
     entries = [per_level] if isinstance(per_level, str | float | int) else per_level

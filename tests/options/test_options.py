@@ -23,7 +23,7 @@ from unetseg.options.compose import (
     values_of,
 )
 from unetseg.options.schema import Train
-from unetseg.options.settings import override, variant
+from unetseg.options.settings import axes_of, differences, override, variant
 from unetseg.options.trainer import trainer_arguments
 from unetseg.options.validation import describe, validate
 
@@ -153,6 +153,25 @@ def test_all_that_is_wrong_is_told_at_once():
     text = message("model.skip=bogus", "data.batch_size=0")
     assert "model.skip=bogus" in text
     assert "data.batch_size=0" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "one"),
+    [("skip_scale", 1.0), ("skip_scale", 0.5), ("skip_gradient", 0.5), ("skip_flow", "forward"), ("skip", "add")],
+)
+def test_the_same_value_at_each_level_is_that_value(key, one):
+    """Two names of one network would be two settings of a report, and neither would resume the other's run."""
+    named, listed = (
+        compose("train", Train, [*SYNTHETIC, f"model.{key}={value}"])
+        for value in (f"{one:g}" if isinstance(one, float) else one, f"[{one},{one},{one},{one}]")
+    )
+    assert named == listed
+    assert getattr(listed.model, key) == one
+    recorded = listed.model_dump()
+    recorded["model"] |= {key: [one] * 4}  # as a run of an earlier version has it
+    assert differences(recorded, named.model_dump()) == []
+    assert axes_of([recorded, named.model_dump()]) == {}
+    assert variant(recorded["model"]) == variant(named.model.model_dump())
 
 
 def test_a_dose_is_a_number_or_one_per_level_and_part_of_the_settings_name():

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pydantic_core import PydanticCustomError
 
 from unetseg import classes
-from unetseg.names import ENCODERS, LEVELS, OWN_CLASS, TIMM, is_encoder, is_own, nearest_first
+from unetseg.names import ENCODERS, LEVELS, OWN_CLASS, TIMM, alike, is_encoder, is_own, nearest_first
 
 KINDS = {
     "bool": "true or false",
@@ -84,6 +84,8 @@ def one_or_per_level(
 ) -> str | list[str]:
     """Return a name or a list of LEVELS names, finest level first; a list may have fewer kinds than one name.
 
+    A list of equal names is the one name.
+
     With `own` a class of the user's own is a name as well.
     """
     of_levels = of_levels or names
@@ -98,18 +100,18 @@ def one_or_per_level(
         return name_of(value, names)
     if len(value) != LEVELS:
         raise rejected(f"{', '.join(names)}{more}", f"[{','.join(example)}]")
-    return [name_of(entry, of_levels) for entry in value]
+    return alike([name_of(entry, of_levels) for entry in value])  # type: ignore[no-any-return]
 
 
 def dose_per_level(value: object, key: str) -> float | list[float]:
-    """Return a finite number >= 0 or a list of LEVELS of them, finest level first."""
+    """Return a finite number >= 0 or a list of LEVELS different ones, finest level first."""
     entries = value if isinstance(value, list | tuple) else [value] * LEVELS
     numbers = [float(entry) for entry in entries if isinstance(entry, int | float) and not isinstance(entry, bool)]
     if not len(entries) == len(numbers) == LEVELS or not all(math.isfinite(n) and n >= 0 for n in numbers):
         example = ["0", *["1"] * (LEVELS - 1)]
         more = f"or one per level, {LEVELS} in all, finest first: {key}=[{','.join(example)}]"
         raise rejected(f"a number of 0 or more; {more}", "0.5")
-    return numbers if isinstance(value, list | tuple) else numbers[0]
+    return alike(numbers)  # type: ignore[no-any-return]
 
 
 def scale_per_level(value: object, names: Sequence[str], key: str) -> str | float | list[float]:

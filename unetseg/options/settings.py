@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from unetseg.names import is_own, one_word
+from unetseg.names import alike, is_own, one_word
 from unetseg.options.messages import format_value
 
 NO_DIFFERENCE = (
@@ -28,12 +28,19 @@ TABLES = ("loss", "optimizer.arguments", "model.skip", "model.decoder", "data.so
 """Options whose value may be a table, and which are no sections for that."""
 
 
+PER_LEVEL = ("model.skip", "model.skip_flow", "model.skip_gradient", "model.skip_scale")
+"""Options of which earlier runs recorded a list of equal values as it was given."""
+
+
 def flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested options by their dotted keys."""
     by_key: dict[str, Any] = {}
     for key, value in options.items():
         name = f"{prefix}{key}"
-        by_key |= flat(value, f"{name}.") if isinstance(value, dict) and name not in TABLES else {name: value}
+        if isinstance(value, dict) and name not in TABLES:
+            by_key |= flat(value, f"{name}.")
+        else:
+            by_key[name] = alike(value) if name in PER_LEVEL else value
     return by_key
 
 
@@ -122,6 +129,7 @@ IN_THE_VARIANT = tuple(
 
 def variant(model: dict[str, Any]) -> str:
     """Return the name of a model in an ablation: "add", "concat backward", "concat dose 0.5", "none matched"."""
+    model = {name: alike(value) for name, value in model.items()}
     words = [one_word(model["skip"])]
     if model["skip_flow"] != "both":
         words.append(one_word(model["skip_flow"]))
