@@ -180,6 +180,7 @@ def _check(options: Train, planned: Trainer, data: SegmentationData) -> None:
 
     preflight.data(data)
     build.check_limits(planned, data)
+    build.check_partners(options, planned, data)
     build.check_lengths(options, planned, data)
 
 

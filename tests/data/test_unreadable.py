@@ -9,12 +9,14 @@ import pytest
 import torch
 from conftest import TINY
 from PIL import Image
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from unetseg.data.dataset import read_list
 from unetseg.data.masks import MaskValues, mask_size, read_raw_mask
 from unetseg.data.pictures import Unreadable, image_size, read_image
 from unetseg.data.sources import make_data
 from unetseg.errors import UserError
+from unetseg.model.skips import Shuffled
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
 from unetseg.train import train as run_training
@@ -64,6 +66,40 @@ def test_what_has_no_header_is_left_out_before_training_and_told_in_a_line(own, 
     for split in ("train", "val", "test"):
         assert names(data, split) == [name for name in names(first, split) if name not in gone]
     assert capsys.readouterr().out == f"left out, unreadable: 4 pictures: {', '.join(gone[:3])}, ...\n"
+
+
+def test_a_picture_left_alone_by_unreadable_ones_gets_zeros_of_a_shuffled_skip(own, tmp_path):
+    cut_short(own / f"images/{names(prepared(own), 'train')[5]}.jpg")
+    pets = ("data=pets", "data.size=64", f"data.root={own}", "data.batch_size=2", "data.workers=0")
+    small = ("model.weights=null", "model.skip=shuffled", "trainer.max_epochs=1", "guards.unreadable_image=skip")
+    others = [override for override in TINY if not override.startswith("data")]
+    options = compose("train", Train, [*others, *pets, *small, f"output={tmp_path}", "name=run"])
+    alone = []
+
+    def see(module, inputs):
+        if isinstance(module, Shuffled) and module.training:
+            alone.append(len(inputs[0]) == 1)
+
+    with register_module_forward_pre_hook(see):
+        assert run_training(options)["unreadable_images"] == 1
+    assert any(alone), "a batch had lost its other picture"
+
+
+def test_one_training_picture_is_refused_with_a_shuffled_skip_whatever_is_left_out(own, tmp_path):
+    (own / "annotations/trainval.txt").write_text(
+        "".join((own / "annotations/trainval.txt").read_text().splitlines(True)[:2])
+    )
+    pets = ("data=pets", "data.size=64", f"data.root={own}", "data.workers=0", "data.validation=0.5")
+    others = [override for override in TINY if not override.startswith("data")]
+    given = (
+        "model.weights=null",
+        "model.skip=shuffled",
+        "guards.unreadable_image=skip",
+        f"output={tmp_path}",
+        "name=run",
+    )
+    with pytest.raises(UserError, match="1 training picture on 1 device"):
+        run_training(compose("train", Train, [*others, *pets, *given]))
 
 
 def test_a_run_counts_and_records_what_it_left_out_before_training_and_in_it(own, tmp_path):

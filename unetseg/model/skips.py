@@ -317,13 +317,19 @@ class Shuffled(Concat):
     evaluation a picture has its own features, so that its mask depends on no other picture: a decoder that was trained
     so has not learned to use what they say of it. What their exchange costs a trained model, a lesion says ("shuffle").
 
+    Attributes:
+        zeros_alone: whether a picture alone in a batch gets zeros, as from a placebo: where unreadable pictures are
+            left out, the others of its batch may all be gone.
+
     Raises:
-        UserError: there is one picture alone in a batch of training.
+        UserError: there is one picture alone in a batch of training, without `zeros_alone`.
 
     Examples:
         >>> Shuffled(1, 1)(torch.zeros(2, 1, 1, 1), torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)).flatten()
         tensor([0., 2., 0., 1.])
     """
+
+    zeros_alone = False
 
     def fuse(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Return Bx(D+S)xHxW."""
@@ -332,6 +338,8 @@ class Shuffled(Concat):
     def of_another(self, features: Tensor) -> Tensor:
         """Return the BxSxHxW features of other pictures of the batch."""
         size = len(features)
+        if size == 1 and self.zeros_alone:
+            return torch.zeros_like(features)
         if size == 1:
             raise UserError(
                 "skip=shuffled with one picture in a batch of training",

@@ -25,6 +25,7 @@ from unetseg.model import checkpoint
 from unetseg.model.auxiliary import AuxiliaryHeads, MaskHeads
 from unetseg.model.encoders import check_side
 from unetseg.model.segmenter import Segmenter
+from unetseg.model.skips import Shuffled
 from unetseg.model.transfer import MatchedParts, load_weights
 from unetseg.names import DENSENETS, RESNETS, class_names, counted
 from unetseg.options.messages import format_value
@@ -81,6 +82,10 @@ def make_module(
             print(f"{weights}:\n{matched}" if isinstance(matched, MatchedParts) else f"{weights}: {matched}")
     if options.model.encoder not in RESNETS + DENSENETS:
         check_side(model.net.encoder, options.model.encoder, view.side)
+    if options.guards.unreadable_image == "skip":
+        for fusion in model.modules():
+            if isinstance(fusion, Shuffled):
+                fusion.zeros_alone = True
     check_doses(options, cast(list[int], model.net.encoder.out_channels)[1:-1])
     if options.model.freeze_encoder:
         hold(model.net.encoder)
@@ -350,6 +355,17 @@ def check_limits(trainer: L.Trainer, data: SegmentationData) -> None:
                 accepted="a part of an epoch; with trainer.check_val_every_n_epoch=null any number of batches",
                 advice=f"trainer.val_check_interval={limit}",
             )
+
+
+def check_partners(options: Train, trainer: L.Trainer, data: SegmentationData) -> None:
+    """Raise a UserError where skip=shuffled finds no second training picture on some device."""
+    if "shuffled" in options.model.skip and data.examples_of("train") < 2 * trainer.world_size:
+        raise UserError(
+            f"skip=shuffled with {counted(data.examples_of('train'), 'training picture')} "
+            f"on {counted(trainer.world_size, 'device')}",
+            accepted="two or more for each device, whose features are exchanged",
+            advice="more training pictures, or model.skip=placebo",
+        )
 
 
 def check_lengths(options: Train, trainer: L.Trainer, data: SegmentationData) -> None:
