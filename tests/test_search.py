@@ -68,9 +68,11 @@ def searched(tmp_path, monkeypatch):
             place = folder / search.trial_name(number)
             overrides = [f"{key}={value}" for key, value in values.items()]
             log = folder / "logs" / f"{place.name}.log"
-            return SweepRun(place.name, overrides, SimpleNamespace(trainer={}), RunFolder(place), log)
+            return SweepRun(
+                place.name, overrides, SimpleNamespace(trainer={"max_epochs": EPOCHS}), RunFolder(place), log
+            )
 
-        return search.Search(folder, SPACE, trials, 7, EPOCHS, run)
+        return search.Search(folder, SPACE, trials, 7, run)
 
     return make
 
@@ -166,6 +168,21 @@ def test_a_bad_trial_is_pruned_and_counts_once(searched):
     assert int(table[5]["validations"]) < EPOCHS
     assert not study.runs[5].folder.summary.exists()
     assert len(finish(searched(trials=6))) == 6
+
+
+@pytest.mark.parametrize(("every", "first"), [(1, 6), (5, 10), (10, 10)])
+def test_none_is_pruned_in_the_first_quarter_of_its_epochs_however_rare_validations_are(every, first, tmp_path):
+    """A quarter of 20 epochs are 5; the validation after more of them is the first that may end a trial."""
+    run = SweepRun("run", [], SimpleNamespace(trainer={"max_epochs": 20}), RunFolder(tmp_path), tmp_path / "log")
+    bad = SimpleNamespace(should_prune=lambda: True)
+    ended = []
+    for epoch in range(every - 1, 20, every):
+        with run.folder.metrics.open("a") as file:
+            print(f"{7 * epoch},{epoch},val/iou,0.1", file=file)
+        ended += [epoch + 1] if search._is_bad(bad, run) else []
+    assert ended[0] == first
+    assert run.progress() == (20, 0.1)
+    assert len(run.validations()) == 20 // every
 
 
 def test_the_option_that_sets_the_best_apart_is_the_important_one(searched):

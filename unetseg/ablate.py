@@ -167,7 +167,7 @@ def search(first: Ablate, given: Sequence[str]) -> list[SweepRun]:
             log.write_text(f"its options don't go together: {error}\n", encoding="utf-8")
         return SweepRun(name, overrides, options, RunFolder(folder / name), log, state, values_text(values))
 
-    study = studies.Search(folder, space, trials, first.seed, first.trainer.get("max_epochs"), make)
+    study = studies.Search(folder, space, trials, first.seed, make)
     record = {"command": launch.command_line(), "cells": []}
     about = {"trials": trials, "space": texts, "options": common}
     write_json(folder / RECORD, {**record, "search": about})

@@ -44,7 +44,6 @@ class Search:
         space: the options that are searched.
         trials: the number of trials, finished or pruned, that the study is to have.
         seed: of Optuna's sampler.
-        epochs: of a trial; in the first quarter of them none is pruned. None where they are not known.
         make: returns the run of a trial by its number and its values, failed where these don't go together.
 
     Raises:
@@ -57,7 +56,6 @@ class Search:
         space: Mapping[str, BaseDistribution],
         trials: int,
         seed: int,
-        epochs: int | None,
         make: Callable[[int, dict[str, Any]], SweepRun],
     ):
         self.folder, self.space, self.trials, self.seed, self.make = folder, dict(space), trials, seed, make
@@ -67,7 +65,7 @@ class Search:
             storage=f"sqlite:///file:{quote(str((folder / STUDY).absolute()))}?uri=true",
             study_name="search",
             direction="maximize",
-            pruner=optuna.pruners.MedianPruner(n_warmup_steps=max(epochs or 0, 0) // 4),
+            pruner=optuna.pruners.MedianPruner(),  # whose steps are validations; `_is_bad` counts epochs
             load_if_exists=True,
         )
         self.runs: list[SweepRun] = []
@@ -141,7 +139,7 @@ class Search:
         self._reported[trial.number] = reported
         if run.state in ("done", "failed"):  # it ended while nobody watched, or can't begin
             self._follow(trial, run)
-        elif reported and trial.should_prune():
+        elif reported and _is_bad(trial, run):
             self._to_prune.add(trial.number)
             self._close(trial, run)
 
@@ -166,7 +164,7 @@ class Search:
         for step in news:
             trial.report(values[step], step)
         self._reported[trial.number] = max(self._reported[trial.number], len(values))
-        if run.state == "running" and news and trial.number not in self._to_prune and trial.should_prune():
+        if run.state == "running" and news and trial.number not in self._to_prune and _is_bad(trial, run):
             self._to_prune.add(trial.number)
             run.stop(signal.SIGTERM)  # it finishes its step and writes last.ckpt
         if run.state in ("done", "failed"):
@@ -197,6 +195,12 @@ class Search:
             place = trial_name(trial.number)
             writer.writerow([trial.number, _state(trial), score, len(trial.intermediate_values), place, *options])
         write_text(self.folder / TRIALS, table.getvalue())
+
+
+def _is_bad(trial: Trial, run: SweepRun) -> bool:
+    """Return whether the pruner would end a trial; in the first quarter of its epochs none is ended."""
+    epochs = run.options.trainer.get("max_epochs") or 0
+    return run.progress()[0] > max(epochs, 0) // 4 and trial.should_prune()
 
 
 def trial_name(number: int) -> str:

@@ -97,18 +97,22 @@ class SweepRun:
 
     def validations(self) -> list[float]:
         """Return val/iou of each validation so far."""
-        values: list[float] = []
+        return [iou for _, iou in self._validations()]
+
+    def progress(self) -> tuple[int, float | None]:
+        """Return the number of epochs to the last validation, its own included, and its val/iou."""
+        validations = self._validations()
+        return (validations[-1][0] + 1, validations[-1][1]) if validations else (0, None)
+
+    def _validations(self) -> list[tuple[int, float]]:
+        """Return the epoch, from 0, and val/iou of each validation so far; not every epoch needs to end with one."""
+        found: list[tuple[int, float]] = []
         if self.folder.metrics.is_file():
             rows = (line.split(",") for line in self.folder.metrics.read_text("utf-8", "replace").splitlines())
             for row in rows:
                 with suppress(ValueError):  # damaged, or not written to its end yet
-                    values += [float(row[3])] if len(row) == 4 and row[2] == "val/iou" else []
-        return values
-
-    def progress(self) -> tuple[int, float | None]:
-        """Return the number of epochs that are done, and the last val/iou."""
-        values = self.validations()
-        return len(values), values[-1] if values else None
+                    found += [(int(row[1]), float(row[3]))] if len(row) == 4 and row[2] == "val/iou" else []
+        return found
 
     def seconds_left(self) -> float | None:
         """Return the time that the training still needs at the pace of this process; None where it is unknown."""
