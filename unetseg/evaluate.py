@@ -143,6 +143,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
             )
     data = make_data(options.data.model_dump() | measured, known["seed"], test_split=options.split, trust=True)
     data.check()
+    check_pictures(options, data)
     training = training_pictures(options, known) if "hellinger" in options.mechanism else None
     norms = feature_norms(options) if "oscillation" in options.mechanism else None
     folder = RunFolder(output_folder(options))
@@ -187,6 +188,18 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     if options.gradient:
         measure_path_lengths(module, data.loader(options.split, crops=True), trainer, folder)
     return content
+
+
+def check_pictures(options: Evaluate, data: SegmentationData) -> None:
+    """Raise a UserError where something is asked for that takes two pictures, and the split has one."""
+    pairs = {"lesion=true": options.lesion, "mechanism=[shattering]": "shattering" in options.mechanism}
+    asked = [name for name, is_asked in pairs.items() if is_asked]
+    if asked and data.examples_of(options.split) < 2:
+        raise UserError(
+            f"{asked[0]}: split={options.split} has one picture",
+            accepted="two pictures or more: it takes the features of another one, or goes from one to the other",
+            advice="split=all, or the same without it",
+        )
 
 
 def measure_path_lengths(module: SegmentationModule, batches: Any, trainer: L.Trainer, folder: RunFolder) -> None:

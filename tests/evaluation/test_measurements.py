@@ -1,12 +1,14 @@
 """evaluate mechanism=... of the whole network: tables, figures and refusals, of one small run."""
 
+import shutil
+
 import pandas as pd
 import pytest
 from conftest import TINY
 
 from unetseg.errors import UserError
 from unetseg.evaluate import evaluate, options_of
-from unetseg.evaluation import landscape, shattering
+from unetseg.evaluation import hellinger, landscape, shattering
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
 from unetseg.runs.folder import RunFolder
@@ -16,7 +18,15 @@ TABLES = {
     "landscape": ["direction", "a", "b", "loss"],
     "sharpness": ["direction", "length", "curvature", "curvature_low", "curvature_high", "residual"],
     "shattering": ["depth", "lag", "acf", "acf_low", "acf_high", "cosine", "cosine_low", "cosine_high"],
-    "hellinger": ["depth", "channels", "hellinger", "hellinger_low", "hellinger_high", "within"],
+    "hellinger": [
+        "depth",
+        "channels",
+        *("training_pictures", "pictures"),
+        "hellinger",
+        "hellinger_low",
+        "hellinger_high",
+        "within",
+    ],
     "oscillation": ["step", "level", "features", "rms"],
     "norm_changes": ["level", "features", "readings", "least", "mean", "greatest", "change"],
 }
@@ -59,6 +69,27 @@ def test_evaluate_writes_shows_and_draws_each(run, tmp_path, capsys, monkeypatch
         "norms of the features",
     ):
         assert words in shown
+
+
+def test_of_many_pictures_hellinger_reads_a_seeded_sample_and_says_how_many(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(hellinger, "MOST", 5)
+    tables = []
+    for name in ("one", "two"):
+        evaluate(options_of([f"checkpoint={run.path}", "mechanism=[hellinger]", f"output={tmp_path / name}"]))
+        tables.append(pd.read_csv(tmp_path / name / "hellinger.csv"))
+    assert {*tables[0].training_pictures} == {*tables[0].pictures} == {5}
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
+@pytest.mark.parametrize("asked", ["mechanism=[shattering]", "lesion=true"])
+def test_what_takes_two_pictures_is_refused_with_one(asked, run, drawn_set, tmp_path):
+    lone = shutil.copytree(drawn_set, tmp_path / "lone")
+    lines = (lone / "annotations/test.txt").read_text().splitlines(keepends=True)
+    (lone / "annotations/test.txt").write_text(lines[0])
+    options = [f"checkpoint={run.path}", "data=pets", f"data.root={lone}", asked, f"output={tmp_path / 'out'}"]
+    with pytest.raises(UserError, match="split=test has one picture"):
+        evaluate(options_of(options))
+    assert not (tmp_path / "out").exists()
 
 
 def test_training_pictures_are_not_compared_with_themselves(run, tmp_path):

@@ -271,6 +271,31 @@ def first_of(batches: Iterable[Batch], count: int) -> Batch:
     return Batch(*joined)
 
 
+class First:
+    """The first pictures of some batches, at most so many, in batches: the same ones each time it is gone through.
+
+    Args:
+        batches: a loader that has the same order each time.
+        count: of the pictures.
+
+    Examples:
+        >>> batch = Batch(torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8), torch.tensor([4, 7]))
+        >>> [own.indices.tolist() for own in First([batch, batch, batch], 3)]
+        [[4, 7], [4]]
+    """
+
+    def __init__(self, batches: Iterable[Batch], count: int):
+        self.batches, self.count = batches, count
+
+    def __iter__(self) -> Iterator[Batch]:
+        left = self.count
+        for batch in self.batches:
+            yield Batch(batch.images[:left], batch.masks[:left], batch.indices[:left], batch.unreadable)
+            left -= len(batch.indices)
+            if left <= 0:
+                return
+
+
 def collate(items: list[Item]) -> Batch:
     """Stack examples; the images stay HxWxC in memory, the layout that channels_last models read.
 

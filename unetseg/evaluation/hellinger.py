@@ -21,6 +21,8 @@ from unetseg.evaluation.statistics import jackknife
 
 BINS = 64
 """Bins of a histogram, of equal width; the first and the last have all that lies beyond."""
+MOST = 2000
+"""Pictures of each set that are compared; of a larger one they are drawn by the run's seed."""
 REACH = 4.0
 """Standard deviations from the mean, of both sets together, to the ends of the bins."""
 
@@ -47,8 +49,9 @@ def measure(
         track: wraps an iterable, with a description, to show a progress bar.
 
     Returns:
-        depth, channels, `hellinger` in 0..1 with its 95 % interval by the jackknife over pictures of the second set,
-        and `within`, the distance between two halves of the reference: what the choice of pictures alone brings.
+        depth, channels, the pictures of each set (training_pictures, pictures), `hellinger` in 0..1 with its 95 %
+        interval by the jackknife over pictures of the second set, and `within`, the distance between two halves of the
+        reference: what the choice of pictures alone brings.
     """
     of_first, first_indices = _moments(parts, track(reference, "features of the training pictures, 1 of 2"))
     of_second, indices = _moments(parts, track(other, "features of the other pictures, 1 of 2"))
@@ -64,7 +67,8 @@ def measure(
         value, half = float(distances(known, seen).mean()), float(jackknife(np.array(without)))
         ends = {"hellinger_low": value - half, "hellinger_high": value + half}
         within = float(distances(counts[0], counts[-1]).mean()) if len(counts) > 1 else float("nan")
-        rows.append({"depth": depth, "channels": len(seen), "hellinger": value, **ends, "within": within})
+        pictures = {"training_pictures": len(first_indices), "pictures": len(indices)}
+        rows.append({"depth": depth, "channels": len(seen), **pictures, "hellinger": value, **ends, "within": within})
     return pd.DataFrame(rows)
 
 

@@ -76,7 +76,7 @@ def measure(
     lines = {"first": first, "second": second, "top": top}
     sharpness = [
         _sharpness(name, direction, products, groups) | ({"residual": residual} if name == "top" else {})
-        for name, direction in lines.items()
+        for name, direction in track([*lines.items()], "sharpness along each direction")
     ]
     return _landscape(model, batch, criterion, lines, track), pd.DataFrame(sharpness)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unetseg.data.datamodule import SegmentationData
-from unetseg.data.dataset import first_of
+from unetseg.data.dataset import Batch, First, first_of
 from unetseg.evaluation import hellinger, landscape, mechanisms, oscillation, shattering
 from unetseg.model.segmenter import Segmenter
 from unetseg.names import AT_FUSIONS
@@ -63,8 +63,15 @@ def mechanism_tables(
         def parts(images: Tensor) -> dict[str, Tensor]:
             return shattering.features_by_depth(model, model.normalise(images.to(device)))[0]
 
-        known = training.loader("train", crops=True)
-        tables["hellinger"] = hellinger.measure(parts, known, batches, groups, track=track)
+        sets = bounded(training, "train", hellinger.MOST), bounded(data, split, hellinger.MOST)
+        tables["hellinger"] = hellinger.measure(parts, *sets, groups, track=track)
     if "oscillation" in chosen and norms is not None:
         tables |= {"oscillation": norms, "norm_changes": oscillation.changes(norms)}
     return tables
+
+
+def bounded(data: SegmentationData, split: str, most: int) -> Iterable[Batch]:
+    """Return the batches of a split; of one with more pictures those of so many, drawn by the data's seed."""
+    if data.examples_of(split) <= most:
+        return data.loader(split, crops=True)
+    return First(data.loader(split, shuffle=True, crops=True), most)

@@ -47,7 +47,7 @@ def compose(command: str, schema: type[Schema], overrides: list[str]) -> Schema:
 
 def given_keys(overrides: Sequence[Any]) -> list[str]:
     """Return the dotted keys of single options that parsed overrides set, also by a table of a section."""
-    keys = []
+    keys: list[str] = []
     for override in overrides:
         key, value = str(override.key_or_group), None if override.is_delete() else override.value()
         keys += flat({key: value}) if isinstance(value, dict) else [key]
