@@ -89,6 +89,25 @@ def test_every_cell_is_run_once_and_a_second_call_runs_none(fake, tmp_path, caps
     assert all(cell.log.read_text().count("begins") == 1 for cell in again.values())
 
 
+def test_runs_that_have_begun_do_not_need_what_their_weights_came_from(fake, tmp_path):
+    fake()
+    source = tmp_path / "encoder.pth"
+    source.touch()
+    given = ("name=one", f"model.weights={source}")
+    cells = run_sweep(tmp_path, *given)
+    source.unlink()
+    half = cells["none_seed0"].folder
+    half.summary.unlink()
+    half.last.parent.mkdir(exist_ok=True)
+    half.last.touch()
+    again = run_sweep(tmp_path, *given)
+    assert {cell.state for cell in again.values()} == {"done"}
+    half.summary.unlink()
+    half.last.unlink()
+    with pytest.raises(UserError, match=r"encoder\.pth is not accepted"):
+        run_sweep(tmp_path, *given)
+
+
 def test_progress_is_a_line_a_cell_with_state_epoch_and_val_iou(fake, tmp_path, capsys):
     fake(seconds=1.2)
     run_sweep(tmp_path, "model.skip=none", "seed=0", axes=AXES[:1])

@@ -71,7 +71,7 @@ def call(*overrides: str, **options: Option) -> Sweep:
 
     given = overrides_of(overrides, options, "experiment=skip_ablation")
     with interruptible("ablate", given):
-        runs = ablate(command.sweep_of("ablate", Ablate, given, preflight=preflight.train), given)
+        runs = ablate(command.sweep_of("ablate", Ablate, given, preflight=preflight.surroundings), given)
         if failed := failures(runs):
             raise Halt(failed)
         return Sweep(runs[0].folder.path.parent)
@@ -95,6 +95,8 @@ def ablate(jobs: list[tuple[list[str], Ablate]], given: Sequence[str] = ()) -> l
     """
     first = jobs[0][1]
     if first.search:
+        for _, options in jobs:
+            preflight.start(options)
         return search(first, given)
     axes = axes_of([options.model_dump() for _, options in jobs], ignored=("sweep.",))
     folder = Path(first.output) / (first.name or sweep_name(jobs, axes))
@@ -111,6 +113,8 @@ def ablate(jobs: list[tuple[list[str], Ablate]], given: Sequence[str] = ()) -> l
                 advice="two sweeps",
             )
         run.check_folder()
+        if run.state != "done" and not run.folder.last.exists():  # else it has weights of its own
+            preflight.start(options)
         runs[name] = run
     if "search" in prepare(folder):
         raise UserError(f"{folder} holds a search", accepted="a folder of its own", advice="another name=...")
@@ -292,7 +296,7 @@ def _table(runs: Sequence[SweepRun], total: int, lines: int) -> Group:
 
 
 def main() -> None:
-    for runs in command.run("ablate", Ablate, ablate, together=True, preflight=preflight.train, about=__doc__):
+    for runs in command.run("ablate", Ablate, ablate, together=True, preflight=preflight.surroundings, about=__doc__):
         if failed := failures(runs):
             print(failed, file=sys.stderr)
             sys.exit(1)

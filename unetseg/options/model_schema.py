@@ -261,3 +261,12 @@ class Model(Section):
                 "model.weights=null",
             )
         return self
+
+
+class ModelOfSweep(Model):
+    """The U-Net of a sweep's run, which may have begun: then it needs nothing of what its first weights came from."""
+
+    @field_validator("weights")
+    @classmethod
+    def _weights(cls, value: str | None) -> str | None:
+        return value  # preflight.start looks for it where a run begins

@@ -21,7 +21,7 @@ from unetseg.names import (
 from unetseg.options.data_schema import Folder, HuggingFace, OwnSource, Pets, Synthetic
 from unetseg.options.loss import check_loss_for_classes, checked_boundary_weight, checked_class_weights, checked_loss
 from unetseg.options.messages import format_value, one_of_own, rejected
-from unetseg.options.model_schema import Model
+from unetseg.options.model_schema import Model, ModelOfSweep
 from unetseg.options.section import Section, Text, Trust
 from unetseg.options.trainer import check_trainer
 
@@ -276,6 +276,7 @@ class Train(Section):
 class Ablate(Train):
     """The options of python -m unetseg.ablate."""
 
+    model: ModelOfSweep
     jobs: int = Field(ge=1, description="runs at once; the visible GPUs are shared out among them")
     search: Literal["optuna"] | None = Field(
         description="null: each combination is run | optuna: options given as choices, range(...), interval(...) or "

@@ -24,12 +24,17 @@ def check_weights(value: str) -> None:
         >>> check_weights("imagenet"), check_weights("encoder:hf:owner/name@v1")
         (None, None)
     """
+    if not may_be_there(value):
+        raise rejected(ACCEPTED, "null")
+
+
+def may_be_there(value: str) -> bool:
+    """Return whether this names what can be downloaded, or a file or folder that exists."""
     place = value.removeprefix(ENCODER_ONLY)
     path = Path(place)
     is_file = path.suffix in (*OF_ENCODERS, ".ckpt") and path.is_file()
     is_run = any((path / "checkpoints" / name).is_file() for name in ("best.ckpt", "last.ckpt"))
-    if value != "imagenet" and not (ADDRESS.fullmatch(place) or is_file or is_run or is_model_folder(path)):
-        raise rejected(ACCEPTED, "null")
+    return value == "imagenet" or bool(ADDRESS.fullmatch(place)) or is_file or is_run or is_model_folder(path)
 
 
 def are_of_a_whole_encoder(value: str) -> bool:

@@ -15,6 +15,7 @@ from unetseg.names import PETS_ROOT, TIMM, class_names
 from unetseg.options import settings
 from unetseg.options.data_schema import HuggingFace, Pets
 from unetseg.options.schema import Train
+from unetseg.options.starting_weights import ACCEPTED, may_be_there
 from unetseg.runs.folder import check_resume, has_weights
 
 if TYPE_CHECKING:
@@ -26,15 +27,29 @@ PETS_HOST = "https://www.robots.ox.ac.uk"
 
 
 def train(options: Train) -> None:
-    """Raise a UserError if the run can't be resumed, or lacks a network, a key, a compiler or a package."""
+    """Raise a UserError if the run can't be resumed, or lacks its first weights, a network, a key or a package."""
     if options.resume:
         check_resume(options)
-    own_classes(options)
-    if options.model.weights == "imagenet" and not has_weights(options) and not _cached(options.model.encoder):
+    if not has_weights(options):
+        start(options)
+    surroundings(options)
+
+
+def start(options: Train) -> None:
+    """Raise a UserError if what a run's first weights come from is not there, and can't be downloaded."""
+    weights = options.model.weights
+    if weights is not None and not may_be_there(weights):
+        raise UserError(f"model.weights={weights} is not accepted", accepted=ACCEPTED, advice="model.weights=null")
+    if weights == "imagenet" and not _cached(options.model.encoder):
         endpoint = os.environ.get("HF_ENDPOINT", HUB)
         offline = hub_is_offline()
         if offline or not answers(endpoint):
             raise no_weights(options.model.encoder, "HF_HUB_OFFLINE is set" if offline else "no network")
+
+
+def surroundings(options: Train) -> None:
+    """Raise a UserError if a run, new or not, lacks a class of the user's own, a network, a key or a package."""
+    own_classes(options)
     compiler = os.environ.get("CXX", "g++")
     if options.compile and shutil.which(compiler) is None:
         raise UserError(
