@@ -162,7 +162,7 @@ def small_disk(tmp_path):
     """A file system with room for a best and a last checkpoint, and not for a second last one."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", folder], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
         pytest.skip("only root can make a small file system")
     yield folder
