@@ -65,6 +65,31 @@ def draw_blank(patch: pytest.MonkeyPatch) -> None:
                 patch.setattr(module, name, blank(made))
 
 
+WIDTHS = (32, 32, 16, 16, 16)
+"""Of the decoder of such a run, coarsest first: the default's checkpoints and steps would be four times as large."""
+
+
+def narrow_decoders(patch: pytest.MonkeyPatch) -> None:
+    """Give the runs with one of timm's encoders for tests a decoder that is as small as their encoder."""
+    from unetseg.training import build
+
+    arguments_of = build.segmenter_arguments
+
+    def narrow(options):
+        widths = {"decoder_channels": WIDTHS} if options.model.encoder.startswith("tu-test_") else {}
+        return {**arguments_of(options), **widths}
+
+    patch.setattr(build, "segmenter_arguments", narrow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_networks():
+    """Train small networks, in this process and in those of `Forked`."""
+    with pytest.MonkeyPatch.context() as patch:
+        narrow_decoders(patch)
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def blank_figures(request: pytest.FixtureRequest):
     """Leave figures blank, except in a module with DRAWS = True and in tests that ask for `figures`."""
@@ -177,8 +202,13 @@ def quick() -> float:
     return max(2.0, 4 * (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime))
 
 
+HANG = 3600
+"""Seconds after which a process counts as stuck; load alone never makes one take as long."""
+
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["unetseg.training.build", "unetseg.runs.summary", "unetseg.train", "unetseg.evaluate"])
+SERVER.set_forkserver_preload(
+    ["unetseg.training.build", "unetseg.runs.summary", "unetseg.train", "unetseg.evaluate", "albumentations.pytorch"]
+)
 """Starts processes that have imported everything already: seconds faster than a fresh interpreter."""
 
 
@@ -234,6 +264,7 @@ def _command(command, streams, folder, environment):
     sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
     os.chdir(folder)
     draw_blank(pytest.MonkeyPatch())
+    narrow_decoders(pytest.MonkeyPatch())
     sys.argv = [*command]
     sys.orig_argv = [sys.executable, "-m", *command]
     import_module(command[0]).main()

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import TINY
+from conftest import HANG, ROOT, TINY
 from rich.console import Console
 
 from unetseg import ablate
@@ -29,7 +29,7 @@ from unetseg.training import preflight
 AXES = ["data=synthetic", "model.skip=concat,none", "seed=0,1"]
 
 TRAINER = """
-    # Stands in for unetseg.train: the same folder and files, a few hundredths of a second an epoch.
+    # Stands in for unetseg.train: the same folder and files. It waits in an epoch while there is a file `held`.
     import json, os, pathlib, sys, time, yaml
     sys.path.insert(0, {root!r})
     from unetseg.options.compose import compose
@@ -47,6 +47,8 @@ TRAINER = """
         for epoch in range(done, options.trainer["max_epochs"]):
             time.sleep({seconds})
             print(f"{{epoch}},{{epoch}},val/iou,0.5", file=file, flush=True)
+            while pathlib.Path({held!r}).exists():
+                time.sleep(0.02)
     run.summary.write_text(json.dumps({{"gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}}))
 """
 
@@ -56,13 +58,9 @@ def fake(tmp_path, monkeypatch):
     """Return a function that puts a quick trainer in the place of the real one."""
 
     def install(broken=-1, seconds=0.02):
-        from conftest import ROOT
-
         script = tmp_path / "trainer.py"
-        mended = str(tmp_path / "mended")
-        script.write_text(
-            textwrap.dedent(TRAINER).format(root=str(ROOT), broken=broken, mended=mended, seconds=seconds)
-        )
+        paths = {name: str(tmp_path / name) for name in ("mended", "held")}
+        script.write_text(textwrap.dedent(TRAINER).format(root=str(ROOT), broken=broken, seconds=seconds, **paths))
         monkeypatch.setattr(sweep, "TRAIN", (sys.executable, str(script)))
 
     return install
@@ -201,7 +199,7 @@ def command(tmp_path, drawn, *more):
     return [sys.executable, "-m", "unetseg.ablate", *tiny, "model.skip=concat,none", *own]
 
 
-def wait_for(condition, process, seconds=600):
+def wait_for(condition, process, seconds=HANG):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -239,7 +237,8 @@ def test_after_kill_9_of_a_child_and_of_ablate_the_same_command_finishes_the_swe
 
     The trainer is a quick stand-in: that a killed training goes on to the same numbers is test_interruptions.py's.
     """
-    fake(seconds=1.5)
+    fake()
+    (tmp_path / "held").touch()
     folder = tmp_path / "läufe, a=b"  # what Hydra would take apart
     own = ["data=synthetic", "model.skip=concat,none", f"output='{folder}'", "name=sweep", "trainer.max_epochs=3"]
     command = [sys.executable, "-c", QUICK, str(tmp_path / "trainer.py"), *own]
@@ -251,12 +250,13 @@ def test_after_kill_9_of_a_child_and_of_ablate_the_same_command_finishes_the_swe
     orphan = trainer_of(second.path)
     killed.kill()
     killed.wait()
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + HANG
     while trainer_of(second.path) is not None and time.monotonic() < deadline:
         time.sleep(0.05)
     assert trainer_of(second.path) is None, f"{orphan} outlived ablate"
     assert not any(run.summary.exists() for run in (first, second))
 
+    (tmp_path / "held").unlink()
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "all 2 runs are done" in done.stdout
@@ -271,7 +271,7 @@ def test_ctrl_c_ends_all_children_and_says_how_to_go_on(drawn_set, drawn, tmp_pa
     folder = tmp_path / "sweep/concat_seed0"
     wait_for(lambda: (folder / "config.yaml").exists(), process)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=900)
+    _, said = process.communicate(timeout=HANG)
     assert process.returncode == -signal.SIGINT, "so that a shell's loop ends, too"
     assert "the same command goes on" in said
     assert "Traceback" not in said

@@ -187,7 +187,7 @@ def test_the_options_of_every_cell_are_accepted(bench, tmp_path):
 def test_every_reading_is_a_number_of_a_real_run(tiny, tmp_path):
     run = tiny(
         *("name=pets_concat_64px_seed0", "gradients.every_n_steps=2", "gradients.routes_every_n_steps=2"),
-        *("data.size=32", "model.encoder=resnet18"),
+        "data.size=32",
     )
     asked, folder = readings.evaluate_options(readings.READINGS), tmp_path / "evaluation"
     evaluate(options_of([f"checkpoint={run.path}", f"output={folder}", *asked]))

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, timed
+from conftest import HANG, ROOT, timed
 from PIL import Image
 
 import unetseg
@@ -342,7 +342,7 @@ def test_a_tick_in_a_real_browser_shows_what_a_long_skip_did(browser, server, ad
 
     assert list(temporary.rglob("patches.png"))
     process.send_signal(signal.SIGINT)  # Ctrl-C
-    rest, _ = process.communicate(timeout=900)
+    rest, _ = process.communicate(timeout=HANG)
     assert process.returncode == 0
     assert rest.strip() == ""
     assert list(temporary.iterdir()) == []

@@ -379,6 +379,12 @@ def run_in(folder: Path, command: str, *given: str) -> subprocess.CompletedProce
     return forked(f"unetseg.{command}", *given, folder=folder)
 
 
+@pytest.fixture
+def own_run(whole, tmp_path) -> Path:
+    """A copy of that folder, to go on in."""
+    return shutil.copytree(whole, tmp_path / "whole")
+
+
 def test_a_run_of_own_classes_has_all_that_others_have(whole):
     run = whole / "runs/own"
     flow = pd.read_csv(run / "gradient_flow.csv")
@@ -390,27 +396,27 @@ def test_a_run_of_own_classes_has_all_that_others_have(whole):
     assert (whole / "epochs.txt").read_text() == "0\n"
 
 
-def test_an_evaluation_and_a_report_of_such_a_run_import_nothing_unless_trusted(whole):
-    refused = run_in(whole, "evaluate", "checkpoint=runs/own")
+def test_an_evaluation_and_a_report_of_such_a_run_import_nothing_unless_trusted(own_run):
+    refused = run_in(own_run, "evaluate", "checkpoint=runs/own")
     assert refused.returncode == 2
     assert "names the class my_parts:find" in refused.stderr
-    done = run_in(whole, "report", "runs=runs")
+    done = run_in(own_run, "report", "runs=runs")
     assert done.returncode == 0, done.stderr
-    assert not was_imported(whole)
-    done = run_in(whole, "evaluate", "checkpoint=runs/own", "trust=true", "lesion=true", "accelerator=cpu")
+    assert not was_imported(own_run)
+    done = run_in(own_run, "evaluate", "checkpoint=runs/own", "trust=true", "lesion=true", "accelerator=cpu")
     assert done.returncode == 0, done.stderr
-    assert (whole / "runs/own/evaluation/own_test/lesion.csv").is_file()
+    assert (own_run / "runs/own/evaluation/own_test/lesion.csv").is_file()
 
 
-def test_such_a_run_is_resumed_with_trust_alone(whole):
+def test_such_a_run_is_resumed_with_trust_alone(own_run):
     longer = ("resume=runs/own", "trainer.max_epochs=2")
-    refused = run_in(whole, "train", *longer)
+    refused = run_in(own_run, "train", *longer)
     assert refused.returncode == 2
     assert "runs/own/config.yaml names the class my_" in refused.stderr
-    assert not was_imported(whole)
-    done = run_in(whole, "train", *longer, "trust=true")
+    assert not was_imported(own_run)
+    done = run_in(own_run, "train", *longer, "trust=true")
     assert done.returncode == 0, done.stderr
-    assert (whole / "epochs.txt").read_text() == "0\n1\n"
+    assert (own_run / "epochs.txt").read_text() == "0\n1\n"
 
 
 def test_a_model_needs_no_trust_for_the_loss_or_the_data_that_it_was_trained_with(desk):

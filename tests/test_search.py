@@ -226,7 +226,9 @@ def test_a_trial_whose_options_do_not_go_together_has_failed(searched, tmp_path,
 def test_a_second_process_is_refused(searched):
     folder = searched().folder
     code = f"import fcntl, sys, time; f = open({str(folder / '.lock')!r}, 'a'); fcntl.lockf(f, fcntl.LOCK_EX); "
-    other = subprocess.Popen([sys.executable, "-c", code + "print('locked', flush=True); time.sleep(60)"], stdout=-1)
+    other = subprocess.Popen(
+        [sys.executable, "-c", code + "print('locked', flush=True); sys.stdin.read()"], stdin=-1, stdout=-1
+    )
     try:
         assert other.stdout.readline()
         with pytest.raises(UserError, match=r"is being searched by another process\n.*jobs=N.*\n  try: wait for it"):
@@ -244,7 +246,7 @@ sweep.TRAIN = sys.executable, sys.argv.pop(1)
 ablate.main()
 """
 TRAINER = """
-    # Stands in for unetseg.train with its options, its folder and its files; resumes where it was killed.
+    # Stands in for unetseg.train: its options, folder and files. It waits in an epoch while a file holds it.
     import pathlib, sys, time
     sys.path.insert(0, {root!r})
     from unetseg.options.compose import compose
@@ -258,7 +260,8 @@ TRAINER = """
     with run.metrics.open("a") as file:
         for epoch in range(len(run.metrics.read_text().splitlines()), 3):
             print(f"{{epoch}},{{epoch}},val/iou,{{options.optimizer.lr + epoch / 10}}", file=file, flush=True)
-            time.sleep(1)
+            while (pathlib.Path(__file__).parent / f"hold_{{run.path.name}}").exists():
+                time.sleep(0.02)
     run.summary.write_text("{{}}")
 """
 
@@ -267,6 +270,8 @@ TRAINER = """
 def test_after_kill_9_the_same_command_takes_up_the_trial_that_was_running(tmp_path):
     script = tmp_path / "trainer.py"
     script.write_text(textwrap.dedent(TRAINER).format(root=str(ROOT)))
+    hold = tmp_path / "hold_trial_001"
+    hold.touch()
     folder = tmp_path / "suche?, a=b 100%"  # what Hydra or a URL would take apart
     own = ["data=synthetic", "optimizer.lr=interval(0.1,0.5)", "search=optuna", "trials=3", f"output='{folder}'"]
     command = [sys.executable, "-c", QUICK, str(script), *own, "name=s"]
@@ -277,6 +282,7 @@ def test_after_kill_9_the_same_command_takes_up_the_trial_that_was_running(tmp_p
         time.sleep(0.05)
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
+    hold.unlink()
     before = rows(folder / "s")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

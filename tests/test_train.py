@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 import yaml
-from conftest import TINY, Forked, forked, write_pairs
+from conftest import HANG, TINY, WIDTHS, Forked, forked, write_pairs
 from PIL import Image
 
 import unetseg
@@ -66,7 +67,8 @@ def test_the_summary_has_every_promised_entry(finished):
         "seconds skip encoder seed versions git_commit"
     )
     assert set(promised.split()) <= summary.keys()
-    assert summary["parameters"] == 2298657  # smp.Unet("tu-test_resnet")
+    net = smp.Unet("tu-test_resnet", encoder_weights=None, decoder_channels=WIDTHS)
+    assert summary["parameters"] == sum(weight.numel() for weight in net.parameters())
     assert summary["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert 0 < summary["test/iou"] <= 1
 
@@ -224,7 +226,7 @@ def test_a_bad_picture_is_named_by_the_command_also_from_a_worker(drawn_set, tmp
     overrides = ["data=pets", f"data.root={tmp_path}/set", "data.size=64", "data.workers=2", "data.batch_size=4"]
     quick = ["model.encoder=resnet18", "model.weights=null", "logger=csv", f"output={tmp_path}/runs"]
     log = tmp_path / "log"
-    assert Forked([*overrides, *quick, "trainer.enable_progress_bar=false"], log).wait(900) == 2, log.read_text()
+    assert Forked([*overrides, *quick, "trainer.enable_progress_bar=false"], log).wait(HANG) == 2, log.read_text()
     assert "unetseg.train: " in log.read_text()
     assert broken.name in log.read_text()
     assert "Traceback" not in log.read_text()
@@ -239,7 +241,7 @@ def multirun(drawn, tmp_path_factory):
     folder, log = tmp_path_factory.mktemp("multirun"), tmp_path_factory.mktemp("log") / "log"
     tiny = [override for override in TINY if override != "logger=csv"]
     command = ["-m", *tiny, f"data.root={drawn}", "model.skip=concat,none", "output=runs"]
-    assert Forked(command, log, folder).wait(900) == 0, log.read_text()
+    assert Forked(command, log, folder).wait(HANG) == 0, log.read_text()
     return folder, log.read_text()
 
 

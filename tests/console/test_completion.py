@@ -9,6 +9,7 @@ import subprocess
 import time
 
 import pytest
+from conftest import HANG
 
 from unetseg.console.completion import main, script
 from unetseg.console.main import COMMANDS, OWN
@@ -84,26 +85,30 @@ _unetseg; printf '%s\\n' "${{COMPREPLY[@]}}"
     assert set(done.stdout.split()) == expected, done.stderr
 
 
-def typed(command: list[str], setup: str, keys: str, folder) -> str:
-    """Return what a shell shows after keys were typed into its terminal."""
+def typed(command: list[str], setup: str, keys: str, folder, whole: str) -> str:
+    """Return what a shell shows after keys were typed into its terminal, once it shows the whole line."""
     process, terminal = pty.fork()
     if process == 0:
         os.chdir(folder)
         os.environ |= {"TERM": "dumb", "PS1": "$ ", "HOME": str(folder)}
         os.execvp(command[0], command)
     shown = ""
+
+    def seen() -> str:
+        return re.sub(".\b|\a", "", shown.rpartition("ready")[2])
+
     try:
-        for text in (setup + "\necho rea''dy\n", keys):
+        for text, awaited in ((setup + "\necho rea''dy\n", "ready\r\n"), (keys, whole)):
             os.write(terminal, text.encode())
-            end = time.monotonic() + 10
-            while time.monotonic() < end and not ("ready" in shown and select.select([terminal], [], [], 0.7)[0] == []):
-                if select.select([terminal], [], [], 0.1)[0]:
+            end = time.monotonic() + HANG
+            while awaited not in shown and awaited not in seen() and time.monotonic() < end:
+                if select.select([terminal], [], [], 1)[0]:
                     shown += os.read(terminal, 4096).decode(errors="replace")
     finally:
         os.kill(process, 9)
         os.waitpid(process, 0)
         os.close(terminal)
-    return re.sub(".\b|\a", "", shown.rpartition("ready")[2])
+    return seen()
 
 
 @pytest.mark.parametrize(
@@ -115,8 +120,9 @@ def test_a_shell_in_a_terminal_completes(shell, begin, tmp_path):
     (tmp_path / "completion").write_text(script(shell, NAMES))
     command = {"bash": ["bash", "--norc", "--noprofile", "-i"], "zsh": ["zsh", "-f", "-i"]}[shell]
     setup = "\n".join([*begin, f". {tmp_path}/completion"])
-    shown = typed(command, setup, "unetseg tra\tmodel.enc\tresnet3\tmodel.skip_f\tforw\t", tmp_path)
-    assert "unetseg train model.encoder=resnet34 model.skip_flow=forward " in shown, repr(shown)
+    whole = "unetseg train model.encoder=resnet34 model.skip_flow=forward "
+    shown = typed(command, setup, "unetseg tra\tmodel.enc\tresnet3\tmodel.skip_f\tforw\t", tmp_path, whole)
+    assert whole in shown, repr(shown)
 
 
 def test_a_shell_without_a_script_is_refused(capsys):

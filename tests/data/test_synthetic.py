@@ -5,6 +5,7 @@ import threading
 import cv2
 import numpy as np
 import pytest
+from conftest import HANG
 from PIL import Image
 
 from unetseg.data.drawing import BACKGROUND, BOUNDARY, BREEDS, PET, draw_animal, trimap_from_mask
@@ -164,7 +165,7 @@ def test_two_writers_at_once_both_succeed(pets, tmp_path):
 
     def wait_for_the_other(indices):
         yield from indices
-        meeting.wait(timeout=300)  # neither moves its set into place before both are drawn
+        meeting.wait(timeout=HANG)  # neither moves its set into place before both are drawn
 
     def write():
         found.append(write_set(root, **SETTINGS, progress=wait_for_the_other))

@@ -10,7 +10,7 @@ from collections import Counter
 
 import pandas as pd
 import pytest
-from conftest import ROOT, TINY
+from conftest import HANG, ROOT, TINY
 
 from unetseg import launch
 from unetseg.errors import UserError
@@ -22,7 +22,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
 PAIR = ("trainer.sync_batchnorm=false", "data.batch_size=2", "gradients.every_n_steps=2")
 
 
-def wait_for(condition, seconds=600):
+def wait_for(condition, seconds=HANG):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -55,7 +55,7 @@ def test_two_machines_train_one_run_by_torchrun(drawn_set, drawn, tmp_path):
         with (tmp_path / f"{rank}.log").open("w") as log:
             processes.append(subprocess.Popen([*torchrun, *TINY, *PAIR, *own], env=ENVIRONMENT, stdout=log, stderr=log))
     logs = [tmp_path / f"{rank}.log" for rank in range(2)]
-    assert [process.wait(900) for process in processes] == [0, 0], [log.read_text()[-2000:] for log in logs]
+    assert [process.wait(HANG) for process in processes] == [0, 0], [log.read_text()[-2000:] for log in logs]
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name in logs[0].read_text()
     assert folder.name not in logs[1].read_text(), "the first process speaks"
@@ -104,11 +104,11 @@ def test_the_slurm_script_stops_in_time_is_queued_again_and_goes_on(drawn_set, d
     first = subprocess.Popen(job, env=environment)
     wait_for(lambda: run.metrics.exists() and "val/iou," in run.metrics.read_text())
     os.kill(int(pid.read_text()), signal.SIGUSR1)
-    assert first.wait(300) == 75, log.read_text()
+    assert first.wait(HANG) == 75, log.read_text()
     assert requeued.read_text() == "requeue 4711\n"
     assert "stopped after step" in log.read_text()
 
-    assert subprocess.run(job, env=environment, timeout=900).returncode == 0, log.read_text()
+    assert subprocess.run(job, env=environment, timeout=HANG).returncode == 0, log.read_text()
     assert requeued.read_text() == "requeue 4711\n"
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"slurm_4711"}
     with run.metrics.open() as file:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, Forked, beside
+from conftest import TINY, WIDTHS, Forked, beside
 from test_devices import free_port
 from test_losses import CASES as LOSSES
 from test_losses import make_case
@@ -112,7 +112,7 @@ def trained(**setting) -> dict[str, Tensor]:
     DDP reports weights that the step did not use at the second forward pass.
     """
     torch.manual_seed(0)
-    net = Segmenter(classes=2, encoder="resnet18", weights=None, **setting)
+    net = Segmenter(classes=2, encoder="resnet18", weights=None, decoder_channels=WIDTHS, **setting)
     images, masks = torch.randint(0, 256, (2, 3, 64, 64)), torch.randint(0, 2, (2, 64, 64), dtype=torch.uint8)
     net, loss = parallel(net), make_loss("bce_dice", 2)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
@@ -127,7 +127,7 @@ def trained(**setting) -> dict[str, Tensor]:
 def flow() -> Tensor:
     """Return every number of the gradient flow of a step, with joint statistics and a joint loss, in float64."""
     torch.manual_seed(0)
-    net = Segmenter(classes=2, encoder="resnet18", weights=None, skip=MIXED).double()
+    net = Segmenter(classes=2, encoder="resnet18", weights=None, decoder_channels=WIDTHS, skip=MIXED).double()
     images, masks = torch.randint(0, 256, (2, 3, 64, 64)), torch.randint(0, 2, (2, 64, 64), dtype=torch.uint8)
     net = parallel(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)

@@ -3,6 +3,12 @@
 import pandas as pd
 import pytest
 import torch
+from conftest import TINY, draw_blank
+
+from unetseg.options.compose import compose
+from unetseg.options.schema import Train
+from unetseg.runs.folder import RunFolder
+from unetseg.train import train
 
 
 def readings(run):
@@ -45,9 +51,19 @@ def test_readings_leave_the_weights_bit_identical(steps, tiny):
     assert all(torch.equal(read[key], unread[key]) for key in unread)
 
 
-def test_the_routes_are_read_at_their_own_interval_logged_and_drawn(tiny, figures):
-    run = tiny("gradients.every_n_steps=4", "gradients.routes_every_n_steps=3")
-    table = readings(run)
+@pytest.fixture(scope="module")
+def with_routes(drawn, tmp_path_factory, blank_figures):
+    """A run of ten steps that reads the routes on every third, with its figures."""
+    blank_figures.undo()
+    own = [f"data.root={drawn}", f"output={tmp_path_factory.mktemp('routes')}", "gradients.every_n_steps=4"]
+    options = compose("train", Train, [*TINY, *own, "gradients.routes_every_n_steps=3"])
+    run = RunFolder(train(options)["folder"])
+    draw_blank(blank_figures)
+    return run
+
+
+def test_the_routes_are_read_at_their_own_interval_logged_and_drawn(with_routes):
+    run, table = with_routes, readings(with_routes)
     assert sorted(table.step.unique()) == [0, 3, 4, 6, 8, 9]
     exits = table[table.kind == "exit"]
     assert sorted(exits.step.unique()) == [0, 3, 6, 9]
@@ -60,8 +76,8 @@ def test_the_routes_are_read_at_their_own_interval_logged_and_drawn(tiny, figure
     assert (run.figures / "gradient_routes.png").stat().st_size > 10_000
 
 
-def test_short_skips_are_read_with_the_routes_logged_and_drawn(tiny, figures):
-    run = tiny("gradients.every_n_steps=4", "gradients.routes_every_n_steps=3")
+def test_short_skips_are_read_with_the_routes_logged_and_drawn(with_routes):
+    run = with_routes
     short = readings(run).query("kind == 'short'")
     assert sorted(short.step.unique()) == [0, 3, 6, 9]
     shares = short[short.metric.isin(["identity_share", "residual_share"])].groupby(["step", "block"]).value.sum()

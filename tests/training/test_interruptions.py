@@ -15,7 +15,7 @@ import lightning as L
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, TINY, Forked
+from conftest import HANG, ROOT, TINY, Forked
 
 from unetseg.errors import Halt, UserError
 from unetseg.model import checkpoint
@@ -101,7 +101,7 @@ def test_a_run_that_is_asked_to_stop_writes_its_checkpoint_and_says_how_to_go_on
         os.write(terminal.keyboard, b"\x03")
     else:
         terminal.close()
-    assert process.wait(300) == status, (terminal.text, log.exists() and log.read_text())
+    assert process.wait(HANG) == status, (terminal.text, log.exists() and log.read_text())
     step = torch.load(run.last, weights_only=True)["global_step"]
     rows = pd.read_csv(run.metrics)
     assert rows[rows.name == "train/loss"].step.tolist() == list(range(step)), "the last step is recorded, and no other"
@@ -122,7 +122,7 @@ def test_a_loader_process_that_the_kernel_kills_ends_the_run_with_how_to_go_on(d
     log = tmp_path / "log"
     run, process = begun(drawn, tmp_path, log)
     os.kill(children_of(process)[0], signal.SIGKILL)
-    assert process.wait(300) == 1, log.read_text()
+    assert process.wait(HANG) == 1, log.read_text()
     noticed = "is killed by signal: Killed", "exited unexpectedly"  # by torch, whichever way is quicker
     assert any(f"a loader process {how}: the machine may have run out" in log.read_text() for how in noticed)
     assert f"try: python -m unetseg.train resume={run.path} data.workers=0" in log.read_text()
@@ -135,8 +135,8 @@ def test_loader_processes_end_with_a_training_that_is_killed(drawn, tmp_path):
     loaders = children_of(process)
     assert len(loaders) >= 2
     os.kill(process.pid, signal.SIGKILL)
-    process.wait(300)
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in loaders), seconds=300)
+    process.wait(HANG)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in loaders))
 
 
 @pytest.mark.parametrize("text", [
@@ -150,7 +150,7 @@ def test_too_little_shared_memory_is_said(tmp_path, text):
         raise RuntimeError(text)
 
 
-def wait_for(condition, seconds=600):
+def wait_for(condition, seconds=HANG):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -162,7 +162,7 @@ def small_disk(tmp_path):
     """A file system with room for a best and a last checkpoint, and not for a second last one."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", folder], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
         pytest.skip("only root can make a small file system")
     yield folder
@@ -172,7 +172,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_ends_the_run_with_a_message_and_the_last_checkpoint_whole(drawn, tmp_path, small_disk):
     run, log = RunFolder(small_disk / "run"), tmp_path / "log"
     options = [*TINY, "trainer.max_epochs=3", "checkpoint.every_n_steps=2", f"data.root={drawn}"]
-    assert Forked([*options, f"output={small_disk}", "name=run"], log).wait(900) == 1, log.read_text()
+    assert Forked([*options, f"output={small_disk}", "name=run"], log).wait(HANG) == 1, log.read_text()
     text = log.read_text()
     assert f"no room to write {run.checkpoints}" in text
     assert f"resume={run.path}" in text
@@ -181,7 +181,7 @@ def test_a_full_disk_ends_the_run_with_a_message_and_the_last_checkpoint_whole(d
     assert {path.name for path in run.checkpoints.iterdir()} <= {"best.ckpt", "last.ckpt"}
     checkpoint.load(run.last)
     subprocess.run(["mount", "-o", "remount,size=2g", small_disk], check=True)
-    assert Forked([f"resume={run.path}"], log).wait(900) == 0, log.read_text()
+    assert Forked([f"resume={run.path}"], log).wait(HANG) == 0, log.read_text()
     undisturbed = compose("train", Train, [*options, f"output={tmp_path}", "name=whole"])
     assert run.metrics.read_text() == RunFolder(train(undisturbed)["folder"]).metrics.read_text()
 

@@ -78,8 +78,35 @@ def test_a_run_of_crops_that_was_stopped_within_an_epoch_goes_on_likewise(tiny, 
     assert_equal(undisturbed, broken)
 
 
-def test_the_best_checkpoint_is_still_known_after_the_folder_was_moved(stopped, tmp_path):
-    broken = stopped(12, *OPTIONS)
+class Stop(Exception):
+    """Ends a training as a stop in the second epoch does."""
+
+
+@pytest.fixture(scope="module")
+def stopped_once(drawn, tmp_path_factory):
+    """A run that was stopped in its second epoch, after its first checkpoint."""
+
+    class AtSeven(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == 7:
+                raise Stop
+
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(Stop):
+        train(
+            compose("train", Train, [*TINY, f"data.root={drawn}", f"output={folder}", "name=run", *OPTIONS]),
+            [AtSeven()],
+        )
+    return RunFolder(folder / "run")
+
+
+@pytest.fixture
+def broken(stopped_once, tmp_path):
+    """A copy of that run."""
+    return copied(stopped_once, tmp_path / "broken")
+
+
+def test_the_best_checkpoint_is_still_known_after_the_folder_was_moved(broken, tmp_path):
     before = torch.load(broken.last, weights_only=True)["callbacks"]
     moved = RunFolder(shutil.move(broken.path, tmp_path / "moved"))
     saver, _ = make_checkpointing(moved)
@@ -213,14 +240,12 @@ def test_options_in_the_folder_cannot_allow_their_own_change(unfinished):
         resume(unfinished, "seed=5")
 
 
-def test_other_options_are_refused_and_listed(stopped):
-    broken = stopped(2, *OPTIONS)
+def test_other_options_are_refused_and_listed(broken):
     with pytest.raises(UserError, match=r"model.encoder: tu-test_resnet -> resnet34; optimizer.lr: 0.001 -> 0.1"):
         resume(broken, "model.encoder=resnet34", "optimizer.lr=0.1")
 
 
-def test_options_allowed_by_name_may_differ_and_what_they_were_is_kept(stopped):
-    broken = stopped(7, *OPTIONS)
+def test_options_allowed_by_name_may_differ_and_what_they_were_is_kept(broken):
     before = broken.config.read_text()
     resume(broken, "trainer.max_epochs=4", "allow_changes=[trainer.max_epochs]")
     assert (broken.path / "config_1.yaml").read_text() == before
@@ -229,8 +254,7 @@ def test_options_allowed_by_name_may_differ_and_what_they_were_is_kept(stopped):
     assert json.loads(broken.summary.read_text())["epochs"] == 4
 
 
-def test_weights_of_another_model_are_refused_also_when_the_change_is_allowed(stopped):
-    broken = stopped(7, *OPTIONS)
+def test_weights_of_another_model_are_refused_also_when_the_change_is_allowed(broken):
     before = broken.config.read_text()
     with pytest.raises(UserError, match="the weights don't fit this model"):
         resume(broken, "model.skip=none", "allow_changes=[model.skip]")
@@ -437,8 +461,7 @@ def test_what_is_no_run_folder_is_refused(tmp_path):
         compose("train", Train, ["data=synthetic", f"resume={tmp_path}"])
 
 
-def test_a_folder_is_trained_in_by_one_process_at_a_time(stopped):
-    broken = stopped(2, *OPTIONS)
+def test_a_folder_is_trained_in_by_one_process_at_a_time(broken):
     hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, 6); print('held', flush=True); input()"
     other = subprocess.Popen(
         [sys.executable, "-c", hold, broken.path / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -453,8 +476,7 @@ def test_a_folder_is_trained_in_by_one_process_at_a_time(stopped):
     resume(broken)
 
 
-def test_the_record_of_the_options_stays_as_it_was(stopped):
-    broken = stopped(7, *OPTIONS)
+def test_the_record_of_the_options_stays_as_it_was(broken):
     before = yaml.safe_load(broken.config.read_text())
     resume(broken)
     assert yaml.safe_load(broken.config.read_text()) == before

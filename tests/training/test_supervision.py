@@ -142,7 +142,9 @@ def test_every_head_is_trained_and_counted_and_only_the_runs_checkpoint_has_them
     assert not any("supervision" in name for name in model.state_dict())
     summary = json.loads(run.summary.read_text())
     assert summary["parameters"] == sum(p.numel() for p in model.parameters())
-    assert summary["deep_supervision_parameters"] == 4 * 32 + 4  # tu-test_resnet's level 1, and a bias each
+    assert (
+        summary["deep_supervision_parameters"] == 3 * 32 + 16 + 4
+    )  # nodes of level 1, of which the last is the decoder's, and a bias each
     assert (summary["deep_supervision"], summary["variant"]) == (True, "nested auxiliary deep-supervision")
     assert {"train/auxiliary_loss", "train/deep_supervision_loss"} <= set(pd.read_csv(run.metrics).name)
 

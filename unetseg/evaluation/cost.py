@@ -24,7 +24,7 @@ def cost(model: nn.Module, size: int, channels: int = 3) -> dict[str, int]:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output that its own node kept would be a circle that is never freed
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     uncompiled = torch.compiler.set_stance("force_eager")  # a compiled model may keep less, and can't be counted
