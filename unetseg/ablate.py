@@ -31,7 +31,7 @@ from unetseg.files import write_json
 from unetseg.names import counted, minutes
 from unetseg.options import command
 from unetseg.options.call import CallableModule, Option, interruptible, overrides_of
-from unetseg.options.compose import compose, values_of
+from unetseg.options.compose import compose_cell, values_of
 from unetseg.options.messages import format_value
 from unetseg.options.schema import Ablate
 from unetseg.options.settings import axes_of, differences, flat, run_name
@@ -165,7 +165,7 @@ def search(first: Ablate, given: Sequence[str]) -> list[SweepRun]:
         overrides = [*own, *assignments(values)]
         log, state, options = folder / "logs" / f"{name}.log", "waiting", first
         try:
-            options = compose("ablate", Ablate, overrides)
+            options = compose_cell("ablate", Ablate, overrides)
         except UserError as error:
             state = "failed"
             log.write_text(f"its options don't go together: {error}\n", encoding="utf-8")

@@ -25,6 +25,9 @@ PATIENCE = timedelta(hours=1)
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Requests to stop: Ctrl-C, a scheduler's two, and a terminal or ssh that went away. Whole process groups get them."""
 
+CELL = "UNETSEG_CELL"
+"""The environment variable that says to a process that it trains one run of a sweep."""
+
 _recorded: list[Sequence[str]] = []
 """The command that is recorded in place of this process's own; see `recorded_as`."""
 _kept: list[Any] = []
@@ -40,6 +43,11 @@ def is_first() -> bool:
 def has_peers() -> bool:
     """Return whether torchrun or srun has started further processes of this run."""
     return _number_and_count(1)[1] > 1
+
+
+def is_cell() -> bool:
+    """Return whether this process trains one run of a sweep, whose options the sweep has checked together."""
+    return CELL in os.environ
 
 
 def command_line() -> str:

@@ -2,8 +2,9 @@
 
 import pytest
 
+from unetseg import launch
 from unetseg.errors import UserError
-from unetseg.options.compose import compose
+from unetseg.options.compose import compose, compose_runs
 from unetseg.options.idle import NEEDS
 from unetseg.options.recorded import apply_overrides, defaults
 from unetseg.options.schema import Train
@@ -36,6 +37,17 @@ def test_an_option_that_does_nothing_is_refused_with_what_it_needs(option, witho
     section, name = key.split(".")
     with pytest.raises(UserError, match="does nothing with"):
         compose("train", Train, ["data=synthetic", without, f"++{section}={{{name}:{value}}}"])
+
+
+def test_in_a_sweep_an_option_may_do_nothing_in_some_of_the_runs(monkeypatch):
+    given = ["data=synthetic", "optimizer.patience=3"]
+    cosine, plateau = ([*given, f"optimizer.schedule={name}"] for name in ("cosine", "plateau"))
+    assert [run.optimizer.patience for run in compose_runs("train", Train, [cosine, plateau])] == [3, 3]
+    poly = [*given, "optimizer.schedule=poly"]
+    with pytest.raises(UserError, match=r"optimizer\.patience=3 does nothing with optimizer\.schedule=cosine"):
+        compose_runs("train", Train, [cosine, poly])
+    monkeypatch.setenv(launch.CELL, "1")  # the process of such a run
+    assert compose("train", Train, cosine).optimizer.patience == 3
 
 
 def test_a_recorded_run_may_have_an_idle_value():

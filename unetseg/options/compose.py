@@ -19,6 +19,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from unetseg import launch
 from unetseg.errors import UserError
 from unetseg.names import is_own, nearest_first
 from unetseg.options import data_file, idle
@@ -36,13 +37,15 @@ TEXTS = ("name", "output", "resume", "wandb.project", "wandb.entity")
 
 def compose(command: str, schema: type[Schema], overrides: list[str]) -> Schema:
     """Return the validated options that conf/<command>.yaml and the overrides make, or raise a UserError."""
-    own = [as_override(override) for override in overrides]
-    values = _composed_like_an_earlier(command, own)
+    return compose_runs(command, schema, [overrides])[0]
+
+
+def compose_cell(command: str, schema: type[Schema], overrides: list[str]) -> Schema:
+    """Return the options of one run of a sweep, as `compose`; an option may do nothing that does in another run."""
+    values = _composed_like_an_earlier(command, [as_override(override) for override in overrides])
     if values is None:
-        values = plain_values(compose_config(command, schema, overrides), schema)
-    options = validate(schema, _with_data_file(values))
-    idle.check(options.model_dump(), given_keys(parse(own)))
-    return options
+        return validate(schema, plain_values(compose_config(command, schema, overrides), schema))
+    return validate(schema, _with_data_file(values))
 
 
 def given_keys(overrides: Sequence[Any]) -> list[str]:
@@ -58,7 +61,7 @@ def compose_runs(command: str, schema: type[Schema], runs: list[list[str]]) -> l
     """Return the validated options of each run of a sweep, or raise a UserError where two would be the same."""
     options_of_runs: dict[str, Schema] = {}
     for overrides in runs:
-        options = compose(command, schema, overrides)
+        options = compose_cell(command, schema, overrides)
         content = json.dumps(options.model_dump(), sort_keys=True, default=repr)
         if content in options_of_runs:
             twin = runs[[*options_of_runs].index(content)]
@@ -71,6 +74,9 @@ def compose_runs(command: str, schema: type[Schema], runs: list[list[str]]) -> l
                 advice="leave one of the axes out",
             )
         options_of_runs[content] = options
+    if not launch.is_cell():
+        given = [given_keys(parse([as_override(override) for override in overrides])) for overrides in runs]
+        idle.check([(o.model_dump(), keys) for o, keys in zip(options_of_runs.values(), given, strict=True)])
     return [*options_of_runs.values()]
 
 

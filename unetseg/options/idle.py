@@ -6,7 +6,7 @@ recorded run may lie idle. Where a default is neutral, as model.skip_gradient=1 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,24 +36,28 @@ NEEDS = (
 )
 
 
-def check(options: dict[str, Any], given: Iterable[str]) -> None:
+def check(runs: Sequence[tuple[dict[str, Any], Iterable[str]]]) -> None:
     """Raise a UserError where an option that is given does nothing beside the others; null asks for nothing.
 
+    In a sweep an option may lie idle in some of the runs: `optimizer.schedule=cosine,plateau optimizer.patience=3`.
+
     Args:
-        options: plain values of all, validated.
-        given: dotted keys of those that the user gave.
+        runs: of each run the plain values of all options, validated, and the dotted keys of those that the user gave.
 
     Examples:
-        >>> check({"optimizer": {"schedule": "plateau", "patience": 3}}, ["optimizer.patience"])
+        >>> check([({"optimizer": {"schedule": "plateau", "patience": 3}}, ["optimizer.patience"])])
     """
-    values, given = flat(options), {*given}
+    flattened = [(flat(options), {*given}) for options, given in runs]
     for need in NEEDS:
-        value = values.get(need.option)
-        is_asked = need.option in given and value is not None and need.other in values
-        if is_asked and not need.is_met(values[need.other]):
-            instead = format_value(values[need.other])
+        asked = [
+            values
+            for values, given in flattened
+            if need.option in given and values.get(need.option) is not None and need.other in values
+        ]
+        if asked and not any(need.is_met(values[need.other]) for values in asked):
+            value, instead = (format_value(asked[0][name]) for name in (need.option, need.other))
             raise UserError(
-                f"{need.option}={format_value(value)} does nothing with {need.other}={instead}",
+                f"{need.option}={value} does nothing with {need.other}={instead}",
                 accepted=f"{need.option} with {need.other}={need.accepted}",
                 advice=f"the same without {need.option}",
             )

@@ -100,7 +100,7 @@ def apply_overrides(command: str, schema: type[Schema], recorded: dict[str, Any]
         options["data"] = data_file.complete(options["data"], given)
     try:
         checked = validate(schema, options)
-        idle.check(checked.model_dump(), given_keys([override for override, _ in own]))
+        idle.check([(checked.model_dump(), given_keys([override for override, _ in own]))])
     except UserError as error:
         raise UserError(f"among the options that are recorded, and those given now: {error}") from None
     return checked

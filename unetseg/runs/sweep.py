@@ -69,7 +69,7 @@ class SweepRun:
         else:
             place = [override("name", self.name), override("output", str(self.folder.path.parent))]
             overrides = [*self.overrides, *place, "++trainer.enable_progress_bar=false"]
-        environment = dict(os.environ)
+        environment = {**os.environ, launch.CELL: "1"}
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         if threads:
