@@ -171,7 +171,7 @@ def page(claim: Claim, found: Sequence[Result], known: dict[Cell, Record]) -> st
         *([claim.remark, ""] if claim.remark else []),
         f"*`python scripts/claims.py WORK --pets PETS --sets SETS --only {claim.name}`; the experiment by itself: "
         f"`experiment={claim.experiment}`. {counted(len(used), 'training')}, which other claims share; "
-        f"{minutes:.0f} minutes of training and evaluation.*",
+        f"{minutes:.0f} minutes of wall time on a shared machine.*",
     ]
     return "\n".join(lines) + "\n"
 
