@@ -36,7 +36,7 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory, drawn_set) -> Path:
-    """A folder with what the pages speak of: runs/NAME with a checkpoint, a picture, weights of an encoder."""
+    """A folder with what the pages speak of: runs/NAME with a checkpoint, a picture, an export, weights."""
     folder = tmp_path_factory.mktemp("desk")
     save_untrained(folder / "runs/NAME/checkpoints/best.ckpt")
     (folder / "runs/shift").mkdir()
@@ -45,7 +45,8 @@ def desk(tmp_path_factory, drawn_set) -> Path:
     (folder / "runs/NAME/per_image.csv").write_text("name,group,iou,dice,boundary_iou\na,,0.5,0.6,0.2\n")
     (folder / "runs/NAME/summary.json").write_text('{"test/iou": 0.5}')
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(folder / "picture.jpg")
-    (folder / "resnet50_imagenet.safetensors").touch()
+    for name in ("resnet50_imagenet.safetensors", "model.onnx"):
+        (folder / name).touch()
     for name in ("config.json", "model.safetensors"):
         (folder / "folder").mkdir(exist_ok=True)
         (folder / "folder" / name).touch()
@@ -63,7 +64,7 @@ def test_every_command_is_accepted(line, desk, drawn_set, monkeypatch):
     flags = {word for word in words if "=" not in word}
     assert flags <= OUR_FLAGS
     overrides = [
-        re.sub("PETS|FOLDER", str(drawn_set), word).replace("experiment=NAME", "experiment=flow")
+        re.sub("PETS|PICTURES|FOLDER", str(drawn_set), word).replace("experiment=NAME", "experiment=flow")
         for word in words
         if "=" in word
     ]
