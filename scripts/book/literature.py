@@ -112,8 +112,8 @@ CLAIMS = (
         "vanishing",
         "Without long skips early layers get a smaller gradient",
         "Long skips are said to cure vanishing gradients. This network has batch normalisation and He's weights, as "
-        "nearly all have today. A smaller gradient is the least of the claim: one that has vanished is smaller by orders "
-        "of magnitude, and the early layers stop learning.",
+        "nearly all have today. A smaller gradient is the least of the claim: one that has vanished is smaller by "
+        "orders of magnitude, and the early layers stop learning.",
         "Told in many textbooks; Drozdzal et al. 2016, arXiv 1608.04117, for networks of fifty layers and more",
         "skip_ablation",
         (Contrast("stem_gradient", "concat", "none"),),
