@@ -48,7 +48,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "pictures": {"default": 1_000_000, "help": "pictures of a data set"},
     "cells": {"default": 10_000, "help": "runs of a sweep"},
     "runs": {"default": 200, "help": "runs of a report"},
-    "checkpoint": {"default": [], "type": Path, "nargs": "+", "required": True, "help": "runs of one setting"},
+    "checkpoint": {"default": [], "type": Path, "nargs": "+", "help": "runs of one setting, of several seeds"},
     "large": {
         "default": (3000, 4000),
         "type": int,
@@ -98,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if argv is None else argv)
     arguments = vars(parser().parse_args(given))
     what, json, output = (arguments.pop(name) for name in ("what", "json", "output"))
+    if arguments.get("checkpoint") == []:
+        parser().error("int8 needs --checkpoint RUN [RUN ...]")
     for path in (json, output):
         if path:  # now, not after the measurement
             path.parent.mkdir(parents=True, exist_ok=True)

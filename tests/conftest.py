@@ -65,7 +65,7 @@ def draw_blank(patch: pytest.MonkeyPatch) -> None:
                 patch.setattr(module, name, blank(made))
 
 
-WIDTHS = (32, 32, 16, 16, 16)
+WIDTHS = [32, 32, 16, 16, 16]
 """Of the decoder of such a run, coarsest first: the default's checkpoints and steps would be four times as large."""
 
 

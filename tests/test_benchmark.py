@@ -241,8 +241,15 @@ def test_every_measurement_can_be_asked_for_with_exactly_its_own_options(what):
     arguments = vars(benchmark.parser().parse_args([what]))
     measure = importlib.import_module(f"benchmarks.{what}").measure
     assert arguments.keys() - {"what", "json", "output"} == inspect.signature(measure).parameters.keys()
-    assert arguments["rounds"] >= 2
+    assert arguments.get("rounds", 2) >= 2
     assert f"\n{what} " in benchmark.__doc__
+
+
+def test_int8_asks_for_runs(capsys):
+    with pytest.raises(SystemExit) as caught:
+        benchmark.main(["int8"])
+    assert caught.value.code == 2
+    assert "int8 needs --checkpoint RUN" in capsys.readouterr().err
 
 
 def test_help_waits_for_no_framework():
