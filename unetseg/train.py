@@ -109,12 +109,12 @@ def look(options: Train) -> None:
     from unetseg.training.surroundings import kept
 
     with kept():
-        from unetseg.training import build
+        from unetseg.training import build, lengths
 
         data, module, planned, _ = _prepare(options)
         _check(options, planned, data)
         if launch.is_first():
-            print(build.describe_plan(planned, data))
+            print(lengths.describe(planned, data))
             folder = RunFolder.planned(options)
             print(build.describe_start(planned, module, folder))
             if options.data.augment not in (False, "none"):
@@ -176,12 +176,12 @@ def _prepare(options: Train) -> tuple[SegmentationData, SegmentationModule, Trai
 
 def _check(options: Train, planned: Trainer, data: SegmentationData) -> None:
     """Print a table of the data; raise a UserError where they can't be trained on."""
-    from unetseg.training import build
+    from unetseg.training import lengths
 
     preflight.data(data)
-    build.check_limits(planned, data)
-    build.check_partners(options, planned, data)
-    build.check_lengths(options, planned, data)
+    lengths.check_limits(planned, data)
+    lengths.check_partners(options, planned, data)
+    lengths.check_lengths(options, planned, data)
 
 
 def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], None]) -> dict[str, Any]:

@@ -234,7 +234,7 @@ class Train(Section):
         optimizer, epochs = self.optimizer, self.trainer.get("max_epochs") or 0
         if optimizer.schedule == "plateau" and optimizer.warmup_epochs:
             raise rejected("optimizer.warmup_epochs=0 with schedule=plateau", "optimizer.warmup_epochs=0")
-        if 0 < epochs <= optimizer.warmup_epochs:  # where max_steps decides, build.check_lengths knows
+        if 0 < epochs <= optimizer.warmup_epochs:  # where max_steps decides, lengths.check_lengths knows
             raise rejected(
                 f"optimizer.warmup_epochs below trainer.max_epochs, {epochs}",
                 f"optimizer.warmup_epochs={epochs / 10:g}",
