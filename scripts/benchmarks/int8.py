@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from benchmarks.report import Result, Row
-from unetseg.data.datamodule import SegmentationData
+from unetseg.data.dataset import Batch, first_of
 from unetseg.data.sources import make_data
 from unetseg.data.view import View
 from unetseg.evaluation.metrics import image_counts, scores
@@ -50,25 +52,32 @@ def scores_of(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "int8.onnx"
         data = known["data"] | {"workers": 0, "cache": "none"}
-        training = [pictures for pictures, _ in batches(make_data(data, known["seed"], test_split="train"))]
-        export(model, {"classes": names, "size": view.size}, file, [*np.concatenate(training)[:MOST, None]])
+        training = as_pictures(first_of(loader(data, known["seed"], "train"), MOST))
+        export(model, {"classes": names, "size": view.size}, file, [*training[:, None]])
         engines: list[Engine] = [
             TorchEngine(model, classes=names, view=view, device="cpu"),
             load_exported(file, runtime="openvino"),
         ]
         found: list[list[np.ndarray]] = [[], []]
         changed = []
-        for pictures, masks in batches(make_data(data, known["seed"], test_split="test")):
+        for batch in loader(data, known["seed"], "test"):
+            pictures = as_pictures(batch)
             maps = [engine.probabilities(pictures).argmax(1) for engine in engines]
             changed.append(np.mean(maps[0] != maps[1]))
             for own, predicted in zip(found, maps, strict=True):
-                counts = image_counts(torch.from_numpy(predicted), torch.from_numpy(masks), len(names))
+                counts = image_counts(torch.from_numpy(predicted), batch.masks, len(names))
                 own.append(np.stack([scores(counts)[name].numpy() for name in NAMES]))
     return np.concatenate(found[0], 1), np.concatenate(found[1], 1), float(np.mean(changed))
 
 
-def batches(data: SegmentationData) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the pictures, BxHxWxD, and the masks, BxHxW, of the split."""
-    data.prepare_data()
-    data.setup("test")
-    return [(batch.images.permute(0, 2, 3, 1).numpy(), batch.masks.numpy()) for batch in data.test_dataloader()]
+def loader(data: Mapping[str, Any], seed: int, split: str) -> DataLoader[Any]:
+    """Return the batches of a split as an evaluation sees them."""
+    made = make_data(data, seed, test_split=split)
+    made.prepare_data()
+    made.setup("test")
+    return made.test_dataloader()
+
+
+def as_pictures(batch: Batch) -> np.ndarray:
+    """Return the pictures of a batch as engines take them, BxHxWxD."""
+    return batch.images.permute(0, 2, 3, 1).numpy()

@@ -39,6 +39,8 @@ METADATA = ("classes", *arguments.VIEW)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 RUNTIMES = ("onnxruntime", "openvino")
 """Of an .onnx."""
+EXPORT = "python -m unetseg.export checkpoint=RUN output=model.onnx"
+"""What writes one."""
 
 
 class Engine(Protocol):
@@ -192,12 +194,8 @@ class ProgramEngine:
             if archive.testzip() is not None:  # torch runs whatever it can parse
                 raise ValueError("its bytes don't match their checksum")
         entries = dict.fromkeys(METADATA, "")  # torch forgets an empty dict
-        level = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)  # on a damaged file torch logs a traceback before it raises
-        try:
+        with quiet(logging.CRITICAL):  # on a damaged file torch logs a traceback before it raises
             program = torch.export.load(io.BytesIO(content), extra_files=entries)
-        finally:
-            logging.disable(level)
         self.program = program.module(check_guards=False)  # guards are source code that would be run
         self.classes, self.view = parse_metadata(entries)
 
@@ -231,7 +229,7 @@ def load_exported(
     if runtime not in RUNTIMES:
         raise UserError(f"runtime={runtime} is not accepted", accepted=", ".join(RUNTIMES))
     if runtime == "openvino" and path.suffix != ".onnx":
-        raise UserError(f"runtime=openvino with {path}", accepted="an .onnx", advice="export output=model.onnx")
+        raise UserError(f"runtime=openvino with {path}", accepted="an .onnx", advice=EXPORT)
     if precision != "float32" and runtime != "openvino":
         raise UserError(
             f"precision={precision} with {path}",
@@ -290,6 +288,17 @@ def explain_failure(images: np.ndarray) -> Iterator[None]:
         yield
     except Exception as error:
         raise UserError(f"the model can't be run on pictures of shape {images.shape}: {first_line(error)}") from None
+
+
+@contextlib.contextmanager
+def quiet(level: int) -> Iterator[None]:
+    """Silence all loggers up to a level."""
+    before = logging.root.manager.disable
+    logging.disable(level)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def import_extra(package: str) -> Any:

@@ -33,7 +33,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from unetseg.data.view import RGB, View
 from unetseg.errors import UserError, first_line
 from unetseg.files import drafted
-from unetseg.inference.engines import READERS, OnnxEngine, import_extra, seal
+from unetseg.inference.engines import READERS, OnnxEngine, import_extra, quiet, seal
 from unetseg.inference.quantization import changed, quantize
 from unetseg.model import arguments, checkpoint, hub
 from unetseg.model.segmenter import Segmenter, probabilities
@@ -253,11 +253,6 @@ def largest_errors(content: bytes, suffix: str, model: Segmenter, size: int) -> 
 @contextlib.contextmanager
 def silence_exporters() -> Iterator[None]:
     """Silence the exporters' messages; their errors are exceptions."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
+    with quiet(logging.WARNING), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

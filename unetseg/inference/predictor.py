@@ -25,7 +25,7 @@ from unetseg.data.view import View
 from unetseg.data.volumes import Volume, has_slices
 from unetseg.errors import UserError
 from unetseg.huggingface import PREFIX, fetch_model, is_model_folder
-from unetseg.inference.engines import READERS, Engine, TorchEngine, load_exported
+from unetseg.inference.engines import EXPORT, READERS, Engine, TorchEngine, load_exported
 from unetseg.model import checkpoint
 from unetseg.runs import artifact
 
@@ -226,7 +226,7 @@ def load(
         raise UserError(
             f"runtime={runtime} with {path}, which runs in torch",
             accepted="an .onnx",
-            advice=f"python -m unetseg.export checkpoint={path} output=model.onnx",
+            advice=EXPORT.replace("RUN", str(path)),
         )
     read = checkpoint.load_pretrained if is_model_folder(path) else checkpoint.load
     model, hyper_parameters = read(path, trust=trust)

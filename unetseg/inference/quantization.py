@@ -7,11 +7,10 @@ integer arithmetic where they have it.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +19,7 @@ import numpy as np
 from unetseg.data.view import View
 from unetseg.data.volumes import Volume
 from unetseg.errors import UserError
-from unetseg.inference.engines import Engine, import_extra
+from unetseg.inference.engines import Engine, import_extra, quiet
 from unetseg.inference.predictor import Predictor
 from unetseg.inference.selection import Selection
 
@@ -89,7 +88,7 @@ def quantize(content: bytes, inputs: Sequence[np.ndarray]) -> bytes:
     tool = import_extra("onnxruntime.quantization")
     rest = iter(inputs)
     reader = SimpleNamespace(get_next=lambda: next(({"images": images} for images in rest), None))
-    with tempfile.TemporaryDirectory() as folder, _silenced():
+    with tempfile.TemporaryDirectory() as folder, quiet(logging.WARNING):  # it advises what these files don't need
         source, target = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
         source.write_bytes(content)
         tool.quantize_static(
@@ -113,14 +112,3 @@ def changed(before: Engine, after: Engine, inputs: Sequence[np.ndarray]) -> floa
             advice=("more pictures, like those of training", "int8=null"),
         )
     return share
-
-
-@contextlib.contextmanager
-def _silenced() -> Iterator[None]:
-    """Silence the quantizer, which advises a step that these files don't need."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(level)
