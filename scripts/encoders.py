@@ -1,7 +1,7 @@
 """What each encoder of smp and each model of timm does in our U-Net: a table.
 
     python scripts/encoders.py [--only 'mit_*' 'tu-convnext*'] [--jobs 2]    # hours for all; goes on where it stopped
-    python scripts/encoders.py --table docs/encoders.md                      # of the results so far
+    python scripts/encoders.py --table docs/encoders.md                      # of the results that are kept
 
 Each encoder has a process of its own, with pictures of 64 px, or of the one size that it takes. A row says whether
 
@@ -12,7 +12,7 @@ Each encoder has a process of its own, with pictures of 64 px, or of the one siz
 - routed: the gradient of that step is told by exit, and the shares sum to 1;
 - onnx, pt2: the exported file has the model's probabilities, at several sizes.
 
-The results are a line of JSON each; a property's text is empty where it holds, and says why where it doesn't.
+The results lie in docs/encoders.jsonl, a line each; a property's text is empty where it holds, and says why where not.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import math
 import multiprocessing
 import os
 import resource
+import signal
 import time
 import warnings
 from collections import Counter
@@ -44,6 +45,7 @@ from unetseg.names import ENCODERS, TIMM
 
 Result = dict[str, Any]
 PROPERTIES = ("built", "equal", "trained", "routed", "onnx", "pt2")
+KEPT = Path(__file__).parents[1] / "docs/encoders.jsonl"
 LONGEST = 200
 """Letters of a reason."""
 EXAMPLES = 4
@@ -140,41 +142,46 @@ def _exports(model: Segmenter, side: int) -> Result:
     try:
         with export.silence_exporters():
             program = export.trace(export.PictureModel(model))
+            shapes = export.shapes_to_check(program, side)
     except Exception as error:  # each architecture has errors of its own
         return dict.fromkeys(("onnx", "pt2"), f"{type(error).__name__}: {first_line(error)}"[:LONGEST])
 
     def check(suffix: str) -> None:
         with export.silence_exporters():
             content = export.WRITERS[suffix](program, entries)
-        worst = max(export.largest_errors(content, suffix, model, side).values())
+        worst = max(export.largest_errors(content, suffix, model, shapes).values())
         if not worst <= export.TOLERANCE:
             raise ValueError(f"probabilities differ by {worst:.1e}")
 
     return {name: _try(lambda suffix=f".{name}": check(suffix)) for name in ("pt2", "onnx")}
 
 
-def _child(name: str, pipe: Any, memory: float) -> None:
+def _child(name: str, pipe: Any, limit: int, memory: float) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (int(memory * 1e9), int(memory * 1e9)))
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))  # SIGXCPU, and not the SIGKILL of a full memory
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     pipe.send(measure(name))
 
 
-def apart(name: str, *, limit: float, memory: float) -> Result:
+def apart(name: str, *, limit: int, memory: float) -> Result:
     """Measure an encoder in a process of its own; one that ends without a result, or takes too long, has a row, too."""
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe(duplex=False)
-    child = fork.Process(target=_child, args=(name, theirs, memory))
+    child = fork.Process(target=_child, args=(name, theirs, limit, memory))
     start = time.monotonic()
     child.start()
     theirs.close()
     try:
-        result: Result = ours.recv() if ours.poll(limit) else {"encoder": name, "built": f"not within {limit:g} s"}
+        result: Result = ours.recv()
+        child.join()
     except EOFError:
         child.join()
-        result = {"encoder": name, "built": f"its process ended with status {child.exitcode} (--memory {memory:g} GB)"}
-    child.kill()
-    child.join()
+        if child.exitcode == -signal.SIGXCPU:
+            reason = f"not within {limit} s of the processor"
+        else:
+            reason = f"its process ended with status {child.exitcode} (--memory {memory:g} GB)"
+        result = {"encoder": name, "built": reason}
     return result | {"seconds": round(time.monotonic() - start, 1)}
 
 
@@ -259,9 +266,9 @@ def _general(reason: str, name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="of names, such as 'mit_*'")
-    parser.add_argument("--results", type=Path, default=Path("runs/encoders.jsonl"), help="is read and added to")
+    parser.add_argument("--results", type=Path, default=KEPT, help="is read and added to")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once, of a thread each")
-    parser.add_argument("--limit", type=float, default=900, help="seconds for an encoder")
+    parser.add_argument("--limit", type=int, default=900, help="seconds of the processor for an encoder")
     parser.add_argument("--memory", type=float, default=16, help="GB of addresses for an encoder")
     parser.add_argument("--table", type=Path, help="write the table of the results so far, and measure nothing")
     options = parser.parse_args()

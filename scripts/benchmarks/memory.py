@@ -60,9 +60,9 @@ def shared_fairly(process: str) -> int:
 def in_tensors() -> int:
     """Return the bytes of all tensors that Python reaches: without what an allocator keeps for later."""
     gc.collect()
-    tensors = [
-        each for each in gc.get_objects() if issubclass(type(each), torch.Tensor) and each.layout is torch.strided
-    ]
+    own = [each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
+    # Without those that torch.compile and torch.export trace with: they have no bytes.
+    tensors = [each for each in own if each.layout is torch.strided and not torch._is_functional_tensor(each)]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 
