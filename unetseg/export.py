@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unetseg.errors import UserError
-from unetseg.names import shown
+from unetseg.names import counted, shown
 from unetseg.options import command
 from unetseg.options.command_schema import Export
 from unetseg.options.output import check_writable, explain_write_errors, say
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 PACKAGES: dict[str, tuple[str, ...]] = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".pt2": ()}
 """What an export needs beyond the package's own requirements, by its suffix."""
+NAMED = 4
+"""Shapes that are named where more are counted."""
 
 
 def export(options: Export) -> Path:
@@ -38,42 +40,49 @@ def export(options: Export) -> Path:
     check(options)
     model, known = checkpoint.load(options.checkpoint, trust=options.trust)
     output = Path(options.output)
-    inputs = calibration(options.int8, known) if options.int8 else []
+    inputs, others = calibration(options.int8, known) if options.int8 else ([], [])
     if inputs:
-        say(f"measuring the ranges of the activations on {len(inputs)} inputs of the model")
+        say(f"measuring the ranges of the activations on {counted(len(inputs), 'input')} of the model")
     with explain_write_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        checks = write(model, metadata(options.checkpoint, known), output, inputs)
+        checks = write(model, metadata(options.checkpoint, known), output, inputs, others)
     where = "in float32, " if options.int8 else ""
-    lines = [
-        f"{where}pictures {shape}: probabilities within {error:.1e} of the checkpoint's"
-        for shape, error in checks.errors.items()
+    shapes = [*checks.errors]
+    named = ", ".join(shapes[:NAMED]) + (f" and {len(shapes) - NAMED} other shapes" if len(shapes) > NAMED else "")
+    lines = [f"{where}pictures {named}: probabilities within {max(checks.errors.values()):.1e} of the checkpoint's"]
+    lines += [
+        f"in int8 by {runtime}, on {counted(len(others), 'further input')}: {share:.2%} of the pixels get another class"
+        for runtime, share in checks.changed.items()
     ]
-    if checks.changed is not None:
-        lines.append(f"in int8, these pictures: {checks.changed:.2%} of the pixels get another class than in float32")
     say("\n".join([*lines, shown(output)]))
     return output
 
 
-def calibration(images: str, known: dict[str, Any]) -> list[np.ndarray]:
+def calibration(images: str, known: dict[str, Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return what the model gets of some of the pictures that `images` selects, see `quantization.inputs_of`."""
     from rich.console import Console
     from rich.progress import track
 
     from unetseg.data.view import View
-    from unetseg.inference.quantization import inputs_of
+    from unetseg.inference.quantization import FLAT, flatness, inputs_of
     from unetseg.inference.selection import select_files
 
     selection = select_files(images, Path(os.devnull))
+    notes = selection.notes("int8")
     if not selection.files:
-        raise UserError(f"int8={images} holds no picture", advice="some of the training pictures")
+        raise UserError("; ".join([f"int8={images} holds no picture", *notes]), advice="some of the training pictures")
+    if notes:
+        say("\n".join(notes))
     console = Console(stderr=True)
-    return inputs_of(
+    inputs, others = inputs_of(
         selection,
         tuple(known["classes"]),
         View.of(known["data"]),
         lambda paths: track(paths, "reading pictures for int8", console=console),
     )
+    if (share := flatness(inputs)) > FLAT:
+        say(f"warning: four values make up {share:.0%} of int8={images}: are these masks? Give pictures as in training")
+    return inputs, others
 
 
 def check(options: Export) -> None:
@@ -82,6 +91,12 @@ def check(options: Export) -> None:
     if output.suffix not in PACKAGES:
         raise UserError(
             f"output={output} is not accepted", accepted="FILE.onnx or FILE.pt2", advice="output=model.onnx"
+        )
+    if Path(options.checkpoint).suffix in PACKAGES:
+        raise UserError(
+            f"checkpoint={options.checkpoint} is an export already",
+            accepted="a run folder or a checkpoint",
+            advice="checkpoint=runs/NAME",
         )
     if options.int8 and output.suffix != ".onnx":
         raise UserError(f"int8={options.int8} with output={output}", accepted="an .onnx", advice="output=model.onnx")

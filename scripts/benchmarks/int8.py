@@ -52,8 +52,8 @@ def scores_of(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "int8.onnx"
         data = known["data"] | {"workers": 0, "cache": "none"}
-        training = as_pictures(first_of(loader(data, known["seed"], "train"), MOST))
-        export(model, {"classes": names, "size": view.size}, file, [*training[:, None]])
+        training = as_pictures(first_of(loader(data, known["seed"], "train"), MOST))[:, None]
+        export(model, {"classes": names, "size": view.size}, file, [*training], [*training])
         engines: list[Engine] = [
             TorchEngine(model, classes=names, view=view, device="cpu"),
             load_exported(file, runtime="openvino"),

@@ -144,6 +144,15 @@ def test_other_kinds_of_skips_become_an_onnx_file_that_agrees(tmp_path, skip):
     assert max(errors.values()) < 1e-5
 
 
+def test_where_the_tracer_can_not_tell_the_sides_of_the_levels_every_remainder_is_compared(tmp_path):
+    model = random_model("tu-test_resnet", decoder_channels=[32, 32, 16, 16, 16])  # pools with ceil_mode
+    errors = write_export(model, {"classes": ["a", "b", "c"], "size": 64}, tmp_path / "model.pt2").errors
+    assert max(errors.values()) < 1e-5
+    sides = [tuple(map(int, shape.split("x")[1:])) for shape in errors]
+    for side in zip(*sides, strict=True):
+        assert {length % 32 for length in side} == {*range(32)}
+
+
 def test_exporting_leaves_the_model_as_it_was():
     model = random_model(**MIXED)
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -76,6 +76,58 @@ class Beside(nn.Module):
         return self.conv1(x) + self.bn1(x)
 
 
+def norm(**kinds) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(16, **kinds)
+
+
+def shared_activation() -> nn.Sequential:
+    act = nn.LeakyReLU(0.1)
+    return nn.Sequential(nn.Conv2d(16, 16, 1), act, nn.Identity(), nn.Conv2d(16, 16, 1), act, norm())
+
+
+def hooked(place: int) -> nn.Sequential:
+    part = nn.Sequential(nn.Conv2d(16, 16, 1), norm())
+    part[place].register_forward_hook(lambda module, given, result: result.clamp(min=0))
+    return part
+
+
+def in_training() -> nn.Sequential:
+    part = nn.Sequential(nn.Conv2d(16, 16, 1), norm())
+    part[1].train = lambda mode: part[1]  # stays in training mode
+    return part
+
+
+KEPT_APART = {
+    "a shared module": shared_activation,
+    "a hook on the convolution": lambda: hooked(0),
+    "a hook on the normalisation": lambda: hooked(1),
+    "no kept statistics": lambda: nn.Sequential(nn.Conv2d(16, 16, 1), norm(track_running_stats=False)),
+    "spectral norm": lambda: nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(16, 16, 1)), norm()),
+    "a parametrisation": lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(16, 16, 1)), norm()),
+    "in training": in_training,
+}
+
+
+@pytest.mark.parametrize("part", KEPT_APART.values(), ids=KEPT_APART)
+def test_what_is_more_than_a_convolution_and_a_normalisation_is_left_alone(part):
+    model = random_model(classes=2, encoder="tu-test_resnet")
+    made = part()
+    model.net.segmentation_head.insert(0, made.requires_grad_(False))
+    if made[-1].running_mean is not None:
+        made[-1].running_mean.fill_(0.5), made[-1].running_var.fill_(4.0)
+    made.eval()
+    images = torch.from_numpy(pictures(1, 64, 64)).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        np.testing.assert_allclose(folded(model)(images), model(images), atol=1e-4)
+        assert normalisations(folded(model).net.segmentation_head) == 1
+
+
+def test_a_class_of_somebodys_own_is_run_as_it_is(monkeypatch):
+    model = random_model(encoder="tu-test_resnet")
+    monkeypatch.setitem(model.net.config, "skip", "fusions:Mine")
+    assert folded(model) is model
+
+
 @pytest.mark.parametrize("part", [Crossed(nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)), Beside()], ids=["order", "names"])
 def test_layers_that_are_no_pair_are_left_alone(part):
     model = random_model(classes=2)

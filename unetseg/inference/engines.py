@@ -65,7 +65,7 @@ class TorchEngine:
     """A Segmenter on a device, with batch normalisation folded into the convolutions.
 
     Args:
-        model: in eval mode; a copy of it is used.
+        model: in eval mode; a copy of it is used, unless it has a class of somebody's own.
         classes: names of the classes.
         view: see Engine.
         device: "auto" (an accelerator if there is one), or a name that torch.device takes: "cpu", "cuda", "cuda:1".
@@ -95,8 +95,9 @@ class TorchEngine:
         self.view = view
         self.device = resolve_device(device)
         self.dtype = PRECISIONS[precision]
+        whole = folded(model)
         try:
-            self.model = folded(model).to(self.device)
+            self.model = whole.to(self.device)
         except (RuntimeError, AssertionError) as error:  # torch raises both where there is no such device
             raise UserError(f"device={device} can't be used: {error}", advice="device=cpu") from None
 

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import io
 import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +35,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from unetseg.data.view import RGB, View
 from unetseg.errors import UserError, first_line
 from unetseg.files import drafted
-from unetseg.inference.engines import READERS, OnnxEngine, import_extra, quiet, seal
+from unetseg.inference.engines import READERS, Engine, OnnxEngine, OpenVinoEngine, import_extra, quiet, seal
 from unetseg.inference.quantization import changed, quantize
 from unetseg.model import arguments, checkpoint, hub
 from unetseg.model.segmenter import Segmenter, probabilities
@@ -44,9 +46,11 @@ from unetseg.runs.folder import run_folder_of
 TOLERANCE = 1e-3
 """How far a probability of the exported file may be from the checkpoint's."""
 SHAPES = ((1, 64, 64), (2, 61, 95), (3, 32, 47))
-"""B, H, W of the pictures on which file and checkpoint are compared, besides one of the model's own size."""
+"""B, H, W of the pictures on which every file and its checkpoint are compared."""
 TRACED = (2, 70, 93)
 """B, H, W of the tracer's example: none is 1, no two levels have equal sides."""
+REMAINDERS = tuple((1, 65 + side, 65 + 13 * side % 32) for side in range(32))
+"""B, H, W with each remainder by 32, the stride of the deepest level."""
 FREE = {"images": {0: Dim("batch", min=1), 1: Dim("height", min=65), 2: Dim("width", min=65)}}
 
 
@@ -104,11 +108,17 @@ class Checks:
 
     errors: dict[str, float]
     """The largest difference between a probability of the file in float32 and of the model, by the pictures' shape."""
-    changed: float | None
-    """The share of pixels of another class in int8."""
+    changed: dict[str, float]
+    """The share of pixels of another class in int8, by the runtimes that are installed."""
 
 
-def export(model: Segmenter, metadata: dict[str, Any], output: Path, inputs: Sequence[np.ndarray] = ()) -> Checks:
+def export(
+    model: Segmenter,
+    metadata: dict[str, Any],
+    output: Path,
+    inputs: Sequence[np.ndarray] = (),
+    others: Sequence[np.ndarray] = (),
+) -> Checks:
     """Export a model to FILE.onnx or FILE.pt2; the file appears after it has been checked, or not at all.
 
     Args:
@@ -116,6 +126,7 @@ def export(model: Segmenter, metadata: dict[str, Any], output: Path, inputs: Seq
         metadata: plain values by name, with `classes` (names) and `size` among them, see `engines.Engine`.
         output: the file, which is replaced if it exists.
         inputs: for int8 in an .onnx what the model gets of some pictures, see `quantization.inputs_of`; none: float32.
+        others: of further pictures, on which int8 is compared with float32.
 
     Raises:
         Mismatch: a difference is above TOLERANCE.
@@ -124,7 +135,8 @@ def export(model: Segmenter, metadata: dict[str, Any], output: Path, inputs: Seq
     entries = {name: json.dumps(value) for name, value in metadata.items()}
     try:
         with silence_exporters():
-            content = WRITERS[output.suffix](trace(PictureModel(model)), entries)
+            program = trace(PictureModel(model))
+            content = WRITERS[output.suffix](program, entries)
     except Exception as error:  # the exporters have many kinds, and each architecture its own
         encoder = model.net.encoder_name
         if own := arguments.own_classes(cast("dict[str, Any]", model.net.config)):
@@ -141,17 +153,20 @@ def export(model: Segmenter, metadata: dict[str, Any], output: Path, inputs: Seq
             accepted="a model whose encoder docs/encoders.md says to be exported",
             advice="unetseg.load, which reads the checkpoint itself",
         ) from None
-    errors = largest_errors(content, output.suffix, model, View.of(metadata).side)
+    errors = largest_errors(content, output.suffix, model, shapes_to_check(program, View.of(metadata).side))
     worst = max(errors.values())
     if not worst <= TOLERANCE:  # true for NaN as well
         raise Mismatch(f"{output.name} differs from the checkpoint by {worst:.1e}, above {TOLERANCE:.0e}: not written")
-    share = None
+    shares = {}
     if inputs:
         before, content = OnnxEngine(content), with_metadata(quantize(content, inputs), entries | {"int8": "true"})
-        share = changed(before, OnnxEngine(content), inputs)
+        after: dict[str, Engine] = {"onnxruntime": OnnxEngine(content)}
+        if importlib.util.find_spec("openvino"):
+            after["openvino"] = OpenVinoEngine(content)
+        shares = {runtime: changed(before, engine, others) for runtime, engine in after.items()}
     with drafted(output) as draft:
         draft.write_bytes(content)
-    return Checks(errors, share)
+    return Checks(errors, shares)
 
 
 def save_pretrained(path: str | Path, folder: str | Path, *, trust: bool = False) -> None:
@@ -180,8 +195,13 @@ def trace(model: PictureModel) -> ExportedProgram:
     """Return the model as a program whose B, H and W are free."""
     channels = model.model.mean.shape[1]
     example = torch.zeros(*TRACED, channels, dtype=torch.uint8 if channels == RGB else torch.float32)
+    # What the tracer can't tell of the levels' sides, such as 2 * (H // 8) <= H // 4, is left to `shapes_to_check`.
+    leave = "prefer_deferred_runtime_asserts_over_guards"
+    known: dict[str, Any] = (
+        {leave: True} if leave in signature(torch.export.export).parameters else {}
+    )  # from torch 2.9
     with torch.no_grad():
-        program = torch.export.export(model, (example,), dynamic_shapes=FREE)
+        program = torch.export.export(model, (example,), dynamic_shapes=FREE, **known)
     # From 65 pixels on no level of any encoder is 1 pixel wide: the tracer can't tell the strides of such a tensor.
     # They change no number, so smaller pictures are accepted again; `largest_errors` checks one of 32 pixels.
     for symbol in program.range_constraints:
@@ -224,20 +244,28 @@ def to_pt2(program: ExportedProgram, entries: dict[str, str]) -> bytes:
 WRITERS = {".onnx": to_onnx, ".pt2": to_pt2}
 
 
-def largest_errors(content: bytes, suffix: str, model: Segmenter, size: int) -> dict[str, float]:
+def shapes_to_check(program: ExportedProgram, side: int) -> list[tuple[int, int, int]]:
+    """Return the shapes BxHxW of pictures on which file and model are compared, a square one of a side among them."""
+    unproved = any(node.target is torch.ops.aten._assert_scalar.default for node in program.graph.nodes)
+    return [*SHAPES, (1, side, side), *(REMAINDERS if unproved else ())]
+
+
+def largest_errors(
+    content: bytes, suffix: str, model: Segmenter, shapes: Iterable[tuple[int, int, int]]
+) -> dict[str, float]:
     """Return the largest difference between a probability of an exported file and of its model, by shape BxHxW.
 
     Args:
         content: the file.
         suffix: .onnx or .pt2.
         model: in eval mode, on the CPU.
-        size: side of a further square picture.
+        shapes: of the pictures, see `shapes_to_check`.
     """
     engine = READERS[suffix](content)
     generator = np.random.default_rng(0)
     mean, std = (values.flatten().numpy() for values in (model.mean, model.std))
     errors = {}
-    for batch, height, width in (*SHAPES, (1, size, size)):
+    for batch, height, width in shapes:
         shape = (batch, height // 8 + 1, width // 8 + 1, len(mean))
         if len(mean) == RGB:
             patches = generator.integers(0, 256, shape, dtype=np.uint8)

@@ -22,11 +22,18 @@ from unetseg.errors import UserError
 from unetseg.inference.engines import Engine, import_extra, quiet
 from unetseg.inference.predictor import Predictor
 from unetseg.inference.selection import Selection
+from unetseg.names import counted
 
 MOST = 100
 """Pictures, and inputs of the model, that set the ranges."""
+LEAST = 10
+"""Pictures without which the ranges are those of a few alone."""
+HELD = 5
+"""Of as many pictures one is kept for the comparison with float32."""
 CHANGED = 0.05
 """The share of pixels of another class above which a file is of no use."""
+FLAT = 0.9
+"""The share of numbers with one of four values above which pictures are like masks."""
 
 
 class Recorder:
@@ -59,23 +66,46 @@ class Recorder:
 
 def inputs_of(
     selection: Selection, classes: tuple[str, ...], view: View, track: Callable[[Sequence[Path]], Iterable[Path]]
-) -> list[np.ndarray]:
-    """Return what a model gets of pictures in prediction, at most MOST of 1xHxWxD, from MOST pictures evenly spaced.
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return what a model gets of pictures in prediction: for the ranges, and of every HELD-th picture for the check.
+
+    They are of MOST pictures evenly spaced, at most MOST each, 1xHxWxD.
 
     Args:
         selection: the pictures.
         classes: of the model.
         view: of the model.
         track: shows the progress.
+
+    Raises:
+        UserError: there are fewer than LEAST pictures.
     """
-    recorder = Recorder(classes, view)
-    predictor = Predictor(recorder)
-    for path in track(selection.files[:: math.ceil(len(selection.files) / MOST)]):
+    if len(selection.files) < LEAST:
+        raise UserError(
+            f"int8: {counted(len(selection.files), 'picture')}; by so few the ranges of the activations aren't known",
+            accepted=f"{LEAST} pictures or more",
+            advice="some of the training pictures",
+        )
+    recorders = Recorder(classes, view), Recorder(classes, view)
+    predictors = [Predictor(recorder) for recorder in recorders]
+    for number, path in enumerate(track(selection.files[:: math.ceil(len(selection.files) / MOST)])):
+        predictor = predictors[number % HELD == HELD - 1]
         with selection.open(path, view) as opened:
             for picture in opened if isinstance(opened, Volume) else [opened]:
                 for _ in next(predictor.bands([picture])):
                     pass
-    return recorder.kept
+    return recorders[0].kept, recorders[1].kept
+
+
+def flatness(inputs: Sequence[np.ndarray]) -> float:
+    """Return the share of numbers that have one of an input's four most frequent values: the mean over the inputs.
+
+    Examples:
+        >>> flatness([np.zeros((1, 2, 2, 3)), np.arange(12).reshape(1, 2, 2, 3)])
+        0.6666666666666666
+    """
+    counts = [np.unique(images, return_counts=True)[1] for images in inputs]
+    return float(np.mean([np.sort(own)[-4:].sum() / own.sum() for own in counts]))
 
 
 def quantize(content: bytes, inputs: Sequence[np.ndarray]) -> bytes:
@@ -103,7 +133,13 @@ def quantize(content: bytes, inputs: Sequence[np.ndarray]) -> bytes:
 
 
 def changed(before: Engine, after: Engine, inputs: Sequence[np.ndarray]) -> float:
-    """Return the share of pixels to which two engines give another class; raise a UserError where it is too much."""
+    """Return the share of pixels to which two engines give another class; raise a UserError where it is too much.
+
+    Args:
+        before: in float32.
+        after: in int8.
+        inputs: 1xHxWxD each, others than those that have set the ranges.
+    """
     pairs = ((before.probabilities(images), after.probabilities(images)) for images in inputs)
     share = float(np.mean([np.mean(a.argmax(1) != b.argmax(1)) for a, b in pairs]))
     if share > CHANGED:

@@ -39,8 +39,8 @@ class Selection:
     channels: dict[Path, dict[str, Path]] = field(default_factory=dict)
     """The file of each channel of those pictures that have several; such a picture's path is no file's."""
 
-    def notes(self) -> list[str]:
-        """Return a sentence on each kind of files that aren't predicted."""
+    def notes(self, option: str = "images") -> list[str]:
+        """Return a sentence on each kind of files that an option's value doesn't select."""
         lines = []
         if self.others:
             names = ", ".join(shown(path.name) for path in self.others[:NAMED])
@@ -48,7 +48,7 @@ class Selection:
             lines.append(f"{len(self.others)} passed over, by their names no pictures: {names}{more}")
         if self.below:
             count = f"{self.below} or more" if self.below == MANY else self.below
-            lines.append(f"{count} pictures in further folders are not taken: images='FOLDER/**/*' takes them")
+            lines.append(f"{count} pictures in further folders are not taken: {option}='FOLDER/**/*' takes them")
         return lines
 
     def order(self, view: View) -> list[str]:

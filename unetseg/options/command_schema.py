@@ -83,7 +83,7 @@ class Report(Section):
 
 
 def _existing_model(value: str) -> str:
-    if not Path(value).exists() and not value.startswith(("wandb:", PREFIX)):
+    if not (value and Path(value).exists()) and not value.startswith(("wandb:", PREFIX)):
         raise rejected(
             "a checkpoint, a run folder, an exported file or a folder of save_pretrained that exists, "
             "hf:USER/NAME[@REVISION], or wandb:ENTITY/PROJECT/NAME:ALIAS",
@@ -93,7 +93,8 @@ def _existing_model(value: str) -> str:
 
 
 def _some_pictures(value: str, info: ValidationInfo) -> str:
-    if not Path(value).exists() and "{channel}" not in value and not glob.glob(value, recursive=True):
+    exists = bool(value) and Path(value).exists()  # "" is the working folder to Path
+    if not exists and "{channel}" not in value and not glob.glob(value, recursive=True):
         raise rejected("a picture or a folder that exists, or a pattern of which some do", f"{info.field_name}=FOLDER")
     return value
 
