@@ -66,8 +66,10 @@ class Collection:
     """A data set: its classes, the meaning of its mask values, and the examples of each split.
 
     Examples:
+        >>> from unetseg.data.masks import stated_values
         >>> train = [Example("cat_1", Path("images/cat_1.jpg"), Path("masks/cat_1.png"), "cat")]
-        >>> collection = Collection(("background", "cat"), MaskValues(np.arange(256, dtype=np.uint8)), {"train": train})
+        >>> values = stated_values({"background": 0, "cat": 255})
+        >>> collection = Collection(("background", "cat"), values, {"train": train})
     """
 
     classes: tuple[str, ...]

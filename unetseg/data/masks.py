@@ -140,7 +140,7 @@ def check_values(path: Path, present: np.ndarray, values: MaskValues) -> None:
         else:
             stated = ",".join(f"NAME:{value}" for value in [*accepted[:1], *unknown])
             advice = [
-                f"'data.values={{{stated}}}', with ignore as the NAME of values that don't count",
+                f"'data.values={{{stated}}}', with ignore as the NAME of what doesn't count (data=own: stated_values)",
                 "data.classes with a name for each value, counted from 0, or data.ignore_index",
             ]
         raise UserError(

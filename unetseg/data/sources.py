@@ -11,20 +11,14 @@ from typing import Any
 from rich.progress import track
 
 from unetseg import classes
-from unetseg.data import folder, hf, pets, synthetic
+from unetseg.data import folder, hf, own, pets, synthetic
 from unetseg.data.datamodule import SegmentationData
 from unetseg.data.dataset import Collection
 from unetseg.data.published import bands_of
-from unetseg.data.splits import Drawing
+from unetseg.data.splits import SPLITS, Drawing
 from unetseg.data.view import View
-from unetseg.errors import UserError
 from unetseg.huggingface import Source
 from unetseg.names import PETS_ROOT, class_names
-
-OPTION = "data.source"
-"""What names a function of the user's own."""
-SPLITS = ("train", "val", "test")
-"""The splits that a training needs."""
 
 
 def make_data(
@@ -49,7 +43,7 @@ def make_data(
     """
     needed = SPLITS if test_split is None else (test_split,)
     if data["name"] == "own":
-        classes.admit({data["source"]: OPTION}, f"{OPTION}={data['source']}", trust)
+        classes.admit({data["source"]: own.OPTION}, f"{own.OPTION}={data['source']}", trust)
     if data["name"] == "folder" and data.get("images") and not data.get("bands"):
         data = {**data, "bands": bands_of(Path(data["root"]), data["images"])}
 
@@ -80,7 +74,7 @@ def find(data: Mapping[str, Any], seed: int, needed: Sequence[str] = SPLITS) -> 
     """Return the examples of the splits of a data set that are needed; its lists and folders must exist."""
     names = class_names(data)
     if data["name"] == "own":
-        return find_own(data["source"], names, needed)
+        return own.find(data["source"], names, needed)
     if data["name"] in ("folder", "hf"):
         drawing = Drawing(
             ratios=data["ratios"],
@@ -101,38 +95,6 @@ def find(data: Mapping[str, Any], seed: int, needed: Sequence[str] = SPLITS) -> 
     options = {key: data[key] for key in ("target", "border", "validation")}
     collection = pets.load(root, classes=names, seed=seed, **options)
     splits = {**collection.splits, "all": tuple(itertools.chain(*collection.splits.values()))}
-    return replace(collection, splits={split: splits[split] for split in needed})
-
-
-def find_own(source: str, names: Sequence[str], needed: Sequence[str]) -> Collection:
-    """Return the Collection that a function of the user's own returns, with the splits that are needed.
-
-    Args:
-        source: the function, or a class, which is called with its arguments alone.
-        names: of the classes, by the options.
-        needed: splits; `all` is those of the Collection together where it has none of that name.
-
-    Raises:
-        UserError: it returns something else, other classes, or lacks a split.
-    """
-    collection = classes.build(source, OPTION)
-    if not isinstance(collection, Collection):
-        raise UserError(
-            f"{OPTION}={source} returns {type(collection).__name__}",
-            accepted="a unetseg.data.dataset.Collection: classes, values of the masks, and examples by split",
-        )
-    if tuple(collection.classes) != tuple(names):
-        raise UserError(
-            f"{OPTION}={source} has the classes {', '.join(collection.classes)}, data.classes {', '.join(names)}",
-            accepted="the same names in the same order",
-            advice=f"data.classes=[{','.join(collection.classes)}]",
-        )
-    splits = {"all": tuple(itertools.chain(*collection.splits.values())), **collection.splits}
-    if absent := [split for split in needed if not splits.get(split)]:
-        raise UserError(
-            f"{OPTION}={source} has no examples of {', '.join(absent)}",
-            accepted=f"splits with examples: {', '.join(needed)}; it has {', '.join(collection.splits) or 'none'}",
-        )
     return replace(collection, splits={split: splits[split] for split in needed})
 
 
