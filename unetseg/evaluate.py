@@ -289,13 +289,13 @@ def training_pictures(options: Evaluate, known: dict[str, Any]) -> SegmentationD
     from unetseg.data.sources import make_data
 
     own, given = known["data"], options.data.model_dump()
-    if options.split == "train" and all(own.get(name) == given.get(name) for name in ("name", "root")):
+    if options.split == "train" and all(own.get(name) == given.get(name) for name in ("name", "root", "source")):
         raise UserError(
             "mechanism=[hellinger] with split=train: these are the pictures that the others are compared with",
             accepted="another split of the checkpoint's data, or other data",
             advice="split=test",
         )
-    data = make_data(own, known["seed"], test_split="train")
+    data = make_data(own, known["seed"], test_split="train", trust=options.trust)
     data.check()
     data.prepare_data()
     data.setup()
