@@ -190,11 +190,12 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
     from unetseg.evaluation.record import TestRecord
     from unetseg.runs import pictures, wandb_run
     from unetseg.runs.summary import provenance
-    from unetseg.training import build, resume
+    from unetseg.training import build, restored, resume
     from unetseg.training.callbacks import Cost
 
     data, module, planned, batch = _prepare(options)
-    own_callbacks = build.make_own_callbacks(options)
+    own_callbacks = [*callbacks, *build.make_own_callbacks(options)]
+    restored.check_callbacks(own_callbacks)
     make_folder = RunFolder.resume if options.resume else RunFolder.create
     run = make_folder(options, lambda: _check(options, planned, data))
     if launch.is_first():
@@ -211,7 +212,7 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
         stack.callback(run.release)
         stack.callback(wandb_run.finish, loggers)
         stack.enter_context(continuation.handle_signals())
-        first = [*callbacks, *own_callbacks, *build.make_steering(options)]
+        first = [*own_callbacks, *build.make_steering(options)]
         all_callbacks = [*first, continuation, *watchers, record, speed, best, last]
         arguments = options.trainer | {"precision": planned.precision}
         trainer = build.make_trainer(arguments, loggers, all_callbacks, run.path)

@@ -1,14 +1,24 @@
-"""The checks of last.ckpt, which may be a stranger's, or damaged; Lightning itself checks nothing of it."""
+"""The checks of last.ckpt, which may be a stranger's, or damaged; Lightning itself checks nothing of it.
+
+And those of what is about to be written into it, which must be readable again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor, nn
 
+from unetseg.errors import UserError
 from unetseg.model import archive
+
+PLAIN = (type(None), bool, int, float, str, Tensor, nn.Parameter)
+"""What dicts, lists and tuples of a checkpoint may hold; a number of NumPy is none of these."""
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "model.mean", "model.std")
 """Endings of the names in a state dict that are no parameters."""
@@ -43,6 +53,45 @@ def check(content: Any) -> None:
             tensors = [value for value in entry.values() if isinstance(value, Tensor)]
             if number >= len(shapes) or any(t.numel() > 1 and t.shape != shapes[number] for t in tensors):
                 raise ValueError("its optimizer's state is of other weights")
+
+
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Check the callbacks of the user's own before a run begins.
+
+    Raises:
+        UserError: the state of one isn't plain, or two keep theirs under one name.
+    """
+    stateful = [callback for callback in callbacks if is_overridden("state_dict", callback, Callback)]
+    keys = [callback.state_key for callback in stateful]
+    for callback, key in zip(stateful, keys, strict=True):
+        if keys.count(key) > 1:
+            raise UserError(
+                f"callbacks: {keys.count(key)} of {key} have a state, of which a checkpoint can hold one",
+                accepted="one of a class, or a property `state_key` that is another text for each",
+            )
+        try:
+            state = callback.state_dict()
+        except Exception:  # it may need the trainer; then it is checked when it is saved
+            continue
+        place = f"callbacks: {type(callback).__name__}.state_dict()"
+        if not isinstance(state, dict):
+            raise UserError(f"{place} is {type(state).__name__}", accepted="a dict")
+        check_plain(state, place)
+
+
+def check_plain(value: Any, place: str) -> None:
+    """Raise a UserError that names the part of a state which isn't plain: no run could be resumed with it."""
+    kind = type(value)
+    if kind in (dict, OrderedDict, list, tuple):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            check_plain(key, f"the key {key!r} of {place}")
+            check_plain(part, f"{place}[{key!r}]")
+    elif kind not in PLAIN:
+        raise UserError(
+            f"{place} is a {kind.__module__}.{kind.__qualname__}: no run could be resumed with it",
+            accepted="tensors, numbers of Python, texts, and dicts, lists and tuples of them",
+            advice="float(...), int(...), str(...), or torch.as_tensor(...) of it in state_dict",
+        )
 
 
 def table_lengths(state: Any) -> dict[str, int]:

@@ -50,7 +50,13 @@ class AtomicIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint; raise an OSError where there is no room for it."""
+        """Write a checkpoint.
+
+        Raises:
+            UserError: it holds what couldn't be read again, such as the state of a callback of the user's own.
+            OSError: there is no room for it.
+        """
+        restored.check_plain(checkpoint, "checkpoint")
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -283,8 +289,6 @@ def rewind(run: RunFolder) -> Path | None:
             overwrite best.ckpt.
     """
     file = run.last
-    present = [shlex.quote(str(path)) for path in (run.last, run.best) if path.exists()]
-    ways = ["the file from a copy", f"rm {' '.join(present)}, and the same command begins anew"]
     lengths: dict[str, int] = {}
     if file.exists():
         try:
@@ -294,12 +298,12 @@ def rewind(run: RunFolder) -> Path | None:
             lengths = restored.table_lengths(state)
             check_random_state(state.get("random"))
         except Exception as error:  # damaged bytes make the unpickler fail in many ways
-            raise damaged_checkpoint(file, error, ways) from None
+            raise damaged_checkpoint(file, error, _ways_on(run)) from None
     elif run.best.exists() and _last_epoch(run):
         raise UserError(
             f"{file} is not there; best.ckpt has the weights alone, without the optimizer's state",
             accepted="a run folder with its checkpoints/last.ckpt",
-            advice=ways,
+            advice=_ways_on(run),
         )
     if launch.is_first():
         for draft in run.checkpoints.glob("*.tmp"):
@@ -308,6 +312,16 @@ def rewind(run: RunFolder) -> Path | None:
         for table in run.tables:
             cut_back(table, lengths.get(table.name, 0))
     return file if file.exists() else None
+
+
+def _ways_on(run: RunFolder) -> list[str]:
+    """Return what can be done without last.ckpt; a best.ckpt that can be read is never given up."""
+    copy, folder = "the file from a copy", shlex.quote(str(run.path))
+    if is_whole(run.best):
+        begin = f"python -m unetseg.train ... model.weights={folder} name=NEW, which begins with best.ckpt's weights"
+        return [copy, begin, f"python -m unetseg.evaluate checkpoint={folder}, which scores best.ckpt"]
+    present = [shlex.quote(str(path)) for path in (run.last, run.best) if path.exists()]
+    return [copy, f"rm {' '.join(present)}, and the same command begins anew"]
 
 
 def _last_epoch(run: RunFolder) -> int:
