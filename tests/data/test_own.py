@@ -1,6 +1,7 @@
 """Data of the user's own: one place checks what his function returns, and says what is wrong."""
 
 import random
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from unetseg.data import own
@@ -117,3 +119,17 @@ def test_a_value_without_a_class_is_refused_with_the_file(monkeypatch, tmp_path,
 def read(data):
     data.check()
     return [*data.loader("test")]
+
+
+def test_the_example_of_the_page_finds_its_pictures(monkeypatch, tmp_path):
+    block = re.search(r"```python\n(# my_data\.py\n.*?)```", (ROOT / "docs/extending.md").read_text(), re.S)[1]
+    names: dict = {}
+    exec(block, names)
+    for number in range(10):
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.new("L", (8, 8)).save(tmp_path / folder / f"{number}.png")
+    monkeypatch.setitem(sys.modules, "my_data", SimpleNamespace(**names))
+    collection = own.find(f"my_data:find(root={str(tmp_path)!r})", ("background", "vessel"), ("train", "val", "test"))
+    assert {split: len(files) for split, files in collection.splits.items()} == {"train": 6, "val": 2, "test": 2}
+    assert collection.values.table[[0, 1, 2, 128, 255]].tolist() == [0, 1, 254, 255, 1]

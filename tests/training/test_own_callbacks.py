@@ -1,12 +1,13 @@
 """Callbacks of the user's own: what they keep must be readable when a run is resumed; it is said before it begins."""
 
+import re
 from pathlib import Path
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import ROOT, TINY
 
 import unetseg
 from unetseg.errors import UserError
@@ -90,3 +91,13 @@ def test_such_a_callback_is_refused_before_there_is_a_run_folder(tmp_path):
     with pytest.raises(UserError, match="Keeping"):
         unetseg.train(*TINY, f"data.root={tmp_path}/set", f"output={tmp_path}/runs", callbacks=[Keeping({"x": {1}})])
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_example_of_the_page_keeps_its_state(tmp_path):
+    block = re.search(r"```python\n(# my_callback\.py\n.*?)```", (ROOT / "docs/extending.md").read_text(), re.S)[1]
+    names: dict = {}
+    exec(block, names)
+    options = (*TINY, f"data.root={tmp_path}/set", f"output={tmp_path}/runs", "trainer.max_epochs=1", "name=one")
+    unetseg.train(*options, callbacks=[names["LowestLoss"]()])
+    content = torch.load(tmp_path / "runs/one/checkpoints/last.ckpt", weights_only=True)
+    assert 0 < content["callbacks"]["LowestLoss"]["lowest"] < 10
