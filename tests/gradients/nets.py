@@ -34,7 +34,9 @@ def metric(flow: GradientFlow, name: str, kind: str) -> dict[str, float]:
 def example(encoder: str = "resnet18", skip: str | list[str] = "concat", images: int = 2) -> tuple[SkipUnet, Tensor]:
     """Return a net in evaluation mode (batch norm couples no images then) and Bx3x64x64 images."""
     torch.manual_seed(0)
-    return SkipUnet(encoder, skip=skip, weights=None).eval(), torch.randn(images, 3, 64, 64)
+    widths = [32, 32, 16, 16, 16]  # for speed
+    net = SkipUnet(encoder, skip=skip, weights=None, decoder_channels=widths)
+    return net.eval(), torch.randn(images, 3, 64, 64)
 
 
 def loss_of(logits: Tensor, images: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from unetseg.gradients import GradientFlow, blocks_of
 from unetseg.model import SkipUnet
 from unetseg.model.auxiliary import AuxiliaryHeads
 
+SMALL = "tu-test_resnet"
 EXITS = ["level1", "level2", "level3", "level4", "bottleneck"]
 
 
@@ -98,21 +99,21 @@ def unet(encoder: str, skip: str | list[str] = "concat") -> SkipUnet:
     "build",
     [
         partial(unet, "resnet18"),
-        partial(unet, "resnet18", "add"),
-        partial(unet, "resnet50", ["none", "concat", "attention", "add"]),
+        partial(unet, SMALL, "add"),
+        partial(unet, SMALL, ["none", "concat", "attention", "add"]),
         partial(unet, "densenet121"),
-        partial(unet, "resnet18", "nested"),
-        partial(unet, "resnet18", "full"),
-        partial(unet, "resnet18", "channel"),
-        partial(unet, "resnet18", ["multiply", "respath", "scse", "respath"]),
-        partial(smp.UnetPlusPlus, "resnet18", encoder_weights=None),
-        partial(smp.FPN, "resnet18", encoder_weights=None),
+        partial(unet, SMALL, "nested"),
+        partial(unet, SMALL, "full"),
+        partial(unet, SMALL, "channel"),
+        partial(unet, SMALL, ["multiply", "respath", "scse", "respath"]),
+        partial(smp.UnetPlusPlus, SMALL, encoder_weights=None),
+        partial(smp.FPN, SMALL, encoder_weights=None),
         partial(smp.DeepLabV3Plus, "resnet18", encoder_weights=None),
     ],
     ids=[
         "resnet18",
         "add",
-        "resnet50 mixed",
+        "mixed",
         "densenet121",
         "nested",
         "full",

@@ -42,14 +42,8 @@ class FlowReadings(L.Callback):
         *(f"fall_{exit_}" for exit_ in (*EXITS, AUXILIARY)),
     }
     """Metrics that go to the loggers; the table has all, of which the hundreds of a dense block are for a figure."""
-    FIGURES = {
-        "gradient_flow": gradient_plots.gradient_flow,
-        "gradient_routes": gradient_plots.gradient_routes,
-        "gradient_short": gradient_plots.gradient_short,
-        "gradient_dense": gradient_plots.gradient_dense,
-    }
     DRAWN = {"net": "gradient_flow", "exit": "gradient_routes", "short": "gradient_short", "dense": "gradient_dense"}
-    """The figure that a reading with this kind of records is drawn in."""
+    """The figure that a reading with this kind of records is drawn in; a function of gradient_plots has its name."""
 
     def __init__(self, every_n_steps: int, table: Path, figures: Path, routes_every_n_steps: int | None = None):
         self.every_n_steps, self.routes_every_n_steps = every_n_steps, routes_every_n_steps
@@ -138,6 +132,6 @@ class FlowReadings(L.Callback):
             return
         for name in sorted(self.undrawn):
             figure = self.figures / f"{name}.png"
-            self.FIGURES[name](self.table, figure)
+            getattr(gradient_plots, name)(self.table, figure)
             pictures.log_figure(trainer.loggers, name.replace("_", "/"), figure, trainer.global_step)
         self.undrawn.clear()
