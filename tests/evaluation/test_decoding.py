@@ -7,7 +7,9 @@ from unetseg.evaluation.decoding import Redecoder
 from unetseg.model import SkipUnet
 
 
-@pytest.mark.parametrize("options", [{}, {"skip": "attention", "stem_skip": True}, {"skip": "nested"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"skip": "attention", "stem_skip": True}, {"skip": "nested"}, {"skip": "permuted"}], ids=str
+)
 def test_redecoding_is_decoding_to_the_last_bit(options):
     torch.manual_seed(0)
     net = SkipUnet("resnet18", weights=None, **options).eval()
