@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _build(given: dict[str, Any]) -> Segmenter:
+    """Return the Segmenter whose weights are then replaced; a class of somebody's own may keep what it has drawn."""
+    with nullcontext() if arguments.own_classes(given) else _Undrawn():
+        return Segmenter(**given)
+
+
 def load(path: str | Path, *, trust: bool = False) -> tuple[Segmenter, dict[str, Any]]:
     """Load a checkpoint of unetseg.train, or the best one of a run folder.
 
@@ -52,8 +59,7 @@ def load(path: str | Path, *, trust: bool = False) -> tuple[Segmenter, dict[str,
         raise _load_error(file, error) from None
     classes.admit(arguments.own_classes(known["model"]), file, trust)
     try:
-        with _Undrawn():
-            model = Segmenter(weights=None, **known["model"])
+        model = _build({**known["model"], "weights": None})
         weights = {name.removeprefix(PREFIX): w for name, w in content["state_dict"].items() if name.startswith(PREFIX)}
         if not all(isinstance(weight, Tensor) for weight in weights.values()):
             raise ValueError("its weights are no tensors")
@@ -82,8 +88,7 @@ def load_pretrained(folder: Path, *, trust: bool = False) -> tuple[Segmenter, di
         )
     data, classes = known["data"], len(known["classes"])
     normalisation = {"mean": data.get("mean"), "std": data.get("std")}
-    with _Undrawn():
-        model = Segmenter(**{**net.config, **normalisation, "classes": classes, "weights": None})
+    model = _build({**net.config, **normalisation, "classes": classes, "weights": None})
     model.net.load_state_dict(net.state_dict())
     return model.eval(), known
 

@@ -14,7 +14,9 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetCenterBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetseg.model.skips import NORMS, Fusion, NoSkip, make_fusion
+from unetseg.model.own import own_fusion
+from unetseg.model.skips import FUSIONS, NORMS, Fusion, NoSkip, ResPath
+from unetseg.names import is_own
 
 
 class Convolutions(nn.Module):
@@ -74,6 +76,30 @@ class DecoderBlock(nn.Module):
 def _scse(channels: int) -> nn.Module:
     """Return smp's scSE; fewer channels than 16 are squeezed to one."""
     return Attention("scse", in_channels=channels, reduction=min(16, channels))
+
+
+def make_fusion(
+    kind: str,
+    deep_channels: int,
+    skip_channels: int,
+    flow: str,
+    gradient: float,
+    *,
+    length: int,
+    normalisation: str,
+    scale: float,
+) -> Fusion:
+    """Return the fusion of a level; the last three are of respath's path: its blocks, and the factor on its width.
+
+    Raises:
+        UserError: a class of the user's own is not found, or is not what `own_fusion` asks for.
+    """
+    if is_own(kind):
+        return own_fusion(kind, deep_channels, skip_channels, flow, gradient)
+    if kind == "respath":
+        width = max(1, round(scale * skip_channels))
+        return ResPath(deep_channels, skip_channels, flow, gradient, length, normalisation, width)
+    return FUSIONS[kind](deep_channels, skip_channels, flow, gradient)
 
 
 class Decoder(nn.Module):

@@ -17,15 +17,8 @@ import torch
 from segmentation_models_pytorch.base.modules import Conv2dReLU, get_norm_layer
 from torch import Tensor, nn
 
-from unetseg import classes
 from unetseg.errors import UserError
-from unetseg.model.trial import try_out
-from unetseg.names import NOT_WITHHELD, is_own
 
-OPTION = "model.skip"
-"""What names a class of the user's own."""
-TRIED = (16, 12)
-"""H and W of the features that such a class is tried on."""
 NORMS = {"batch": "batchnorm", "none": "identity"}
 """smp's names of the normalisations."""
 
@@ -397,52 +390,3 @@ FUSIONS: dict[str, type[Fusion]] = {
     "shuffled": Shuffled,
     "none": NoSkip,
 }
-
-
-def make_fusion(
-    kind: str,
-    deep_channels: int,
-    skip_channels: int,
-    flow: str,
-    gradient: float,
-    *,
-    length: int,
-    normalisation: str,
-    scale: float,
-) -> Fusion:
-    """Return the fusion of a level; the last three are of respath's path: its blocks, and the factor on its width.
-
-    Raises:
-        UserError: a class of the user's own is not found, or can't be built or called as a Fusion is.
-    """
-    if is_own(kind):
-        return own_fusion(kind, deep_channels, skip_channels, flow, gradient)
-    if kind == "respath":
-        width = max(1, round(scale * skip_channels))
-        return ResPath(deep_channels, skip_channels, flow, gradient, length, normalisation, width)
-    return FUSIONS[kind](deep_channels, skip_channels, flow, gradient)
-
-
-WIDTHS, PASSED = ("deep_channels", "skip_channels"), ("flow", "gradient")
-"""What a fusion is built with, in order and by name."""
-
-
-def check_fusion(kind: str) -> None:
-    """Raise a UserError where a class of the user's own can't be imported, or built as a Fusion is."""
-    classes.load(kind, OPTION, Fusion, WIDTHS, PASSED)
-
-
-def own_fusion(kind: str, deep_channels: int, skip_channels: int, flow: str, gradient: float) -> Fusion:
-    """Return a fusion of the user's own class, which has been tried on zeros."""
-    widths = dict(zip(WIDTHS, (deep_channels, skip_channels), strict=True))
-    passed = dict(zip(PASSED, (flow, gradient), strict=True))
-    fusion: Fusion = classes.build(kind, OPTION, Fusion, widths, passed)
-    if flow == "backward" and not fusion.is_whole_without:
-        raise UserError(
-            f"skip_flow=backward with {OPTION}={kind}, whose is_whole_without is False: {NOT_WITHHELD['multiply']}",
-            accepted="both, forward",
-            advice="model.skip_flow=both",
-        )
-    inputs = [torch.zeros(2, width, *TRIED) for width in widths.values()]
-    try_out(fusion, f"{OPTION}={kind}", inputs, (2, fusion.out_channels, *TRIED))
-    return fusion

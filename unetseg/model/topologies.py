@@ -20,12 +20,11 @@ from segmentation_models_pytorch.base.modules import Conv2dReLU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetseg import classes
 from unetseg.errors import UserError
 from unetseg.model.channel import ChannelDecoder
 from unetseg.model.decoder import Convolutions, Decoder
-from unetseg.model.skips import NORMS, Fusion, of_width, passages
-from unetseg.model.trial import try_out
+from unetseg.model.own import own_decoder
+from unetseg.model.skips import NORMS, of_width, passages
 
 
 class NestedDecoder(nn.Module):
@@ -315,57 +314,3 @@ def make_decoder(
             return PermutedDecoder(encoder_channels, channels, flow, gradient, normalisation, centre)
         case _:
             return Decoder(encoder_channels, channels, skip, flow, gradient, normalisation, scale, stem_skip, centre)
-
-
-OPTION = "model.decoder"
-"""What names a class of the user's own."""
-WIDTHS, PASSED = ("encoder_channels", "channels"), ("skip", "flow", "gradient", "normalisation")
-"""What a decoder is built with, in order and by name."""
-TRIED = 64
-"""Side of the picture whose features such a class is tried on; its width is half as much more."""
-
-
-def check_decoder(decoder: str) -> None:
-    """Raise a UserError where a class of the user's own can't be imported, or built as a decoder is."""
-    classes.load(decoder, OPTION, nn.Module, WIDTHS, PASSED)
-
-
-def own_decoder(
-    decoder: str,
-    encoder_channels: Sequence[int],
-    channels: Sequence[int],
-    skip: Sequence[str],
-    flow: Sequence[str],
-    gradient: Sequence[float],
-    normalisation: str,
-) -> nn.Module:
-    """Return a decoder of the user's own class, which has been tried on zeros.
-
-    The class is an nn.Module, built as MyDecoder(encoder_channels, channels, skip=..., flow=..., gradient=...,
-    normalisation=...) with lists as Decoder has them. It maps the encoder's features, [input, stride 2, ...], to
-    Bx(channels[-1])xHxW, and has `fusions`: the Fusion by which each level's features enter, finest first. Deep
-    supervision also needs `node_channels` and forward(features, with_nodes=True), as of Decoder. A subclass of Decoder
-    has all of this.
-
-    Raises:
-        UserError: it is not so.
-    """
-    widths = dict(zip(WIDTHS, ([*encoder_channels], [*channels]), strict=True))
-    passed = dict(zip(PASSED, ([*skip], [*flow], [*gradient], normalisation), strict=True))
-    built: nn.Module = classes.build(decoder, OPTION, nn.Module, widths, passed)
-    fusions = getattr(built, "fusions", None)
-    levels = len(encoder_channels) - 2
-    if (
-        not isinstance(fusions, list | nn.ModuleList)
-        or len(fusions) != levels
-        or not all(isinstance(fusion, Fusion) for fusion in fusions)
-    ):
-        raise UserError(
-            f"{OPTION}={decoder} has no `fusions`",
-            accepted=f"an attribute `fusions`: {levels} objects of unetseg.model.skips.Fusion, finest level first",
-            advice="unetseg.model.skips.passages, which returns one for each level",
-        )
-    sides = [(TRIED >> level, 3 * TRIED >> level + 1) for level in range(len(encoder_channels))]
-    features = [torch.zeros(2, width, *side) for width, side in zip(encoder_channels, sides, strict=True)]
-    try_out(built, f"{OPTION}={decoder}", [features], (2, channels[-1], *sides[0]))
-    return built

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from unetseg.model import looks_linear
 from unetseg.model.controls import make_scales, scales_of
+from unetseg.model.decoder import Decoder
 from unetseg.model.encoders import make_encoder
 from unetseg.model.hub import HubFolder
 from unetseg.model.matching import matched_channels
@@ -57,7 +58,7 @@ class SkipUnet(nn.Module, HubFolder):
             `unetseg.model.skips.Fusion`, is a kind as well: "package.module:Class" or "package.module:Class(argument=
             4)", which is imported.
         decoder: None for the decoder that `skip` asks for; or a class of your own, as for `skip`, see
-            `unetseg.model.topologies.own_decoder`.
+            `unetseg.model.own.own_decoder`.
         skip_flow: both | forward | backward, or a list, see `unetseg.model.skips.FLOWS`; without effect for placebo and
             none, which let nothing through. `names.NOT_WITHHELD` says which kinds have no backward, and why.
         skip_gradient: the dose: what the gradient that comes back by a long skip is multiplied with, a finite number
@@ -181,6 +182,7 @@ class SkipUnet(nn.Module, HubFolder):
             decoder,
         )
         self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, kernel_size=3)
+        kept = self._own_weights()
         initialize_decoder(self.decoder)
         initialize_head(self.segmentation_head)
         if initialisation == "glorot":
@@ -188,6 +190,7 @@ class SkipUnet(nn.Module, HubFolder):
             _glorot(self.segmentation_head)
         if initialisation == "looks_linear":
             looks_linear.start_decoder(self.decoder, self.segmentation_head, encoder_channels[-1])
+        self.decoder.load_state_dict(kept, strict=False)
         for fusion, own in zip(self.fusions, scales, strict=True):  # last: no initialisation is of these
             fusion.scale = own
 
@@ -204,6 +207,23 @@ class SkipUnet(nn.Module, HubFolder):
             return self.segmentation_head(self.decoder(features))
         decoded, nodes = self.decoder(features, with_nodes=True)
         return self.segmentation_head(decoded), nodes
+
+    def _own_weights(self) -> dict[str, Tensor]:
+        """Return copies of the decoder's weights that stay as their constructor made them: of the user's own classes.
+
+        The parts that a subclass of Decoder inherits begin as the U-Net's.
+        """
+        ours = ("center.", "blocks.") if isinstance(self.decoder, Decoder) else ()
+        own = tuple(
+            f"{name}."
+            for name, part in self.decoder.named_modules()
+            if isinstance(part, Fusion) and type(part).__module__ != Fusion.__module__
+        )
+        return {
+            name: weight.clone()
+            for name, weight in self.decoder.state_dict().items()
+            if name.startswith(own) or (self.own_decoder is not None and not name.startswith(ours))
+        }
 
     @property
     def fusions(self) -> list[Fusion]:

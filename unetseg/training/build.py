@@ -24,6 +24,7 @@ from unetseg.errors import UserError, first_line
 from unetseg.model import checkpoint
 from unetseg.model.auxiliary import AuxiliaryHeads, MaskHeads
 from unetseg.model.encoders import check_side
+from unetseg.model.own import check_nodes
 from unetseg.model.segmenter import Segmenter
 from unetseg.model.skips import Shuffled
 from unetseg.model.transfer import MatchedParts, load_weights
@@ -97,12 +98,8 @@ def make_module(
     if options.model.auxiliary:
         auxiliary = AuxiliaryHeads(cast(list[int], model.net.encoder.out_channels), outputs)
     if options.model.deep_supervision:
-        if not hasattr(model.net.decoder, "node_channels"):
-            raise UserError(
-                f"model.deep_supervision=true: model.decoder={options.model.decoder} has no `node_channels`",
-                accepted="widths of the features that forward(features, with_nodes=True) returns beside the result",
-                advice="model.deep_supervision=false",
-            )
+        if options.model.decoder is not None:
+            check_nodes(model.net.decoder, options.model.decoder, cast(list[int], model.net.encoder.out_channels))
         deep_supervision = MaskHeads(cast(Any, model.net.decoder).node_channels, outputs)
     return SegmentationModule(
         model,

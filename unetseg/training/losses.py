@@ -18,14 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetseg import classes as own_classes
-from unetseg.errors import UserError
-from unetseg.model.trial import try_out
 from unetseg.names import IGNORE, is_own
 from unetseg.training.boundary import boundary_map
 from unetseg.training.distributed import sum_over_processes
-
-OPTION = "loss"
-"""What names a class of the user's own."""
+from unetseg.training.own_loss import OPTION, own_loss
 
 
 class Loss(nn.Module):
@@ -411,29 +407,6 @@ def make_loss(
     entries = {name: dict(entry) if isinstance(entry, Mapping) else {"weight": entry} for name, entry in loss.items()}
     weights = [entry.pop("weight", 1.0) for entry in entries.values()]
     return Sum([term(name, parameters) for name, parameters in entries.items()], weights)
-
-
-def check_loss(loss: str) -> None:
-    """Raise a UserError where a class of the user's own can't be imported, or built as a loss is."""
-    own_classes.load(loss, OPTION, nn.Module)
-
-
-def own_loss(loss: str, classes: int) -> nn.Module:
-    """Return a loss of the user's own class, which has been tried on zeros.
-
-    The class is an nn.Module, built with its own arguments alone. It maps logits BxKxHxW float and classes BxHxW uint8,
-    IGNORE included, to a scalar that has a gradient. A subclass of Loss sums over the processes of a run.
-
-    Raises:
-        UserError: it is not so.
-    """
-    built: nn.Module = own_classes.build(loss, OPTION, nn.Module)
-    logits = torch.zeros(2, 1 if classes == 2 else classes, 16, 12, requires_grad=True)
-    target = torch.arange(2 * 16 * 12).remainder(classes).view(2, 16, 12).to(torch.uint8)
-    result = try_out(built, f"{OPTION}={loss}", [logits, target], ())
-    if result is not None and not result.requires_grad:
-        raise UserError(f"{OPTION}={loss} has no gradient", accepted="a scalar that depends on the logits")
-    return built
 
 
 def balanced_weights(pixels: Sequence[int]) -> list[float]:

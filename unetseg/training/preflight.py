@@ -106,9 +106,8 @@ def own_classes(options: Train) -> None:
         # which import torch
         from lightning.pytorch.callbacks import Callback
 
-        from unetseg.model.skips import check_fusion
-        from unetseg.model.topologies import check_decoder
-        from unetseg.training.losses import check_loss
+        from unetseg.model.own import check_decoder, check_fusion
+        from unetseg.training.own_loss import check_loss
 
         checks: dict[str, Callable[[str], object]] = {
             "model.skip": check_fusion,

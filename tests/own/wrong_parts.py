@@ -1,0 +1,137 @@
+"""Fusions, decoders and losses that each break a rule of docs/extending.md, and right ones, for test_trials.py."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from unetseg.model.decoder import Decoder
+from unetseg.model.skips import Concat, passages
+
+
+class Swallowing(Concat):
+    def __init__(self, deep_channels, skip_channels, flow, gradient):
+        super().__init__(deep_channels, skip_channels)
+
+
+class Forward(Concat):
+    def forward(self, deep, skip):
+        return self.fuse(deep, skip)
+
+
+class Scaled(Concat):
+    def __init__(self, deep_channels, skip_channels, **passed):
+        super().__init__(deep_channels, skip_channels, **passed)
+        self.scale = nn.Conv2d(skip_channels, skip_channels, 1)
+
+
+class InPlace(Concat):
+    def fuse(self, deep, skip):
+        return super().fuse(deep, skip.mul_(0.5))
+
+
+class Unit(Concat):
+    def fuse(self, deep, skip):
+        return super().fuse(deep, skip / skip.norm(dim=1, keepdim=True))
+
+
+class Product(Concat):
+    def fuse(self, deep, skip):
+        return super().fuse(deep, skip) * skip.mean(1, keepdim=True)
+
+
+class Drawn(Concat):
+    def __init__(self, deep_channels, skip_channels, **passed):
+        super().__init__(deep_channels, skip_channels, **passed)
+        self.register_buffer("signs", torch.randn(skip_channels, 1, 1).sign(), persistent=False)
+
+    def fuse(self, deep, skip):
+        return super().fuse(deep, self.signs * skip)
+
+
+class Spare(Concat):
+    def __init__(self, deep_channels, skip_channels, **passed):
+        super().__init__(deep_channels, skip_channels, **passed)
+        self.spare = nn.Conv2d(skip_channels, skip_channels, 1)
+
+
+class Placed(Concat):
+    def __init__(self, deep_channels, skip_channels, **passed):
+        super().__init__(deep_channels, skip_channels, **passed)
+        self.places = nn.Parameter(torch.zeros(1, skip_channels, 16, 12))
+
+    def fuse(self, deep, skip):
+        return super().fuse(deep, skip + self.places)
+
+
+class Counting(Concat):
+    def __init__(self, deep_channels, skip_channels, **passed):
+        super().__init__(deep_channels, skip_channels, **passed)
+        self.factor = torch.linspace(0, 1, 3).tolist()[1]
+
+
+class Blurred(Concat):
+    """Right: its filter is made by torch.nn.init, and its gate starts closed."""
+
+    def __init__(self, deep_channels, skip_channels, **passed):
+        super().__init__(deep_channels, skip_channels, **passed)
+        self.register_buffer("filter", nn.init.constant_(torch.empty(skip_channels, 1, 3, 3), 1 / 9), persistent=False)
+        self.gate = nn.Conv2d(skip_channels, skip_channels, 1)
+        nn.init.constant_(self.gate.bias, -6.0)
+
+    def fuse(self, deep, skip):
+        smooth = F.conv2d(skip, self.filter, padding=1, groups=len(self.filter))
+        return super().fuse(deep, torch.sigmoid(self.gate(smooth)) * smooth)
+
+
+class Mirrored(Decoder):
+    """Right: a subclass with a forward of its own, and a layer that begins as zeros."""
+
+    def __init__(self, encoder_channels, channels, **passed):
+        super().__init__(encoder_channels, channels, **passed)
+        self.last = nn.Conv2d(channels[-1], channels[-1], 1)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, features):
+        decoded = super().forward(features).flip(-1)
+        return decoded + self.last(decoded)
+
+
+class Deaf(Decoder):
+    def __init__(self, encoder_channels, channels, skip, flow, gradient, normalisation):
+        super().__init__(encoder_channels, channels, skip, ["both"] * len(flow), [1.0] * len(flow), normalisation)
+
+
+class Bypass(nn.Module):
+    def __init__(self, encoder_channels, channels, skip, flow, gradient, normalisation):
+        super().__init__()
+        self.fusions = passages(encoder_channels, flow, gradient)
+        self.conv = nn.Conv2d(encoder_channels[1], channels[-1], 1)
+
+    def forward(self, features):
+        return F.interpolate(self.conv(features[1]), features[0].shape[-2:])
+
+
+class TargetInPlace(nn.Module):
+    def forward(self, logits, target):
+        target[target == 255] = 0
+        return ((logits[:, 0] - target) ** 2).mean()
+
+
+class LogitsInPlace(nn.Module):
+    def forward(self, logits, target):
+        return (logits.sigmoid_()[:, 0] * (target == 1)).mean()
+
+
+class Counts255(nn.Module):
+    def forward(self, logits, target):
+        return F.binary_cross_entropy_with_logits(logits[:, 0], target.clamp(max=1).float())
+
+
+class OutOfBounds(nn.Module):
+    def forward(self, logits, target):
+        return F.cross_entropy(logits, target.long())
+
+
+class Infinite(nn.Module):
+    def forward(self, logits, target):
+        return (logits[:, 0] * (target == 1)).sum() / 0
