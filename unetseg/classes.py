@@ -171,7 +171,7 @@ def build(
         return made(*places.values(), **keywords, **read(text).arguments)
     except UserError:
         raise
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         given = ", ".join(f"{name}={value}" for name, value in {**places, **keywords}.items())
         raise UserError(
             f"{option}={text} can't be built{f' with {given}' if given else ''}: {described(error)}",
@@ -196,6 +196,12 @@ def find(text: str, option: str) -> Any:
         UserError: there is no such module, its code fails, or it has no such name.
     """
     own, setting, here = read(text), f"{option}={text}", os.getcwd()
+    if own.module == "__main__":
+        raise UserError(
+            f"{setting}: __main__ is the command that runs, not a file of yours",
+            accepted="the name of the file that holds the class, without .py",
+            advice=f"{option}=my_module:{own.name}",
+        )
     if "" not in sys.path and here not in sys.path:  # `unetseg train`, as `python -m unetseg.train` has it
         sys.path.append(here)
     try:
@@ -208,23 +214,23 @@ def find(text: str, option: str) -> Any:
             accepted=f"a module of an installed package, or a file in this folder, {shown(here)}",
             advice=f"the folder that holds {error.name}.py, or PYTHONPATH=FOLDER before the command",
         ) from None
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise _import_fails(own, setting, error) from error
     if not hasattr(module, own.name):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        nearest = nearest_first(own.name, names)[:9]
+        nearest, file = nearest_first(own.name, names)[:9], getattr(module, "__file__", None)
         raise UserError(
-            f"{setting}: the module {own.module} has no {own.name}",
+            f"{setting}: the module {own.module} has no {own.name}{f' ({shown(file)})' if file else ''}",
             accepted=", ".join(nearest) or "a module with classes",
             advice=f"{setting.partition('=')[0]}={own.module}:{nearest[0]}" if nearest else "",
         )
     return getattr(module, own.name)
 
 
-def _import_fails(own: Address, setting: str, error: Exception) -> UserError:
+def _import_fails(own: Address, setting: str, error: BaseException) -> UserError:
     return UserError(
         f"{setting}: the import of {own.module} fails: {described(error)}",
-        accepted="a module whose code runs",
+        accepted='a module that can be imported; what it does as a program comes below if __name__ == "__main__":',
         advice=f'python -c "import {own.module}", which shows where',
     )
 

@@ -31,6 +31,14 @@ def checked_loss(value: object) -> str | dict[str, float | dict[str, float]]:
     if not value:
         raise rejected(f"a table of at least one of {', '.join(LOSSES)}", TABLE)
     for name in value:
+        if is_own(name) or (
+            name not in LOSSES and isinstance(value[name], str)
+        ):  # {my_module:MyLoss:1} has a colon more
+            raise rejected(
+                f"a table of {', '.join(LOSSES)}; {OWN_CLASS} stands alone, and may add others itself",
+                "loss=my_module:MyLoss",
+                f"loss={{{name}:{value[name]}}} is not accepted",
+            )
         if name not in LOSSES:
             nearest = nearest_first(str(name), [*LOSSES])
             raise rejected(", ".join(nearest), f"'loss={{{nearest[0]}:1}}'", f"loss={name} is not a loss")
