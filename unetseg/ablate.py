@@ -34,7 +34,7 @@ from unetseg.options.call import CallableModule, Option, interruptible, override
 from unetseg.options.compose import compose_cell, values_of
 from unetseg.options.messages import format_value
 from unetseg.options.schema import Ablate
-from unetseg.options.settings import axes_of, differences, flat, run_name
+from unetseg.options.settings import axes_of, differences, flat, run_name, trust_of
 from unetseg.options.space import assignments, combinations, space_of
 from unetseg.runs.folder import RunFolder
 from unetseg.runs.sweep import SweepRun, run_all
@@ -301,7 +301,8 @@ def main() -> None:
             print(failed, file=sys.stderr)
             sys.exit(1)
         folder = shlex.quote(str(runs[0].folder.path.parent))
-        print(f"all {len(runs)} runs are done; next: python -m unetseg.report runs={folder}")
+        trust = max(trust_of(run.options.model_dump()) for run in runs)
+        print(f"all {len(runs)} runs are done; next: python -m unetseg.report runs={folder}{trust}")
 
 
 sys.modules[__name__].__class__ = CallableModule

@@ -430,7 +430,8 @@ def main() -> None:
     for summary in command.run("evaluate", Evaluate, evaluate, inherit=options_of, about=__doc__):
         checkpoint = shlex.quote(str(summary["checkpoint"]))
         print(f"next: the pictures in {summary['folder']}/figures")
-        print(f"      python -m unetseg.demo checkpoint={checkpoint}")
+        trust = " trust=true" if any(given.lower() == "trust=true" for given in sys.argv) else ""
+        print(f"      python -m unetseg.demo checkpoint={checkpoint}{trust}")
 
 
 sys.modules[__name__].__class__ = CallableModule

@@ -23,11 +23,11 @@ from unetseg import launch
 from unetseg.errors import UserError
 from unetseg.files import write_json
 from unetseg.names import one_word, view_text
-from unetseg.options import command
+from unetseg.options import command, recorded
 from unetseg.options.call import CallableModule, Option, interruptible, overrides_of, stop_at_once
 from unetseg.options.compose import values_of
 from unetseg.options.schema import Train
-from unetseg.options.settings import variant
+from unetseg.options.settings import trust_of, variant
 from unetseg.runs.folder import RunFolder, options_of
 from unetseg.training import preflight
 
@@ -306,12 +306,12 @@ def options_of_resumed_run(overrides: list[str]) -> Train | None:
 
 def next_steps(summaries: list[dict[str, Any]]) -> str:
     """Return what shows more of what came out of these runs."""
-    folder = Path(summaries[0]["folder"])
-    if len(summaries) > 1:
-        return f"python -m unetseg.report runs={shlex.quote(str(folder.parent))}"
-    return (
-        f"the pictures in {folder / 'figures'}\n      python -m unetseg.evaluate checkpoint={shlex.quote(str(folder))}"
-    )
+    folders = [Path(summary["folder"]) for summary in summaries]
+    trust = max(trust_of(recorded.read_training(RunFolder(folder).config)) for folder in folders)
+    if len(folders) > 1:
+        return f"python -m unetseg.report runs={shlex.quote(str(folders[0].parent))}{trust}"
+    evaluate = f"python -m unetseg.evaluate checkpoint={shlex.quote(str(folders[0]))}{trust}"
+    return f"the pictures in {folders[0] / 'figures'}\n      {evaluate}"
 
 
 def compare(summaries: list[dict[str, Any]]) -> None:

@@ -220,11 +220,13 @@ class HubFolder(SMPHubMixin):
         **_: Any,
     ) -> ModelCard:
         config = self.hub_config()
-        arguments, seen = config[ARGUMENTS_KEY], preprocessing or config["_preprocessing"]
+        given, seen = config[ARGUMENTS_KEY], preprocessing or config["_preprocessing"]
         values = "RGB, of values in 0..1" if seen["input_range"] else "of the values that files hold"
         less = f"less the mean {seen['mean']} over {seen['std']}" if seen["mean"] else "normalised as in the training"
         theirs = 'import segmentation_models_pytorch as smp\n\nmodel = smp.from_pretrained("FOLDER or REPOSITORY")'
         ours = 'from unetseg.model import SkipUnet\n\nmodel = SkipUnet.from_pretrained("FOLDER or REPOSITORY")'
+        if arguments.own_classes(given):
+            ours = ours.replace('REPOSITORY"', 'REPOSITORY", trust=True')
         return ModelCard.from_template(
             card_data=ModelCardData(
                 library_name="segmentation-models-pytorch" if self.is_smp_unet else "unetseg",
@@ -232,8 +234,8 @@ class HubFolder(SMPHubMixin):
                 pipeline_tag="image-segmentation",
             ),
             template_str=CARD,
-            title=f"U-Net, {arguments['encoder']}, {', '.join(dict.fromkeys(self.skip))} skips",
-            arguments=arguments,
+            title=f"U-Net, {given['encoder']}, {', '.join(dict.fromkeys(self.skip))} skips",
+            arguments=given,
             skip=", ".join(self.skip),
             skip_flow=", ".join(self.skip_flow),
             skip_gradient=", ".join(f"{dose:g}" for dose in self.skip_gradient),
@@ -241,9 +243,9 @@ class HubFolder(SMPHubMixin):
             stem_skip=self.stem_skip,
             dataset=dataset or "not stated",
             metrics=f"```json\n{json.dumps(metrics, indent=2)}\n```" if metrics else "Not stated.",
-            images=f"Bx{arguments['in_channels']}xHxW {values} {less}, as unetseg trains",
+            images=f"Bx{given['in_channels']}xHxW {values} {less}, as unetseg trains",
             example=f"{theirs}\n\n# or\n{ours}" if self.is_smp_unet else ours,
-            meaning="that of class 1 against class 0" if arguments["classes"] == 1 else "one channel a class",
+            meaning="that of class 1 against class 0" if given["classes"] == 1 else "one channel a class",
         )
 
 

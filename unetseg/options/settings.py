@@ -89,6 +89,16 @@ def own_classes(options: dict[str, Any]) -> dict[str, str]:
     return {str(entry): key for key, entries in lists.items() for entry in entries if is_own(entry)}
 
 
+def trust_of(options: dict[str, Any]) -> str:
+    """Return what a command is to be given so that it may import the classes which a run's options name.
+
+    Examples:
+        >>> trust_of({"loss": "my_losses:Power"}), trust_of({"loss": "dice"})
+        (' trust=true', '')
+    """
+    return " trust=true" if {*own_classes(options).values()} - {"callbacks"} else ""  # those are of a training alone
+
+
 def begins_with(key: str, keys: Sequence[str]) -> bool:
     """Return whether a dotted key is among `keys`, or lies in a section among them (which ends in a dot)."""
     return any(key == one or (one.endswith(".") and key.startswith(one)) for one in keys)
