@@ -146,7 +146,7 @@ def test_a_module_that_ends_the_process_is_an_error_like_another(tmp_path, monke
 
 
 def test_a_module_of_the_standard_library_and_main_are_told_apart_from_ones_own():
-    with pytest.raises(UserError, match=r"the module code has no Mine \(.*code\.py\)"):
+    with pytest.raises(UserError, match=r"the module code has no Mine \(.*code\.py\)(.|\n)*another name of your file"):
         classes.find("code:Mine", "loss")
     with pytest.raises(UserError, match="__main__ is the command that runs"):
         classes.find("__main__:Mine", "loss")

@@ -219,10 +219,12 @@ def find(text: str, option: str) -> Any:
     if not hasattr(module, own.name):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         nearest, file = nearest_first(own.name, names)[:9], getattr(module, "__file__", None)
+        likely = f"{option}={own.module}:{nearest[0]}" if nearest else ""
+        is_pythons = own.module in sys.stdlib_module_names
         raise UserError(
             f"{setting}: the module {own.module} has no {own.name}{f' ({shown(file)})' if file else ''}",
             accepted=", ".join(nearest) or "a module with classes",
-            advice=f"{setting.partition('=')[0]}={own.module}:{nearest[0]}" if nearest else "",
+            advice=f"another name of your file, as Python has a module {own.module}" if is_pythons else likely,
         )
     return getattr(module, own.name)
 
