@@ -6,7 +6,8 @@
 
 PETS is a folder in the layout of Oxford-IIIT Pet, SETS one with nuclei/ and em/ as published. WORK gets a run folder
 for each training; what is there is kept, and the same command goes on after a stop. The numbers of each training go
-into docs/claims/cells.jsonl, from which the pages are written. A training takes one to five minutes of a CPU thread.
+into docs/claims/cells.jsonl, from which the pages are written. A training and its readings take about a quarter of an
+hour of a slow CPU's thread; each line of cells.jsonl says how long.
 """
 
 from __future__ import annotations

@@ -211,9 +211,9 @@ def test_a_step_leaves_no_tensor_behind(drawn, tmp_path):
     """A process's memory moves by more than a leak of 100 steps: `python scripts/benchmark.py memory` takes 2,000."""
     long = ("data.size=32", "data.train_images=45", "data.batch_size=2", "trainer.max_epochs=4")
     own = (*long, "gradients.every_n_steps=10", f"data.root={drawn}", f"output={tmp_path}")
-    found = dict(memory.trained([*TINY, *own], every=5, look=memory.in_tensors))
-    assert found.keys() == set(range(5, 81, 5))
-    assert found[35] == found[55] == found[75], "in the middle of the second epoch and of the others"
+    found = dict(memory.trained([*TINY, *own], every=10, look=memory.in_tensors))
+    assert found.keys() == set(range(10, 81, 10))
+    assert found[30] == found[50] == found[70], "in the middle of the second epoch and of the others"
     kept = torch.ones(1000)
     before = memory.in_tensors()
     del kept
