@@ -195,11 +195,10 @@ def trace(model: PictureModel) -> ExportedProgram:
     """Return the model as a program whose B, H and W are free."""
     channels = model.model.mean.shape[1]
     example = torch.zeros(*TRACED, channels, dtype=torch.uint8 if channels == RGB else torch.float32)
-    # What the tracer can't tell of the levels' sides, such as 2 * (H // 8) <= H // 4, is left to `shapes_to_check`.
+    # What the tracer can't tell of the levels' sides, such as 2 * (H // 8) <= H // 4, is left to `shapes_to_check`,
+    # where torch can leave it: older releases refuse such a model.
     leave = "prefer_deferred_runtime_asserts_over_guards"
-    known: dict[str, Any] = (
-        {leave: True} if leave in signature(torch.export.export).parameters else {}
-    )  # from torch 2.9
+    known: dict[str, Any] = {leave: True} if leave in signature(torch.export.export).parameters else {}
     with torch.no_grad():
         program = torch.export.export(model, (example,), dynamic_shapes=FREE, **known)
     # From 65 pixels on no level of any encoder is 1 pixel wide: the tracer can't tell the strides of such a tensor.

@@ -31,9 +31,8 @@ def checked_loss(value: object) -> str | dict[str, float | dict[str, float]]:
     if not value:
         raise rejected(f"a table of at least one of {', '.join(LOSSES)}", TABLE)
     for name in value:
-        if is_own(name) or (
-            name not in LOSSES and isinstance(value[name], str)
-        ):  # {my_module:MyLoss:1} has a colon more
+        # {my_module:MyLoss:1} has a colon more: Hydra reads a name and a text.
+        if is_own(name) or (name not in LOSSES and isinstance(value[name], str)):
             raise rejected(
                 f"a table of {', '.join(LOSSES)}; {OWN_CLASS} stands alone, and may add others itself",
                 "loss=my_module:MyLoss",
