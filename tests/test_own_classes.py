@@ -218,6 +218,18 @@ def test_a_checkpoint_is_loaded_where_it_is_trusted_and_imports_nothing_otherwis
         forget(desk)
 
 
+CHANGED = "has changed since"
+
+
+def test_code_that_has_changed_since_a_checkpoint_was_written_is_said(saved, desk, capsys):
+    unetseg.load(saved, device="cpu", trust=True)
+    assert CHANGED not in capsys.readouterr().err
+    with (desk / "my_skips.py").open("a") as file:
+        file.write("# another line\n")
+    unetseg.load(saved, device="cpu", trust=True)
+    assert f"my_skips {CHANGED} {saved}/checkpoints/best.ckpt was written" in capsys.readouterr().err
+
+
 def begin_with(run, trust=False):
     """Begin another network with the weights of a run."""
     build.make_module(options(f"model.weights={run}", f"trust={str(trust).lower()}"))
@@ -271,6 +283,7 @@ def test_nothing_that_a_file_says_is_trust(saved, desk):
 # Decoders, losses, data and callbacks
 
 
+@pytest.mark.quick
 def test_an_own_decoder_takes_the_place_of_the_unets(desk):
     torch.manual_seed(0)
     nets = [
@@ -419,6 +432,12 @@ def test_such_a_run_is_resumed_with_trust_alone(own_run):
     done = run_in(own_run, "train", *longer, "trust=true")
     assert done.returncode == 0, done.stderr
     assert (own_run / "epochs.txt").read_text() == "0\n1\n"
+    assert CHANGED not in done.stderr
+    with (own_run / "my_skips.py").open("a") as file:
+        file.write("# another line\n")
+    done = run_in(own_run, "train", "resume=runs/own", "trainer.max_epochs=3", "trust=true")
+    assert f"my_skips {CHANGED} runs/own/checkpoints/last.ckpt was written" in done.stderr
+    assert f"my_parts {CHANGED}" not in done.stderr
 
 
 def test_a_model_needs_no_trust_for_the_loss_or_the_data_that_it_was_trained_with(desk):

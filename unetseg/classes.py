@@ -11,12 +11,14 @@ anything is imported, unless the user gives trust=true.
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from unetseg.errors import UserError, first_line
@@ -104,6 +106,29 @@ def admit(named: Mapping[str, str], place: object, trust: bool) -> None:
         )
     for name, option in named.items():
         find(name, option)
+
+
+def code_of(named: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of the file of each module that imported classes are in, by the module."""
+    return {module: digest for module in sorted({read(name).module for name in named}) if (digest := _digest(module))}
+
+
+def say_changed(code: Mapping[str, str], place: object) -> None:
+    """Print which modules have another file now than when a checkpoint was written.
+
+    Args:
+        code: what `code_of` returned then; a module that isn't imported is passed over.
+        place: the checkpoint.
+    """
+    for module, digest in code.items():
+        if _digest(module) not in (None, digest):
+            text = f"{shown(module)} has changed since {shown(place)} was written: it may compute something else"
+            print(text, file=sys.stderr)
+
+
+def _digest(module: str) -> str | None:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else None
 
 
 def load(

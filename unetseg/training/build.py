@@ -31,6 +31,7 @@ from unetseg.model.transfer import MatchedParts, load_weights
 from unetseg.names import DENSENETS, RESNETS, class_names, counted
 from unetseg.options.messages import format_value
 from unetseg.options.schema import Train
+from unetseg.options.settings import own_classes
 from unetseg.runs.folder import RunFolder, has_weights, options_of
 from unetseg.runs.metrics_csv import LongCsv
 from unetseg.runs.mlflow_run import mlflow_logger
@@ -181,6 +182,7 @@ def hyper_parameters(
         "auxiliary": options.model.auxiliary,
         "deep_supervision": options.model.deep_supervision,
         "seed": options.seed,
+        "code": classes.code_of(own_classes(options.model_dump())),
     }
 
 

@@ -27,10 +27,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from unetseg import launch
+from unetseg import classes, launch
 from unetseg.errors import INTERRUPTED, REQUEUE, Halt, UserError, first_line
 from unetseg.files import drafted
-from unetseg.model import archive
+from unetseg.model import archive, checkpoint
 from unetseg.options.output import FULL
 from unetseg.options.schema import Checkpoint
 from unetseg.runs.folder import RunFolder
@@ -90,8 +90,7 @@ class AtomicIO(TorchCheckpointIO):
 class Checkpointing(ModelCheckpoint):
     """Finds its file in its own folder, and ignores paths in a checkpoint: the folder was moved, or is a stranger's.
 
-    The last checkpoint is also written after an epoch without a validation. A best checkpoint that is gone doesn't
-    count.
+    An epoch without a validation writes the last checkpoint, too. A best checkpoint that is gone doesn't count.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -289,7 +288,7 @@ def rewind(run: RunFolder) -> Path | None:
             overwrite best.ckpt.
     """
     file = run.last
-    lengths: dict[str, int] = {}
+    lengths, code = dict[str, int](), dict[str, str]()
     if file.exists():
         try:
             content = archive.load(file)
@@ -297,6 +296,7 @@ def rewind(run: RunFolder) -> Path | None:
             state = content["callbacks"].get(Continuation.__qualname__)
             lengths = restored.table_lengths(state)
             check_random_state(state.get("random"))
+            code = checkpoint.hyper_parameters(content).get("code", {})
         except Exception as error:  # damaged bytes make the unpickler fail in many ways
             raise damaged_checkpoint(file, error, _ways_on(run)) from None
     elif run.best.exists() and _last_epoch(run):
@@ -311,6 +311,7 @@ def rewind(run: RunFolder) -> Path | None:
                 draft.unlink()
         for table in run.tables:
             cut_back(table, lengths.get(table.name, 0))
+        classes.say_changed(code, file)
     return file if file.exists() else None
 
 
