@@ -13,6 +13,7 @@ int8       what int8 costs a trained model in IoU
 startup    seconds to the first training step, to the help text and to the message about a wrong option
 growth     how the cost of training grows with images, pixels and epochs
 roofline   how much of the machine's arithmetic and memory rate a step uses, and each block of the net
+ways       bare steps in other ways: memory layout, optimizer, recomputing, compiled
 memory     whether the memory of a training grows with its steps
 scale      a data set of a million pictures, a sweep of ten thousand runs, a report of two hundred
 
@@ -73,6 +74,7 @@ MEASUREMENTS: dict[str, dict[str, Any]] = {
                "rounds": 2},
     "roofline": {"pets": ..., "encoder": ..., "size": ..., "batch_size": ..., "steps": ..., "workers": ...,
                  "cache": ..., "rounds": 3},
+    "ways": {"encoder": ..., "size": ..., "batch_size": ..., "steps": 4, "rounds": 5},
     "memory": {"pets": ..., "encoder": ..., "size": 32, "batch_size": 2, "steps": 2000, "workers": ..., "rounds": 2},
     "scale": {"pictures": ..., "cells": ..., "runs": ..., "rounds": 2},
 }  # fmt: skip

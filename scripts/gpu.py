@@ -5,7 +5,7 @@ python scripts/gpu.py --seconds 200 --parts train         a part alone, with dra
 
 roofline    the GPU's matrix and memory rates, and what of them a step uses, block by block
 train       images/s of bare steps, of ours with data.cache=device and of smp's recipe, by encoder and size
-ways        bare steps with and without channels last, in float32, and compiled
+ways        bare steps in other ways: memory layout, optimizer, recomputing, float32, compiled
 gradients   what reading the gradient flow and the routes adds to a step
 inference   images/s of smp.Unet and of ours, without gradients
 ddp         ours on two GPUs, where there are two
@@ -32,9 +32,10 @@ from typing import Any
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch
-from benchmarks import comparison, gradients, limit, pictures, processes, report, roofline
+from benchmarks import comparison, gradients, limit, pictures, processes, report, roofline, ways
 from benchmarks.report import Result, Row
-from benchmarks.steps import WARM_UP, batch, best_device, stepper
+from benchmarks.steps import batch, best_device
+from benchmarks.ways import images_per_second, side_by_side
 
 from unetseg.data.synthetic import write_set
 from unetseg.model import Segmenter
@@ -134,31 +135,6 @@ def projected_minutes(speed: float, outside: float) -> float:
     return SWEEP * (images / speed + outside) / 60
 
 
-def ways(settings: Settings) -> Result:
-    """Measure bare steps of the first encoder and size in several ways."""
-    encoder, size = settings.encoders[0], settings.sizes[0]
-
-    def steps(*, channels_last: bool = True, mixed: bool = True, compiled: bool = False) -> Callable[[], float]:
-        torch.manual_seed(0)
-        model = Segmenter(classes=2, encoder=encoder, weights=None, channels_last=channels_last).to(best_device())
-        if compiled:
-            model.compile()
-        step = stepper(model, *batch(size, settings.batch_size), mixed=mixed)
-        for _ in range(WARM_UP):
-            step()
-        return images_per_second(step, settings.batch_size, settings.steps)
-
-    mixed = best_precision(best_device().type) == MIXED
-    kinds = {
-        "as set": steps(mixed=mixed),
-        "channels_last=false": steps(mixed=mixed, channels_last=False),
-        "precision=32-true": steps(mixed=False),
-    }
-    if torch.cuda.is_available():  # a compiler takes minutes on few CPU cores
-        kinds["compile=true"] = steps(mixed=mixed, compiled=True)
-    return side_by_side(kinds, f"bare steps, {encoder}, {size} px, batch {settings.batch_size}")
-
-
 def inference(settings: Settings) -> Result:
     """Measure forward passes without gradients, one picture at once and a batch."""
     encoder, size = settings.encoders[0], settings.sizes[0]
@@ -184,29 +160,7 @@ def inference(settings: Settings) -> Result:
             f"ours, float32, batch {number}": passes(ours, images, False),
             f"ours, best format, batch {number}": passes(ours, images, mixed),
         }
-    return side_by_side(kinds, f"forward passes, {encoder}, {size} px")
-
-
-def images_per_second(work: Callable[[], object], images: int, times: int) -> Callable[[], float]:
-    """Return a function that measures the images/s of some work, done so many times at once."""
-    seconds = comparison.timed(lambda: [work() for _ in range(times)])
-    return lambda: images * times / seconds()
-
-
-def side_by_side(kinds: dict[str, Callable[[], float]], setting: str) -> Result:
-    """Return the images/s of all kinds, and their ratios to the first."""
-    measured = comparison.interleaved(kinds, ROUNDS, warm_up=0)
-    first = next(iter(measured.values()))
-    rows: list[Row] = [
-        {
-            "": kind,
-            "images/s": comparison.spread(values, whole=True),
-            f"times {next(iter(kinds))}": comparison.spread(values / first, whole=True),
-        }
-        for kind, values in measured.items()
-    ]
-    setting = f"{setting}, {ROUNDS} interleaved rounds, range of all rounds"
-    return Result(setting, [rows], report.listed(measured, "images/s"))
+    return side_by_side(kinds, ROUNDS, f"forward passes, {encoder}, {size} px")
 
 
 def ddp(settings: Settings) -> Result:
@@ -238,7 +192,7 @@ def plan(settings: Settings, parts: Iterable[str]) -> list[tuple[str, str, Calla
     whole = [
         ("roofline", "roofline", partial(roofline.measure, settings.root, *first, *of_ours)),
         *rounds,
-        ("ways", "ways", partial(ways, settings)),
+        ("ways", "ways", partial(ways.compare, *first, settings.steps, ROUNDS, compiled=torch.cuda.is_available())),
         ("gradients", "gradients", partial(gradients.measure, *first, ROUNDS)),
         ("inference", "inference", partial(inference, settings)),
         ("ddp", "ddp", partial(ddp, settings)),

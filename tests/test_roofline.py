@@ -15,10 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import gpu
-from benchmarks import processes, report, roofline
+from benchmarks import processes, report, roofline, ways
 from benchmarks.parts import BACKWARD, FORWARD, Parts, counted
+from benchmarks.steps import batch, stepper
 
 from unetseg.evaluation.cost import cost
+from unetseg.model import Segmenter
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
 from unetseg.train import train
@@ -159,6 +161,22 @@ def test_utilisation_is_taken_within_a_round():
     assert rows[0]["utilisation, %"] == (50, 50, 50)
     assert rows[1]["utilisation, %"] == (25, 25, 25)
     assert rows[1]["times the bare"] == (0.5, 0.5, 0.5)
+
+
+def test_a_recomputed_decoder_has_the_same_gradients():
+    gradients = {}
+    for way, change in {"as set": lambda model: None, "recomputed": ways.recompute}.items():
+        torch.manual_seed(0)
+        model = Segmenter(classes=2, encoder="tu-test_resnet", weights=None)
+        change(model)
+        calls = []
+        model.net.decoder.blocks[-1].conv1.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        torch.manual_seed(0)
+        stepper(model, *batch(32, 2), mixed=False)()
+        gradients[way] = [weight.grad for weight in model.parameters()]
+        assert len(calls) == (1 if way == "as set" else 2), "the finest block is recomputed, where that is asked for"
+    for one, other in zip(*gradients.values(), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_a_turn_that_may_not_fit_is_left_out_and_what_was_measured_is_kept(tmp_path, monkeypatch):

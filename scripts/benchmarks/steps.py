@@ -32,6 +32,7 @@ def stepper(
     masks: torch.Tensor,
     enter: Callable[[str, torch.Tensor], object] = lambda part, tensor: None,
     mixed: bool | None = None,
+    fused: bool = True,
 ) -> Callable[[], None]:
     """Return a function that takes one training step on the device that all are on.
 
@@ -41,8 +42,9 @@ def stepper(
         masks: likewise.
         enter: is told where what is none of the model's begins, and what goes in: other, loss, optimizer, other.
         mixed: whether convolutions are in bfloat16; None: in the device's best number format.
+        fused: whether AdamW has one kernel for all that it does, as ours, or one for each operation.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused, foreach=not fused)
     criterion = make_loss("dice", 2)
     device = images.device.type
     mixed = best_precision(device) == MIXED if mixed is None else mixed
