@@ -1,4 +1,4 @@
-# make setup | demo | test | coverage | lint | docs | dist.  A fresh machine needs python3 (3.11 to 3.13) with pip, and make.
+# make setup | demo | test | test-all | coverage | lint | docs | dist.  A fresh machine needs python3 (3.11 to 3.13) with pip, and make.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -6,7 +6,7 @@ UV := $(or $(shell command -v uv),$(VENV)/bin/uv)
 WORKERS ?= 2
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: setup demo test coverage lint docs dist clean
+.PHONY: setup demo test test-all coverage lint docs dist clean
 
 setup: $(VENV)/.installed
 
@@ -21,12 +21,18 @@ demo: setup
 	HF_HUB_OFFLINE=1 $(RUN) -m unetseg.train --multirun data=synthetic model.skip=concat,add,none \
 		wandb.mode=offline output=runs/demo
 
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal
+
+# What a change needs at once, in a few minutes: all but the tests in tests/slow.txt.
 test: setup
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: setup
+	$(PYTEST) $(ARGS)
 
 # What the tests run of the package, line by line and branch by branch.
 coverage: setup
-	$(MAKE) test ARGS="--cov --cov-report= $(ARGS)"
+	$(MAKE) test-all ARGS="--cov --cov-report= $(ARGS)"
 	$(RUN) -m coverage report
 
 lint: setup

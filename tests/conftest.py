@@ -29,6 +29,8 @@ for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode each process compiles for half a minute
 sys.dont_write_bytecode = False
 
+pytest_plugins = ["tiers"]
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 

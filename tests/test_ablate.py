@@ -156,6 +156,7 @@ def test_a_folder_of_other_options_is_refused(fake, tmp_path):
         run_sweep(tmp_path, "name=one", "optimizer.lr=0.1")
 
 
+@pytest.mark.quick
 def test_the_record_of_the_sweep_names_its_cells_and_axes(fake, tmp_path):
     fake()
     found = run_sweep(tmp_path, "data.similarity=0,1", "model.skip=none", "seed=0", axes=AXES[:1])

@@ -340,7 +340,6 @@ def test_report_gives_the_path_of_its_page(run, tmp_path):
     assert unetseg.report(runs=run.folder, output=tmp_path / "page") == tmp_path / "page/report.html"
 
 
-@pytest.mark.slow
 def test_ablate_gives_the_runs_of_a_sweep(drawn, tmp_path):
     sweep = unetseg.ablate(
         *QUICK, f"data.root={drawn}", "trainer.max_epochs=1", "model.skip=concat,none",

@@ -58,6 +58,7 @@ def test_results_are_not_written_through_a_link(run, tmp_path):
     assert not list((tmp_path / "outside").iterdir())
 
 
+@pytest.mark.quick
 def test_breeds_are_scored_apart_and_add_up(run, tmp_path, figures):
     content = scored(f"checkpoint={run.best}", f"output={tmp_path}/out")
     groups, each = pd.read_csv(tmp_path / "out/per_group.csv"), pd.read_csv(tmp_path / "out/per_image.csv")

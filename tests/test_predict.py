@@ -65,6 +65,7 @@ def contents(folder: Path) -> dict[str, int]:
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.quick
 def test_a_folders_pictures_give_masks_with_a_palette_overlays_probabilities_and_a_table(model, photos, tmp_path):
     import unetseg
 

@@ -156,6 +156,7 @@ def test_a_study_with_trials_of_another_space_is_refused(searched):
         searched(trials=1)
 
 
+@pytest.mark.quick
 def test_a_bad_trial_is_pruned_and_counts_once(searched):
     """Optuna's MedianPruner measures by the finished trials, once there are five: here they are all at 1."""
     good = {"params": {"optimizer.lr": 0.3, "model.skip": "add"}, "distributions": SPACE, "value": 1.0}
@@ -300,7 +301,6 @@ def test_after_kill_9_the_same_command_takes_up_the_trial_that_was_running(tmp_p
     assert "holds something else: seed: 0 -> 1" in other.stderr
 
 
-@pytest.mark.slow
 def test_a_real_search_ends_in_a_report_by_validation_and_a_command_for_the_test(drawn, tmp_path, capsys):
     tiny = [option for option in TINY if "size=64" not in option and "max_epochs" not in option]
     own = ["data.size=32", f"data.root={drawn}", f"output={tmp_path}", "name=s", "trainer.max_epochs=1"]

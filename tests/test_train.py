@@ -60,6 +60,7 @@ def test_a_run_folder_holds_what_is_promised(finished):
     }
 
 
+@pytest.mark.quick
 def test_the_summary_has_every_promised_entry(finished):
     summary = json.loads(finished.summary.read_text())
     promised = (
@@ -129,6 +130,7 @@ def test_checkpoints_load_with_weights_only_and_hold_plain_values(finished):
         assert content["hyper_parameters"]["model"]["skip"] == "concat"
 
 
+@pytest.mark.quick
 def test_the_same_seed_gives_the_same_metrics_to_the_last_digit(finished, tiny):
     again = tiny("name=again")
     assert again.metrics.read_text() == finished.metrics.read_text()

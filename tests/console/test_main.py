@@ -68,7 +68,6 @@ def test_a_wrong_option_is_refused_as_by_the_module(tmp_path):
     assert done.returncode == 2
 
 
-@pytest.mark.slow
 def test_a_training_on_two_processes_runs_and_records_a_command_that_works_anywhere(drawn, tmp_path):
     several = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.max_epochs=1", "gradients.every_n_steps=0"]
     done = unetseg("train", *TINY, *several, f"data.root={drawn}", "name=two", folder=tmp_path)

@@ -81,6 +81,7 @@ def test_a_stem_skip_that_multiplies_has_none_either_where_level_1_has_no_featur
     assert (levels_to_cut(model), cuts_of(model)) == ([0, 2, 3, 4], ("mean", "shuffle"))
 
 
+@pytest.mark.quick
 def test_nothing_cut_is_the_model_itself():
     model = segmenter(MIXED)
     found = measure(model, batches(), 2)

@@ -372,6 +372,7 @@ def test_micro_batches_add_up_to_the_numbers_of_the_big_batch():
     assert_close(numbers(step_in_halves(net, images)), wanted, 1e-9)
 
 
+@pytest.mark.quick
 def test_two_processes_give_the_numbers_of_one_on_the_joined_batch(tmp_path):
     net, images = example(skip=MIXED, images=4)
     wanted = numbers(step(net.double(), images.double()))
@@ -526,6 +527,7 @@ def test_two_backward_passes_over_one_forward_pass_are_summed_before_they_are_sq
     assert numbers(flow)["level1", "vanished"] == 1
 
 
+@pytest.mark.quick
 def test_passes_of_different_losses_are_as_exact_as_one_pass_of_their_sum():
     net, images = example(skip=MIXED)
     net, images = net.double(), images.double()

@@ -177,6 +177,7 @@ def test_the_trained_weights_and_the_other_numbers_are_bit_identical(encoder):
     assert numbers_without == numbers_with
 
 
+@pytest.mark.quick
 def test_micro_batches_add_up_to_the_numbers_of_the_big_batch():
     net, images = example(images=4)
     net, images = net.double(), images.double()

@@ -249,6 +249,7 @@ def test_of_a_resnet_the_shares_are_those_of_copies_and_sum_to_1(encoder):
         assert abs(found[block, "identity_share"] + found[block, "residual_share"] - 1) < 1e-12
 
 
+@pytest.mark.quick
 def test_of_a_densenet_the_reuse_is_that_of_copies_and_sums_to_1():
     net, images = in_float64("densenet121")
     found = shares(readings(step(copy.deepcopy(net), images, routes=True)))

@@ -201,6 +201,7 @@ def parity(engines, images) -> None:
     assert changed <= 1e-4 * pixels
 
 
+@pytest.mark.quick
 def test_torch_onnx_and_pt2_agree_on_generated_pictures_at_their_own_sizes(saved, exports):
     sizes = np.random.default_rng(1).integers(40, 200, (6, 2))
     parity([engine_of(saved), *map(trusted, exports.values())], [pictures(1, *size)[0] for size in sizes])

@@ -97,6 +97,7 @@ def test_weights_that_do_not_fit_are_an_error(tmp_path):
         SkipUnet.from_pretrained(tmp_path)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("given", "width"),
     [

@@ -116,6 +116,7 @@ def enlarged(features, size):
     return features[..., rows, :][..., columns]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("size", [(64, 96), (61, 95)], ids=str)
 def test_permuted_is_concat_of_the_other_levels_features(size):
     """Levels 1 and 4, 2 and 3 are exchanged; of 64, 64, 128 and 256 channels some are repeated, others cut."""

@@ -34,6 +34,7 @@ def test_concat_equals_smp_unet_bit_for_bit(encoder, training, size):
     assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), theirs.buffers(), strict=True))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("encoder", ["resnet18", "densenet121"])
 def test_scse_equals_smp_unet_with_it_bit_for_bit(encoder, training):

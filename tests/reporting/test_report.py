@@ -265,6 +265,7 @@ def with_groups(root: Path) -> None:
         scores.assign(group="patient_" + number.astype(str), iou=scores.iou + level).to_csv(table, index=False)
 
 
+@pytest.mark.quick
 def test_groups_are_the_unit_where_there_are_any(copy, tmp_path):
     with_groups(copy)
     text = made(copy, tmp_path / "out")

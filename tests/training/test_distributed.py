@@ -284,6 +284,7 @@ def logged(run, name: str) -> list[float]:
     return table[table.name == name].value.tolist()
 
 
+@pytest.mark.quick
 def test_two_processes_train_as_one_with_the_whole_batch(two, tiny):
     """In float64; in float32 Adam turns the rounding of sums into differences of 1e-2 within 20 steps."""
     alone = tiny(*TWENTY_STEPS[len(TINY) :])

@@ -62,6 +62,7 @@ def with_routes(drawn, tmp_path_factory, blank_figures):
     return run
 
 
+@pytest.mark.quick
 def test_the_routes_are_read_at_their_own_interval_logged_and_drawn(with_routes):
     run, table = with_routes, readings(with_routes)
     assert sorted(table.step.unique()) == [0, 3, 4, 6, 8, 9]

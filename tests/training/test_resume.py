@@ -106,6 +106,7 @@ def broken(stopped_once, tmp_path):
     return copied(stopped_once, tmp_path / "broken")
 
 
+@pytest.mark.quick
 def test_the_best_checkpoint_is_still_known_after_the_folder_was_moved(broken, tmp_path):
     before = torch.load(broken.last, weights_only=True)["callbacks"]
     moved = RunFolder(shutil.move(broken.path, tmp_path / "moved"))
