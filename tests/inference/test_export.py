@@ -1,5 +1,6 @@
 """Exports: the probabilities of the checkpoint in other runtimes, at every size; nothing else is written or read."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import unetseg
 from unetseg.data.view import View
@@ -17,7 +19,7 @@ from unetseg.errors import UserError
 from unetseg.export import export, work
 from unetseg.inference import export as exporters
 from unetseg.inference.engines import Engine, TorchEngine, load_exported, parse_metadata
-from unetseg.inference.export import PictureModel, trace
+from unetseg.inference.export import PaddedPool, PictureModel, trace
 from unetseg.inference.export import export as write_export
 from unetseg.inference.predictor import Predictor
 from unetseg.model import Segmenter, checkpoint
@@ -144,6 +146,22 @@ def test_other_kinds_of_skips_become_an_onnx_file_that_agrees(tmp_path, skip):
     model = random_model(skip=skip, decoder_channels=NARROW)
     errors = write_export(model, {"classes": ["a", "b", "c"], "size": 64}, tmp_path / "model.onnx").errors
     assert max(errors.values()) < 1e-5
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (2, 2), (5, 3)])
+def test_a_maximum_over_windows_that_are_cut_off_is_one_over_a_padded_picture(kernel, stride):
+    pool = nn.MaxPool2d(kernel, stride, ceil_mode=True)
+    padded = PaddedPool(pool)
+    for height, width in itertools.product(range(kernel, 20), repeat=2):
+        features = torch.randn(1, 2, height, width) - 5
+        assert torch.equal(padded(features), pool(features))
+
+
+def test_only_such_a_maximum_is_replaced():
+    others = [nn.MaxPool2d(3, 2), nn.MaxPool2d(3, 2, padding=1, ceil_mode=True), nn.MaxPool2d(2, 3, ceil_mode=True)]
+    assert [PaddedPool.stands_for(pool) for pool in [nn.MaxPool2d(3, 2, ceil_mode=True), *others]] == [True] + [
+        False
+    ] * 3
 
 
 def test_where_the_tracer_can_not_tell_the_sides_of_the_levels_every_remainder_is_compared(tmp_path):

@@ -16,6 +16,7 @@ import importlib.util
 import io
 import json
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
@@ -70,6 +72,33 @@ class ZeroSkip(nn.Module):
         return self.fusion.fuse(deep, torch.zeros_like(skip))
 
 
+class PaddedPool(nn.Module):
+    """A maximum over windows of which the last may be cut off (ceil_mode), over a padded picture.
+
+    torch.export asks that such a window begins within the picture, which it can't prove for every size. SENets have
+    one.
+    """
+
+    def __init__(self, pool: nn.MaxPool2d):
+        super().__init__()
+        self.kernel_size, self.stride = cast("int", pool.kernel_size), cast("int", pool.stride)
+
+    @staticmethod
+    def stands_for(module: nn.Module) -> bool:
+        """Return whether a module is such a maximum."""
+        if type(module) is not nn.MaxPool2d or not module.ceil_mode or module.return_indices:
+            return False
+        kernel, stride = module.kernel_size, module.stride
+        are_square = isinstance(kernel, int) and isinstance(stride, int) and kernel >= stride
+        return are_square and module.padding == 0 and module.dilation == 1
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map BxCxHxW to the maxima of the windows."""
+        more = self.stride - 1
+        padded = functional.pad(features, (0, more, 0, more), value=-math.inf)
+        return functional.max_pool2d(padded, self.kernel_size, self.stride)
+
+
 class PictureModel(nn.Module):
     """A Segmenter from pictures to probabilities, without the parts that only training needs.
 
@@ -91,11 +120,13 @@ class PictureModel(nn.Module):
             if isinstance(module, _BatchNorm):
                 module.num_batches_tracked = None
         for parent in list(self.model.net.modules()):
-            for name, fusion in parent.named_children():
-                if isinstance(fusion, Fusion) and fusion.flow == "backward":
-                    setattr(parent, name, ZeroSkip(fusion))
-                elif isinstance(fusion, Fusion):
-                    fusion.flow, fusion.gradient = "both", 1.0
+            for name, module in parent.named_children():
+                if isinstance(module, Fusion) and module.flow == "backward":
+                    setattr(parent, name, ZeroSkip(module))
+                elif isinstance(module, Fusion):
+                    module.flow, module.gradient = "both", 1.0
+                elif PaddedPool.stands_for(module):
+                    setattr(parent, name, PaddedPool(cast("nn.MaxPool2d", module)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map BxHxWxD, uint8 RGB or float32, to BxCxHxW float32 probabilities."""
