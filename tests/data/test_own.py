@@ -57,6 +57,15 @@ def test_a_collection_of_another_form_is_taken_as_if_it_were_ours(monkeypatch, f
     assert found(monkeypatch, function).splits == expected
 
 
+def test_a_generator_that_fails_is_named_with_its_error(monkeypatch):
+    def failing():
+        yield examples()[0]
+        raise KeyError("patient")
+
+    with pytest.raises(UserError, match=r"my_data:find: train can't be read: KeyError: 'patient' \(test_own\.py, line"):
+        found(monkeypatch, lambda: divided(examples(), train=failing()))
+
+
 def table(dtype=np.uint8, **changes) -> Collection:
     values = VALUES.table.astype(dtype)
     for value, label in changes.items():

@@ -120,8 +120,14 @@ def _examples(entries: Any, place: str) -> tuple[Example, ...]:
     """Return the examples of a split, with paths where they are given as text; a UserError where one isn't right."""
     if not isinstance(entries, Iterable):
         raise UserError(f"{place} is {type(entries).__name__}", accepted="a list of unetseg.data.dataset.Example")
+    try:
+        listed = [*entries]
+    except Exception as error:  # of a generator: whatever the user's code raises
+        raise UserError(
+            f"{place} can't be read: {classes.described(error)}", accepted="a list of unetseg.data.dataset.Example"
+        ) from error
     examples = []
-    for entry in entries:
+    for entry in listed:
         right = isinstance(entry, Example) and isinstance(entry.name, str) and isinstance(entry.group, str)
         if not right or not all(isinstance(path, str | Path) for path in (entry.image, entry.mask)):
             raise UserError(

@@ -219,7 +219,7 @@ def load(
     if path.suffix in READERS:
         if device not in ("auto", "cpu"):
             raise UserError(
-                f"device={device} with {path}", accepted="auto: an exported file runs where its runtime does"
+                f"{path} can't be put on {device}", accepted="auto or cpu: an exported file runs where its runtime does"
             )
         return Predictor(load_exported(path, trust=trust, runtime=runtime, precision=precision), **options)
     if runtime != "onnxruntime":
