@@ -221,13 +221,41 @@ def test_a_checkpoint_is_loaded_where_it_is_trusted_and_imports_nothing_otherwis
 CHANGED = "has changed since"
 
 
-def test_code_that_has_changed_since_a_checkpoint_was_written_is_said(saved, desk, capsys):
+def edit(file: Path) -> None:
+    with file.open("a") as text:
+        text.write("# another line\n")
+
+
+def test_a_class_that_has_changed_since_a_checkpoint_was_written_is_said(saved, desk, capsys):
     unetseg.load(saved, device="cpu", trust=True)
-    assert CHANGED not in capsys.readouterr().err
-    with (desk / "my_skips.py").open("a") as file:
-        file.write("# another line\n")
+    edit(desk / "my_skips.py")
     unetseg.load(saved, device="cpu", trust=True)
-    assert f"my_skips {CHANGED} {saved}/checkpoints/best.ckpt was written" in capsys.readouterr().err
+    assert CHANGED not in capsys.readouterr().err, "this process runs what it imported before"
+    save_untrained(desk / "same.ckpt", GATED, "model.weights=null")
+    forget(desk)
+    unetseg.load(saved, device="cpu", trust=True)
+    assert f"my_skips:Gated {CHANGED} {saved}/checkpoints/best.ckpt was written" in capsys.readouterr().err
+    unetseg.load(desk / "same.ckpt", device="cpu", trust=True)
+    assert f"my_skips:Gated {CHANGED} {desk}/same.ckpt was written" in capsys.readouterr().err, "it ran the old source"
+
+
+def test_a_class_is_compared_where_it_was_defined_and_what_a_checkpoint_says_is_no_more_than_compared(desk, capsys):
+    (desk / "parts").mkdir()
+    shutil.copy(desk / "my_skips.py", desk / "parts")
+    (desk / "parts/__init__.py").write_text("from .my_skips import Gated\n")
+    name = "parts:Gated(reduction=2)"
+    classes.find(name, "model.skip")
+    code = classes.code_of([name])
+    assert [*code] == ["parts:Gated"]
+    edit(desk / "parts/my_skips.py")
+    for module in ("parts", "parts.my_skips"):
+        sys.modules.pop(module)
+    for strange in ({**code, "os:path": "x", "nowhere:Gated": "x"}, {}, None, [], {"parts:Gated": 3}):
+        classes.say_changed(strange, [name], "a.ckpt")
+    assert capsys.readouterr().err.splitlines() == 2 * [
+        f"the source of parts:Gated {CHANGED} a.ckpt was written: it may compute something else"
+    ]
+    assert "nowhere" not in sys.modules
 
 
 def begin_with(run, trust=False):
@@ -433,11 +461,20 @@ def test_such_a_run_is_resumed_with_trust_alone(own_run):
     assert done.returncode == 0, done.stderr
     assert (own_run / "epochs.txt").read_text() == "0\n1\n"
     assert CHANGED not in done.stderr
-    with (own_run / "my_skips.py").open("a") as file:
-        file.write("# another line\n")
+    for file in OWN:
+        edit(own_run / file.name)
+    done = run_in(own_run, "evaluate", "checkpoint=runs/own", "trust=true", "accelerator=cpu")
+    of_evaluation = {"my_skips:Gated", "my_parts:Doubled", "my_parts:Power", "my_parts:find"}
+    assert said(done.stderr, "best.ckpt", "runs/own") == of_evaluation
     done = run_in(own_run, "train", "resume=runs/own", "trainer.max_epochs=3", "trust=true")
-    assert f"my_skips {CHANGED} runs/own/checkpoints/last.ckpt was written" in done.stderr
-    assert f"my_parts {CHANGED}" not in done.stderr
+    assert said(done.stderr, "last.ckpt") == of_evaluation | {"my_parts:Counter"}
+
+
+def said(errors: str, *places: str) -> set[str]:
+    """Return the classes that are said to have changed since a checkpoint was written."""
+    found = re.findall(rf"the source of (\S+) {CHANGED} (\S+) was written", errors)
+    assert all(place.endswith(places) for _, place in found)
+    return {name for name, _ in found}
 
 
 def test_a_model_needs_no_trust_for_the_loss_or_the_data_that_it_was_trained_with(desk):

@@ -10,6 +10,7 @@ and belongs to both.
 import os
 import pkgutil
 from collections import defaultdict
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing import forkserver
 from pathlib import Path
@@ -73,8 +74,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def clock() -> float:
     """Return the seconds on the processor of this process, of those that it has ended, and of those of `Forked`."""
-    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
-    ticks = Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[11:15] if server else []
+    ticks: list[str] = []
+    with suppress(OSError):  # no such server, or no Linux
+        status = Path(f"/proc/{forkserver._forkserver._forkserver_pid}/stat")  # type: ignore[attr-defined]
+        ticks = status.read_text().rpartition(")")[2].split()[11:15]
     return sum(os.times()[:4]) + sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 

@@ -18,7 +18,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from unetseg.errors import UserError, first_line
@@ -109,26 +109,49 @@ def admit(named: Mapping[str, str], place: object, trust: bool) -> None:
 
 
 def code_of(named: Iterable[str]) -> dict[str, str]:
-    """Return the SHA-256 of the file of each module that imported classes are in, by the module."""
-    return {module: digest for module in sorted({read(name).module for name in named}) if (digest := _digest(module))}
+    """Return the SHA-256 of the source that classes are from, by package.module:Class; nothing is imported for it."""
+    code = {}
+    for own in map(read, named):
+        found = getattr(sys.modules.get(own.module), own.name, None)
+        if digest := _digest(_home(found)):
+            code[f"{own.module}:{own.name}"] = digest
+    return dict(sorted(code.items()))
 
 
-def say_changed(code: Mapping[str, str], place: object) -> None:
-    """Print which modules have another file now than when a checkpoint was written.
+def say_changed(code: Any, named: Iterable[str], place: object) -> None:
+    """Print which of these classes have another source now than when a checkpoint was written.
 
     Args:
-        code: what `code_of` returned then; a module that isn't imported is passed over.
+        code: what `code_of` returned then, as the checkpoint says, whose word is not taken for more.
+        named: the classes; those that aren't imported are passed over.
         place: the checkpoint.
     """
-    for module, digest in code.items():
-        if _digest(module) not in (None, digest):
-            text = f"{shown(module)} has changed since {shown(place)} was written: it may compute something else"
-            print(text, file=sys.stderr)
+    for name, digest in code_of(named).items():
+        if isinstance(code, dict) and code.get(name, digest) != digest:
+            text = f"the source of {shown(name)} has changed since {shown(place)} was written"
+            print(f"{text}: it may compute something else", file=sys.stderr)
 
 
-def _digest(module: str) -> str | None:
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else None
+_SOURCES: dict[str, tuple[Any, str]] = {}
+"""By module its spec, which an import or a reload makes anew, and the SHA-256 of the source when it was first seen."""
+
+
+def _home(found: Any) -> ModuleType | None:
+    """Return the module in which a class was defined, which may be another than that which was named."""
+    return sys.modules.get(str(getattr(found, "__module__", None)))
+
+
+def _digest(module: ModuleType | None) -> str | None:
+    if module is None:
+        return None
+    spec, digest = _SOURCES.get(module.__name__, (None, ""))
+    if spec is None or spec is not module.__spec__:
+        try:
+            digest = hashlib.sha256(inspect.getsource(module).encode(errors="surrogateescape")).hexdigest()
+        except (OSError, TypeError):  # without a source
+            return None
+        _SOURCES[module.__name__] = module.__spec__, digest
+    return digest
 
 
 def load(
@@ -251,7 +274,9 @@ def find(text: str, option: str) -> Any:
             accepted=", ".join(nearest) or "a module with classes",
             advice=f"another name of your file, as Python has a module {own.module}" if is_pythons else likely,
         )
-    return getattr(module, own.name)
+    found = getattr(module, own.name)
+    _digest(_home(found))  # now: the file may be edited while the process runs what it has imported
+    return found
 
 
 def _import_fails(own: Address, setting: str, error: BaseException) -> UserError:

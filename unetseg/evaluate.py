@@ -91,6 +91,8 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     model, known = checkpoint.load(options.checkpoint, trust=options.trust)
     if is_own(known["loss"]):
         own_classes.admit({known["loss"]: "loss"}, options.checkpoint, options.trust)
+    others = filter(is_own, (known["loss"], getattr(options.data, "source", None)))
+    own_classes.say_changed(known.get("code"), others, options.checkpoint)
     classes = class_names(options.data.model_dump())
     if list(classes) != known["classes"]:
         raise UserError(

@@ -27,7 +27,7 @@ from unetseg.options import command, recorded
 from unetseg.options.call import CallableModule, Option, interruptible, overrides_of, stop_at_once
 from unetseg.options.compose import values_of
 from unetseg.options.schema import Train
-from unetseg.options.settings import trust_of, variant
+from unetseg.options.settings import own_classes, trust_of, variant
 from unetseg.runs.folder import RunFolder, options_of
 from unetseg.training import preflight
 
@@ -200,7 +200,7 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
     run = make_folder(options, lambda: _check(options, planned, data))
     if launch.is_first():
         print(build.describe_start(planned, module, run.path), flush=True)
-    start = resume.rewind(run) if options.resume else None
+    start = resume.rewind(run, own_classes(options.model_dump())) if options.resume else None
     loggers = build.make_loggers(options, run)
     record, speed = TestRecord(run), Cost()
     guard, watchers = build.make_watchers(options, run)

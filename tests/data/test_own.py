@@ -66,6 +66,15 @@ def test_a_generator_that_fails_is_named_with_its_error(monkeypatch):
         found(monkeypatch, lambda: divided(examples(), train=failing()))
 
 
+def test_an_error_for_the_user_of_a_generator_stays_as_it_is(monkeypatch):
+    def failing():
+        yield examples()[0]
+        raise UserError("no list of patients", accepted="patients.csv")
+
+    with pytest.raises(UserError, match=r"^no list of patients\n  accepted: patients\.csv"):
+        found(monkeypatch, lambda: divided(examples(), train=failing()))
+
+
 def table(dtype=np.uint8, **changes) -> Collection:
     values = VALUES.table.astype(dtype)
     for value, label in changes.items():

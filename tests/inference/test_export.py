@@ -159,9 +159,10 @@ def test_a_maximum_over_windows_that_are_cut_off_is_one_over_a_padded_picture(ke
 
 def test_only_such_a_maximum_is_replaced():
     others = [nn.MaxPool2d(3, 2), nn.MaxPool2d(3, 2, padding=1, ceil_mode=True), nn.MaxPool2d(2, 3, ceil_mode=True)]
-    assert [PaddedPool.stands_for(pool) for pool in [nn.MaxPool2d(3, 2, ceil_mode=True), *others]] == [True] + [
-        False
-    ] * 3
+    others.append(nn.MaxPool2d(3, 2, ceil_mode=True))
+    others[-1].register_forward_hook(lambda module, given, result: -result)
+    assert PaddedPool.stands_for(nn.MaxPool2d(3, 2, ceil_mode=True))
+    assert not any(map(PaddedPool.stands_for, others))
 
 
 def test_where_the_tracer_can_not_tell_the_sides_of_the_levels_every_remainder_is_compared(tmp_path):

@@ -122,7 +122,9 @@ def _examples(entries: Any, place: str) -> tuple[Example, ...]:
         raise UserError(f"{place} is {type(entries).__name__}", accepted="a list of unetseg.data.dataset.Example")
     try:
         listed = [*entries]
-    except Exception as error:  # of a generator: whatever the user's code raises
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # of a generator: whatever the user's code raises
         raise UserError(
             f"{place} can't be read: {classes.described(error)}", accepted="a list of unetseg.data.dataset.Example"
         ) from error

@@ -16,7 +16,6 @@ import importlib.util
 import io
 import json
 import logging
-import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,6 +37,7 @@ from unetseg.data.view import RGB, View
 from unetseg.errors import UserError, first_line
 from unetseg.files import drafted
 from unetseg.inference.engines import READERS, Engine, OnnxEngine, OpenVinoEngine, import_extra, quiet, seal
+from unetseg.inference.folding import is_plain
 from unetseg.inference.quantization import changed, quantize
 from unetseg.model import arguments, checkpoint, hub
 from unetseg.model.segmenter import Segmenter, probabilities
@@ -73,10 +73,10 @@ class ZeroSkip(nn.Module):
 
 
 class PaddedPool(nn.Module):
-    """A maximum over windows of which the last may be cut off (ceil_mode), over a padded picture.
+    """A maximum over windows of which the last may be cut off (ceil_mode), over a picture whose border is repeated.
 
     torch.export asks that such a window begins within the picture, which it can't prove for every size. SENets have
-    one.
+    one. A repeated border is in the window already, so that the maximum is the same.
     """
 
     def __init__(self, pool: nn.MaxPool2d):
@@ -86,7 +86,7 @@ class PaddedPool(nn.Module):
     @staticmethod
     def stands_for(module: nn.Module) -> bool:
         """Return whether a module is such a maximum."""
-        if type(module) is not nn.MaxPool2d or not module.ceil_mode or module.return_indices:
+        if not is_plain(module, nn.MaxPool2d) or not module.ceil_mode or module.return_indices:
             return False
         kernel, stride = module.kernel_size, module.stride
         are_square = isinstance(kernel, int) and isinstance(stride, int) and kernel >= stride
@@ -95,7 +95,7 @@ class PaddedPool(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map BxCxHxW to the maxima of the windows."""
         more = self.stride - 1
-        padded = functional.pad(features, (0, more, 0, more), value=-math.inf)
+        padded = functional.pad(features, (0, more, 0, more), mode="replicate")
         return functional.max_pool2d(padded, self.kernel_size, self.stride)
 
 
@@ -119,13 +119,14 @@ class PictureModel(nn.Module):
         for module in self.model.modules():
             if isinstance(module, _BatchNorm):
                 module.num_batches_tracked = None
+        own = arguments.own_classes(cast("dict[str, Any]", model.net.config))  # which may read what a module is
         for parent in list(self.model.net.modules()):
             for name, module in parent.named_children():
                 if isinstance(module, Fusion) and module.flow == "backward":
                     setattr(parent, name, ZeroSkip(module))
                 elif isinstance(module, Fusion):
                     module.flow, module.gradient = "both", 1.0
-                elif PaddedPool.stands_for(module):
+                elif not own and PaddedPool.stands_for(module):
                     setattr(parent, name, PaddedPool(cast("nn.MaxPool2d", module)))
 
     def forward(self, images: Tensor) -> Tensor:

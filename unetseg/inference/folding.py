@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, TypeGuard, TypeVar, cast
 
 from segmentation_models_pytorch.encoders.resnet import ResNetEncoder
 from torch import nn
@@ -19,12 +19,21 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from unetseg.model.arguments import own_classes
 from unetseg.model.segmenter import Segmenter
 
+M = TypeVar("M", bound=nn.Module)
+
 RESNET = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
 PAIRS: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
     **{ResNetEncoder: RESNET[:1], BasicBlock: RESNET[:2], Bottleneck: RESNET},
     _DenseLayer: (("conv1", "norm2"),),
 }
 """By kind of module the attributes of a convolution and of the normalisation that alone reads its result."""
+
+
+def is_plain(module: nn.Module, kind: type[M]) -> TypeGuard[M]:
+    """Return whether a module does what its class does: parametrisations make a class, hooks may do anything."""
+    return type(module) is kind and not (
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    )
 
 
 def folded(model: Segmenter) -> Segmenter:
@@ -45,7 +54,7 @@ def folded(model: Segmenter) -> Segmenter:
     for module in [*model.modules()]:
         for conv, norm in _pairs(module):
             first, second = getattr(module, conv), getattr(module, norm)
-            if _is_plain(first, nn.Conv2d) and _is_plain(second, nn.BatchNorm2d) and _is_fixed(second):
+            if is_plain(first, nn.Conv2d) and is_plain(second, nn.BatchNorm2d) and _is_fixed(second):
                 setattr(module, conv, fuse_conv_bn_eval(first, second))
                 setattr(module, norm, nn.Identity())
     return model.to(memory_format=model.memory_format)
@@ -55,11 +64,6 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         return [*pairwise(module._modules)]  # a module that stands there twice is in named_children once
     return [pair for kind, pairs in PAIRS.items() if isinstance(module, kind) for pair in pairs]
-
-
-def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Return whether a module does what its class does: parametrisations make a class, hooks may do anything."""
-    return type(module) is kind and not (module._forward_hooks or module._forward_pre_hooks)
 
 
 def _is_fixed(norm: nn.BatchNorm2d) -> bool:

@@ -58,8 +58,7 @@ def load(path: str | Path, *, trust: bool = False) -> tuple[Segmenter, dict[str,
     except Exception as error:  # damaged bytes make the unpickler fail in many ways
         raise _load_error(file, error) from None
     classes.admit(own := arguments.own_classes(known["model"]), file, trust)
-    if own:
-        classes.say_changed(known.get("code", {}), file)
+    classes.say_changed(known.get("code"), own, file)
     try:
         model = _build({**known["model"], "weights": None})
         weights = {name.removeprefix(PREFIX): w for name, w in content["state_dict"].items() if name.startswith(PREFIX)}
@@ -137,9 +136,6 @@ def hyper_parameters(content: Any) -> dict[str, Any]:
     arguments.check_value("loss", known.get("loss"), arguments.LOSS)
     arguments.check_value("class_weights", known.get("class_weights"), arguments.class_weights_rule(count))
     arguments.check_value("boundary_weight", known.get("boundary_weight"), arguments.BOUNDARY_WEIGHT)
-    code = known.get("code", {})
-    if not isinstance(code, dict) or not all(isinstance(text, str) for entry in code.items() for text in entry):
-        raise ValueError("it doesn't say what code its classes had")
     arguments.check_value("seed", known.get("seed"), arguments.whole_number_rule(0, 2**63))
     return known
 

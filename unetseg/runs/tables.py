@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,9 +60,8 @@ def read_trials(path: Path, options: Sequence[str]) -> pd.DataFrame:
 def read_csv(path: Path) -> pd.DataFrame:
     """Return a table; its text columns are read as text, since a picture may be called NA or 007."""
     words = {column: str for column in ("name", "group", "class", "levels", "kind", "block", "metric", "cut", "shift")}
-    with path.open(encoding="utf-8", newline="") as file:
-        columns = next(csv.reader(file), [])
-    empty = {column: ["", "nan", "NaN"] for column in columns if column not in words}
+    numbers = [column for column in pd.read_csv(path, nrows=0).columns if column not in words]
+    empty = {column: ["", "nan", "NaN"] for column in numbers}
     return pd.read_csv(path, dtype=words, keep_default_na=False, na_values=empty)
 
 

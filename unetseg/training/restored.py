@@ -55,6 +55,12 @@ def check(content: Any) -> None:
                 raise ValueError("its optimizer's state is of other weights")
 
 
+def code(content: dict[str, Any]) -> Any:
+    """Return what a checkpoint says of the source of the user's own classes."""
+    known = content.get("hyper_parameters")
+    return known.get("code") if isinstance(known, dict) else None
+
+
 def check_callbacks(callbacks: Sequence[Callback]) -> None:
     """Check the callbacks of the user's own before a run begins.
 

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -30,7 +30,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from unetseg import classes, launch
 from unetseg.errors import INTERRUPTED, REQUEUE, Halt, UserError, first_line
 from unetseg.files import drafted
-from unetseg.model import archive, checkpoint
+from unetseg.model import archive
 from unetseg.options.output import FULL
 from unetseg.options.schema import Checkpoint
 from unetseg.runs.folder import RunFolder
@@ -280,15 +280,17 @@ def command_to_resume(run: RunFolder) -> str:
     return f"python -m unetseg.train resume={shlex.quote(str(run.path))}"
 
 
-def rewind(run: RunFolder) -> Path | None:
+def rewind(run: RunFolder, named: Iterable[str] = ()) -> Path | None:
     """Return the checkpoint from which a run is resumed, None to start anew; cut the tables back to it.
+
+    It is said which of the user's own classes, `named`, have changed since.
 
     Raises:
         UserError: the checkpoint is damaged, or not what training writes; or it is gone, and beginning anew would
             overwrite best.ckpt.
     """
     file = run.last
-    lengths, code = dict[str, int](), dict[str, str]()
+    lengths: dict[str, int] = {}
     if file.exists():
         try:
             content = archive.load(file)
@@ -296,9 +298,9 @@ def rewind(run: RunFolder) -> Path | None:
             state = content["callbacks"].get(Continuation.__qualname__)
             lengths = restored.table_lengths(state)
             check_random_state(state.get("random"))
-            code = checkpoint.hyper_parameters(content).get("code", {})
         except Exception as error:  # damaged bytes make the unpickler fail in many ways
             raise damaged_checkpoint(file, error, _ways_on(run)) from None
+        classes.say_changed(restored.code(content), named if launch.is_first() else (), file)
     elif run.best.exists() and _last_epoch(run):
         raise UserError(
             f"{file} is not there; best.ckpt has the weights alone, without the optimizer's state",
@@ -311,7 +313,6 @@ def rewind(run: RunFolder) -> Path | None:
                 draft.unlink()
         for table in run.tables:
             cut_back(table, lengths.get(table.name, 0))
-        classes.say_changed(code, file)
     return file if file.exists() else None
 
 
@@ -321,8 +322,8 @@ def _ways_on(run: RunFolder) -> list[str]:
     if is_whole(run.best):
         begin = f"python -m unetseg.train ... model.weights={folder} name=NEW, which begins with best.ckpt's weights"
         return [copy, begin, f"python -m unetseg.evaluate checkpoint={folder}, which scores best.ckpt"]
-    present = [shlex.quote(str(path)) for path in (run.last, run.best) if path.exists()]
-    return [copy, f"rm {' '.join(present)}, and the same command begins anew"]
+    present = " ".join(shlex.quote(str(path)) for path in (run.last, run.best) if path.exists())
+    return [copy, f"rm {present}, and the same command begins anew"]
 
 
 def _last_epoch(run: RunFolder) -> int:
