@@ -250,6 +250,9 @@ def test_a_class_is_compared_where_it_was_defined_and_what_a_checkpoint_says_is_
     edit(desk / "parts/my_skips.py")
     for module in ("parts", "parts.my_skips"):
         sys.modules.pop(module)
+    classes.say_changed(code, [name], "a.ckpt")
+    assert not capsys.readouterr().err, "nothing is imported to be compared"
+    classes.find(name, "model.skip")
     for strange in ({**code, "os:path": "x", "nowhere:Gated": "x"}, {}, None, [], {"parts:Gated": 3}):
         classes.say_changed(strange, [name], "a.ckpt")
     assert capsys.readouterr().err.splitlines() == 2 * [

@@ -145,6 +145,13 @@ def test_a_module_that_ends_the_process_is_an_error_like_another(tmp_path, monke
         classes.find("ending:A", "loss")
 
 
+def test_the_line_that_is_named_is_of_the_users_file_and_not_of_a_library_that_it_calls(tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text("import json\n\njson.loads('{')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"import of broken fails: JSONDecodeError: .* \(broken\.py, line 3\)"):
+        classes.find("broken:A", "loss")
+
+
 def test_a_module_of_the_standard_library_and_main_are_told_apart_from_ones_own():
     with pytest.raises(UserError, match=r"the module code has no Mine \(.*code\.py\)(.|\n)*another name of your file"):
         classes.find("code:Mine", "loss")
