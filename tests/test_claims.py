@@ -99,7 +99,7 @@ def test_a_claim_may_be_held_here_and_contradicted_there():
 def test_one_seed_decides_nothing_and_two_are_too_few():
     one = pages.results(claim(IOU), known(*pair(0.1, seeds=1)))
     assert np.isnan(one[0].p)
-    assert one[0].verdict == "not shown"
+    assert one[0].verdict == "too few seeds yet"
     assert "[" not in pages.interval(one[0])
     assert pages.verdict(claim(IOU), one) == "too few seeds yet"
     assert pages.verdict(claim(IOU), pages.results(claim(IOU), known(*pair(0.1, seeds=2)))) == "too few seeds yet"
@@ -116,7 +116,7 @@ def test_a_claim_has_no_verdict_before_all_its_contrasts_have_enough_seeds():
 
 def test_a_bench_with_too_few_seeds_does_not_change_the_verdict_of_the_others():
     found = pages.results(claim(IOU), known(*pair(0.1), *pair(0.1, seeds=1, bench="nuclei")))
-    assert [own.verdict for own in found] == ["held", "not shown"]
+    assert [own.verdict for own in found] == ["held", "too few seeds yet"]
     assert pages.verdict(claim(IOU), found) == "held"
 
 

@@ -17,7 +17,8 @@ from unetseg.evaluation.style import COLOURS, SOFT, styled
 from unetseg.names import counted
 
 DOCS = ROOT / "docs"
-HELD, CONTRADICTED, NOT_SHOWN = "held", "contradicted", "not shown"
+HELD, CONTRADICTED, NOT_SHOWN, TOO_FEW = "held", "contradicted", "not shown", "too few seeds yet"
+SHOWN = (HELD, CONTRADICTED)
 SEEDS = 3
 """With fewer of them a claim has no verdict."""
 
@@ -41,7 +42,9 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """Return held, contradicted or not shown: one seed shows nothing."""
+        """Return held, contradicted or not shown, or that there are too few seeds to tell."""
+        if self.seeds < SEEDS:
+            return TOO_FEW
         if not self.p < 1 - LEVEL:
             return NOT_SHOWN
         return HELD if self.difference > 0 else CONTRADICTED
@@ -114,7 +117,7 @@ def verdict(claim: Claim, found: Sequence[Result]) -> str:
         return "not measured yet"
     enough = [result for result in found if result.seeds >= SEEDS]
     if not enough:
-        return "too few seeds yet"
+        return TOO_FEW
     if {*claim.contrasts} - {result.contrast for result in enough}:
         return "not all measured yet"
     seen = {result.verdict for result in enough}
@@ -201,7 +204,7 @@ def interval(own: Result) -> str:
     if math.isnan(own.half_width):
         return f"{own.difference:+.3f}"
     text = f"{own.difference:+.3f} [{own.difference - own.half_width:+.3f}, {own.difference + own.half_width:+.3f}]"
-    return text if own.verdict == NOT_SHOWN else f"**{text}**"
+    return f"**{text}**" if own.verdict in SHOWN else text
 
 
 def p_value(p: float) -> str:
@@ -219,7 +222,7 @@ def draw(found: Sequence[Result], path: Path) -> None:
     for place, own in enumerate(reversed(found)):
         colour = COLOURS[benches.index((own.bench, own.size))]
         bar = None if math.isnan(own.half_width) else own.half_width
-        filled = "none" if own.verdict == NOT_SHOWN else colour
+        filled = colour if own.verdict in SHOWN else "none"
         axis.errorbar(own.difference, place, xerr=bar, fmt="o", color=colour, markerfacecolor=filled, capsize=2.5)
     axis.axvline(0, color=SOFT, linewidth=0.7)
     axis.set_yticks(range(len(found)), [f"{name(o.contrast)}, {reading(o).strip('`')}" for o in reversed(found)])
