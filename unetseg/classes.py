@@ -231,17 +231,11 @@ def build(
         ) from error
 
 
-LIBRARIES = (
-    *("<frozen ", str(Path(__file__).parent)),
-    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-)
-"""Beginnings of files that are nobody's own: Python's, of packages, and of this one."""
-
-
 def described(error: BaseException) -> str:
     """Return an error of the user's code with its type and, where it has one, the line of his file."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
+    libraries = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    others = ("<frozen ", str(Path(__file__).parent), *libraries)  # of Python, packages and this one
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
     place = f" ({os.path.basename(own[-1].filename)}, line {own[-1].lineno})" if own else ""
     return f"{type(error).__name__}: {first_line(error)}{place}"
 

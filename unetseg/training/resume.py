@@ -286,8 +286,7 @@ def rewind(run: RunFolder, named: Iterable[str] = ()) -> Path | None:
     It is said which of the user's own classes, `named`, have changed since.
 
     Raises:
-        UserError: the checkpoint is damaged, or not what training writes; or it is gone, and beginning anew would
-            overwrite best.ckpt.
+        UserError: the checkpoint is not what training writes, or it is gone and a new one would overwrite best.ckpt.
     """
     file = run.last
     lengths: dict[str, int] = {}
@@ -322,7 +321,7 @@ def _ways_on(run: RunFolder) -> list[str]:
     if is_whole(run.best):
         begin = f"python -m unetseg.train ... model.weights={folder} name=NEW, which begins with best.ckpt's weights"
         return [copy, begin, f"python -m unetseg.evaluate checkpoint={folder}, which scores best.ckpt"]
-    present = " ".join(shlex.quote(str(path)) for path in (run.last, run.best) if path.exists())
+    present = shlex.join(str(path) for path in (run.last, run.best) if path.exists())
     return [copy, f"rm {present}, and the same command begins anew"]
 
 
