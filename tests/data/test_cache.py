@@ -367,6 +367,20 @@ def test_shared_memory_that_somebody_else_has_made_is_not_used(what, examples, t
     assert Cache("ram", examples, VALUES, View(SIZE), refused).path == squares.path, "another process finds it"
 
 
+def test_a_folder_that_another_process_makes_in_between_is_ours_too(examples, monkeypatch):
+    private = cache.is_private
+
+    def then_made(folder, others):
+        found = private(folder, others)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return found
+
+    monkeypatch.setattr(cache, "is_private", then_made)
+    folder = cache.cache_folder("ram")
+    assert folder.name == f"unetseg-{os.getuid()}"
+    assert Cache("ram", examples, VALUES, View(SIZE), square).path.parent == folder
+
+
 def test_a_lock_that_is_a_link_empties_no_file(examples, tmp_path):
     folder = cache.cache_folder("disk")
     folder.mkdir(mode=0o700, parents=True)

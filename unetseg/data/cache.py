@@ -230,10 +230,11 @@ def is_private(folder: Path, others: int) -> bool:
 
 def _own_folder(folder: Path) -> Path:
     """Return the folder, or one of another name if somebody else took the name: all may write to its parent."""
+    taken = os.path.lexists(folder)  # asked first: another process of ours may create it during the loop
     for candidate in [folder, *sorted(folder.parent.glob(f"{folder.name}-*"))]:
         if is_private(candidate, 0o077):
             return candidate
-    if not os.path.lexists(folder):
+    if not taken:
         return folder  # the caller creates it
     return Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
 
