@@ -17,10 +17,10 @@ def test_a_listing_gives_back_its_examples():
         Example("a", Path("/images/a.jpg"), Path("/masks/a.png"), ""),
         Example("pet_größer", Path("images") / strange, Path("masks/b.png"), "pet"),
     ]
-    listing = Listing(given)
+    listing = Listing.of(given)
     assert list(listing) == given
     assert len(listing) == 2
-    assert list(Listing([])) == []
+    assert list(Listing.of([])) == []
 
 
 # Memory
@@ -39,7 +39,7 @@ def private_bytes():
 folder = Path(sys.argv[1])
 examples = [Example(f"picture_{i}", folder / f"{i % 4}.jpg", folder / f"{i % 4}.png", "") for i in range(50_000)]
 if sys.argv[2] == "listing":
-    examples = Listing(examples)
+    examples = Listing.of(examples)
 if os.fork() == 0:  # as a loader's process is
     for i in range(100):
         read_image(examples[i].image)  # what decoders keep from the first time on

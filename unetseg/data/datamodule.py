@@ -21,10 +21,10 @@ from unetseg.data import device
 from unetseg.data.augmentation import Augment
 from unetseg.data.cache import Cache, cache_bytes, fits_in_memory
 from unetseg.data.channels import statistics
-from unetseg.data.dataset import Batch, Collection, EpochSampler, Examples, Listing, WholeExamples, collate
+from unetseg.data.dataset import Batch, Collection, EpochSampler, Examples, Listing, WholeExamples, collate, files_of
 from unetseg.data.device import AugmentationBatch, AugmentationExamples, DeviceImages
 from unetseg.data.pictures import Unreadable, image_size, read_image
-from unetseg.data.survey import MASK, Survey, class_counts, mask_contents, remarks, survey, table
+from unetseg.data.survey import Survey, read_masks, remarks, survey, table
 from unetseg.data.transforms import Transform
 from unetseg.data.view import RGB, View
 from unetseg.errors import UserError
@@ -140,10 +140,9 @@ class SegmentationData(L.LightningDataModule):
         assert self.survey is not None
         masks, values = self.survey.masks[split], self.collection.values
         if not len(masks):  # data.check=headers and none read no masks
-            contents = mask_contents([example.mask for example in self.collection.splits[split]], values).values()
-            masks = np.array([content for content in contents if not isinstance(content, Unreadable)], MASK)
+            masks, _ = read_masks(files_of(self.collection.splits[split])[1], values)
         labels = range(len(self.collection.classes))
-        return [int(class_counts(masks, values.table, label).sum()) for label in labels]
+        return [int(masks.pixels_of(values.table, label).sum()) for label in labels]
 
     def _readable(self, path: Path) -> np.ndarray | None:
         try:
@@ -164,7 +163,7 @@ class SegmentationData(L.LightningDataModule):
             unreadable = self.survey.unreadable
             self._check_unreadable(collection, unreadable)
             readable = {
-                split: Listing(example for i, example in enumerate(examples) if i not in unreadable[split])
+                split: (examples if isinstance(examples, Listing) else Listing.of(examples)).without(unreadable[split])
                 for split, examples in collection.splits.items()
             }
             self.collection = replace(collection, splits=readable)
@@ -321,11 +320,11 @@ class SegmentationData(L.LightningDataModule):
         if self.cache in ("ram", "disk"):
             return Cache(self.cache, *self._cache_arguments(dataset, split))
         if self.cache == "auto" and each_epoch:
-            arguments = self._cache_arguments(dataset, split)
-            needed = cache_bytes(self.view, len(dataset.examples), arguments[-1])
+            sizes = None if self.view.crop is None else self._sizes(split)
+            needed = cache_bytes(self.view, len(dataset.examples), sizes)
             if fits_in_memory(needed):
                 with suppress(UserError):  # there is no room after all
-                    return Cache("ram", *arguments)
+                    return Cache("ram", *self._cache_arguments(dataset, split))
             if self.view.crop is not None and launch.is_first():
                 print(f"each crop reads its picture again: data.cache=disk keeps them decoded, {needed:,} bytes")
         return None

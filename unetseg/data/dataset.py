@@ -36,22 +36,36 @@ class Example:
     """Scores are also given per group: the breed in Pets, empty where there are no groups."""
 
 
+class Pair(NamedTuple):
+    """The files of an example as text: a million of them take seconds, and paths many times as long."""
+
+    image: str
+    mask: str
+
+
 class Listing(Sequence[Example]):
     """Many examples as a few arrays of bytes; an Example is created when it is accessed.
 
     A forked loader process shares its parent's memory until one of the two writes to it. Python writes to an object
     whenever it is accessed (its reference count), so a list of N examples would be copied into every loader process.
 
+    Args:
+        columns: N names, pictures, masks and groups, as text.
+
     Examples:
-        >>> listing = Listing([Example("cat_1", Path("images/cat_1.jpg"), Path("masks/cat_1.png"), "cat")])
+        >>> listing = Listing(["cat_1"], ["images/cat_1.jpg"], ["masks/cat_1.png"], ["cat"])
         >>> len(listing), listing[0].group
         (1, 'cat')
     """
 
-    def __init__(self, examples: Iterable[Example]):
-        rows = [(e.name, str(e.image), str(e.mask), e.group) for e in examples]
-        encoded = [[os.fsencode(value) for value in row] for row in rows]
-        self.columns = [np.array([row[column] for row in encoded], dtype=np.bytes_) for column in range(4)]
+    def __init__(self, *columns: Sequence[str]):
+        self.columns = [np.array([*map(os.fsencode, column)], dtype=np.bytes_) for column in columns]
+
+    @classmethod
+    def of(cls, examples: Iterable[Example]) -> Listing:
+        """Return examples as a listing."""
+        rows = [(example.name, str(example.image), str(example.mask), example.group) for example in examples]
+        return cls(*([row[column] for row in rows] for column in range(4)))
 
     def __len__(self) -> int:
         return len(self.columns[0])
@@ -59,6 +73,20 @@ class Listing(Sequence[Example]):
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # slices are not needed
         name, image, mask, group = (os.fsdecode(column[index]) for column in self.columns)
         return Example(name, Path(image), Path(mask), group)
+
+    def without(self, positions: Iterable[int]) -> Listing:
+        """Return the examples at all other positions."""
+        found = Listing()
+        found.columns = [np.delete(column, [*positions]) for column in self.columns]
+        return found
+
+
+def files_of(examples: Sequence[Example]) -> tuple[list[str], list[str]]:
+    """Return the pictures and the masks of N examples as text."""
+    if isinstance(examples, Listing):
+        images, masks = ([*map(os.fsdecode, column.tolist())] for column in examples.columns[1:3])
+        return images, masks
+    return [str(example.image) for example in examples], [str(example.mask) for example in examples]
 
 
 @dataclass(frozen=True)

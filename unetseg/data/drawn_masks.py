@@ -24,7 +24,7 @@ from rich.progress import track
 from unetseg.data.cache import cache_folder, made_folder
 from unetseg.data.masks import MaskValues, read_mask
 from unetseg.data.pictures import MOST
-from unetseg.data.survey import file_state
+from unetseg.data.store import file_state
 from unetseg.errors import UserError, first_line
 from unetseg.files import drafted
 from unetseg.names import IGNORE

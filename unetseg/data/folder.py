@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from unetseg.data import joined, layout, published, volumes
-from unetseg.data.dataset import Collection, Example, missing_layout, read_list
+from unetseg.data.dataset import Collection, Listing, Pair, missing_layout, read_list
 from unetseg.data.masks import INVALID, MASK_SUFFIXES, MaskValues, stated_values
 from unetseg.data.pictures import IMAGE_SUFFIXES, Unreadable
 from unetseg.data.splits import FLAG, LISTS, SPLITS, Drawing
-from unetseg.data.survey import mask_contents
+from unetseg.data.survey import read_masks
 from unetseg.errors import UserError
 from unetseg.names import IGNORE, nearest_first
 
@@ -85,7 +84,7 @@ def load(
         listed = _read_lists(root, pictures, truths, missing)
         complete = len(lists) == len(LISTS)
         examples = {} if complete or "train.txt" in lists else _pair_by_name(pictures, truths, missing, bool(lists))
-        examples |= {example.name: example for example, _ in listed.values()}
+        examples |= {name: pair for name, (pair, _) in listed.items()}
         given = {name: split for name, (_, split) in listed.items()}
     else:
         patterns = images or "images/{name}.*", masks or "masks/{name}.*"
@@ -97,12 +96,12 @@ def load(
             order = bands or joined.order_bands(band for files in found.channels.values() for band in files)
             remarks = [*remarks, f"channels of a picture, in this order: {', '.join(order)}"]
             files = joined.join({name: found.channels[name] for name in examples}, order)
-            examples = {name: replace(example, image=files[name]) for name, example in examples.items()}
+            examples = {name: Pair(str(files[name]), pair.mask) for name, pair in examples.items()}
         if patterns[1].endswith(".json") or instances:
             meaning = value_table(len(classes), IGNORE)  # of the masks that have been drawn
     examples, given, drawing, cut = volumes.expand(examples, given, drawing)
     for name in examples:
-        if not name.isprintable() or any(0xD800 <= ord(letter) < 0xE000 for letter in name):
+        if not name.isprintable():
             raise UserError(
                 f"{name!r} in {root} can't be written into the tables of a run",
                 accepted="names of letters in UTF-8",
@@ -115,23 +114,25 @@ def load(
     present = _classes_in(examples, meaning) if stratify else None
     members = drawing.split(list(examples), given, present)
     notes = (*remarks, *cut, *_notes(given, members, drawing))
-    groups = {name: drawing.group_of(name) for name in examples}
+    groups = {name: drawing.group_of(name) for name in examples} if drawing.group is not None else {}
     _check_groups(groups, members)
-    own = {name: Example(name, e.image, e.mask, groups[name]) for name, e in examples.items()}
-    splits = {split: [own[name] for name in names] for split, names in members.items()}
-    splits["all"] = list(own.values())
+    splits = {}
     for split in needed:
-        if not splits[split]:
-            raise _empty_split(root, split, len(own), drawing)
-    return Collection(tuple(classes), meaning, {split: splits[split] for split in needed}, missing, notes)
+        names = members[split] if split != "all" else [*examples]
+        if not names:
+            raise _empty_split(root, split, len(examples), drawing)
+        pairs = [examples[name] for name in names]
+        columns = ([pair.image for pair in pairs], [pair.mask for pair in pairs])
+        splits[split] = Listing(names, *columns, [groups.get(name, "") for name in names])
+    return Collection(tuple(classes), meaning, splits, missing, notes)
 
 
 def _check_groups(groups: Mapping[str, str], members: Mapping[str, Sequence[str]]) -> None:
     """Raise a UserError where pictures of one group are in two splits, which the data set says then."""
     split_of: dict[str, str] = {}
-    for split, names in members.items():
+    for split, names in members.items() if groups else ():
         for name in names:
-            first = split_of.setdefault(groups[name], split) if groups[name] else split
+            first = split_of.setdefault(groups[name], split)
             if first != split:
                 raise UserError(
                     f"the group {groups[name]} has pictures in {first} and in {split}, as the data set says its splits",
@@ -170,14 +171,13 @@ def value_table(classes: int, ignore_index: int | None, threshold: float | None 
     return MaskValues(table, threshold=threshold, either=either and ignore_index not in (1, 255))
 
 
-def _classes_in(examples: Mapping[str, Example], values: MaskValues) -> dict[str, frozenset[int]]:
+def _classes_in(examples: Mapping[str, Pair], values: MaskValues) -> dict[str, frozenset[int]]:
     """Return the classes that occur in the mask of each example."""
-    contents = mask_contents([example.mask for example in examples.values()], values)
-    found = {}
-    for name, example in examples.items():
-        content = contents[example.mask]
-        labels = [] if isinstance(content, Unreadable) else values.table[content["counts"] > 0].tolist()
-        found[name] = frozenset(label for label in labels if label < INVALID)
+    masks, errors = read_masks([pair.mask for pair in examples.values()], values)
+    readable = [name for number, name in enumerate(examples) if number not in errors]
+    labels, found = values.table[masks.values], dict.fromkeys(examples, frozenset[int]())
+    for name, present in zip(readable, masks.pixels > 0, strict=True):
+        found[name] = frozenset(label for label in labels[present].tolist() if label < INVALID)
     return found
 
 
@@ -198,45 +198,53 @@ class Files:
 
     def __init__(self, folder: Path, suffixes: Sequence[str]):
         self.folder = folder
-        self.named: dict[str, list[Path]] = {}
-        """The files of each relative path without its ending."""
-        self.others: list[Path] = []
+        self.below = layout.beginning(folder)
+        self.named: dict[str, str] = {}
+        """The first file of each relative path without its ending."""
+        self.alike: dict[str, list[str]] = {}
+        """All files of those of which there are several."""
+        self.others: list[str] = []
         """Files that are no pictures by their endings."""
-        self.names: set[str] = set()
-        """Relative paths with their endings."""
         for file in layout.files_below(folder):
             if (ending := _ending(file)) in suffixes:
-                self.named.setdefault(file[: -len(ending)], []).append(folder / file)
-                self.names.add(file)
+                first = self.named.setdefault(name := file[: -len(ending)], file)
+                if first != file:
+                    self.alike.setdefault(name, [first]).append(file)
             else:
-                self.others.append(folder / file)
+                self.others.append(file)
 
-    def one(self, name: str) -> Path | None:
+    def one(self, name: str) -> str | None:
         """Return the only file of this name without its ending, or None; raise a UserError if there are two."""
-        paths = self.named.get(name, [])
-        if len(paths) > 1:
+        if name in self.alike:
+            first, second = self.alike[name][:2]
             raise UserError(
-                f"{paths[0]} and {paths[1]} have the same name without their endings: which one is meant?",
+                f"{self.folder / first} and {self.folder / second} have the same name without their endings: "
+                "which one is meant?",
                 accepted="one picture and one mask of each name",
                 advice="another name for one of them, or lists (train.txt, ...) that name pictures with their endings",
             )
-        return paths[0] if paths else None
+        return self.named.get(name)
 
-    def exactly(self, name: str) -> Path | None:
+    def exactly(self, name: str) -> str | None:
         """Return the file of this name with its ending, or None; the ending may be in small letters or capitals."""
-        if name in self.names:
-            return self.folder / name
-        candidates = [path for path in self.named.get(_stem(name), []) if path.suffix.lower() == _ending(name)]
+        files = self._of_name(_stem(name))
+        if name in files:
+            return name
+        candidates = [file for file in files if _ending(file) == _ending(name)]
         return candidates[0] if len(candidates) == 1 else None
 
     def nearest(self, name: str) -> str:
         """Return a clause that names the files whose names are most like this one."""
-        files = [*self.names, *(path.relative_to(self.folder).as_posix() for path in self.others)]
+        files = [*(file for own in self.named for file in self._of_name(own)), *self.others]
         if not files:
             return f"{self.folder} is empty"
         candidates = sorted(files, key=lambda file: (abs(len(file) - len(name)), file))[:200]  # to compare all is slow
         more = ", ..." if len(files) > 3 else ""
         return f"{self.folder} holds {', '.join(nearest_first(name, candidates)[:3])}{more}"
+
+    def _of_name(self, name: str) -> list[str]:
+        """Return all files of this name without their endings."""
+        return self.alike.get(name) or [file for file in [self.named.get(name)] if file is not None]
 
 
 def _stem(name: str) -> str:
@@ -246,13 +254,13 @@ def _stem(name: str) -> str:
 def _ending(name: str) -> str:
     """Return the ending of a name in small letters; it is of two parts for a compressed volume."""
     last = os.path.splitext(name)[1].lower().removesuffix(".")  # pathlib's suffix takes five times as long
-    return next((ending for ending in volumes.NIFTI if last == ".gz" and name.lower().endswith(ending)), last)
+    if last != ".gz":
+        return last
+    return next((ending for ending in volumes.NIFTI if name.lower().endswith(ending)), last)
 
 
-def _pair_by_name(
-    images: Files, masks: Files, missing: dict[Path, Unreadable], paired_only: bool
-) -> dict[str, Example]:
-    """Return an example for each picture, by its name; add the masks that don't exist to `missing`.
+def _pair_by_name(images: Files, masks: Files, missing: dict[Path, Unreadable], paired_only: bool) -> dict[str, Pair]:
+    """Return the files of each picture and its mask, by its name; add the masks that don't exist to `missing`.
 
     Args:
         images: the pictures.
@@ -260,43 +268,43 @@ def _pair_by_name(
         missing: see Collection.
         paired_only: leave out the pictures without a mask.
     """
-    examples = {}
+    pairs, unpaired = {}, []
     for name in images.named:
-        if paired_only and not masks.named.get(name):
-            continue
-        image, mask = images.one(name), masks.one(name)
-        assert image is not None
-        examples[name] = Example(name, image, mask or masks.folder / f"{name}.png", "")
-    unpaired = [name for name in examples if not masks.named.get(name)]
+        if name not in masks.named:
+            if paired_only:
+                continue
+            unpaired.append(name)
+        image, mask = images.one(name), masks.one(name) or f"{name}.png"
+        pairs[name] = Pair(f"{images.below}{image}", f"{masks.below}{mask}")
     if unpaired:
         first = ", ".join(unpaired[:3]) + (", ..." if len(unpaired) > 3 else "")
         error = Unreadable(
-            f"{len(unpaired)} of {len(examples)} pictures have no mask of their name in {masks.folder}: {first}; "
+            f"{len(unpaired)} of {len(pairs)} pictures have no mask of their name in {masks.folder}: {first}; "
             f"{masks.nearest(f'{unpaired[0]}.png')}",
             accepted=f"masks/NAME with the picture's NAME, that end in {ENDINGS}",
             advice="the same names, or train.txt, val.txt, test.txt that list those pictures which have one",
         )
-        missing.update((examples[name].mask, error) for name in unpaired)
-    return examples
+        missing.update((Path(pairs[name].mask), error) for name in unpaired)
+    return pairs
 
 
 def _read_lists(
     root: Path, images: Files, masks: Files, missing: dict[Path, Unreadable]
-) -> dict[str, tuple[Example, str]]:
-    """Return the examples of the lists and their splits; add the pictures and masks that don't exist to `missing`."""
-    listed: dict[str, tuple[Example, str]] = {}
+) -> dict[str, tuple[Pair, str]]:
+    """Return by name the files of the lists and their splits; add the files that don't exist to `missing`."""
+    listed: dict[str, tuple[Pair, str]] = {}
     for split, file in LISTS.items():
         for line in read_list(root / file) if (root / file).exists() else []:
-            example = _read_line(file, line, images, masks, missing)
-            if example.name in listed:
-                first = LISTS[listed[example.name][1]]
-                raise UserError(f"{example.name} stands in {first} and in {file}", accepted="each picture once")
-            listed[example.name] = example, split
+            name, pair = _read_line(file, line, images, masks, missing)
+            if name in listed:
+                first = LISTS[listed[name][1]]
+                raise UserError(f"{name} stands in {first} and in {file}", accepted="each picture once")
+            listed[name] = pair, split
     return listed
 
 
-def _read_line(file: str, line: str, images: Files, masks: Files, missing: dict[Path, Unreadable]) -> Example:
-    """Return the example of a line that holds a name, a picture, or a picture and its mask."""
+def _read_line(file: str, line: str, images: Files, masks: Files, missing: dict[Path, Unreadable]) -> tuple[str, Pair]:
+    """Return name and files of a line that holds a name, a picture, or a picture and its mask."""
     image, mask = _find_image(line, images), None
     columns = line.split()
     if image is None and len(columns) == 2:
@@ -307,31 +315,36 @@ def _read_line(file: str, line: str, images: Files, masks: Files, missing: dict[
                 accepted="a NAME, or the paths of a picture and its mask, a line",
                 advice="the first column alone",
             )
-    if image is None:
-        image = images.folder / line.lstrip("/")  # an absolute path would leave the folder
-        missing[image] = Unreadable(
-            f"{image} does not exist, but {file} lists it; {images.nearest(line)}",
+    if image is not None:
+        picture, name = f"{images.below}{image}", _stem(image)
+    else:
+        absent = images.folder / line.lstrip("/")  # an absolute path would leave the folder
+        missing[absent] = Unreadable(
+            f"{absent} does not exist, but {file} lists it; {images.nearest(line)}",
             accepted=f"the NAME of a picture that ends in {ENDINGS}, with or without its ending",
         )
-    name = _stem(image.relative_to(images.folder).as_posix()) if _ending(image.name) in IMAGE_SUFFIXES else line
+        picture, name = str(absent), line
+        if _ending(absent.name) in IMAGE_SUFFIXES:
+            name = _stem(absent.relative_to(images.folder).as_posix())
     mask = mask or masks.one(name)
-    if mask is None:
-        mask = masks.folder / f"{name}.png"
-        missing[mask] = Unreadable(
-            f"{mask} does not exist, nor {name} with another ending, but {file} lists {line}; "
-            f"{masks.nearest(mask.name)}",
-            accepted=f"masks/NAME with the picture's NAME, that end in {ENDINGS}",
-        )
-    return Example(name, image, mask, "")
+    if mask is not None:
+        return name, Pair(picture, f"{masks.below}{mask}")
+    absent = masks.folder / f"{name}.png"
+    missing[absent] = Unreadable(
+        f"{absent} does not exist, nor {name} with another ending, but {file} lists {line}; "
+        f"{masks.nearest(absent.name)}",
+        accepted=f"masks/NAME with the picture's NAME, that end in {ENDINGS}",
+    )
+    return name, Pair(picture, str(absent))
 
 
-def _find_image(line: str, images: Files) -> Path | None:
+def _find_image(line: str, images: Files) -> str | None:
     """Return the picture that a line names, with or without its ending."""
     exact = _find_file(line, images)
     return exact or (images.one(line) if _ending(line) not in IMAGE_SUFFIXES else None)
 
 
-def _find_file(line: str, files: Files) -> Path | None:
+def _find_file(line: str, files: Files) -> str | None:
     """Return the file that a line names by its path relative to the folder or to the folder's parent."""
     name = line.replace("\\", "/").removeprefix("./")
     return files.exactly(name.removeprefix(f"{files.folder.name}/")) or files.exactly(name)

@@ -19,7 +19,7 @@ from rich.progress import track
 from unetseg.data.cache import made_folder
 from unetseg.data.channels import stored_values
 from unetseg.data.pictures import Unreadable, decoding_errors
-from unetseg.data.survey import file_state
+from unetseg.data.store import file_state
 from unetseg.data.view import RGB
 from unetseg.errors import UserError
 from unetseg.files import drafted

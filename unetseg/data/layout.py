@@ -93,6 +93,16 @@ class Pattern:
         return found["channel"] if found else ""
 
 
+def beginning(folder: Path) -> str:
+    """Return what the paths of a folder's files begin with, as text.
+
+    Examples:
+        >>> beginning(Path("sets/pets")), beginning(Path(".")), beginning(Path("/"))
+        ('sets/pets/', '', '/')
+    """
+    return str(folder / "x")[:-1]
+
+
 def files_below(root: Path) -> list[str]:
     """Return the paths of all files below a folder, relative, sorted by folder; hidden ones are left out.
 
@@ -109,7 +119,7 @@ def files_below(root: Path) -> list[str]:
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [below + name for name in names if not name.startswith(".")]
-    return sorted(found, key=lambda file: file.split("/"))
+    return sorted(found, key=lambda file: file.replace("/", "\0"))  # as lists of parts, which take more time
 
 
 def find(root: Path, files: list[str], pattern: Pattern) -> dict[Place, list[str]]:

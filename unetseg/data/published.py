@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from unetseg.data import drawn_masks
-from unetseg.data.dataset import Example, read_list
+from unetseg.data.dataset import Pair, read_list
 from unetseg.data.joined import order_bands
-from unetseg.data.layout import Pattern, Place, files_below, find
+from unetseg.data.layout import Pattern, Place, beginning, files_below, find
 from unetseg.data.masks import MASK_SUFFIXES, MaskValues
 from unetseg.data.pictures import IMAGE_SUFFIXES, Unreadable
 from unetseg.data.splits import FLAG, LISTS
@@ -30,7 +30,7 @@ class Found:
         []
     """
 
-    examples: dict[str, Example] = field(default_factory=dict)
+    examples: dict[str, Pair] = field(default_factory=dict)
     splits: dict[str, str] = field(default_factory=dict)
     """train, val or test of the names whose split the patterns say."""
     missing: dict[Path, Unreadable] = field(default_factory=dict)
@@ -83,12 +83,13 @@ def pair(root: Path, images: str, masks: str, *, instances: bool, values: MaskVa
     else:
         said = {}
     own = _masks(root, pictures, truths, mask_pattern, instances, values, classes, said, found)
-    owners: dict[Path, str] = {}
+    owners: dict[str, str] = {}
+    below = beginning(root)
     for name, (file, place) in pictures.items():
         mask = own.get(name)
         if mask is None:
-            mask = root / f"no mask of {name}"
-            found.missing[mask] = Unreadable(
+            mask = str(root / f"no mask of {name}")
+            found.missing[Path(mask)] = Unreadable(
                 f"{root / file} has no mask by data.masks={masks}",
                 accepted="a mask of each picture, or train.txt, val.txt, test.txt that list those which have one",
             )
@@ -99,7 +100,7 @@ def pair(root: Path, images: str, masks: str, *, instances: bool, values: MaskVa
                 advice="{split} in data.masks where it is in data.images",
             )
         owners[mask] = file
-        found.examples[name] = Example(name, root / file, mask, "")
+        found.examples[name] = Pair(f"{below}{file}", mask)
         if place.split or name in said:
             found.splits[name] = place.split or said[name]
     return found
@@ -166,7 +167,7 @@ def _masks(
     classes: Sequence[str],
     said: dict[str, str],
     found: Found,
-) -> dict[str, Path]:
+) -> dict[str, str]:
     """Return the mask of each picture that has one; of COCO's files also, in `said`, the splits of their pictures."""
     if pattern.text.endswith(".json") and "name" not in pattern.fields:
         jobs: dict[str, drawn_masks.Drawn] = {}
@@ -185,7 +186,7 @@ def _masks(
                     jobs[job.name] = job
                     if place.split:
                         said[job.name] = place.split
-        return drawn_masks.draw_all([*jobs.values()])
+        return _texts(drawn_masks.draw_all([*jobs.values()]))
     files = {
         name: truths.get(place if place in truths else Place(place.name, ""), [])
         for name, (_, place) in pictures.items()
@@ -199,10 +200,11 @@ def _masks(
         labelled = [
             drawn_masks.of_labelme(name, root / paths[0], classes) for name, paths in files.items() if len(paths) == 1
         ]
-        return drawn_masks.draw_all(labelled)
+        return _texts(drawn_masks.draw_all(labelled))
     if instances:
         objects = {name: [root / path for path in paths] for name, paths in files.items() if paths}
-        return drawn_masks.draw_all([drawn_masks.of_objects(name, own, values) for name, own in objects.items()])
+        drawn = [drawn_masks.of_objects(name, own, values) for name, own in objects.items()]
+        return _texts(drawn_masks.draw_all(drawn))
     for name, paths in files.items():
         if len(paths) > 1:
             raise UserError(
@@ -210,7 +212,12 @@ def _masks(
                 accepted="one mask of a picture",
                 advice="data.instances=true, where each is an object; otherwise another pattern in data.masks",
             )
-    return {name: root / paths[0] for name, paths in files.items() if paths}
+    below = beginning(root)
+    return {name: f"{below}{paths[0]}" for name, paths in files.items() if paths}
+
+
+def _texts(paths: Mapping[str, Path]) -> dict[str, str]:
+    return {name: str(path) for name, path in paths.items()}
 
 
 def _tell(what: str, files: set[str], found: Found) -> None:
@@ -229,7 +236,8 @@ def select_listed(root: Path, found: Found, lists: Sequence[str]) -> Found:
     if found.splits:
         notes = [*found.notes, f"{', '.join(lists)} not read: the patterns say the splits"]
         return replace(found, notes=notes)
-    files = {example.image.relative_to(root).as_posix(): name for name, example in found.examples.items()}
+    below = beginning(root)
+    files = {pair.image.removeprefix(below): name for name, pair in found.examples.items()}
     given: dict[str, str] = {}
     for split, file in LISTS.items():
         for line in read_list(root / file) if file in lists else []:
@@ -248,11 +256,11 @@ def select_listed(root: Path, found: Found, lists: Sequence[str]) -> Found:
     return replace(found, examples=examples, splits=given)
 
 
-def _listed(line: str, root: Path, examples: Mapping[str, Example], files: Mapping[str, str]) -> str | None:
+def _listed(line: str, root: Path, examples: Mapping[str, Pair], files: Mapping[str, str]) -> str | None:
     """Return the name that a line means: itself, or its first column beside a flag or the picture's own mask."""
     name = line if line in examples else files.get(line)
     if name is None and len(columns := line.split()) == 2:
         name = columns[0] if columns[0] in examples else files.get(columns[0])
-        if name is not None and columns[1] != FLAG and (root / columns[1]) != examples[name].mask:
+        if name is not None and columns[1] != FLAG and str(root / columns[1]) != examples[name].mask:
             return None
     return name

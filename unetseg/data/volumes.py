@@ -23,10 +23,10 @@ import tifffile
 from rich.progress import track
 
 from unetseg.data.cache import made_folder
-from unetseg.data.dataset import Example
+from unetseg.data.dataset import Pair
 from unetseg.data.pictures import CODECS, ArrayPicture, Picture, decoding_errors, open_picture
 from unetseg.data.splits import Drawing
-from unetseg.data.survey import file_state
+from unetseg.data.store import file_state
 from unetseg.data.tiff import TIFF_MARKS, directories
 from unetseg.data.view import RGB, View
 from unetseg.errors import UserError, first_line
@@ -45,8 +45,8 @@ FEWEST = 3
 
 
 def expand(
-    examples: Mapping[str, Example], given: Mapping[str, str], drawing: Drawing
-) -> tuple[dict[str, Example], dict[str, str], Drawing, list[str]]:
+    examples: Mapping[str, Pair], given: Mapping[str, str], drawing: Drawing
+) -> tuple[dict[str, Pair], dict[str, str], Drawing, list[str]]:
     """Replace volumes by their slices, NAME_slice000, NAME_slice001, ...
 
     Args:
@@ -60,14 +60,14 @@ def expand(
     Raises:
         UserError: a picture and its mask differ in shape, a file can't be read, or there is no room for the slices.
     """
-    if not any(isread_volume(example) for example in islice(examples.values(), LOOKED_AT)):
+    if not any(is_volume(Path(pair.image), Path(pair.mask)) for pair in islice(examples.values(), LOOKED_AT)):
         return dict(examples), dict(given), drawing, []
-    slices: dict[str, Example] = {}
+    slices: dict[str, Pair] = {}
     splits: dict[str, str] = {}
-    for name, example in track(examples.items(), "cutting volumes into slices", transient=True):
-        for number, (image, mask) in enumerate(_slices(example)):
+    for name, pair in track(examples.items(), "cutting volumes into slices", transient=True):
+        for number, (image, mask) in enumerate(_slices(Path(pair.image), Path(pair.mask))):
             own = f"{name}_slice{number:03}"
-            slices[own] = Example(own, image, mask, "")
+            slices[own] = Pair(str(image), str(mask))
             if name in given:
                 splits[own] = given[name]
     notes = [f"{len(examples)} volumes, {len(slices)} slices" if len(examples) > 1 else f"{len(slices)} slices"]
@@ -78,9 +78,9 @@ def expand(
     return slices, splits, drawing, notes
 
 
-def isread_volume(example: Example) -> bool:
+def is_volume(image: Path, mask: Path) -> bool:
     """Return whether the files of an example are NIfTI, or TIFFs of several pages, as many in both."""
-    files = (example.image, example.mask)
+    files = (image, mask)
     if any(map(is_nifti, files)):
         return True
     pages = {_pages(path) for path in files}
@@ -159,28 +159,28 @@ def _pages(path: Path) -> int:
         return 0
 
 
-def _slices(example: Example) -> list[tuple[Path, Path]]:
+def _slices(image_file: Path, mask_file: Path) -> list[tuple[Path, Path]]:
     """Return the files of each slice's picture and mask, written if they aren't there yet."""
-    files = (example.image, example.mask)
+    files = (image_file, mask_file)
     key = hashlib.sha256(f"{VERSION}".encode())
     for path in files:
         key.update(f"{path.absolute()} {file_state(path)}".encode(errors="surrogateescape"))
     with made_folder("slices") as folder:
         own = folder / key.hexdigest()[:32]
         if not own.exists():
-            _check_picture(example.image)
-            (image, place), (mask, mask_place) = read_volume(example.image), read_volume(example.mask)
+            _check_picture(image_file)
+            (image, place), (mask, mask_place) = read_volume(image_file), read_volume(mask_file)
             if image.shape[:3] != mask.shape:
                 raise UserError(
-                    f"{example.mask} has the shape {mask.shape}, its volume {example.image} {image.shape}",
+                    f"{mask_file} has the shape {mask.shape}, its volume {image_file} {image.shape}",
                     accepted="a mask of the volume's shape",
                 )
             if not np.allclose(place, mask_place, atol=PLACE):
                 raise UserError(
-                    f"{example.mask} lies elsewhere than its volume {example.image}: their affine matrices differ",
+                    f"{mask_file} lies elsewhere than its volume {image_file}: their affine matrices differ",
                     accepted="a mask on the volume's own grid",
                 )
-            _write(own, {"image": (example.image, image), "mask": (example.mask, mask)})
+            _write(own, {"image": (image_file, image), "mask": (mask_file, mask)})
     images, masks = (sorted(own.glob(f"{kind}_*.tif")) for kind in ("image", "mask"))
     return [*zip(images, masks, strict=True)]
 
