@@ -10,6 +10,7 @@ metrics    what counting a batch's pixels for all metrics takes
 augment    images/s of the augmentation in three libraries, and whether their masks follow
 predict    pictures' classes by smp.Unet and its ONNX export, and by our predictor in torch, ONNX, OpenVINO and int8
 int8       what int8 costs a trained model in IoU
+pinned     inference with threads that are bound to processors, and with threads that may move
 startup    seconds to the first training step, to the help text and to the message about a wrong option
 growth     how the cost of training grows with images, pixels and epochs
 roofline   how much of the machine's arithmetic and memory rate a step uses, and each block of the net
@@ -69,6 +70,7 @@ MEASUREMENTS: dict[str, dict[str, Any]] = {
     "augment": {"rounds": ...},
     "predict": {"encoder": ..., "size": ..., "large": ..., "rounds": ...},
     "int8": {"checkpoint": ...},
+    "pinned": {"encoder": ..., "size": ..., "rounds": ...},
     "startup": {"pets": ..., "encoder": ..., "size": ..., "batch_size": ..., "rounds": 5},
     "growth": {"pets": ..., "encoder": ..., "size": ..., "batch_size": ..., "steps": 8, "epochs": 2, "workers": ...,
                "rounds": 2},
