@@ -13,7 +13,6 @@ object, and the pattern may say the split. NAME may begin with folders. Splits t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -253,10 +252,12 @@ def _stem(name: str) -> str:
 
 def _ending(name: str) -> str:
     """Return the ending of a name in small letters; it is of two parts for a compressed volume."""
-    last = os.path.splitext(name)[1].lower().removesuffix(".")  # pathlib's suffix takes five times as long
-    if last != ".gz":
-        return last
-    return next((ending for ending in volumes.NIFTI if name.lower().endswith(ending)), last)
+    before, _, last = name.rpartition(".")  # pathlib's suffix takes ten times as long
+    if not last or "/" in last or not before.rpartition("/")[2].strip("."):
+        return ""
+    if last.lower() != "gz":
+        return f".{last.lower()}"
+    return next((ending for ending in volumes.NIFTI if name.lower().endswith(ending)), ".gz")
 
 
 def _pair_by_name(images: Files, masks: Files, missing: dict[Path, Unreadable], paired_only: bool) -> dict[str, Pair]:
@@ -269,13 +270,16 @@ def _pair_by_name(images: Files, masks: Files, missing: dict[Path, Unreadable], 
         paired_only: leave out the pictures without a mask.
     """
     pairs, unpaired = {}, []
-    for name in images.named:
-        if name not in masks.named:
+    for name, image in images.named.items():
+        mask = masks.named.get(name)
+        if mask is None:
             if paired_only:
                 continue
             unpaired.append(name)
-        image, mask = images.one(name), masks.one(name) or f"{name}.png"
-        pairs[name] = Pair(f"{images.below}{image}", f"{masks.below}{mask}")
+            mask = f"{name}.png"
+        pairs[name] = Pair(images.below + image, masks.below + mask)
+    for name in pairs if images.alike or masks.alike else ():
+        images.one(name), masks.one(name)  # which raise where there are two
     if unpaired:
         first = ", ".join(unpaired[:3]) + (", ..." if len(unpaired) > 3 else "")
         error = Unreadable(

@@ -45,8 +45,7 @@ def file_state(path: Path | str) -> tuple[int, int]:
 
 def file_states(paths: Sequence[str]) -> np.ndarray:
     """Return `file_state` of each file: Nx2 int64."""
-    numbers = (number for path in paths for number in file_state(path))
-    return np.fromiter(numbers, np.int64, 2 * len(paths)).reshape(-1, 2)
+    return np.array([*map(file_state, paths)], np.int64).reshape(-1, 2)
 
 
 def kept_or_read(
@@ -72,7 +71,7 @@ def kept_or_read(
     """
     path = _path(files, reading)
     kept, places = _load(path, kind, states)
-    changed = np.setdiff1d(np.arange(len(states)), places).tolist()
+    changed = np.delete(np.arange(len(states)), places).tolist()
     if not changed:
         return kept, {}
     errors: dict[int, Unreadable] = {}
