@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -212,3 +213,16 @@ def test_the_pages_are_those_of_the_numbers(tmp_path):
     written = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*.md")}
     there = {path.relative_to(ROOT / "docs"): path.read_text() for path in (ROOT / "docs/claims").glob("*.md")}
     assert written == there | {Path("claims.md"): (ROOT / "docs/claims.md").read_text()}
+
+
+def test_the_figures_of_experiment_files_stand_on_the_pages_that_they_name():
+    files = [path.read_text() for path in (ROOT / "conf/experiment").glob("*.yaml")]
+    stated = [re.sub(r"\n# +", " ", text.partition("# Result:")[2]).partition("\n")[0] for text in files]
+    checked = 0
+    for result in stated:
+        names = re.findall(r"\b(\w+)\.md", result)
+        found = "".join((ROOT / f"docs/claims/{name}.md").read_text() for name in names)
+        for figure in re.findall(r"-?\b\d\.\d{3}\b", result) if names else ():
+            assert re.search(rf"{'-' if figure[0] == '-' else '[+]'}{figure.lstrip('-')}\b", found), (figure, result)
+            checked += 1
+    assert checked > 20

@@ -170,7 +170,8 @@ CLAIMS = (
         "Li et al. 2018, arXiv 1712.09913, of short skips",
         "drozdzal",
         (Contrast("sharpness", "none", "concat"), Contrast("sharpness", "plain", "concat")),
-        "log10 of the loss's curvature along a filter-normalised random direction: 1 means ten times as sharp.",
+        "log10 of the loss's curvature along a filter-normalised random direction: 1 means ten times as sharp. A seed "
+        "has none where the loss bends downwards.",
     ),
     Claim(
         "shattered",
