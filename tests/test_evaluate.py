@@ -15,6 +15,7 @@ from unetseg.evaluate import evaluate, options_of
 from unetseg.options.command_schema import Evaluate
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
+from unetseg.training import precision
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,18 @@ def test_the_scores_of_the_run_come_out_again_from_its_folder(run):
     for name in ("iou", "iou_per_image", "dice", "boundary_iou"):
         assert again[f"test/{name}"] == first[f"test/{name}"]
     assert run.per_image.read_text() == (run.path / "evaluation/synthetic_test/per_image.csv").read_text()
+
+
+def test_a_checkpoint_is_scored_and_looked_into_in_float32_also_where_bfloat16_is_faster(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "best_precision", lambda accelerator: precision.MIXED)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
+    assert scored(f"checkpoint={run.best}", f"output={tmp_path}/own")["precision"] == "32-true"
+    other = torch.load(run.best, weights_only=True) | {"precision": "bf16-mixed"}
+    torch.save(other, tmp_path / "other.ckpt")
+    asked = (f"checkpoint={tmp_path}/other.ckpt", f"output={tmp_path}/mixed", "mechanism=[sharpness]")
+    assert scored(*asked)["precision"] == "bf16-mixed"
+    rises = pd.read_csv(tmp_path / "mixed/sharpness.csv").rise.to_numpy()
+    assert (rises * 2**16 % 1 != 0).all(), "losses in bfloat16 would differ by multiples of a power of 2"
 
 
 def test_results_are_kept_side_by_side_and_never_overwritten(run, tmp_path):

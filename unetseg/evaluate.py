@@ -87,6 +87,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     from unetseg.training import build
     from unetseg.training.losses import make_loss
     from unetseg.training.module import SegmentationModule
+    from unetseg.training.precision import scoring_precision
 
     model, known = checkpoint.load(options.checkpoint, trust=options.trust)
     if is_own(known["loss"]):
@@ -156,7 +157,9 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     loss = make_loss(known["loss"], len(classes), **weights, trust=options.trust)
     module = SegmentationModule(model, loss, classes=len(classes), view=data.view)
     record = TestRecord(folder, tolerance=options.tolerance)
-    trainer = build.make_trainer({"accelerator": options.accelerator, "devices": 1}, [], [record], folder.path)
+    precision = scoring_precision(known["precision"], options.accelerator)
+    arguments = {"accelerator": options.accelerator, "devices": 1, "precision": precision}
+    trainer = build.make_trainer(arguments, [], [record], folder.path)
     with explain_write_errors(folder.path), new_folder(folder):
         trainer.test(module, data, verbose=False)
     groups = record.by_group()
@@ -339,10 +342,9 @@ def measure_mechanisms(
     device = trainer.strategy.root_device
     module.to(device).eval()
     model = cast("Segmenter", module.model)
-    with trainer.precision_plugin.forward_context():
-        tables = mechanism_tables(
-            model, module.loss, options.mechanism, data, options.split, **more, device=device, track=track
-        )
+    tables = mechanism_tables(  # in single precision, also of a training in bfloat16: the loss's differences are small
+        model, module.loss, options.mechanism, data, options.split, **more, device=device, track=track
+    )
     for name, table in tables.items():
         table.to_csv(folder.path / f"{name}.csv", index=False)
         if len(table) and name in mechanism_plots.DRAW:

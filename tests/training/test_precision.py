@@ -8,7 +8,7 @@ import torch
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
 from unetseg.training import build, precision
-from unetseg.training.precision import FOR_RANKS, FULL, MIXED, best_precision
+from unetseg.training.precision import FOR_RANKS, FULL, MIXED, best_precision, scoring_precision
 
 
 @pytest.fixture
@@ -59,6 +59,23 @@ def test_a_cpu_without_bfloat16_is_not_timed(monkeypatch):
     monkeypatch.setattr(precision, "has_bfloat16", lambda: False)
     monkeypatch.setattr(precision, "_seconds", lambda *_: 1 / 0)
     assert best_precision("cpu") == FULL
+
+
+@pytest.mark.parametrize(
+    ("trained_in", "scored_in"), [(FULL, FULL), (MIXED, MIXED), (None, MIXED), ("16-mixed", MIXED)]
+)
+def test_a_checkpoint_is_scored_in_the_format_of_its_training(timed_cpu, trained_in, scored_in):
+    timed_cpu(4.0, 1.0)
+    assert scoring_precision(trained_in, "cpu") == scored_in
+
+
+def test_a_checkpoint_in_bfloat16_is_scored_in_it_also_where_it_is_slower_but_not_where_there_is_none(
+    timed_cpu, monkeypatch
+):
+    timed_cpu(1.0, 4.0)
+    assert scoring_precision(MIXED, "cpu") == MIXED
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: False)
+    assert scoring_precision(MIXED, "cpu") == FULL
 
 
 def test_the_measurement_draws_no_random_numbers(monkeypatch):

@@ -45,7 +45,8 @@ def load(path: str | Path, *, trust: bool = False) -> tuple[Segmenter, dict[str,
         trust: import the classes of the user's own that it names, see `unetseg.classes`.
 
     Returns:
-        The model, in eval mode on the CPU, and the checkpoint's hyper-parameters.
+        The model, in eval mode on the CPU, and the checkpoint's hyper-parameters; with them the `precision` of its
+        training, None where it isn't known.
 
     Raises:
         UserError: the file can't be read safely, is damaged, holds NaN, or is no checkpoint of unetseg; or it names a
@@ -54,7 +55,7 @@ def load(path: str | Path, *, trust: bool = False) -> tuple[Segmenter, dict[str,
     file = checkpoint_file(path)
     try:
         content = archive.load(file)
-        known = hyper_parameters(content)
+        known = hyper_parameters(content) | {"precision": content.get("precision")}
     except Exception as error:  # damaged bytes make the unpickler fail in many ways
         raise _load_error(file, error) from None
     classes.admit(own := arguments.own_classes(known["model"]), file, trust)

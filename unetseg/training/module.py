@@ -179,7 +179,8 @@ class SegmentationModule(L.LightningModule):
         self._log_scores("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the scores of the epoch's training batches so far, over all processes."""
+        """Add the precision, and the scores of the epoch's training batches so far, over all processes."""
+        checkpoint["precision"] = str(self.trainer.precision)
         metric = self._metric("train")
         with metric.sync_context():
             checkpoint["train_scores"] = copy.deepcopy(metric.metric_state)

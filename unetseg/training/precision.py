@@ -1,4 +1,4 @@
-"""The number format that a training computes in where trainer.precision is null."""
+"""The number format that a training computes in where trainer.precision is null, and that a checkpoint is scored in."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def best_precision(accelerator: str) -> str:
     Args:
         accelerator: Lightning's name: auto, cpu, gpu, cuda, ...
     """
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    if _is_cuda(accelerator):
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     elif is_cpu(accelerator) and has_bfloat16():
         if "LOCAL_RANK" in os.environ and FOR_RANKS in os.environ:  # Lightning started this process
@@ -43,9 +43,27 @@ def best_precision(accelerator: str) -> str:
     return MIXED if fast else FULL
 
 
+def scoring_precision(trained_in: str | None, accelerator: str) -> str:
+    """Return the number format that a checkpoint is scored in: its training's where the device has that, or the best.
+
+    So the scores are those of the run's own test. bfloat16 is kept at whatever speed.
+    """
+    if _is_cuda(accelerator):
+        has_mixed = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_mixed = is_cpu(accelerator) and has_bfloat16()
+    if trained_in == FULL:
+        return FULL
+    return MIXED if trained_in == MIXED and has_mixed else best_precision(accelerator)
+
+
 def is_cpu(accelerator: str) -> bool:
     """Return whether this accelerator of Lightning's is the CPU on this machine."""
     return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+
+
+def _is_cuda(accelerator: str) -> bool:
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def has_bfloat16() -> bool:
@@ -75,7 +93,7 @@ def _seconds(convolution: nn.Module, images: torch.Tensor, mixed: bool) -> float
 
 
 def recorded_precision(checkpoint: Path) -> str | None:
-    """Return the number format that the run of a last.ckpt has computed in; None where it isn't known."""
+    """Return the number format that a checkpoint's run has computed in; None where it isn't known."""
     try:
         precision = archive.load(checkpoint)["precision"]
     except Exception:  # absent, older or damaged, of which `rewind` says more

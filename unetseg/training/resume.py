@@ -156,8 +156,7 @@ class Continuation(L.Callback):
         self.restored_random_state = state_dict["random"]
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take back the count of the next batch, which Lightning has fetched and counts as begun; add the precision."""
-        checkpoint["precision"] = str(trainer.precision)
+        """Take back the count of the next batch, which Lightning has fetched and counts as begun."""
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
             if counts["ready"] > counts["processed"]:
