@@ -16,7 +16,7 @@ SETTINGS: dict[str, list[str]] = {
     },
     **{
         f"{skip} matched": [f"model.skip={skip}", "model.match_parameters=true"]
-        for skip in ("none", "attention", "nested", "full", "respath", "channel")
+        for skip in ("add", "none", "attention", "nested", "full", "respath", "channel")
     },
     "plain": ["model.short_skips=false"],
     "none plain": ["model.skip=none", "model.short_skips=false"],
@@ -85,10 +85,10 @@ CLAIMS = (
         "parameters",
         "It is the features that help, not the parameters that come with them",
         "A decoder with concatenation has more weights than one without. Placebo has the same weights and no features "
-        "of the encoder; `none matched` has as many weights, in a wider decoder.",
+        "of the encoder; `matched` is a wider decoder with as many weights.",
         "Control of this project; comparisons in the literature often lack it",
         "controls",
-        (*better("concat", "placebo"), *better("concat", "none matched")),
+        (*better("concat", "placebo"), *better("concat", "none matched"), *better("add matched", "none matched")),
     ),
     Claim(
         "gradient_share",
@@ -169,9 +169,9 @@ CLAIMS = (
         "Without skips the surface of the loss turns chaotic as networks get deep.",
         "Li et al. 2018, arXiv 1712.09913, of short skips",
         "drozdzal",
-        (Contrast("sharpness", "none", "concat"), Contrast("sharpness", "plain", "concat")),
-        "log10 of the loss's curvature along a filter-normalised random direction: 1 means ten times as sharp. A seed "
-        "has none where the loss bends downwards.",
+        (Contrast("loss_rise", "none", "concat"), Contrast("loss_rise", "plain", "concat")),
+        "`loss_rise` is log10 of how far the loss rises half the weights' length along filter-normalised random "
+        "directions: 1 means ten times as far.",
     ),
     Claim(
         "shattered",

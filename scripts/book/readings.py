@@ -98,11 +98,10 @@ def freeu_gain(_: Run, evaluation: Path) -> float:
     return float(both.iou_difference[both.levels.str.len().idxmax()])
 
 
-def sharpness(_: Run, evaluation: Path) -> float:
-    """Return log10 of the loss's curvature along a filter-normalised random direction; nan where it is not convex."""
-    table = pd.read_csv(evaluation / "sharpness.csv").set_index("direction")
-    curvature = float(table.curvature["first"])
-    return math.log10(curvature) if curvature > 0 else math.nan
+def loss_rise(_: Run, evaluation: Path) -> float:
+    """Return log10 of the loss's rise along filter-normalised random directions; nan where it falls."""
+    rise = float(pd.read_csv(evaluation / "sharpness.csv").rise.mean())
+    return math.log10(rise) if rise > 0 else math.nan
 
 
 def alike_gradients(_: Run, evaluation: Path) -> float:
@@ -134,7 +133,7 @@ READINGS = {
     "cka_coarse_less_fine": Reading(cka_coarse_less_fine, mechanism="similarity"),
     "deep_rank": Reading(deep_rank, mechanism="rank"),
     "shift_loss": Reading(shift_loss, "shift=true"),
-    "sharpness": Reading(sharpness, mechanism="sharpness"),
+    "loss_rise": Reading(loss_rise, mechanism="sharpness"),
     "alike_gradients": Reading(alike_gradients, mechanism="shattering"),
     "freeu_gain": Reading(freeu_gain, "freeu=[1.2,0.9]"),
 }

@@ -94,6 +94,9 @@ def test_a_quadratics_landscape_is_the_quadratic(pictures, monkeypatch):
         wanted = direction @ loss.matrix @ direction / (direction @ direction)
         assert found.curvature[name] == pytest.approx(float(wanted), rel=1e-6)
         assert found.curvature_low[name] == pytest.approx(found.curvature_high[name]), "all pictures have one Hessian"
+        halfway = float(direction @ loss.matrix @ direction) / 8  # (1/2)^2 / 2
+        assert found.rise[name] == pytest.approx(halfway, rel=1e-6), "the slope of both sides cancels out"
+    assert np.isnan(found.rise["top"])
     alone = random_sharpness(net, pictures, loss, [""] * 4)
     pd.testing.assert_frame_equal(alone, sharpness.iloc[:2][[*alone]], check_exact=True)
 

@@ -16,7 +16,10 @@ from unetseg.train import train
 
 TABLES = {
     "landscape": ["direction", "a", "b", "loss"],
-    "sharpness": ["direction", "length", "curvature", "curvature_low", "curvature_high", "residual"],
+    "sharpness": [
+        *("direction", "length", "curvature", "curvature_low", "curvature_high"),
+        *("rise", "rise_low", "rise_high", "residual"),
+    ],
     "shattering": ["depth", "lag", "acf", "acf_low", "acf_high", "cosine", "cosine_low", "cosine_high"],
     "hellinger": [
         "depth",

@@ -29,6 +29,8 @@ SIDE = 21
 """Points along each side of the plane, from -1 to 1."""
 POINTS = 51
 """Points of each line, from -1 to 1."""
+RISE_AT = 0.5
+"""The place a along a random direction, and -a against it, at which the rise of the loss is taken."""
 MOST_PRODUCTS = 60
 """Products with the Hessian after which its top eigenvector is taken as it is."""
 RESIDUAL = 0.01
@@ -61,7 +63,8 @@ def measure(
     Returns:
         The landscape: direction (plane, first, second, top), a, b (the plane's second coordinate, else nan), loss. And
         the sharpness of each line: `length` of the step a = 1, `curvature` d'Hd / d'd with the ends of its 95 %
-        interval over the pictures, which is the largest eigenvalue for top, and there also the `residual`.
+        interval over the pictures, which is the largest eigenvalue for top, and there also the `residual`; for the
+        random ones the `rise` of the loss, likewise: the mean of those at RISE_AT and -RISE_AT.
     """
     weights = list(model.parameters())
     first, second = (random_direction(weights, seed) for seed in (0, 1))
@@ -75,7 +78,8 @@ def measure(
     top = products.as_direction(length * vector, weights)
     lines = {"first": first, "second": second, "top": top}
     sharpness = [
-        _sharpness(name, direction, products, groups) | ({"residual": residual} if name == "top" else {})
+        _curvature(name, direction, products, groups)
+        | ({"residual": residual} if name == "top" else _rise(model, batch, criterion, direction, groups))
         for name, direction in track([*lines.items()], "sharpness along each direction")
     ]
     return _landscape(model, batch, criterion, lines, track), pd.DataFrame(sharpness)
@@ -92,8 +96,10 @@ def random_sharpness(
     """Return the rows `first` and `second` of `measure`'s sharpness alone, which take a tenth of the time."""
     weights = list(model.parameters())
     products = HessianProducts(model, batch, criterion)
-    names = track(("first", "second"), "sharpness along random directions")
-    rows = [_sharpness(name, random_direction(weights, seed), products, groups) for seed, name in enumerate(names)]
+    rows = []
+    for seed, name in enumerate(track(("first", "second"), "sharpness along random directions")):
+        direction = random_direction(weights, seed)
+        rows.append(_curvature(name, direction, products, groups) | _rise(model, batch, criterion, direction, groups))
     return pd.DataFrame(rows)
 
 
@@ -153,14 +159,19 @@ def restored(weights: Sequence[Tensor]) -> Iterator[Direction]:
                 weight.copy_(value)
 
 
-@torch.no_grad()
 def mean_loss(model: nn.Module, batch: Batch, criterion: nn.Module) -> float:
     """Return the mean over the pictures of each one's loss."""
-    losses = []
+    return float(losses(model, batch, criterion).mean())
+
+
+@torch.no_grad()
+def losses(model: nn.Module, batch: Batch, criterion: nn.Module) -> np.ndarray:
+    """Return the loss of each of the N pictures, float64."""
+    found = []
     for images, masks in zip(batch.images.split(AT_ONCE), batch.masks.split(AT_ONCE), strict=True):
         pairs = zip(model(images).split(1), masks.split(1), strict=True)
-        losses += [criterion(logits, mask) for logits, mask in pairs]
-    return float(torch.stack(losses).cpu().double().mean())
+        found += [criterion(logits, mask) for logits, mask in pairs]
+    return torch.stack(found).cpu().double().numpy()
 
 
 class HessianProducts:
@@ -288,20 +299,31 @@ def _combined(factors: Tensor, vectors: Sequence[Tensor]) -> Tensor:
     return first
 
 
-def _sharpness(name: str, direction: Direction, products: HessianProducts, groups: Sequence[str]) -> dict[str, Any]:
+def _curvature(name: str, direction: Direction, products: HessianProducts, groups: Sequence[str]) -> dict[str, Any]:
     """Return the length of a direction and the curvature along it, with its interval over the pictures."""
     vector = products.as_vector(direction, list(products.model.parameters()))
     length = float(vector.norm())
     _, along = products(vector / length, at_once=1)
-    counts = np.stack([np.ones_like(along), along], -1)[:, None]
-    curvature, low, high = (float(ends[0]) for ends in rates_with_interval(counts, groups))
-    return {
-        "direction": name,
-        "length": length,
-        "curvature": curvature,
-        "curvature_low": low,
-        "curvature_high": high,
-    }
+    return {"direction": name, "length": length, **_with_interval("curvature", along, groups)}
+
+
+def _rise(
+    model: nn.Module, batch: Batch, criterion: nn.Module, direction: Direction, groups: Sequence[str]
+) -> dict[str, float]:
+    """Return the mean rise of the loss at RISE_AT along a direction and against it, with its interval."""
+    weights, found = list(model.parameters()), []
+    with restored(weights) as own:
+        for share in (0.0, RISE_AT, -RISE_AT):
+            _move(weights, own, direction, share)
+            found.append(losses(model, batch, criterion))
+    here, *there = found
+    return _with_interval("rise", np.mean(there, 0) - here, groups)
+
+
+def _with_interval(name: str, values: np.ndarray, groups: Sequence[str]) -> dict[str, float]:
+    """Return the mean over the pictures and the ends of its 95 % interval, by their columns' names."""
+    ends = rates_with_interval(np.stack([np.ones_like(values), values], -1)[:, None], groups)
+    return {name + end: float(value[0]) for end, value in zip(("", "_low", "_high"), ends, strict=True)}
 
 
 @torch.no_grad()

@@ -174,7 +174,7 @@ def show_freeu(table: pd.DataFrame) -> None:
 
 MECHANISM_TITLES = {
     **{name: f"{name} of what meets at each level (95 % over the images)" for name in ("similarity", "rank", "reuse")},
-    "sharpness": "curvature of the loss: largest eigenvalue of the Hessian (top), random directions (95 % over images)",
+    "sharpness": "curvature of the loss (top: the largest eigenvalue of the Hessian) and its rise (95 % over images)",
     "shattering": "gradients of neighbouring inputs, one point apart, by depth (95 % over lines between images)",
     "hellinger": "Hellinger distance of the features from those of training pictures (95 % over the images)",
     "norm_changes": "norms of the features over the readings of the training; change: from one to the next, relative",
