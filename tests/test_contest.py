@@ -66,14 +66,15 @@ def test_the_table_tells_means_and_welchs_interval_of_the_difference_from_ours(t
     assert run.kept() == {}
     values = {"ours": [0.86, 0.87, 0.85], "example": [0.84, 0.83, 0.86]}
     lines = [
-        {"set": "pets", "recipe": recipe, "seed": seed, "size": 128, "epochs": 10, **dict.fromkeys(run.SCORES, value)}
+        {"set": "pets", "recipe": recipe, "seed": seed, "size": 128, "epochs": 10, "precision": "bf16-mixed"}
+        | dict.fromkeys(run.SCORES, value)
         for recipe, own in values.items()
         for seed, value in enumerate(own)
     ]
-    other_size = {**lines[0], "size": 64, "iou": 0.1}
-    run.KEPT.write_text("".join(f"{json.dumps(line)}\n" for line in [*lines, other_size]))
-    assert len(run.kept()) == 7
-    table = run.table(128).splitlines()
+    others = {**lines[0], "size": 64, "iou": 0.1}, {**lines[0], "precision": "32-true", "iou": 0.1}
+    run.KEPT.write_text("".join(f"{json.dumps(line)}\n" for line in [*lines, *others]))
+    assert len(run.kept()) == 8
+    table = run.table(128, "bf16-mixed").splitlines()
     assert "| pets | ours | 3 | 0.860 | 0.860 | 0.860 |" in table
     low, high = stats.ttest_ind(values["example"], values["ours"], equal_var=False).confidence_interval()
     assert f"| pets | example | 3 | 0.843 (-0.017 [{low:+.3f}, {high:+.3f}])" in table[2]

@@ -6,8 +6,9 @@
 WORK gets the sets as folders, a run a recipe, set and seed, and results/*.json, with the counts of each picture. The
 scores go into docs/contest/scores.jsonl, a line a run, so that any machine can go on: what is there is not run again.
 A recipe is example or tuned (rivals.py), ours, or one of VARIANTS, which change ours in one thing. The defaults are
-3 sets x 3 recipes x 5 seeds, resnet50 with ImageNet's weights, 128 px, batches of 16, about 230 steps. A run takes ten
-minutes of a CPU thread with AVX-512 and forty of one without; where there is a GPU all recipes train on it.
+3 sets x 3 recipes x 5 seeds, resnet50 with ImageNet's weights, 128 px, batches of 16, about 230 steps, bfloat16. A run
+takes five minutes of a CPU thread with AMX, and ten with AVX-512 in float32 (--precision 32-true); where there is a GPU
+all recipes train on it.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from unetseg.runs.summary import provenance
 HERE = Path(__file__).parent
 KEPT = HERE.parents[1] / "docs/contest/scores.jsonl"
 SCORES = ("iou", "iou_per_image", "boundary_iou")
-Cell = tuple[str, str, int, int, int]
-"""Set, recipe, seed, size and epochs."""
+Cell = tuple[str, str, int, int, int, str]
+"""Set, recipe, seed, size, epochs and precision."""
 STREET = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
 Example = tuple[str, str, Image.Image, np.ndarray]
 """Split, name, picture, and truth, HxW uint8."""
@@ -110,16 +111,16 @@ def prepare(folder: Path, examples: Iterator[Example]) -> None:
 
 
 def kept() -> dict[Cell, dict[str, float]]:
-    """Return the scores that are kept, by set, recipe, seed, size and epochs."""
+    """Return the scores that are kept, by cell."""
     lines = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
-    return {tuple(own[key] for key in ("set", "recipe", "seed", "size", "epochs")): own for own in lines}
+    return {tuple(own[key] for key in ("set", "recipe", "seed", "size", "epochs", "precision")): own for own in lines}
 
 
 def run(work: Path, cell: tuple[str, str, int], args: argparse.Namespace) -> None:
     """Train, predict and score a cell, and keep its scores, unless that was done before."""
     name, recipe, seed = cell
-    result = work / "results" / f"{name}_{recipe}_{seed}_{args.size}px.json"
-    if (*cell, args.size, args.epochs or SETS[name][1]) in kept():
+    result = work / "results" / f"{name}_{recipe}_{seed}_{args.size}px_{args.precision}.json"
+    if (*cell, args.size, args.epochs or SETS[name][1], args.precision) in kept():
         return
     began = time.monotonic()
     epochs, classes = args.epochs or SETS[name][1], SETS[name][2]
@@ -132,7 +133,11 @@ def run(work: Path, cell: tuple[str, str, int], args: argparse.Namespace) -> Non
             f"seed={seed}",
         ]
         options += ["data.ignore_index=255", "data.batch_size=16", "data.workers=0", "model.encoder=resnet50"]
-        options += [f"model.weights={args.weights}", f"trainer.max_epochs={epochs}", "trainer.precision=32-true"]
+        options += [
+            f"model.weights={args.weights}",
+            f"trainer.max_epochs={epochs}",
+            f"trainer.precision={args.precision}",
+        ]
         options += ["logger=csv", "gradients.every_n_steps=0", "trainer.enable_progress_bar=false", *VARIANTS[recipe]]
         where = [f"resume={own}"] if (own / "config.yaml").exists() else [f"output={own.parent}", f"name={own.name}"]
         if not (own / "summary.json").exists():
@@ -140,13 +145,15 @@ def run(work: Path, cell: tuple[str, str, int], args: argparse.Namespace) -> Non
         python("-m", "unetseg.predict", f"checkpoint={own}", f"images={folder / 'test'}", f"output={masks}")
     else:
         given = {"weights": args.weights, "classes": len(classes), "epochs": epochs, "seed": seed, "size": args.size}
+        given |= {"precision": args.precision}
         words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
         python(str(HERE / "rivals.py"), recipe, str(folder), "--output", str(masks), *words)
     found = score(folder / "masks", masks, (folder / "test.txt").read_text().split(), len(classes))
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(found))
     scores = {key: round(found[key], 5) for key in SCORES}
-    line = {"set": name, "recipe": recipe, "seed": seed, "size": args.size, "epochs": epochs, **scores}
+    line = {"set": name, "recipe": recipe, "seed": seed, "size": args.size, "epochs": epochs}
+    line |= {"precision": args.precision, **scores}
     line |= {"minutes": round((time.monotonic() - began) / 60, 2), "machine": provenance()["machine"]}
     KEPT.parent.mkdir(exist_ok=True)
     with KEPT.open("a") as file:
@@ -164,11 +171,11 @@ def python(*words: str) -> None:
         raise RuntimeError(f"{' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
-def table(size: int) -> str:
+def table(size: int, precision: str) -> str:
     """Return the scores as a table in Markdown: means over seeds, and differences from ours with Welch's interval."""
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for (name, recipe, _, own_size, _), scores in kept().items():
-        if own_size == size:
+    for (name, recipe, _, own_size, _, own_precision), scores in kept().items():
+        if (own_size, own_precision) == (size, precision):
             found.setdefault((name, recipe), []).append(scores)
     lines = ["| set | recipe | seeds | IoU | per picture | Boundary IoU |", "| --- | --- | --- | --- | --- | --- |"]
     for (name, recipe), runs in sorted(found.items()):
@@ -197,6 +204,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--epochs", type=int, help="of every set; default 10, 40 and 80, about 230 steps")
+    parser.add_argument("--precision", choices=("bf16-mixed", "32-true"), default="bf16-mixed")
     args = parser.parse_args()
     if not args.table:
         if not (args.work and args.weights):
@@ -209,7 +217,7 @@ def main() -> None:
             for cell, done in [(cell, pool.submit(run, args.work.resolve(), cell, args)) for cell in cells]:
                 if done.exception():
                     print(f"{'_'.join(map(str, cell))} failed: {done.exception()}", file=sys.stderr, flush=True)
-    print(table(args.size))
+    print(table(args.size, args.precision))
 
 
 if __name__ == "__main__":
