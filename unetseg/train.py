@@ -190,7 +190,7 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
     from unetseg.evaluation.record import TestRecord
     from unetseg.runs import pictures, wandb_run
     from unetseg.runs.summary import provenance
-    from unetseg.training import build, restored, resume
+    from unetseg.training import build, failures, restored, resume
     from unetseg.training.callbacks import Cost
 
     data, module, planned, batch = _prepare(options)
@@ -207,8 +207,8 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
     best, last = resume.make_checkpointing(run)
     continuation = resume.Continuation(run, options.checkpoint, at_once)
     with ExitStack() as stack:
-        stack.enter_context(resume.explain_system_errors(run))
-        stack.enter_context(resume.explain_damaged_checkpoint(run))
+        stack.enter_context(failures.explain_system_errors(run))
+        stack.enter_context(failures.explain_damaged_checkpoint(run))
         stack.callback(run.release)
         stack.callback(wandb_run.finish, loggers)
         stack.enter_context(continuation.handle_signals())

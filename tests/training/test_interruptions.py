@@ -9,6 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_sharer
+from multiprocessing.connection import Listener
 from pathlib import Path
 
 import lightning as L
@@ -24,7 +27,7 @@ from unetseg.options.schema import Train
 from unetseg.runs.folder import RunFolder
 from unetseg.runs.wandb_run import earlier_run_id
 from unetseg.train import train
-from unetseg.training.resume import explain_system_errors
+from unetseg.training.failures import explain_system_errors
 
 NET = [option for option in TINY if option.startswith(("model", "trainer.precision", "data.workers"))]
 LONG = ("trainer.max_epochs=500", "trainer.log_every_n_steps=1")
@@ -137,6 +140,31 @@ def test_loader_processes_end_with_a_training_that_is_killed(drawn, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait(HANG)
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in loaders))
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_loader_process_that_is_gone_when_its_batch_is_fetched_is_said_as_well(tmp_path, listens):
+    """The third way in which a kill is noticed: multiprocessing asks the process for the memory of its batch."""
+    said = "a loader process exited unexpectedly(.|\n)*resume=.* data.workers=0"
+    with Listener() as listener, ThreadPoolExecutor(1) as pool:
+        address = listener.address
+        if listens:
+            pool.submit(lambda: listener._listener.accept().close())
+        else:
+            listener.close()
+        with pytest.raises(Halt, match=said), explain_system_errors(RunFolder(tmp_path)):
+            resource_sharer._resource_sharer.get_connection((address, 0))
+    with pytest.raises(EOFError), explain_system_errors(RunFolder(tmp_path)):
+        raise EOFError  # of anything else
+
+
+def test_what_fails_while_a_checkpoint_is_written_is_not_called_a_damaged_checkpoint(drawn, tmp_path):
+    class Failing(L.Callback):
+        def state_dict(self):
+            raise KeyError("of its own making")
+
+    with pytest.raises(KeyError, match="of its own making"):
+        train(compose("train", Train, [*TINY, f"data.root={drawn}", f"output={tmp_path}"]), callbacks=[Failing()])
 
 
 @pytest.mark.parametrize("text", [

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import shlex
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -25,21 +23,15 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from unetseg import classes, launch
 from unetseg.errors import INTERRUPTED, REQUEUE, Halt, UserError, first_line
 from unetseg.files import drafted
 from unetseg.model import archive
-from unetseg.options.output import FULL
 from unetseg.options.schema import Checkpoint
 from unetseg.runs.folder import RunFolder
 from unetseg.training import restored
 from unetseg.training.steering import averaged
-
-SHARED_MEMORY = ("Bus error", "shared memory", "unable to write to file </torch", "unable to open file </torch")
-"""Words of torch's errors where there is too little of it."""
-LOADER_KILLED = r"DataLoader worker \(pid.*\) (is killed by signal: .*?|exited unexpectedly)(\.|$)"
 
 
 class AtomicIO(TorchCheckpointIO):
@@ -365,49 +357,6 @@ def damaged_checkpoint(
         accepted="a checkpoint as unetseg.train has written it",
         advice=ways,
     )
-
-
-@contextmanager
-def explain_damaged_checkpoint(run: RunFolder) -> Iterator[None]:
-    """Turn an error of Lightning while it restores a checkpoint into a UserError."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        names = (Path(frame.f_code.co_filename).name for frame, _ in traceback.walk_tb(error.__traceback__))
-        if isinstance(error, UserError) or "checkpoint_connector.py" not in names:
-            raise
-        raise damaged_checkpoint(run.checkpoints, error) from error
-
-
-@contextmanager
-def explain_system_errors(run: RunFolder) -> Iterator[None]:
-    """Turn errors of the system, which no option causes, into a Halt that says how to go on."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise Halt(
-                f"no room to write {error.filename or 'a file'}: {error.strerror}\n"
-                "  what was written before is whole\n"
-                f"  try: make room, then {command_to_resume(run)}"
-            ) from None
-        raise
-    except RuntimeError as error:
-        text = str(error)
-        if any(words in text for words in SHARED_MEMORY):
-            raise Halt(
-                "the loader's processes ran out of shared memory (/dev/shm)\n"
-                "  try: more of it (docker run --shm-size=2g ...), data.workers=0 or a smaller data.batch_size\n"
-                f"       {command_to_resume(run)} data.workers=0"
-            ) from None
-        if killed := re.search(LOADER_KILLED, text):
-            raise Halt(
-                f"a loader process {killed[1]}: the machine may have run out of memory\n"
-                f"  try: {command_to_resume(run)} data.workers=0"
-            ) from None
-        raise
-    except MisconfigurationException as error:
-        raise UserError(f"Lightning refuses these options: {first_line(error)}", accepted=str(error)) from None
 
 
 def make_checkpointing(run: RunFolder) -> tuple[Checkpointing, Checkpointing]:
