@@ -32,6 +32,15 @@ NEEDS = (
     Need("data.foreground", "data.crop", lambda value: value is not None, "the side of crops, such as 128"),
     Need("data.crops", "data.crop", lambda value: value is not None, "the side of crops, such as 128"),
     Need("gradients.routes_every_n_steps", "gradients.routes", lambda value: value == "exits", "exits"),
+    Need("model.strict_weights", "model.weights", lambda value: value not in (None, "imagenet"), "FILE"),
+    *(
+        Need(f"wandb.{name}", "logger", lambda value: value == "wandb", "wandb")
+        for name in ("mode", "entity", "log_model")
+    ),
+    Need("wandb.project", "logger", lambda value: value in ("wandb", "mlflow"), "wandb or mlflow"),
+    Need(
+        "wandb.images", "logger", lambda value: value in ("wandb", "tensorboard", "mlflow"), "one that takes pictures"
+    ),
     Need("gradients.routes_every_n_steps", "gradients.every_n_steps", lambda value: value > 0, "1 or more"),
 )
 
