@@ -15,15 +15,14 @@ from unetseg.evaluate import evaluate, options_of
 from unetseg.options.command_schema import Evaluate
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
+from unetseg.runs.folder import RunFolder
+from unetseg.train import options_of_resumed_run, train
 from unetseg.training import precision
 
 
 @pytest.fixture(scope="module")
 def run(drawn, tmp_path_factory):
     """Return a finished run folder."""
-    from unetseg.runs.folder import RunFolder
-    from unetseg.train import train
-
     own = (f"data.root={drawn}", f"output={tmp_path_factory.mktemp('runs')}", "name=one", "model.skip=add")
     return RunFolder(train(compose("train", Train, [*TINY, *own]))["folder"])
 
@@ -51,6 +50,30 @@ def test_a_checkpoint_is_scored_and_looked_into_in_float32_also_where_bfloat16_i
     assert scored(*asked)["precision"] == "bf16-mixed"
     rises = pd.read_csv(tmp_path / "mixed/sharpness.csv").rise.to_numpy()
     assert (rises * 2**16 % 1 != 0).all(), "losses in bfloat16 would differ by multiples of a power of 2"
+
+
+def test_a_training_in_float64_goes_on_and_is_scored_to_the_last_bit(tiny, tmp_path, capsys):
+    whole, halved = (
+        tiny(f"name={name}", "trainer.precision=64-true", f"trainer.max_epochs={epochs}", "optimizer.ema=0.5",
+             "optimizer.schedule=constant")
+        for name, epochs in (("whole", 2), ("halved", 1))
+    )  # fmt: skip
+    train(options_of_resumed_run([f"resume={halved.path}", "trainer.max_epochs=2"]))
+    one, other = (torch.load(run.last, weights_only=True)["state_dict"] for run in (whole, halved))
+    assert all(weight.dtype != torch.float32 for weight in one.values())
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    capsys.readouterr()
+    asked = (f"checkpoint={whole.path}", f"output={tmp_path}/scores", "mechanism=[rank,sharpness]", "lesion=true")
+    again, own = scored(*asked), json.loads(whole.summary.read_text())
+    assert {key: again[key] for key in own if key.startswith("test/")}.items() <= own.items()
+    assert "scored in 64-true" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", ["nonsense", 3, ["32-true"], True, "\x1b[31m"])
+def test_a_checkpoint_with_a_number_format_that_is_none_is_refused(run, tmp_path, given):
+    torch.save(torch.load(run.best, weights_only=True) | {"precision": given}, tmp_path / "odd.ckpt")
+    with pytest.raises(UserError, match=r"can't be loaded.*precision"):
+        scored(f"checkpoint={tmp_path}/odd.ckpt", f"output={tmp_path}/odd")
 
 
 def test_results_are_kept_side_by_side_and_never_overwritten(run, tmp_path):

@@ -87,9 +87,9 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     from unetseg.training import build
     from unetseg.training.losses import make_loss
     from unetseg.training.module import SegmentationModule
-    from unetseg.training.precision import scoring_precision
+    from unetseg.training.precision import describe, scoring_precision
 
-    model, known = checkpoint.load(options.checkpoint, trust=options.trust)
+    model, known = checkpoint.load(options.checkpoint, trust=options.trust, as_trained=True)
     if is_own(known["loss"]):
         own_classes.admit({known["loss"]: "loss"}, options.checkpoint, options.trust)
     others = filter(is_own, (known["loss"], getattr(options.data, "source", None)))
@@ -160,6 +160,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     precision = scoring_precision(known["precision"], options.accelerator)
     arguments = {"accelerator": options.accelerator, "devices": 1, "precision": precision}
     trainer = build.make_trainer(arguments, [], [record], folder.path)
+    print(describe(str(trainer.precision), known["precision"]))
     with explain_write_errors(folder.path), new_folder(folder):
         trainer.test(module, data, verbose=False)
     groups = record.by_group()
@@ -333,6 +334,7 @@ def measure_mechanisms(
     **more: Any,
 ) -> None:
     """Measure the mechanisms that were asked for; write and show them. `more` is what some of them need besides."""
+    import torch
     from rich.progress import track
 
     from unetseg.evaluation import mechanism_plots
@@ -340,11 +342,13 @@ def measure_mechanisms(
     from unetseg.runs import summary
 
     device = trainer.strategy.root_device
-    module.to(device).eval()
+    module.to(device, torch.float32).eval()
     model = cast("Segmenter", module.model)
-    tables = mechanism_tables(  # in single precision, also of a training in bfloat16: the loss's differences are small
-        model, module.loss, options.mechanism, data, options.split, **more, device=device, track=track
-    )
+    # in single precision, also of a training in bfloat16, and on a GPU without TF32: the loss's differences are small
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        tables = mechanism_tables(
+            model, module.loss, options.mechanism, data, options.split, **more, device=device, track=track
+        )
     for name, table in tables.items():
         table.to_csv(folder.path / f"{name}.csv", index=False)
         if len(table) and name in mechanism_plots.DRAW:

@@ -32,6 +32,8 @@ ENCODERS = (
 """The encoders of smp, by the names of its own table."""
 TIMM = "tu-"
 """What stands before the name of a model of timm, where that is the encoder."""
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
+"""The number formats that a training computes in, by Lightning's names."""
 _OWN_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\(.*\))?", re.ASCII)
 _TIMM_ENCODER = re.compile(r"tu-[A-Za-z0-9][A-Za-z0-9_.-]{0,98}")
 FUSED = ("concat", "add", "attention", "multiply", "respath", "scse", "placebo", "shuffled", "none")

@@ -171,6 +171,8 @@ def _prepare(options: Train) -> tuple[SegmentationData, SegmentationModule, Trai
     )
     module = build.make_module(options, data.measured_view(), build.measured_class_weights(options, data))
     planned = build.make_trainer(build.trainer_arguments(options), [], [], Path(options.output))
+    if planned.precision == "64-true":
+        module.double()  # Lightning does so, but after it has restored a run's weights and begun their average
     return data, module, planned, build.set_batch_size_and_learning_rate(options, planned, data, module)
 
 

@@ -5,10 +5,11 @@ import os
 import pytest
 import torch
 
+from unetseg.errors import UserError
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
 from unetseg.training import build, precision
-from unetseg.training.precision import FOR_RANKS, FULL, MIXED, best_precision, scoring_precision
+from unetseg.training.precision import DOUBLE, FOR_RANKS, FULL, HALF, MIXED, best_precision, describe, scoring_precision
 
 
 @pytest.fixture
@@ -62,7 +63,8 @@ def test_a_cpu_without_bfloat16_is_not_timed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("trained_in", "scored_in"), [(FULL, FULL), (MIXED, MIXED), (None, MIXED), ("16-mixed", MIXED)]
+    ("trained_in", "scored_in"),
+    [(FULL, FULL), (MIXED, MIXED), (DOUBLE, DOUBLE), (None, MIXED), (HALF, MIXED), ("bf16-true", MIXED)],
 )
 def test_a_checkpoint_is_scored_in_the_format_of_its_training(timed_cpu, trained_in, scored_in):
     timed_cpu(4.0, 1.0)
@@ -76,6 +78,21 @@ def test_a_checkpoint_in_bfloat16_is_scored_in_it_also_where_it_is_slower_but_no
     assert scoring_precision(MIXED, "cpu") == MIXED
     monkeypatch.setattr(precision, "has_bfloat16", lambda: False)
     assert scoring_precision(MIXED, "cpu") == FULL
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gpu_scores_in_every_format_that_it_can_train_in(monkeypatch, native):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    for trained_in in (FULL, MIXED, HALF, DOUBLE):
+        assert scoring_precision(trained_in, "gpu") == trained_in
+    assert scoring_precision(None, "gpu") == (MIXED if native else FULL)
+
+
+def test_the_format_is_told_with_the_trainings_where_they_differ():
+    assert describe(FULL, FULL) == "scored in 32-true"
+    assert describe(MIXED, HALF) == "scored in bf16-mixed; trained in 16-mixed"
+    assert describe(MIXED, None) == "scored in bf16-mixed; the checkpoint doesn't say what it was trained in"
 
 
 def test_the_measurement_draws_no_random_numbers(monkeypatch):
@@ -101,3 +118,10 @@ def test_a_run_that_is_resumed_keeps_its_format_unless_another_is_asked_for(tmp_
         assert build.trainer_arguments(options)["precision"] == kept
     options.trainer["precision"] = "64-true"
     assert build.trainer_arguments(options)["precision"] == "64-true"
+
+
+@pytest.mark.parametrize("value", ["auto", "bf16-true", "16-true", "transformer-engine", "128"])
+def test_a_format_that_no_run_is_scored_in_is_refused(value):
+    with pytest.raises(UserError, match=f"trainer.precision={value} is not accepted") as caught:
+        compose("train", Train, ["data=synthetic", f"trainer.precision={value}"])
+    assert "null, 32-true, bf16-mixed, 16-mixed or 64-true" in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from unetseg.names import (
     LOSSES,
     MOST_CHANNELS,
     OWN_CLASS,
+    PRECISIONS,
     SCALES,
     SHORT_SKIPS,
     SKIPS,
@@ -128,6 +130,10 @@ def _are_names(value: Any) -> bool:
     return value is None or (texts and 0 < len({*value}) == len(value) <= MOST_CHANNELS)
 
 
+def _is_precision(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and bool(re.fullmatch(r"(16|bf16|32|64)-(true|mixed)", value)))
+
+
 def _is_crop(value: Any) -> bool:
     return value is None or (type(value) is int and 32 <= value <= LARGEST_SIZE and value % 32 == 0)
 
@@ -154,6 +160,8 @@ VIEW: dict[str, Rule] = {
     "bands": ("null, or different names of channels", _are_names),
 }
 """Rules of what a checkpoint or an exported file says of how its model sees pictures, see `unetseg.data.view.View`."""
+PRECISION: Rule = (f"null, {', '.join(PRECISIONS)}", _is_precision)
+"""Of the number format of a checkpoint's training; Lightning's other ones are scored in the device's best."""
 NET: dict[str, Rule] = {
     "encoder": (f"an encoder of smp, or {TIMM}NAME of a model of timm", is_encoder),
     "skip": (f"{', '.join(SKIPS)}, {OWN_CLASS}, or a list of {LEVELS} of them", _are_skips),

@@ -37,12 +37,13 @@ def _build(given: dict[str, Any]) -> Segmenter:
         return Segmenter(**given)
 
 
-def load(path: str | Path, *, trust: bool = False) -> tuple[Segmenter, dict[str, Any]]:
+def load(path: str | Path, *, trust: bool = False, as_trained: bool = False) -> tuple[Segmenter, dict[str, Any]]:
     """Load a checkpoint of unetseg.train, or the best one of a run folder.
 
     Args:
         path: of the file or the folder.
         trust: import the classes of the user's own that it names, see `unetseg.classes`.
+        as_trained: keep the weights of a training in float64 as they are; otherwise they become float32.
 
     Returns:
         The model, in eval mode on the CPU, and the checkpoint's hyper-parameters; with them the `precision` of its
@@ -56,12 +57,15 @@ def load(path: str | Path, *, trust: bool = False) -> tuple[Segmenter, dict[str,
     try:
         content = archive.load(file)
         known = hyper_parameters(content) | {"precision": content.get("precision")}
+        arguments.check_value("precision", known["precision"], arguments.PRECISION)
     except Exception as error:  # damaged bytes make the unpickler fail in many ways
         raise _load_error(file, error) from None
     classes.admit(own := arguments.own_classes(known["model"]), file, trust)
     classes.say_changed(known.get("code"), own, file)
     try:
         model = _build({**known["model"], "weights": None})
+        if as_trained and known["precision"] == "64-true":
+            model.double()
         weights = {name.removeprefix(PREFIX): w for name, w in content["state_dict"].items() if name.startswith(PREFIX)}
         if not all(isinstance(weight, Tensor) for weight in weights.values()):
             raise ValueError("its weights are no tensors")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
-from unetseg.names import ENCODERS, FLOWS, LOSSES, SCALES, SKIPS
+from unetseg.names import ENCODERS, FLOWS, LOSSES, PRECISIONS, SCALES, SKIPS
 from unetseg.options.command_schema import Demo, Evaluate, Export, Predict, Report
 from unetseg.options.compose import CONF
 from unetseg.options.data_schema import DATA
@@ -32,7 +32,7 @@ BY_NAME = {
     "data.validation": ("every_10th",),
     "trainer.accelerator": ("auto", "cpu", "gpu"),
     "trainer.strategy": ("auto", "ddp"),
-    "trainer.precision": ("null", "32-true", "bf16-mixed", "16-mixed"),
+    "trainer.precision": ("null", *PRECISIONS),
     "trainer.enable_progress_bar": ("true", "false"),
     "accelerator": ("auto", "cpu", "gpu"),
 }

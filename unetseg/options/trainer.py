@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from unetseg.names import nearest_first
+from unetseg.names import PRECISIONS, nearest_first
 from unetseg.options.messages import KINDS, rejected
 
 LIMITED = "trainer.max_epochs=1 trainer.limit_train_batches=1 trainer.limit_val_batches=1 trainer.limit_test_batches=1"
@@ -36,6 +36,8 @@ OURS = {
 LENGTHS = ("max_epochs", "max_steps")
 """Arguments that set the length of a run."""
 COUNTS = ("check_val_every_n_epoch", "accumulate_grad_batches", "num_nodes")
+SHORT_PRECISIONS = ("32", "bf16", "16", "64")
+"""Lightning's short names of them."""
 TRAINED_AND_TESTED = ("limit_train_batches", "limit_test_batches")
 
 
@@ -70,7 +72,9 @@ def check_trainer(arguments: dict[str, Any]) -> None:
         accepted = "" if value is None else _accepted_instead(name, value)
         if accepted:
             is_switch = lightnings_arguments()[name] == {"bool"}
-            example = {"strategy": "ddp", "max_epochs": 10, "max_steps": 10}.get(name, "true" if is_switch else 1)
+            example = {"strategy": "ddp", "precision": "bf16-mixed", "max_epochs": 10, "max_steps": 10}.get(
+                name, "true" if is_switch else 1
+            )
             raise rejected(accepted, f"trainer.{name}={example}", f"trainer.{name}={value} is not accepted")
 
 
@@ -87,6 +91,8 @@ def _accepted_instead(name: str, value: Any) -> str:
         return f"as in Lightning's Trainer, {kinds or KINDS['str']}, not {KINDS.get(given, given)}"
     if name in TRAINED_AND_TESTED and not value:
         return "at least one batch: a run ends with the test of what it has trained"
+    if name == "precision" and str(value) not in PRECISIONS + SHORT_PRECISIONS:
+        return f"null, {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}; weights stay in float32, or float64"
     if name == "strategy" and any(way in str(value) for way in ("spawn", "fork", "notebook")):
         return "auto, ddp, or another strategy that starts its processes by the same command"
     return ""

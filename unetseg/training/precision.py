@@ -12,8 +12,9 @@ from torch import nn
 
 from unetseg import launch
 from unetseg.model import archive
+from unetseg.names import PRECISIONS
 
-MIXED, FULL = "bf16-mixed", "32-true"
+FULL, MIXED, HALF, DOUBLE = PRECISIONS
 LEAST_GAIN = 1.25
 """Times as fast as float32, from which the CPU's bfloat16 is taken: so far from 1 that chance doesn't decide."""
 ROUNDS = 4
@@ -46,15 +47,22 @@ def best_precision(accelerator: str) -> str:
 def scoring_precision(trained_in: str | None, accelerator: str) -> str:
     """Return the number format that a checkpoint is scored in: its training's where the device has that, or the best.
 
-    So the scores are those of the run's own test. bfloat16 is kept at whatever speed.
+    So the scores are those of the run's own test. bfloat16 is kept at whatever speed, but for a CPU without it.
     """
     if _is_cuda(accelerator):
-        has_mixed = torch.cuda.is_bf16_supported(including_emulation=False)
+        has = {FULL, DOUBLE, HALF} | ({MIXED} if torch.cuda.is_bf16_supported() else set())
+    elif is_cpu(accelerator):
+        has = {FULL, DOUBLE} | ({MIXED} if has_bfloat16() else set())
     else:
-        has_mixed = is_cpu(accelerator) and has_bfloat16()
-    if trained_in == FULL:
-        return FULL
-    return MIXED if trained_in == MIXED and has_mixed else best_precision(accelerator)
+        has = {FULL}
+    return trained_in if trained_in in has else best_precision(accelerator)
+
+
+def describe(scored_in: str, trained_in: str | None) -> str:
+    """Return the number format that a checkpoint is scored in as a line, with that of its training where it differs."""
+    if trained_in is None:
+        return f"scored in {scored_in}; the checkpoint doesn't say what it was trained in"
+    return f"scored in {scored_in}" + (f"; trained in {trained_in}" if trained_in != scored_in else "")
 
 
 def is_cpu(accelerator: str) -> bool:
