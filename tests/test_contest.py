@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import stats
 
 sys.path.insert(0, str(ROOT / "scripts/contest"))
-contest, run = importlib.import_module("score"), importlib.import_module("run")
+contest, run, page = (importlib.import_module(name) for name in ("score", "run", "page"))
 
 
 def slow_band(mask: np.ndarray, width: int) -> np.ndarray:
@@ -74,7 +74,10 @@ def test_the_table_tells_means_and_welchs_interval_of_the_difference_from_ours(t
     others = {**lines[0], "size": 64, "iou": 0.1}, {**lines[0], "precision": "32-true", "iou": 0.1}
     run.KEPT.write_text("".join(f"{json.dumps(line)}\n" for line in [*lines, *others]))
     assert len(run.kept()) == 8
-    table = run.table(128, "bf16-mixed").splitlines()
+    found = page.scores(128, "bf16-mixed")
+    table = page.table(found, {"ours", "example"}).splitlines()
     assert "| pets | ours | 3 | 0.860 | 0.860 | 0.860 |" in table
     low, high = stats.ttest_ind(values["example"], values["ours"], equal_var=False).confidence_interval()
-    assert f"| pets | example | 3 | 0.843 (-0.017 [{low:+.3f}, {high:+.3f}])" in table[2]
+    assert f"| pets | example | 3 | 0.843 (-0.017 [{low:+.3f}, {high:+.3f}])".replace("-", "\N{MINUS SIGN}") in table[2]
+    page.draw(found, tmp_path / "contest.png")
+    assert Image.open(tmp_path / "contest.png").size[0] > 300

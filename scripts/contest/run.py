@@ -1,10 +1,10 @@
 """Our recipe against others at equal encoder, batch, steps and size, on three real sets; scored by score.py.
 
     python scripts/contest/run.py WORK --pets PETS --sets SETS --weights resnet50_imagenet.safetensors
-    python scripts/contest/run.py --table                     # the scores so far
 
 WORK gets the sets as folders, a run a recipe, set and seed, and results/*.json, with the counts of each picture. The
-scores go into docs/contest/scores.jsonl, a line a run, so that any machine can go on: what is there is not run again.
+scores go into docs/contest/scores.jsonl, a line a run, so that any machine can go on: what is there is not run again;
+page.py draws and tells them.
 A recipe is example or tuned (rivals.py), ours, or one of VARIANTS, which change ours in one thing. The defaults are
 3 sets x 3 recipes x 5 seeds, resnet50 with ImageNet's weights, 128 px, batches of 16, about 230 steps, bfloat16. A run
 takes five minutes of a CPU thread with AMX, and ten with AVX-512 in float32 (--precision 32-true); where there is a GPU
@@ -26,7 +26,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy import stats
 from score import score
 
 from unetseg.runs.summary import provenance
@@ -171,33 +170,12 @@ def python(*words: str) -> None:
         raise RuntimeError(f"{' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
-def table(size: int, precision: str) -> str:
-    """Return the scores as a table in Markdown: means over seeds, and differences from ours with Welch's interval."""
-    found: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for (name, recipe, _, own_size, _, own_precision), scores in kept().items():
-        if (own_size, own_precision) == (size, precision):
-            found.setdefault((name, recipe), []).append(scores)
-    lines = ["| set | recipe | seeds | IoU | per picture | Boundary IoU |", "| --- | --- | --- | --- | --- | --- |"]
-    for (name, recipe), runs in sorted(found.items()):
-        cells = []
-        for key in SCORES:
-            values, base = [own[key] for own in runs], [own[key] for own in found.get((name, "ours"), [])]
-            text = f"{np.mean(values):.3f}"
-            if recipe != "ours" and min(len(values), len(base)) > 1:
-                low, high = stats.ttest_ind(values, base, equal_var=False).confidence_interval()
-                text += f" ({np.mean(values) - np.mean(base):+.3f} [{low:+.3f}, {high:+.3f}])"
-            cells.append(text)
-        lines.append(f"| {name} | {recipe} | {len(runs)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", type=Path, nargs="?", help="folder of the trainings")
-    parser.add_argument("--table", action="store_true", help="print the scores so far")
+    parser.add_argument("work", type=Path, help="folder of the trainings")
     parser.add_argument("--pets", type=Path, help="folder in the layout of Oxford-IIIT Pet")
     parser.add_argument("--sets", type=Path, help="folder with camvid/ and nuclei/")
-    parser.add_argument("--weights", type=Path, help="ImageNet's resnet50 as .safetensors")
+    parser.add_argument("--weights", type=Path, required=True, help="ImageNet's resnet50 as .safetensors")
     parser.add_argument("--names", nargs="+", default=[*SETS], choices=[*SETS], help="sets")
     parser.add_argument("--recipes", nargs="+", default=["ours", "example", "tuned"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
@@ -206,18 +184,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of every set; default 10, 40 and 80, about 230 steps")
     parser.add_argument("--precision", choices=("bf16-mixed", "32-true"), default="bf16-mixed")
     args = parser.parse_args()
-    if not args.table:
-        if not (args.work and args.weights):
-            parser.error("give WORK and --weights, or --table")
-        args.weights = args.weights.resolve()
-        for name in args.names:
-            prepare(args.work / "sets" / name, SETS[name][0](args.pets if name == "pets" else args.sets))
-        cells = [(name, recipe, seed) for seed, name, recipe in product(args.seeds, args.names, args.recipes)]
-        with ThreadPoolExecutor(args.jobs) as pool:
-            for cell, done in [(cell, pool.submit(run, args.work.resolve(), cell, args)) for cell in cells]:
-                if done.exception():
-                    print(f"{'_'.join(map(str, cell))} failed: {done.exception()}", file=sys.stderr, flush=True)
-    print(table(args.size, args.precision))
+    args.weights = args.weights.resolve()
+    for name in args.names:
+        prepare(args.work / "sets" / name, SETS[name][0](args.pets if name == "pets" else args.sets))
+    cells = [(name, recipe, seed) for seed, name, recipe in product(args.seeds, args.names, args.recipes)]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for cell, done in [(cell, pool.submit(run, args.work.resolve(), cell, args)) for cell in cells]:
+            if done.exception():
+                print(f"{'_'.join(map(str, cell))} failed: {done.exception()}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

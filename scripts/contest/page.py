@@ -1,0 +1,92 @@
+"""The page on the contest, docs/contest.md: its table and its figure, from the scores that run.py keeps.
+
+python scripts/contest/page.py
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from run import SCORES, kept
+from scipy import stats
+
+from unetseg.evaluation.style import COLOURS, INK, styled
+
+ROOT = Path(__file__).parents[2]
+PAGE, FIGURE = ROOT / "docs/contest.md", ROOT / "docs/images/contest.png"
+RECIPES = {"ours": "unetseg, defaults", "example": "smp's example", "tuned": "smp.Unet, tuned"}
+"""The contest's recipes, and how they are called in the figure; the others are variants of ours."""
+METRICS = {"iou": "IoU", "iou_per_image": "IoU per picture", "boundary_iou": "Boundary IoU"}
+Scores = dict[tuple[str, str], dict[str, list[float]]]
+"""Of each set and recipe, and of each metric, a score a seed."""
+
+
+def scores(size: int = 128, precision: str = "bf16-mixed") -> Scores:
+    """Return the scores of the runs of one size and format."""
+    found: Scores = {}
+    for (name, recipe, _, own_size, _, own_precision), line in kept().items():
+        if (own_size, own_precision) == (size, precision):
+            values = found.setdefault((name, recipe), {key: [] for key in SCORES})
+            for key in SCORES:
+                values[key].append(line[key])
+    return found
+
+
+def table(found: Scores, recipes: set[str]) -> str:
+    """Return the scores as a table in Markdown: means over seeds, and differences from ours with Welch's interval."""
+    lines = ["| set | recipe | seeds | IoU | per picture | Boundary IoU |", "| --- | --- | ---: | --- | --- | --- |"]
+    for (name, recipe), values in sorted(found.items()):
+        if recipe not in recipes:
+            continue
+        cells = []
+        for key in SCORES:
+            own, base = values[key], found.get((name, "ours"), {}).get(key, [])
+            text = f"{np.mean(own):.3f}"
+            if recipe != "ours" and min(len(own), len(base)) > 1:
+                low, high = stats.ttest_ind(own, base, equal_var=False).confidence_interval()
+                text += f" ({np.mean(own) - np.mean(base):+.3f} [{low:+.3f}, {high:+.3f}])"
+            cells.append(text.replace("-", "\N{MINUS SIGN}"))
+        lines.append(f"| {name} | {recipe} | {len(values['iou'])} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+@styled
+def draw(found: Scores, path: Path) -> None:
+    """Draw the contest's recipes: a dot a seed, and their mean with its 95 % interval over seeds."""
+    names = [name for name in ("pets", "camvid", "nuclei") if (name, "ours") in found]
+    figure, axes = plt.subplots(len(METRICS), len(names), figsize=(2.4 * len(names), 3.6), squeeze=False, sharey=True)
+    for row, (key, label) in zip(axes, METRICS.items(), strict=True):
+        for axis, name in zip(row, names, strict=True):
+            for place, (recipe, colour) in enumerate(zip(RECIPES, COLOURS, strict=False)):
+                values = found.get((name, recipe), {}).get(key, [])
+                axis.scatter(values, [-place] * len(values), s=9, color=colour, alpha=0.5, linewidth=0)
+                if len(values) > 1:
+                    mean, half = np.mean(values), stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+                    axis.errorbar(mean, -place - 0.25, xerr=half, fmt="o", color=colour, capsize=2)
+                elif not values:
+                    axis.annotate("not run yet", (0.02, -place), xycoords=("axes fraction", "data"), color=INK)
+            axis.set_yticks([-place for place in range(len(RECIPES))], list(RECIPES.values()))
+            axis.set_ylim(-len(RECIPES) + 0.4, 0.5)
+            axis.set_xlabel(label)
+            if key == "iou":
+                axis.set_title(name)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def main() -> None:
+    found = scores()
+    text = PAGE.read_text()
+    for part, recipes in {"recipes": {*RECIPES}, "variants": {recipe for _, recipe in found} - {*RECIPES}}.items():
+        told = f"<!-- {part} -->\n\n{table(found, recipes)}\n\n<!-- end -->"
+        text = re.sub(rf"<!-- {part} -->.*?<!-- end -->", lambda _, told=told: told, text, flags=re.DOTALL)
+    PAGE.write_text(text)
+    draw(found, FIGURE)
+    print(f"wrote {PAGE} and {FIGURE}")
+
+
+if __name__ == "__main__":
+    main()
