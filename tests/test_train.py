@@ -209,10 +209,9 @@ def test_own_pictures_of_three_classes_train(drawn_set, tmp_path):
     assert summary["test/images"] == 4
 
 
-@pytest.mark.parametrize("wrong", ["trainer.precision=7", "trainer.accelerator=quantum"])
-def test_what_lightning_refuses_is_a_users_error(tiny, wrong):
-    with pytest.raises(UserError, match=f"Lightning's Trainer refuses .*{wrong}"):
-        tiny(wrong)
+def test_what_lightning_refuses_is_a_users_error(tiny):
+    with pytest.raises(UserError, match=r"Lightning's Trainer refuses .*trainer\.accelerator=quantum"):
+        tiny("trainer.accelerator=quantum")
 
 
 def test_a_bad_picture_is_named_by_the_command_also_from_a_worker(drawn_set, tmp_path):

@@ -15,7 +15,6 @@ IDLE = [
     ("data.foreground=0.5", "data.crop=null", "data.crop=64"),
     ("data.crops=2", "data.crop=null", "data.crop=64"),
     ("gradients.routes_every_n_steps=5", "gradients.routes=none", "gradients.routes=exits"),
-    ("model.strict_weights=false", "model.weights=null", "model.weights=hf:we/skips"),
     ("wandb.mode=offline", "logger=csv", "logger=wandb"),
     ("wandb.entity=we", "logger=tensorboard", "logger=wandb"),
     ("wandb.log_model=true", "logger=mlflow", "logger=wandb"),

@@ -32,7 +32,6 @@ NEEDS = (
     Need("data.foreground", "data.crop", lambda value: value is not None, "the side of crops, such as 128"),
     Need("data.crops", "data.crop", lambda value: value is not None, "the side of crops, such as 128"),
     Need("gradients.routes_every_n_steps", "gradients.routes", lambda value: value == "exits", "exits"),
-    Need("model.strict_weights", "model.weights", lambda value: value not in (None, "imagenet"), "FILE"),
     *(
         Need(f"wandb.{name}", "logger", lambda value: value == "wandb", "wandb")
         for name in ("mode", "entity", "log_model")
