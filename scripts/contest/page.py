@@ -55,7 +55,7 @@ def table(found: Scores, recipes: set[str]) -> str:
 
 @styled
 def draw(found: Scores, path: Path) -> None:
-    """Draw the contest's recipes: a dot a seed, and their mean with its 95 % interval over seeds."""
+    """Draw the contest's recipes: a dot a seed, and from three on their mean with its 95 % interval."""
     names = [name for name in ("pets", "camvid", "nuclei") if (name, "ours") in found]
     figure, axes = plt.subplots(len(METRICS), len(names), figsize=(2.4 * len(names), 3.6), squeeze=False, sharey=True)
     for row, (key, label) in zip(axes, METRICS.items(), strict=True):
@@ -63,7 +63,7 @@ def draw(found: Scores, path: Path) -> None:
             for place, (recipe, colour) in enumerate(zip(RECIPES, COLOURS, strict=False)):
                 values = found.get((name, recipe), {}).get(key, [])
                 axis.scatter(values, [-place] * len(values), s=9, color=colour, alpha=0.5, linewidth=0)
-                if len(values) > 1:
+                if len(values) > 2:  # of two the interval is wider than the scale
                     mean, half = np.mean(values), stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
                     axis.errorbar(mean, -place - 0.25, xerr=half, fmt="o", color=colour, capsize=2)
                 elif not values:
