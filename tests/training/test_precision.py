@@ -120,7 +120,7 @@ def test_a_run_that_is_resumed_keeps_its_format_unless_another_is_asked_for(tmp_
     assert build.trainer_arguments(options)["precision"] == "64-true"
 
 
-@pytest.mark.parametrize("value", ["auto", "bf16-true", "16-true", "transformer-engine", "128"])
+@pytest.mark.parametrize("value", ["auto", "bf16-true", "16-true", "transformer-engine", "128", "7"])
 def test_a_format_that_no_run_is_scored_in_is_refused(value):
     with pytest.raises(UserError, match=f"trainer.precision={value} is not accepted") as caught:
         compose("train", Train, ["data=synthetic", f"trainer.precision={value}"])
