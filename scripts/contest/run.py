@@ -7,8 +7,7 @@ scores go into docs/contest/scores.jsonl, a line a run, so that any machine can 
 page.py draws and tells them.
 A recipe is example or tuned (rivals.py), ours, or one of VARIANTS, which change ours in one thing. The defaults are
 3 sets x 3 recipes x 5 seeds, resnet50 with ImageNet's weights, 128 px, batches of 16, about 230 steps, bfloat16. A run
-takes five minutes of a CPU thread with AMX, and ten with AVX-512 in float32 (--precision 32-true); where there is a GPU
-all recipes train on it.
+took five to eleven minutes of one of two busy cores with AMX; where there is a GPU all recipes train on it.
 """
 
 from __future__ import annotations
