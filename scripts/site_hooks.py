@@ -39,7 +39,7 @@ NEW = {
         *("data.channels", "data.mean", "data.std", "data.shown"),
         *("data.images", "data.masks", "data.values", "data.threshold", "data.instances", "data.group"),
         *("data.stratify", "data.folds", "data.fold", "data.config", "data.revision", "data.image", "data.mask"),
-        "data.source",
+        *("data.source", "checkpoint.choose"),
     }
 }
 """The options that a version brought; all others are of 0.1."""

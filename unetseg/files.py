@@ -16,10 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from unetseg.errors import UserError
+from unetseg.errors import UserError, first_line
 
 LONGEST = 255
 """Bytes of a file's name on the usual file systems."""
+
+LARGEST_JSON = 16_000_000
+"""Bytes of a JSON file that is read."""
 
 
 def user_cache() -> Path:
@@ -60,6 +63,28 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, which may be a stranger's.
+
+    Raises:
+        ValueError: it is no file, too large, or holds no object; the message has no path.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError("is no file")
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"has more than {LARGEST_JSON:,} bytes")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"can't be read: {first_line(error)}") from None
+    except OSError as error:
+        raise ValueError(f"can't be read: {first_line(error)}") from None
+    if not isinstance(content, dict):
+        raise ValueError("can't be read: it holds no object")
+    return content
 
 
 def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

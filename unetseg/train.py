@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def call(*overrides: str, callbacks: Sequence[Callback | str] = (), **options: Option) -> Run:
-    """Train a network, test its best checkpoint, and return the run: what `unetseg.train(...)` does.
+    """Train a network, test it, and return the run: what `unetseg.train(...)` does.
 
     Ctrl-C, or a notebook's stop button, finishes the step and writes last.ckpt, then raises KeyboardInterrupt;
     `unetseg.train(resume=FOLDER)` goes on. Twice: at once.
@@ -81,7 +81,7 @@ def call(*overrides: str, callbacks: Sequence[Callback | str] = (), **options: O
 def train(
     options: Train, callbacks: Sequence[Callback] = (), at_once: Callable[[], None] = launch.die_of_ctrl_c
 ) -> dict[str, Any]:
-    """Train, test the best checkpoint and fill the run folder.
+    """Train, test the chosen checkpoint and fill the run folder.
 
     Args:
         options: of the run.
@@ -220,9 +220,10 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
         trainer = build.make_trainer(arguments, loggers, all_callbacks, run.path)
         trainer.fit(module, data, ckpt_path=start, weights_only=True)
         run.record_changes()  # where no step was left
-        if not best.best_model_path and trainer.is_global_zero:
+        if not options.chooses_last and not best.best_model_path and trainer.is_global_zero:
             print("there is no best.ckpt, as no validation has run since: the last weights are tested")
-        trainer.test(module, data, ckpt_path=best.best_model_path or None, verbose=False, weights_only=True)
+        tested = last if options.chooses_last or not best.best_model_path else best
+        trainer.test(module, data, ckpt_path=tested.best_model_path or None, verbose=False, weights_only=True)
         encoder = module.get_submodule("model.net.encoder")
         frozen = sum(p.numel() for p in encoder.parameters()) if options.model.freeze_encoder else 0
         heads = (("auxiliary", module.auxiliary), ("deep_supervision", module.deep_supervision))
@@ -248,6 +249,7 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
             "data": options.data.name,
             "size": data.view.side,
             "epochs": trainer.current_epoch,
+            "checkpoint": f"{tested.filename}.ckpt",
             "val/iou": None if best.best_model_score is None else best.best_model_score.item(),
             "precision": str(trainer.precision),
             "seed": options.seed,
@@ -259,7 +261,7 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
             score_plots.curves(run.metrics, run.figures / "curves.png")
         pictures.log_summary(loggers, summary, record.per_class)
         if options.wandb.log_model:
-            wandb_run.log_model(loggers, run.best)
+            wandb_run.log_model(loggers, tested.best_model_path)
     return summary
 
 

@@ -5,7 +5,7 @@
 WORK gets the sets as folders, a run a recipe, set and seed, and results/*.json, with the counts of each picture. The
 scores go into docs/contest/scores.jsonl, a line a run, so that any machine can go on: what is there is not run again;
 page.py draws and tells them.
-A recipe is example or tuned (rivals.py), ours, or one of VARIANTS, which change ours in one thing. The defaults are
+A recipe is one of rivals.py's, ours, or one of VARIANTS and OF_BEST, which change ours. The defaults are
 3 sets x 3 recipes x 5 seeds, resnet50 with ImageNet's weights, 128 px, batches of 16, about 230 steps, bfloat16. A run
 took five to eleven minutes of one of two busy cores with AMX; where there is a GPU all recipes train on it.
 """
@@ -18,10 +18,12 @@ import os
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image
@@ -37,22 +39,23 @@ Cell = tuple[str, str, int, int, int, str]
 STREET = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
 Example = tuple[str, str, Image.Image, np.ndarray]
 """Split, name, picture, and truth, HxW uint8."""
-VARIANTS: dict[str, list[str]] = {
-    "ours": [],
-    "lr5e-4": ["optimizer.lr=5e-4"],
-    "lr1e-3": ["optimizer.lr=1e-3"],
-    "warmup": ["optimizer.warmup_epochs=1"],
-    "encoder_lr": ["optimizer.lr=1e-3", "optimizer.encoder_lr_factor=0.2"],
-    "ema": ["optimizer.ema=0.957"],
-    "dice_ce": ["loss={dice:1,cross_entropy:1}"],
-    "no_augmentation": ["data.augment=false"],
-    "last": ["trainer.limit_val_batches=0"],
-    "together": [
-        *("optimizer.lr=5e-4", "optimizer.warmup_epochs=1", "optimizer.ema=0.957"),
-        "loss={dice:1,cross_entropy:1}",
-    ],
+ONE_RATE = ("optimizer.lr=2e-4", "optimizer.encoder_lr_factor=1")
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "ours": (),
+    "one_rate": ONE_RATE,
+    "one_high_rate": ("optimizer.encoder_lr_factor=1",),
+    "no_augmentation": ("data.augment=false",),
+    "strong_augmentation": ("data.augment=strong",),
+    "poly": ("optimizer.schedule=poly",),
+    "warmup": ("optimizer.warmup_epochs=1",),
+    "ema": ("optimizer.ema=0.957",),
+    "dice_ce": ("loss={dice:1,cross_entropy:1}",),
 }
 """Options beside our defaults. The average of ema is over a tenth of the steps."""
+OF_BEST = {"best": "ours", "before": "one_rate"}
+"""Variants that take best.ckpt of another one's training: checkpoint.choose=best. `before`: the defaults of 0.1."""
+LOCKS: defaultdict[Path, Lock] = defaultdict(Lock)
+"""Of the run folders: two cells may be of one training."""
 
 
 def pets(root: Path) -> Iterator[Example]:
@@ -118,29 +121,15 @@ def run(work: Path, cell: tuple[str, str, int], args: argparse.Namespace) -> Non
     """Train, predict and score a cell, and keep its scores, unless that was done before."""
     name, recipe, seed = cell
     result = work / "results" / f"{name}_{recipe}_{seed}_{args.size}px_{args.precision}.json"
-    if (*cell, args.size, args.epochs or SETS[name][1], args.precision) in kept():
+    epochs, classes = args.epochs or SETS[name][1], SETS[name][2]
+    if (*cell, args.size, epochs, args.precision) in kept():
         return
     began = time.monotonic()
-    epochs, classes = args.epochs or SETS[name][1], SETS[name][2]
-    folder, masks, own = work / "sets" / name, work / "masks" / result.stem, work / "runs" / result.stem
-    if recipe in VARIANTS:
-        options = [
-            f"data.root={folder}",
-            f"data.classes=[{','.join(classes)}]",
-            f"data.size={args.size}",
-            f"seed={seed}",
-        ]
-        options += ["data.ignore_index=255", "data.batch_size=16", "data.workers=0", "model.encoder=resnet50"]
-        options += [
-            f"model.weights={args.weights}",
-            f"trainer.max_epochs={epochs}",
-            f"trainer.precision={args.precision}",
-        ]
-        options += ["logger=csv", "gradients.every_n_steps=0", "trainer.enable_progress_bar=false", *VARIANTS[recipe]]
-        where = [f"resume={own}"] if (own / "config.yaml").exists() else [f"output={own.parent}", f"name={own.name}"]
-        if not (own / "summary.json").exists():
-            python("-m", "unetseg.train", "data=folder", *(options if where[0].startswith("output") else []), *where)
-        python("-m", "unetseg.predict", f"checkpoint={own}", f"images={folder / 'test'}", f"output={masks}")
+    folder, masks = work / "sets" / name, work / "masks" / result.stem
+    if recipe in VARIANTS or recipe in OF_BEST:
+        own = train(work, (name, OF_BEST.get(recipe, recipe), seed), epochs, args)
+        checkpoint = own / "checkpoints" / ("best.ckpt" if recipe in OF_BEST else "last.ckpt")
+        python("-m", "unetseg.predict", f"checkpoint={checkpoint}", f"images={folder / 'test'}", f"output={masks}")
     else:
         given = {"weights": args.weights, "classes": len(classes), "epochs": epochs, "seed": seed, "size": args.size}
         given |= {"precision": args.precision}
@@ -157,6 +146,22 @@ def run(work: Path, cell: tuple[str, str, int], args: argparse.Namespace) -> Non
     with KEPT.open("a") as file:
         file.write(json.dumps(line) + "\n")
     print(result.stem, " ".join(f"{key} {value:.4f}" for key, value in scores.items()), flush=True)
+
+
+def train(work: Path, cell: tuple[str, str, int], epochs: int, args: argparse.Namespace) -> Path:
+    """Train one of VARIANTS, go on with it or leave it as it is, and return its run folder."""
+    name, recipe, seed = cell
+    run = work / "runs" / f"{name}_{recipe}_{seed}_{args.size}px_{args.precision}"
+    data = [f"data.root={work / 'sets' / name}", f"data.classes=[{','.join(SETS[name][2])}]", f"data.size={args.size}"]
+    data += ["data=folder", "data.ignore_index=255", "data.batch_size=16", "data.workers=0"]
+    options = [*data, "model.encoder=resnet50", f"model.weights={args.weights}", f"trainer.max_epochs={epochs}"]
+    options += [f"trainer.precision={args.precision}", "trainer.enable_progress_bar=false", f"seed={seed}"]
+    options += ["logger=csv", "gradients.every_n_steps=0", f"output={run.parent}", f"name={run.name}"]
+    with LOCKS[run]:
+        if not (run / "summary.json").exists():
+            is_begun = (run / "config.yaml").exists()
+            python("-m", "unetseg.train", *([f"resume={run}"] if is_begun else [*options, *VARIANTS[recipe]]))
+    return run
 
 
 def python(*words: str) -> None:

@@ -782,7 +782,7 @@ def test_without_data_or_checkpoint_the_images_are_left_out_and_the_reason_is_gi
     assert re.match(r"Not shown: the data or the checkpoint of none can't be read \(.*nowhere", said)
     (copy / "none/checkpoints/best.ckpt").unlink()
     said = lead(made(copy, tmp_path / "out"), "Best, median and worst images")
-    assert said == "Not shown: checkpoints/best.ckpt is not there any more (none)."
+    assert said == "Not shown: not there any more: none/checkpoints/best.ckpt."
 
 
 @pytest.fixture(scope="module")

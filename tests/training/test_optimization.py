@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 from types import SimpleNamespace
 
 import lightning as L
@@ -297,3 +298,31 @@ def test_a_resumed_run_follows_a_longer_schedule(tiny):
     expected = [1e-3 * own.factor(step, steps) for step in range(len(noted), steps)]
     np.testing.assert_allclose([rates[1] for rates in noted], expected, rtol=1e-12)
     np.testing.assert_allclose([rates[0] for rates in noted], [rate / 2 for rate in expected], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("given", "factor"),
+    [
+        (("model.weights=null",), 1.0),
+        (("model.weights=imagenet",), 0.2),
+        (("model.weights=imagenet", "optimizer.encoder_lr_factor=1"), 1.0),
+        (("model.weights=null", "optimizer.encoder_lr_factor=0.5"), 0.5),
+        (("model.weights=imagenet", "model.freeze_encoder=true"), 0.2),  # of no weights
+    ],
+)
+def test_an_encoder_with_trained_weights_has_a_fifth_of_the_rate(given, factor):
+    options = compose("train", Train, ["data=folder", "data.root=.", "data.classes=[a,b]", *given])
+    assert (options.optimizer.lr, options.encoder_lr_factor) == (1e-3, factor)
+
+
+def test_its_rate_stays_when_a_run_is_resumed_without_what_it_began_with(tiny, stopped):
+    first = tiny("trainer.max_epochs=1", "name=first")
+    given = (f"model.weights={first.path}", "optimizer.encoder_lr_factor=null", "checkpoint.every_n_steps=3")
+    whole, broken = tiny("name=whole", *given), stopped(7, *given)
+    shutil.rmtree(first.path)
+    train(options_of_resumed_run([f"resume={broken.path}"]))
+    states = [torch.load(run.last, weights_only=True) for run in (whole, broken)]
+    first_rates, second_rates = ([g["initial_lr"] for g in s["optimizer_states"][0]["param_groups"]] for s in states)
+    assert first_rates == second_rates == [pytest.approx(2e-4), 1e-3]
+    weights, again = (state["state_dict"] for state in states)
+    assert [name for name, value in weights.items() if not torch.equal(value, again[name])] == []

@@ -35,7 +35,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from unetseg.data.view import RGB, View
 from unetseg.errors import UserError, first_line
-from unetseg.files import drafted
+from unetseg.files import drafted, read_json
 from unetseg.inference.engines import READERS, Engine, OnnxEngine, OpenVinoEngine, import_extra, quiet, seal
 from unetseg.inference.folding import is_plain
 from unetseg.inference.quantization import changed, quantize
@@ -206,13 +206,15 @@ def save_pretrained(path: str | Path, folder: str | Path, *, trust: bool = False
 
     With `trust` the classes of somebody's own that it names are imported.
 
-    The model card states the run's data and, where it is finished, its scores on the test split. config.json also
-    states the classes and how the model sees pictures, so that `unetseg.load` reads the folder.
+    The model card states the run's data and, where it is finished and this is the checkpoint that was tested, its
+    scores on the test split. config.json also states the classes and how the model sees pictures, so that
+    `unetseg.load` reads the folder.
     """
     path = os.path.expanduser(path)
     model, hyper_parameters = checkpoint.load(path, trust=trust)
     run, data = run_folder_of(path), hyper_parameters["data"]
-    scores = json.loads(run.summary.read_text()) if run is not None and run.summary.exists() else {}
+    is_tested = run is not None and checkpoint.checkpoint_file(path).name == checkpoint.tested(run.path).name
+    scores = read_json(run.summary) if run is not None and is_tested and run.summary.exists() else {}
     stated = {name: data[name] for name in ("name", *arguments.VIEW) if name in data}
     model.net.save_pretrained(
         folder,

@@ -192,7 +192,7 @@ def load(
     """Load a trained model as a function of pictures.
 
     Args:
-        path: a checkpoint of unetseg.train, a run folder (its best checkpoint), a file that unetseg.export wrote, a
+        path: a checkpoint of unetseg.train, a run folder (its tested checkpoint), a file that unetseg.export wrote, a
             folder that unetseg.save_pretrained wrote, hf:USER/NAME or hf:USER/NAME@REVISION, such a folder on the
             Hugging Face hub, or wandb:ENTITY/PROJECT/NAME:ALIAS, a model that wandb.log_model=true has uploaded.
         device: "auto" (an accelerator if there is one), "cpu", "cuda", ...; an exported file runs where its runtime is.

@@ -13,9 +13,11 @@ from torch.overrides import TorchFunctionMode
 
 from unetseg import classes
 from unetseg.errors import UserError, first_line
+from unetseg.files import read_json
 from unetseg.model import archive, arguments, hub
 from unetseg.model.segmenter import Segmenter
 from unetseg.model.unet import SkipUnet
+from unetseg.names import shown
 
 PREFIX = "model."
 """Prefix of the Segmenter's names in the state dict: it is the attribute `model` of the LightningModule."""
@@ -38,7 +40,7 @@ def _build(given: dict[str, Any]) -> Segmenter:
 
 
 def load(path: str | Path, *, trust: bool = False, as_trained: bool = False) -> tuple[Segmenter, dict[str, Any]]:
-    """Load a checkpoint of unetseg.train, or the best one of a run folder.
+    """Load a checkpoint of unetseg.train, or the tested one of a run folder.
 
     Args:
         path: of the file or the folder.
@@ -109,15 +111,40 @@ def read_hyper_parameters(path: str | Path) -> dict[str, Any]:
 
 
 def checkpoint_file(path: str | Path) -> Path:
-    """Return the file itself, or a run folder's best checkpoint; its last, and print so, where it has no best."""
+    """Return the file itself, or the checkpoint of a run folder that was tested; its other, and print so, without it.
+
+    Raises:
+        UserError: there is none, or the folder's summary.json can't be read.
+    """
     path = Path(os.path.expanduser(path))
-    file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
-    if path.is_dir() and not file.is_file() and (last := file.with_name("last.ckpt")).is_file():
-        print(f"{path} holds no best.ckpt; its last.ckpt is taken", file=sys.stderr)
-        return last
-    if not file.is_file():
-        raise UserError(f"checkpoint={path} holds no checkpoints/best.ckpt", accepted="a run folder or a .ckpt file")
-    return file
+    if path.is_file():
+        return path
+    for file in (tested(path), path / "checkpoints" / "last.ckpt", path / "checkpoints" / "best.ckpt"):
+        if file.is_file():
+            if file != tested(path):
+                print(f"{path} holds no {tested(path).name}; its {file.name} is taken", file=sys.stderr)
+            return file
+    raise UserError(f"checkpoint={path} holds no checkpoints/best.ckpt", accepted="a run folder or a .ckpt file")
+
+
+def tested(folder: Path) -> Path:
+    """Return the checkpoint that the scores of a run folder are of, which may be gone; best.ckpt while it trains.
+
+    Raises:
+        UserError: the folder's summary.json can't be read.
+    """
+    summary, name = folder / "summary.json", "best.ckpt"
+    try:
+        name = read_json(summary).get("checkpoint", name) if os.path.lexists(summary) else name
+        if name not in ("best.ckpt", "last.ckpt"):
+            raise ValueError("names no checkpoint of a run")
+    except ValueError as error:
+        raise UserError(
+            f"{summary} {shown(str(error))}",
+            accepted="the summary of a run, which says which checkpoint was tested",
+            advice=f"the file itself: {folder / 'checkpoints/best.ckpt'}, or last.ckpt",
+        ) from None
+    return folder / "checkpoints" / name
 
 
 def hyper_parameters(content: Any) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Source:
 
     @classmethod
     def read(cls, path: Path, *, trust: bool = False) -> Source:
-        """Read a run folder (its best checkpoint), a checkpoint or a folder of save_pretrained, as data.
+        """Read a run folder (its tested checkpoint), a checkpoint or a folder of save_pretrained, as data.
 
         With `trust` the classes of somebody's own that it names are imported.
 

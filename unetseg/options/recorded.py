@@ -29,6 +29,9 @@ SECTIONS = ("model", "data", "trainer")
 AS_RECORDED = ("trainer", "sweep")
 """Sections that conf/ doesn't complete: a run has no other arguments of the Trainer than those that it recorded."""
 
+EARLIER: dict[str, dict[str, Any]] = {"optimizer": {"encoder_lr_factor": 1.0}, "checkpoint": {"choose": "best"}}
+"""What runs did before there were these options, where conf/ says otherwise."""
+
 
 def read_training(path: Path) -> dict[str, Any]:
     """Return the options of a run's config.yaml, completed by conf/ where an earlier version had fewer.
@@ -51,6 +54,7 @@ def read_training(path: Path) -> dict[str, Any]:
         raise UserError(f"data.name={str(name)[:80]} in {path} is not accepted", accepted=", ".join(map(str, DATA)))
     completed = dict(recorded)
     for key, default in defaults("train", Train, name).items():
+        default = {**default, **EARLIER.get(key, {})} if isinstance(default, dict) else default
         section = recorded.get(key, default)
         fill = isinstance(default, dict) and isinstance(section, dict) and key not in AS_RECORDED
         completed[key] = {**default, **section} if fill else section

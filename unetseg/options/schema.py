@@ -25,6 +25,10 @@ from unetseg.options.model_schema import Model, ModelOfSweep
 from unetseg.options.section import Section, Text, Trust
 from unetseg.options.trainer import check_trainer
 
+TRAINED_ENCODER_LR_FACTOR = 0.2
+"""What an encoder with trained weights learns by: they need less change than a decoder with random ones
+(docs/contest.md)."""
+
 
 class Optimizer(Section):
     """The optimizer, and the schedule of its learning rate."""
@@ -34,8 +38,10 @@ class Optimizer(Section):
     lr_scaling: Literal["none", "linear", "sqrt"] = Field(
         description="what lr is multiplied by where steps are k times as large: none 1 | linear k | sqrt k^0.5"
     )
-    encoder_lr_factor: float = Field(
-        gt=0, description="what lr is multiplied by for the encoder; below 1 where it is trained already"
+    encoder_lr_factor: float | None = Field(
+        gt=0,
+        description="what lr is multiplied by for the encoder; null: 0.2 where it begins with trained weights "
+        "(model.weights), else 1",
     )
     weight_decay: float = Field(ge=0, description="weight decay: decoupled in adamw, part of the gradient in adam, sgd")
     arguments: dict[str, Any] | None = Field(
@@ -74,7 +80,13 @@ class Gradients(Section):
 
 
 class Checkpoint(Section):
-    """When last.ckpt is written besides the end of each epoch; best.ckpt follows every validation."""
+    """Which checkpoint is the run's model, and when last.ckpt is written besides the end of each epoch."""
+
+    choose: Literal["last", "best"] | None = Field(
+        description="which is tested at the end, and taken where the run folder is given: last (the weights of the "
+        "last step) | best (those of the best val/iou); null: last where lr falls to 0 and neither early_stopping nor "
+        "trainer.max_time ends the run before, else best"
+    )
 
     every_n_minutes: float | None = Field(gt=0, description="minutes between two writes of last.ckpt; null: never")
     every_n_steps: int | None = Field(ge=1, description="steps between two writes of last.ckpt; null: never")
@@ -100,7 +112,7 @@ class Wandb(Section):
     images: bool = Field(
         description="false: no pictures of the validation, only numbers and figures of them; for each logger"
     )
-    log_model: bool = Field(description="true: upload best.ckpt as an artifact, when online")
+    log_model: bool = Field(description="true: upload the model that was tested as an artifact, when online")
 
 
 class Train(Section):
@@ -198,6 +210,25 @@ class Train(Section):
             raise rejected("the run folder of a training that was stopped: it holds a config.yaml", "null")
         return value
 
+    @property
+    def encoder_lr_factor(self) -> float:
+        """Return what the learning rate is multiplied by for the encoder."""
+        given = self.optimizer.encoder_lr_factor
+        return given if given is not None else 1.0 if self.model.weights is None else TRAINED_ENCODER_LR_FACTOR
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether no number of epochs or steps ends the training."""
+        return self.trainer.get("max_epochs") == -1 and (self.trainer.get("max_steps") or -1) == -1
+
+    @property
+    def chooses_last(self) -> bool:
+        """Whether the weights of the last step are the run's model, and not those of the best val/iou."""
+        if self.checkpoint.choose is not None:
+            return self.checkpoint.choose == "last"
+        may_end_before = self.is_endless or self.early_stopping is not None or self.trainer.get("max_time")
+        return self.optimizer.schedule in ("cosine", "poly", "one_cycle") and not may_end_before
+
     @model_validator(mode="after")
     def _probes_read_whole_weights(self) -> Train:
         if str(self.trainer.get("strategy")).startswith(("fsdp", "deepspeed")) and self.gradients.every_n_steps:
@@ -241,14 +272,13 @@ class Train(Section):
             )
         frozen = self.model.freeze_encoder
         is_held = frozen is True or (not isinstance(frozen, bool) and 0 < epochs <= frozen)
-        if is_held and optimizer.encoder_lr_factor != 1:
+        if is_held and optimizer.encoder_lr_factor not in (None, 1):
             raise rejected(
                 f"optimizer.encoder_lr_factor=1 with model.freeze_encoder={format_value(frozen)}: an encoder that "
                 "stays as it is has no learning rate",
                 "optimizer.encoder_lr_factor=1, or fewer epochs for model.freeze_encoder",
             )
-        endless = epochs == -1 and (self.trainer.get("max_steps") or -1) == -1
-        if endless and optimizer.schedule in ("poly", "one_cycle"):
+        if self.is_endless and optimizer.schedule in ("poly", "one_cycle"):
             raise rejected(
                 f"an end with schedule={optimizer.schedule}: trainer.max_epochs or trainer.max_steps",
                 "trainer.max_epochs=20, or optimizer.schedule=constant",

@@ -16,7 +16,8 @@ from unetseg.options.messages import format_value
 
 NO_DIFFERENCE = (
     *("name", "output", "resume", "trust", "allow_changes", "dry_run", "find_lr", "sweep", "jobs", "search", "trials"),
-    *("checkpoint.", "trainer.enable_progress_bar", "data.workers", "data.check"),
+    *("checkpoint.every_n_minutes", "checkpoint.every_n_steps", "trainer.enable_progress_bar"),
+    *("data.workers", "data.check"),
 )
 """Options, or sections of them, that don't change the results of a run: where its folder lies, what is shown, how
 pictures are loaded and when the run is saved."""

@@ -94,9 +94,9 @@ def draw_outline(picture: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def _samples(run: Run, names: Sequence[str], trust: bool) -> list[Sample]:
-    """Return the named test images of a run with their masks and the predictions of its best checkpoint."""
+    """Return the named test images of a run with their masks and the predictions of its tested checkpoint."""
     try:
-        model, known = checkpoint.load(run.folder.best, trust=trust)
+        model, known = checkpoint.load(run.tested, trust=trust)
         measured = {name: known["data"].get(name) for name in ("mean", "std")}
         options = {**run.options["data"], **measured, "cache": "none", "check": "none"}
         data = make_data(options, run.seed, test_split="test", trust=trust)

@@ -6,7 +6,6 @@ file is left out and named, and the others are reported.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import pandas as pd
 
 from unetseg.errors import UserError, first_line
 from unetseg.evaluation.style import COLOURS
+from unetseg.files import read_json
 from unetseg.names import shown
 from unetseg.options import plain_yaml
 from unetseg.options.settings import axes_of, setting_name, variant
@@ -59,8 +59,6 @@ NUMBERS = ("parameters", "flops", "activation_memory", "images_per_second")
 """Entries of a summary on a run's cost; each may be absent."""
 MAY_BE_EMPTY = ("metrics.csv", "gradient_flow.csv")
 """Tables that may have no rows."""
-LARGEST = 16_000_000
-"""The most bytes of a config.yaml or a JSON file; they usually have some thousands."""
 SHARES = {
     "per_image.csv": ["iou", "dice", "boundary_iou"],
     "per_class.csv": ["iou"],
@@ -86,6 +84,11 @@ class Run:
     options: dict[str, Any]
     """Its config.yaml."""
     summary: dict[str, Any]
+
+    @property
+    def tested(self) -> Path:
+        """Return the checkpoint that the scores of the summary are of."""
+        return self.folder.checkpoints / self.summary.get("checkpoint", "best.ckpt")
 
     @property
     def seed(self) -> int:
@@ -283,6 +286,7 @@ EARLIER: dict[str, Any] = {
         **{"name": "adamw", "encoder_lr_factor": 1.0, "arguments": None, "schedule": "cosine"},
         **{"warmup_epochs": 0.0, "patience": 5, "ema": None},
     },
+    "checkpoint": {"choose": "best"},
     **{"class_weights": None, "boundary_weight": None, "early_stopping": None},
 }
 """What runs did before there were these options: they are no seeds of a setting with others."""
@@ -298,7 +302,7 @@ def _read_options(path: Path) -> dict[str, Any]:
         if any(type(options["data"].get(key) or 0) is not int for key in ("folds", "fold")):
             raise TypeError("data.folds or data.fold is no number")
         for key, earlier in EARLIER.items():
-            options[key] = earlier | options[key] if isinstance(earlier, dict) else options.get(key, earlier)
+            options[key] = earlier | options.get(key, {}) if isinstance(earlier, dict) else options.get(key, earlier)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise Damaged(f"config.yaml can't be read: {shown(first_line(error))}") from None
     return options
@@ -315,6 +319,8 @@ def _read_summary(path: Path) -> dict[str, Any]:
         most = 1 if name == "test/iou" else LARGEST_NUMBER
         if not unscored and not 0 <= value <= most:
             raise Damaged(f"{path.name}: {name} is no number that a run can have")
+    if summary.get("checkpoint", "best.ckpt") not in ("best.ckpt", "last.ckpt"):
+        raise Damaged(f"{path.name}: checkpoint is none of a run")
     commit = summary.get("git_commit")
     if not isinstance(summary.get("versions", {}), dict) or not isinstance(summary.get("command", ""), str):
         raise Damaged(f"{path.name}: versions or command are of another kind")
@@ -369,16 +375,9 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 def _read_json(path: Path) -> dict[str, Any]:
     """Return the object of a JSON file; raise Damaged if the file is too large or holds none."""
     try:
-        if not path.is_file():
-            raise Damaged(f"{path.name} is no file")
-        if path.stat().st_size > LARGEST:
-            raise Damaged(f"{path.name} has more than {LARGEST:,} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise Damaged(f"{path.name} can't be read: {shown(first_line(error))}") from None
-    if not isinstance(content, dict):
-        raise Damaged(f"{path.name} can't be read: it holds no object")
-    return content
+        return read_json(path)
+    except ValueError as error:
+        raise Damaged(f"{path.name} {shown(str(error))}") from None
 
 
 def _check_tables(run: RunFolder, summary: dict[str, Any]) -> None:

@@ -247,9 +247,9 @@ def examples(sweep: Sweep, *, trust: bool = False) -> Section:
     first_runs = [setting.runs[0] for setting in sweep.settings]
     if len({run.fold for run in first_runs}) > 1:
         return Section(title, "Not shown: the settings begin with different folds.")
-    absent = [run.place for run in first_runs if not run.folder.best.is_file()]
+    absent = [f"{run.place}/checkpoints/{run.tested.name}" for run in first_runs if not run.tested.is_file()]
     if absent:
-        return Section(title, f"Not shown: checkpoints/best.ckpt is not there any more ({', '.join(absent)}).")
+        return Section(title, f"Not shown: not there any more: {', '.join(absent)}.")
     from unetseg.reporting import examples as example_figures  # imports torch
 
     worst = scores.worst_first(sweep)
@@ -262,8 +262,8 @@ def examples(sweep: Sweep, *, trust: bool = False) -> Section:
         f"{number(ranked[0].iou)}; these are single images, and no difference between settings is read from them."
     )
     note = (
-        "Each setting with the best checkpoint of its first seed, predicted anew in float32, and the IoU that the run "
-        "recorded. White: the outline of the truth."
+        "Each setting with the tested checkpoint of its first seed, predicted anew in float32, and the IoU that the "
+        "run recorded. White: the outline of the truth."
     )
     order = (
         f"{len(gallery.panels)} of {len(worst)} scored test images by their mean IoU over all settings and seeds, "

@@ -243,7 +243,8 @@ def check_resume(options: Train) -> None:
             advice=f"resume=... alone, or allow_changes=[{names}]",
         )
     keys = [change.partition(":")[0] for change in changed]
-    grouped = {before["optimizer"]["encoder_lr_factor"] == 1, options.optimizer.encoder_lr_factor == 1}
+    earlier = options.optimizer.model_copy(update={"encoder_lr_factor": before["optimizer"]["encoder_lr_factor"]})
+    grouped = {own.encoder_lr_factor == 1 for own in (options, options.model_copy(update={"optimizer": earlier}))}
     kept = [*STARTS, *OF_THE_OPTIMIZER, *(["optimizer.encoder_lr_factor"] if len(grouped) > 1 else [])]
     if fixed := [key for key in kept if key in keys]:
         raise UserError(

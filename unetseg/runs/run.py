@@ -176,7 +176,7 @@ class Run(Results):
             return read_gradient_flow(self._files)
 
     def model(self, *, trust: bool = False) -> Segmenter:
-        """Return the network of the best checkpoint, in eval mode on the CPU: Bx3xHxW float32 -> BxKxHxW logits.
+        """Return the network of the tested checkpoint, in eval mode on the CPU: Bx3xHxW float32 -> BxKxHxW logits.
 
         With `trust` the classes of your own that it names are imported.
 

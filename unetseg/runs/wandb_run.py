@@ -113,14 +113,14 @@ def log_summary(logger: WandbLogger, summary: dict[str, Any], per_class: pd.Data
 
 
 @rank_zero_only
-def log_model(loggers: list[Logger], checkpoint: Path) -> None:
+def log_model(loggers: list[Logger], checkpoint: str) -> None:
     """Upload a checkpoint as the artifact model-RUN_ID:best, where W&B is online; unetseg.load reads it back."""
     for logger in loggers:
         if isinstance(logger, WandbLogger) and not (logger.experiment.offline or logger.experiment.disabled):
             import wandb
 
             artifact = wandb.Artifact(f"model-{logger.experiment.id}", type="model")
-            artifact.add_file(str(checkpoint), name="best.ckpt")
+            artifact.add_file(checkpoint, name="best.ckpt")
             logger.experiment.log_artifact(artifact, aliases=["best"])
 
 

@@ -109,7 +109,10 @@ def make_module(
         ),
         classes=classes,
         lr=options.optimizer.lr,
-        optimization=Optimization(**options.optimizer.model_dump(exclude={"lr", "lr_scaling", "ema"})),
+        optimization=Optimization(
+            **options.optimizer.model_dump(exclude={"lr", "lr_scaling", "ema", "encoder_lr_factor"}),
+            encoder_lr_factor=options.encoder_lr_factor,
+        ),
         hyper_parameters=hyper_parameters(options, view, class_weights),
         view=view,
         skip_nonfinite=options.guards.nonfinite_loss == "skip",

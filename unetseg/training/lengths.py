@@ -89,7 +89,7 @@ def check_lengths(options: Train, trainer: L.Trainer, data: SegmentationData) ->
         )
     frozen = options.model.freeze_encoder
     is_held = not isinstance(frozen, bool) and total is not None and total <= frozen * steps
-    if is_held and options.optimizer.encoder_lr_factor != 1:
+    if is_held and options.optimizer.encoder_lr_factor not in (None, 1):
         raise UserError(
             f"optimizer.encoder_lr_factor={options.optimizer.encoder_lr_factor:g} does nothing: "
             f"model.freeze_encoder={frozen} are {counted(frozen * steps, 'step')}, and the training has {total}",

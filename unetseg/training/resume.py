@@ -311,7 +311,7 @@ def _ways_on(run: RunFolder) -> list[str]:
     copy, folder = "the file from a copy", shlex.quote(str(run.path))
     if is_whole(run.best):
         begin = f"python -m unetseg.train ... model.weights={folder} name=NEW, which begins with best.ckpt's weights"
-        return [copy, begin, f"python -m unetseg.evaluate checkpoint={folder}, which scores best.ckpt"]
+        return [copy, begin, f"python -m unetseg.evaluate checkpoint={shlex.quote(str(run.best))}, which scores it"]
     present = shlex.join(str(path) for path in (run.last, run.best) if path.exists())
     return [copy, f"rm {present}, and the same command begins anew"]
 
