@@ -468,7 +468,7 @@ def test_such_a_run_is_resumed_with_trust_alone(own_run):
         edit(own_run / file.name)
     done = run_in(own_run, "evaluate", "checkpoint=runs/own", "trust=true", "accelerator=cpu")
     of_evaluation = {"my_skips:Gated", "my_parts:Doubled", "my_parts:Power", "my_parts:find"}
-    assert said(done.stderr, "best.ckpt", "runs/own") == of_evaluation
+    assert said(done.stderr, "last.ckpt", "runs/own") == of_evaluation
     done = run_in(own_run, "train", "resume=runs/own", "trainer.max_epochs=3", "trust=true")
     assert said(done.stderr, "last.ckpt") == of_evaluation | {"my_parts:Counter"}
 
