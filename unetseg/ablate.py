@@ -33,6 +33,7 @@ from unetseg.options import command
 from unetseg.options.call import CallableModule, Option, interruptible, overrides_of
 from unetseg.options.compose import compose_cell, values_of
 from unetseg.options.messages import format_value
+from unetseg.options.recorded import EARLIER
 from unetseg.options.schema import Ablate
 from unetseg.options.settings import axes_of, differences, flat, run_name, trust_of
 from unetseg.options.space import assignments, combinations, space_of
@@ -151,7 +152,8 @@ def search(first: Ablate, given: Sequence[str]) -> list[SweepRun]:
     digest = hashlib.sha256(json.dumps([common, texts], sort_keys=True).encode()).hexdigest()[:6]
     folder = Path(first.output) / (first.name or f"search_{first.data.name}_{digest}")
     earlier = prepare(folder)
-    changed = differences(earlier.get("search", {}).get("options", common), common)
+    of_before = {key: value for key, value in flat(EARLIER).items() if key in common}
+    changed = differences(of_before | earlier.get("search", {}).get("options", common), common)
     if earlier and (changed or earlier.get("search", {}).get("space") != texts):
         raise UserError(
             f"{folder} holds something else: {'; '.join(changed) or 'a sweep, or a search of another space'}",

@@ -89,7 +89,8 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     from unetseg.training.module import SegmentationModule
     from unetseg.training.precision import describe, scoring_precision
 
-    model, known = checkpoint.load(options.checkpoint, trust=options.trust, as_trained=True)
+    file = checkpoint.checkpoint_file(options.checkpoint)
+    model, known = checkpoint.load(file, trust=options.trust, as_trained=True)
     if is_own(known["loss"]):
         own_classes.admit({known["loss"]: "loss"}, options.checkpoint, options.trust)
     others = filter(is_own, (known["loss"], getattr(options.data, "source", None)))
@@ -169,7 +170,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     content = {
         **record.set_scores(),
         **cost(module.model, data.view.side, data.view.channels),
-        "checkpoint": options.checkpoint,
+        "checkpoint": str(file),
         "split": options.split,
         "data": options.data.model_dump(),
         **{name: known["model"][name] for name in ("skip", "encoder")},

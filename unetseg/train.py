@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from unetseg.runs.run import Run
     from unetseg.training.module import SegmentationModule
 
+ORIGIN = {"last": "the weights of the last step", "best": "those of the best val/iou"}
+"""Of each checkpoint of a run."""
+
 
 def call(*overrides: str, callbacks: Sequence[Callback | str] = (), **options: Option) -> Run:
     """Train a network, test it, and return the run: what `unetseg.train(...)` does.
@@ -220,9 +223,13 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
         trainer = build.make_trainer(arguments, loggers, all_callbacks, run.path)
         trainer.fit(module, data, ckpt_path=start, weights_only=True)
         run.record_changes()  # where no step was left
-        if not options.chooses_last and not best.best_model_path and trainer.is_global_zero:
-            print("there is no best.ckpt, as no validation has run since: the last weights are tested")
-        tested = last if options.chooses_last or not best.best_model_path else best
+        chosen = last if options.chooses_last(ended_early=trainer.should_stop) else best
+        tested = chosen if chosen.best_model_path else last
+        if trainer.is_global_zero:
+            if tested is not chosen:
+                print("there is no best.ckpt, as no validation has run since: the last weights are tested")
+            else:
+                print(f"testing {tested.filename}.ckpt, {ORIGIN[str(tested.filename)]}")
         trainer.test(module, data, ckpt_path=tested.best_model_path or None, verbose=False, weights_only=True)
         encoder = module.get_submodule("model.net.encoder")
         frozen = sum(p.numel() for p in encoder.parameters()) if options.model.freeze_encoder else 0
@@ -249,7 +256,7 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
             "data": options.data.name,
             "size": data.view.side,
             "epochs": trainer.current_epoch,
-            "checkpoint": f"{tested.filename}.ckpt",
+            "checkpoint": f"{tested.filename}.ckpt" if tested.best_model_path else None,
             "val/iou": None if best.best_model_score is None else best.best_model_score.item(),
             "precision": str(trainer.precision),
             "seed": options.seed,
@@ -260,7 +267,7 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
             write_json(run.summary, summary)
             score_plots.curves(run.metrics, run.figures / "curves.png")
         pictures.log_summary(loggers, summary, record.per_class)
-        if options.wandb.log_model:
+        if options.wandb.log_model and tested.best_model_path:
             wandb_run.log_model(loggers, tested.best_model_path)
     return summary
 

@@ -75,7 +75,8 @@ def _em(paths: dict[str, Path]) -> list[str]:
 
 def _pretrained(paths: dict[str, Path]) -> list[str]:
     weights = override("model.weights", str(paths["weights"]))
-    return [*_pets(paths), "model.encoder=resnet50", weights, "optimizer.lr=2e-4", "optimizer.encoder_lr_factor=1", "checkpoint.choose=best"]
+    of_before = ("optimizer.lr=2e-4", "optimizer.encoder_lr_factor=1", "checkpoint.choose=best")
+    return [*_pets(paths), "model.encoder=resnet50", weights, *of_before]
 
 
 BENCHES = {

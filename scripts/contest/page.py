@@ -17,7 +17,12 @@ from unetseg.evaluation.style import COLOURS, INK, styled
 
 ROOT = Path(__file__).parents[2]
 PAGE, FIGURE = ROOT / "docs/contest.md", ROOT / "docs/images/contest.png"
-RECIPES = {"ours": "unetseg, defaults", "example": "smp's example", "tuned": "smp.Unet, tuned"}
+RECIPES = {
+    "ours": "unetseg, defaults",
+    "example": "smp's example",
+    "tuned": "smp.Unet, tuned",
+    "two_rates": "smp.Unet, tuned,\nour two rates",
+}
 """The contest's recipes, and how they are called in the figure; the others are variants of ours."""
 METRICS = {"iou": "IoU", "iou_per_image": "IoU per picture", "boundary_iou": "Boundary IoU"}
 Scores = dict[tuple[str, str], dict[str, list[float]]]
@@ -57,7 +62,7 @@ def table(found: Scores, recipes: set[str]) -> str:
 def draw(found: Scores, path: Path) -> None:
     """Draw the contest's recipes: a dot a seed, and from three on their mean with its 95 % interval."""
     names = [name for name in ("pets", "camvid", "nuclei") if (name, "ours") in found]
-    figure, axes = plt.subplots(len(METRICS), len(names), figsize=(2.4 * len(names), 3.6), squeeze=False, sharey=True)
+    figure, axes = plt.subplots(len(METRICS), len(names), figsize=(2.4 * len(names), 4.2), squeeze=False, sharey=True)
     for row, (key, label) in zip(axes, METRICS.items(), strict=True):
         for axis, name in zip(row, names, strict=True):
             for place, (recipe, colour) in enumerate(zip(RECIPES, COLOURS, strict=False)):

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import lightning as L
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from unetseg.model import checkpoint
 from unetseg.options import recorded
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
+from unetseg.reporting import results, scores
 from unetseg.runs.folder import check_resume
 from unetseg.train import options_of_resumed_run, train
 
@@ -27,16 +29,26 @@ ACCEPTED = ("data=folder", "data.root=.", "data.classes=[a,b]", "trainer.max_epo
         (("optimizer.schedule=one_cycle",), "last"),
         (("optimizer.schedule=constant",), "best"),
         (("optimizer.schedule=plateau",), "best"),
-        (("early_stopping=3",), "best"),
         (("trainer.max_epochs=-1", "+trainer.max_time=00:01:00:00"), "best"),
-        (("+trainer.max_time=00:01:00:00",), "best"),
-        (("early_stopping=3", "checkpoint.choose=last"), "last"),
         (("checkpoint.choose=best",), "best"),
         (("recipe=from_scratch",), "best"),
     ],
 )
 def test_the_last_weights_are_chosen_where_the_rate_falls_to_0(given, chosen):
-    assert compose("train", Train, [*ACCEPTED, *given]).chooses_last == (chosen == "last")
+    assert compose("train", Train, [*ACCEPTED, *given]).chooses_last(ended_early=False) == (chosen == "last")
+
+
+def test_a_training_that_is_ended_early_chooses_the_best_and_says_so(tiny, capsys):
+    class End(L.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            trainer.should_stop = True
+
+    given = ("checkpoint.choose=null", "optimizer.lr=1e-3", "trainer.max_epochs=3")
+    whole = tiny("name=whole", *given)
+    assert "testing last.ckpt, the weights of the last step" in capsys.readouterr().out
+    ended = tiny("name=ended", *given, callbacks=[End()])
+    assert "testing best.ckpt, those of the best val/iou" in capsys.readouterr().out
+    assert [json.loads(run.summary.read_text())["checkpoint"] for run in (whole, ended)] == ["last.ckpt", "best.ckpt"]
 
 
 @pytest.fixture
@@ -54,12 +66,12 @@ def of_last(tiny):
 def test_the_tested_checkpoint_is_what_the_folder_means(of_last, tmp_path):
     summary = json.loads(of_last.summary.read_text())
     assert summary["checkpoint"] == "last.ckpt"
-    scores = {
+    found = {
         path: unetseg.evaluate(f"output={tmp_path}/{number}", checkpoint=str(path)).summary["test/iou"]
         for number, path in enumerate((of_last.path, of_last.last, of_last.best))
     }
-    assert scores[of_last.path] == scores[of_last.last] == pytest.approx(summary["test/iou"], abs=1e-12)
-    assert scores[of_last.best] != scores[of_last.last]
+    assert found[of_last.path] == found[of_last.last] == pytest.approx(summary["test/iou"], abs=1e-12)
+    assert found[of_last.best] != found[of_last.last]
     weights = [checkpoint.load(path)[0].state_dict() for path in (of_last.path, of_last.last, of_last.best)]
     same = [all(torch.equal(value, other[name]) for name, value in weights[0].items()) for other in weights[1:]]
     assert same == [True, False]
@@ -70,7 +82,7 @@ def test_a_folder_that_has_lost_it_gives_the_other_and_says_so(of_last, capsys):
     assert checkpoint.checkpoint_file(of_last.path) == of_last.best
     assert f"{of_last.path} holds no last.ckpt; its best.ckpt is taken" in capsys.readouterr().err
     of_last.best.unlink()
-    with pytest.raises(UserError, match=r"holds no checkpoints/best\.ckpt"):
+    with pytest.raises(UserError, match=r"holds no checkpoints/last\.ckpt"):
         checkpoint.checkpoint_file(of_last.path)
 
 
@@ -86,8 +98,32 @@ def test_an_earlier_run_means_its_best(of_last):
     del summary["checkpoint"]
     of_last.summary.write_text(json.dumps(summary))
     assert checkpoint.checkpoint_file(of_last.path) == of_last.best
-    of_last.summary.unlink()  # it trains still
+
+
+def test_a_run_that_goes_on_means_its_best_so_far_and_says_so(of_last, capsys, tmp_path):
+    of_last.summary.unlink()
     assert checkpoint.checkpoint_file(of_last.path) == of_last.best
+    assert f"{of_last.path} is not finished; its best.ckpt is taken" in capsys.readouterr().err
+    evaluated = unetseg.evaluate(f"output={tmp_path}/out", checkpoint=str(of_last.path))
+    assert evaluated.summary["checkpoint"] == str(of_last.best)
+
+
+def test_a_report_uses_the_evaluations_of_the_tested_checkpoint_alone(of_last):
+    for file in (of_last.last, of_last.best):
+        unetseg.evaluate(f"output={of_last.path}/evaluation/{file.stem}", "lesion=true", checkpoint=str(file))
+    read = results.read(of_last.path)
+    assert [name for _, _, name, _, _ in scores.lesions(read)] == ["last"]
+    reason = "it is of best.ckpt, and the scores of the run are of last.ckpt"
+    assert read.damaged == [("of_last/evaluation/best", reason)]
+    summary = of_last.path / "evaluation/best/summary.json"
+    summary.write_text(json.dumps({"checkpoint": str(of_last.path)}))  # as earlier versions
+    assert [name for _, _, name, _, _ in scores.lesions(results.read(of_last.path))] == ["last"]
+
+
+def test_a_damaged_one_is_told_with_the_other(of_last):
+    of_last.last.write_bytes(of_last.last.read_bytes()[:5000])
+    with pytest.raises(UserError, match=rf"(?s)last\.ckpt can't be loaded.*try: {of_last.best}"):
+        checkpoint.load(of_last.path)
 
 
 def test_a_card_has_the_scores_of_its_own_weights_alone(tiny, tmp_path):
@@ -95,6 +131,9 @@ def test_a_card_has_the_scores_of_its_own_weights_alone(tiny, tmp_path):
     for number, (path, has_scores) in enumerate({run.path: True, run.last: True, run.best: False}.items()):
         save_pretrained(path, tmp_path / str(number))
         assert ("test/iou" in (tmp_path / str(number) / "README.md").read_text()) == has_scores
+    run.summary.write_text("{")
+    save_pretrained(run.last, tmp_path / "damaged")
+    assert "test/iou" not in (tmp_path / "damaged/README.md").read_text()
 
 
 def test_the_average_of_the_last_weights_is_tested(tiny, tmp_path):

@@ -16,7 +16,6 @@ import importlib.util
 import io
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -210,11 +209,14 @@ def save_pretrained(path: str | Path, folder: str | Path, *, trust: bool = False
     scores on the test split. config.json also states the classes and how the model sees pictures, so that
     `unetseg.load` reads the folder.
     """
-    path = os.path.expanduser(path)
-    model, hyper_parameters = checkpoint.load(path, trust=trust)
-    run, data = run_folder_of(path), hyper_parameters["data"]
-    is_tested = run is not None and checkpoint.checkpoint_file(path).name == checkpoint.tested(run.path).name
-    scores = read_json(run.summary) if run is not None and is_tested and run.summary.exists() else {}
+    file = checkpoint.checkpoint_file(path)
+    model, hyper_parameters = checkpoint.load(file, trust=trust)
+    run, data = run_folder_of(file), hyper_parameters["data"]
+    scores: dict[str, Any] = {}
+    with contextlib.suppress(ValueError):  # a summary that is damaged has no scores
+        scores = read_json(run.summary) if run is not None and run.summary.exists() else {}
+    if file.name != (scores.get("checkpoint") or "best.ckpt"):
+        scores = {}
     stated = {name: data[name] for name in ("name", *arguments.VIEW) if name in data}
     model.net.save_pretrained(
         folder,

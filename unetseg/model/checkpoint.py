@@ -111,7 +111,7 @@ def read_hyper_parameters(path: str | Path) -> dict[str, Any]:
 
 
 def checkpoint_file(path: str | Path) -> Path:
-    """Return the file itself, or the checkpoint of a run folder that was tested; its other, and print so, without it.
+    """Return the file itself, or the checkpoint of a run folder that was tested; print it where another is taken.
 
     Raises:
         UserError: there is none, or the folder's summary.json can't be read.
@@ -119,12 +119,15 @@ def checkpoint_file(path: str | Path) -> Path:
     path = Path(os.path.expanduser(path))
     if path.is_file():
         return path
-    for file in (tested(path), path / "checkpoints" / "last.ckpt", path / "checkpoints" / "best.ckpt"):
+    chosen = tested(path)
+    for file in (chosen, path / "checkpoints" / "last.ckpt", path / "checkpoints" / "best.ckpt"):
         if file.is_file():
-            if file != tested(path):
-                print(f"{path} holds no {tested(path).name}; its {file.name} is taken", file=sys.stderr)
+            if file != chosen:
+                print(f"{path} holds no {chosen.name}; its {file.name} is taken", file=sys.stderr)
+            elif (path / "config.yaml").exists() and not (path / "summary.json").exists():
+                print(f"{path} is not finished; its {file.name} is taken", file=sys.stderr)
             return file
-    raise UserError(f"checkpoint={path} holds no checkpoints/best.ckpt", accepted="a run folder or a .ckpt file")
+    raise UserError(f"checkpoint={path} holds no checkpoints/{chosen.name}", accepted="a run folder or a .ckpt file")
 
 
 def tested(folder: Path) -> Path:
@@ -135,7 +138,7 @@ def tested(folder: Path) -> Path:
     """
     summary, name = folder / "summary.json", "best.ckpt"
     try:
-        name = read_json(summary).get("checkpoint", name) if os.path.lexists(summary) else name
+        name = (read_json(summary).get("checkpoint") or name) if os.path.lexists(summary) else name
         if name not in ("best.ckpt", "last.ckpt"):
             raise ValueError("names no checkpoint of a run")
     except ValueError as error:
@@ -173,6 +176,9 @@ def hyper_parameters(content: Any) -> dict[str, Any]:
 
 
 def _load_error(file: Path, error: Exception) -> UserError:
+    other = file.with_name("best.ckpt" if file.name == "last.ckpt" else "last.ckpt")
     return UserError(
-        f"{file} can't be loaded: {first_line(error)}", accepted="a checkpoint that unetseg.train has written"
+        f"{file} can't be loaded: {first_line(error)}",
+        accepted="a checkpoint that unetseg.train has written",
+        advice=str(other) if other.is_file() and file.name in ("best.ckpt", "last.ckpt") else (),
     )

@@ -84,8 +84,7 @@ class Checkpoint(Section):
 
     choose: Literal["last", "best"] | None = Field(
         description="which is tested at the end, and taken where the run folder is given: last (the weights of the "
-        "last step) | best (those of the best val/iou); null: last where lr falls to 0 and neither early_stopping nor "
-        "trainer.max_time ends the run before, else best"
+        "last step) | best (those of the best val/iou); null: last where lr has fallen to 0 by then, else best"
     )
 
     every_n_minutes: float | None = Field(gt=0, description="minutes between two writes of last.ckpt; null: never")
@@ -221,13 +220,16 @@ class Train(Section):
         """Whether no number of epochs or steps ends the training."""
         return self.trainer.get("max_epochs") == -1 and (self.trainer.get("max_steps") or -1) == -1
 
-    @property
-    def chooses_last(self) -> bool:
-        """Whether the weights of the last step are the run's model, and not those of the best val/iou."""
+    def chooses_last(self, *, ended_early: bool) -> bool:
+        """Return whether the weights of the last step are the run's model, and not those of the best val/iou.
+
+        Args:
+            ended_early: whether something ended the training before its last epoch or step.
+        """
         if self.checkpoint.choose is not None:
             return self.checkpoint.choose == "last"
-        may_end_before = self.is_endless or self.early_stopping is not None or self.trainer.get("max_time")
-        return self.optimizer.schedule in ("cosine", "poly", "one_cycle") and not may_end_before
+        falls_to_0 = self.optimizer.schedule in ("cosine", "poly", "one_cycle") and not self.is_endless
+        return falls_to_0 and not ended_early
 
     @model_validator(mode="after")
     def _probes_read_whole_weights(self) -> Train:

@@ -88,7 +88,12 @@ class Run:
     @property
     def tested(self) -> Path:
         """Return the checkpoint that the scores of the summary are of."""
-        return self.folder.checkpoints / self.summary.get("checkpoint", "best.ckpt")
+        return self.folder.checkpoints / (self.summary.get("checkpoint") or "best.ckpt")
+
+    def evaluations(self, table: str) -> list[Path]:
+        """Return a table in the folders of the run's evaluations, but for those of its other checkpoint."""
+        paths = sorted(self.folder.path.glob(f"evaluation/*/{table}"))
+        return [path for path in paths if _evaluated(path.parent) in (None, self.tested.name)]
 
     @property
     def seed(self) -> int:
@@ -236,7 +241,25 @@ def read(root: Path) -> Sweep:
         Setting(name, COLOURS[number % 8], STYLES[number // 8 % 4], [run for _, run in sorted(by_name[name].items())])
         for number, name in enumerate(sorted(by_name, key=order))
     ]
+    for run in (run for setting in settings for run in setting.runs):
+        others = {path.parent for table in OF_EVALUATIONS for path in run.folder.path.glob(f"evaluation/*/{table}")}
+        for folder in sorted(others):
+            if _evaluated(folder) not in (None, run.tested.name):
+                reason = f"it is of {_evaluated(folder)}, and the scores of the run are of {run.tested.name}"
+                damaged.append((f"{run.place}/evaluation/{folder.name}", reason))
     return Sweep(settings, absent, repeated, record, damaged, trials)
+
+
+def _evaluated(folder: Path) -> str | None:
+    """Return which of a run's checkpoints an evaluation in its folder is of; None where that can't be told.
+
+    Earlier versions noted the run's folder, which meant best.ckpt.
+    """
+    try:
+        name = Path(str(read_json(folder / "summary.json").get("checkpoint"))).name
+    except ValueError:
+        return None
+    return name if name == "last.ckpt" else "best.ckpt"
 
 
 def setting_names(options: list[dict[str, Any]]) -> list[str]:
@@ -319,7 +342,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
         most = 1 if name == "test/iou" else LARGEST_NUMBER
         if not unscored and not 0 <= value <= most:
             raise Damaged(f"{path.name}: {name} is no number that a run can have")
-    if summary.get("checkpoint", "best.ckpt") not in ("best.ckpt", "last.ckpt"):
+    if summary.get("checkpoint") not in (None, "best.ckpt", "last.ckpt"):
         raise Damaged(f"{path.name}: checkpoint is none of a run")
     commit = summary.get("git_commit")
     if not isinstance(summary.get("versions", {}), dict) or not isinstance(summary.get("command", ""), str):

@@ -81,7 +81,7 @@ def lesions(sweep: Sweep) -> list[tuple[Setting, Run, str, pd.DataFrame, pd.Data
     results = []
     for setting in sweep.settings:
         for run in setting.runs:
-            for path in sorted(run.folder.path.glob("evaluation/*/lesion.csv")):
+            for path in run.evaluations("lesion.csv"):
                 shapley = path.with_name("shapley.csv")
                 if shapley.exists():
                     losses = pd.read_csv(path, dtype={"levels": str})
@@ -95,7 +95,7 @@ def freeu(sweep: Sweep) -> list[tuple[Setting, Run, str, pd.DataFrame]]:
         (setting, run, path.parent.name, pd.read_csv(path, dtype={"levels": str}))
         for setting in sweep.settings
         for run in setting.runs
-        for path in sorted(run.folder.path.glob("evaluation/*/freeu.csv"))
+        for path in run.evaluations("freeu.csv")
     ]
 
 

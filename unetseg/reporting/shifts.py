@@ -43,7 +43,7 @@ def evaluations(sweep: Sweep) -> dict[str, list[Setting]]:
     """Return the settings with their runs under shift, by the name of the evaluation."""
     found: dict[str, list[Setting]] = {}
     for setting in sweep.settings:
-        paths = [(run, path.parent) for run in setting.runs for path in run.folder.path.glob(f"evaluation/*/{TABLE}")]
+        paths = [(run, path.parent) for run in setting.runs for path in run.evaluations(TABLE)]
         for name in sorted({path.name for _, path in paths}):
             runs = [
                 ShiftedRun(RunFolder(path), run.place, run.options, run.summary)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from unetseg.errors import UserError, first_line
+from unetseg.files import read_json
 from unetseg.names import counted
 from unetseg.options import recorded
 from unetseg.options.settings import axes_of, flat, setting_name
@@ -86,15 +86,12 @@ class Results:
             UserError: the file is damaged.
         """
         path = self._files.summary
-        if not path.exists():
+        if not os.path.lexists(path):
             return {}
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(content, dict):
-                raise ValueError("it holds no object")
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{path} can't be read: {first_line(error)}") from None
-        return content
+            return read_json(path)
+        except ValueError as error:
+            raise UserError(f"{path} {error}") from None
 
     @cached_property
     def per_image(self) -> pd.DataFrame:

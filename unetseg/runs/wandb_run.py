@@ -114,7 +114,10 @@ def log_summary(logger: WandbLogger, summary: dict[str, Any], per_class: pd.Data
 
 @rank_zero_only
 def log_model(loggers: list[Logger], checkpoint: str) -> None:
-    """Upload a checkpoint as the artifact model-RUN_ID:best, where W&B is online; unetseg.load reads it back."""
+    """Upload the tested checkpoint as best.ckpt of the artifact model-RUN_ID:best, where W&B is online.
+
+    unetseg.load reads it back.
+    """
     for logger in loggers:
         if isinstance(logger, WandbLogger) and not (logger.experiment.offline or logger.experiment.disabled):
             import wandb

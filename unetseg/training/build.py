@@ -362,6 +362,7 @@ def set_batch_size_and_learning_rate(
         "batch_size": data.batch_size,
         "global_batch_size": data.batch_size * parts,
         "lr": module.lr,
+        "encoder_lr": module.lr * options.encoder_lr_factor,
     }
     if trainer.world_size > 1 and trainer.is_global_zero:
         print(", ".join(f"{name} {value}" for name, value in sizes.items()))

@@ -100,7 +100,7 @@ class Checkpointing(ModelCheckpoint):
         """Forget a best checkpoint that is gone or damaged, once the state of the run has been restored."""
         if self.monitor and self.best_model_path and not is_whole(Path(self.best_model_path)):
             if launch.is_first():
-                print(f"{self.best_model_path} is gone or damaged: the best from here on will be kept and tested")
+                print(f"{self.best_model_path} is gone or damaged: the best from here on will be kept")
             self.best_k_models, self.kth_best_model_path = {}, ""
             self.kth_value = None  # type: ignore[assignment]  # Lightning's own first value
             self.best_model_path, self.best_model_score, self.current_score = "", None, None
@@ -308,10 +308,11 @@ def rewind(run: RunFolder, named: Iterable[str] = ()) -> Path | None:
 
 def _ways_on(run: RunFolder) -> list[str]:
     """Return what can be done without last.ckpt; a best.ckpt that can be read is never given up."""
-    copy, folder = "the file from a copy", shlex.quote(str(run.path))
+    copy = "the file from a copy"
     if is_whole(run.best):
-        begin = f"python -m unetseg.train ... model.weights={folder} name=NEW, which begins with best.ckpt's weights"
-        return [copy, begin, f"python -m unetseg.evaluate checkpoint={shlex.quote(str(run.best))}, which scores it"]
+        best = shlex.quote(str(run.best))
+        begin = f"python -m unetseg.train ... model.weights={best} name=NEW, which begins with its weights"
+        return [copy, begin, f"python -m unetseg.evaluate checkpoint={best}, which scores it"]
     present = shlex.join(str(path) for path in (run.last, run.best) if path.exists())
     return [copy, f"rm {present}, and the same command begins anew"]
 

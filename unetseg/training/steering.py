@@ -30,7 +30,7 @@ class AverageWeights(WeightAveraging):
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Restore the average and the weights of a resumed run; the test takes best.ckpt, the average, as it is."""
+        """Restore the average and the weights of a resumed run; the test takes the average, as it is in the file."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_load_checkpoint(trainer, module, checkpoint)
 
