@@ -15,6 +15,9 @@ from unetseg import classes
 from unetseg.classes import described
 from unetseg.errors import UserError, first_line
 
+OTHERS = 4
+"""Objects that one is compared with: a few random signs may be the same by chance."""
+
 
 def build_tried(
     text: str,
@@ -53,8 +56,9 @@ def build_tried(
         ) from error
     if not on_meta:
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-            other = classes.build(text, option, base, places, keywords)
-            _check_state(built, other, f"{option}={text}")
+            for _ in range(OTHERS):
+                other = classes.build(text, option, base, places, keywords)
+                _check_state(built, other, f"{option}={text}")
             attempt(other)
     return built
 
