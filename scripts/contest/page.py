@@ -62,10 +62,12 @@ def table(found: Scores, recipes: set[str]) -> str:
 def draw(found: Scores, path: Path) -> None:
     """Draw the contest's recipes: a dot a seed, and from three on their mean with its 95 % interval."""
     names = [name for name in ("pets", "camvid", "nuclei") if (name, "ours") in found]
-    figure, axes = plt.subplots(len(METRICS), len(names), figsize=(2.4 * len(names), 4.2), squeeze=False, sharey=True)
+    recipes = {recipe: label for recipe, label in RECIPES.items() if any(own == recipe for _, own in found)}
+    size = (2.4 * len(names), 1.4 + 0.7 * len(recipes))
+    figure, axes = plt.subplots(len(METRICS), len(names), figsize=size, squeeze=False, sharey=True)
     for row, (key, label) in zip(axes, METRICS.items(), strict=True):
         for axis, name in zip(row, names, strict=True):
-            for place, (recipe, colour) in enumerate(zip(RECIPES, COLOURS, strict=False)):
+            for place, (recipe, colour) in enumerate(zip(recipes, COLOURS, strict=False)):
                 values = found.get((name, recipe), {}).get(key, [])
                 axis.scatter(values, [-place] * len(values), s=9, color=colour, alpha=0.5, linewidth=0)
                 if len(values) > 2:  # of two the interval is wider than the scale
@@ -73,8 +75,8 @@ def draw(found: Scores, path: Path) -> None:
                     axis.errorbar(mean, -place - 0.25, xerr=half, fmt="o", color=colour, capsize=2)
                 elif not values:
                     axis.annotate("not run yet", (0.02, -place), xycoords=("axes fraction", "data"), color=INK)
-            axis.set_yticks([-place for place in range(len(RECIPES))], list(RECIPES.values()))
-            axis.set_ylim(-len(RECIPES) + 0.4, 0.5)
+            axis.set_yticks([-place for place in range(len(recipes))], list(recipes.values()))
+            axis.set_ylim(-len(recipes) + 0.4, 0.5)
             axis.set_xlabel(label)
             if key == "iou":
                 axis.set_title(name)
