@@ -20,7 +20,7 @@ from unetseg.errors import UserError, first_line
 from unetseg.evaluation.style import COLOURS
 from unetseg.files import read_json
 from unetseg.names import shown
-from unetseg.options import plain_yaml
+from unetseg.options import plain_yaml, recorded
 from unetseg.options.settings import axes_of, setting_name, variant
 from unetseg.runs.folder import RunFolder
 from unetseg.runs.tables import (
@@ -241,20 +241,17 @@ def read(root: Path) -> Sweep:
         Setting(name, COLOURS[number % 8], STYLES[number // 8 % 4], [run for _, run in sorted(by_name[name].items())])
         for number, name in enumerate(sorted(by_name, key=order))
     ]
-    for run in (run for setting in settings for run in setting.runs):
-        others = {path.parent for table in OF_EVALUATIONS for path in run.folder.path.glob(f"evaluation/*/{table}")}
-        for folder in sorted(others):
-            if _evaluated(folder) not in (None, run.tested.name):
-                reason = f"it is of {_evaluated(folder)}, and the scores of the run are of {run.tested.name}"
-                damaged.append((f"{run.place}/evaluation/{folder.name}", reason))
-    return Sweep(settings, absent, repeated, record, damaged, trials)
+    sweep = Sweep(settings, absent, repeated, record, damaged, trials)
+    for run in sweep.runs:
+        found = {path.parent for table in OF_EVALUATIONS for path in run.folder.path.glob(f"evaluation/*/{table}")}
+        for folder in sorted(found - {path.parent for table in OF_EVALUATIONS for path in run.evaluations(table)}):
+            reason = f"it is of {_evaluated(folder)}, and the scores of the run are of {run.tested.name}"
+            damaged.append((f"{run.place}/evaluation/{folder.name}", reason))
+    return sweep
 
 
 def _evaluated(folder: Path) -> str | None:
-    """Return which of a run's checkpoints an evaluation in its folder is of; None where that can't be told.
-
-    Earlier versions noted the run's folder, which meant best.ckpt.
-    """
+    """Return which checkpoint of its run an evaluation is of, None if unknown; an earlier one's folder meant best.ckpt."""
     try:
         name = Path(str(read_json(folder / "summary.json").get("checkpoint"))).name
     except ValueError:
@@ -306,10 +303,10 @@ EARLIER: dict[str, Any] = {
         **{"channels": None, "mean": None, "std": None, "shown": None, "bands": None},
     },
     "optimizer": {
-        **{"name": "adamw", "encoder_lr_factor": 1.0, "arguments": None, "schedule": "cosine"},
-        **{"warmup_epochs": 0.0, "patience": 5, "ema": None},
+        **{"name": "adamw", "arguments": None, "schedule": "cosine", "warmup_epochs": 0.0, "patience": 5, "ema": None},
+        **recorded.EARLIER["optimizer"],
     },
-    "checkpoint": {"choose": "best"},
+    "checkpoint": recorded.EARLIER["checkpoint"],
     **{"class_weights": None, "boundary_weight": None, "early_stopping": None},
 }
 """What runs did before there were these options: they are no seeds of a setting with others."""
