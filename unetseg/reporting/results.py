@@ -251,7 +251,7 @@ def read(root: Path) -> Sweep:
 
 
 def _evaluated(folder: Path) -> str | None:
-    """Return which checkpoint of its run an evaluation is of, None if unknown; an earlier one's folder meant best.ckpt."""
+    """Return which checkpoint an evaluation is of, None if unknown; earlier ones name the folder, for its best.ckpt."""
     try:
         name = Path(str(read_json(folder / "summary.json").get("checkpoint"))).name
     except ValueError:
