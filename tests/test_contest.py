@@ -61,10 +61,12 @@ def test_the_score_of_files_is_the_mean_over_classes_that_occur(tmp_path):
     assert three["iou"] == pytest.approx((50 / 60 + 40 / 50) / 2)
 
 
-def test_the_table_tells_means_and_welchs_interval_of_the_difference_from_ours(tmp_path, monkeypatch):
+def test_the_table_tells_means_and_intervals_of_the_difference_from_ours_paired_within_a_training(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(run, "KEPT", tmp_path / "scores.jsonl")
     assert run.kept() == {}
-    values = {"ours": [0.86, 0.87, 0.85], "example": [0.84, 0.83, 0.86]}
+    values = {"ours": [0.86, 0.87, 0.85], "example": [0.84, 0.83, 0.86], "best": [0.85, 0.865, 0.84]}
     lines = [
         {"set": "pets", "recipe": recipe, "seed": seed, "size": 128, "epochs": 10, "precision": "bf16-mixed"}
         | dict.fromkeys(run.SCORES, value)
@@ -73,11 +75,26 @@ def test_the_table_tells_means_and_welchs_interval_of_the_difference_from_ours(t
     ]
     others = {**lines[0], "size": 64, "iou": 0.1}, {**lines[0], "precision": "32-true", "iou": 0.1}
     run.KEPT.write_text("".join(f"{json.dumps(line)}\n" for line in [*lines, *others]))
-    assert len(run.kept()) == 8
+    assert len(run.kept()) == 11
     found = page.scores(128, "bf16-mixed")
     table = page.table(found, {"ours", "example"}).splitlines()
     assert "| pets | ours | 3 | 0.860 | 0.860 | 0.860 |" in table
     low, high = stats.ttest_ind(values["example"], values["ours"], equal_var=False).confidence_interval()
     assert f"| pets | example | 3 | 0.843 (-0.017 [{low:+.3f}, {high:+.3f}])".replace("-", "\N{MINUS SIGN}") in table[2]
+    paired = stats.ttest_rel(values["best"], values["ours"]).confidence_interval()
+    assert f"(-0.008 [{paired.low:+.3f}, {paired.high:+.3f}])".replace("-", "\N{MINUS SIGN}") in page.table(
+        found, {"best"}
+    )
     page.draw(found, tmp_path / "contest.png")
     assert Image.open(tmp_path / "contest.png").size[0] > 300
+
+
+def test_a_shrunk_set_has_our_pictures_and_the_corners_of_the_masks_cells(tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8))
+    mask = np.arange(600, dtype=np.uint8).reshape(20, 30) % 7
+    run.prepare(tmp_path / "own", iter([("test", "a", picture, mask)]))
+    small = run.shrunk(tmp_path / "own", 10)
+    assert (small / "test.txt").read_text() == "a\n"
+    assert np.array_equal(np.array(Image.open(small / "masks/a.png")), mask[::2, ::3])
+    ours = np.array(picture, float).reshape(10, 2, 10, 3, 3).mean((1, 3))
+    assert np.abs(np.array(Image.open(small / "test/a.png")) - ours).max() <= 0.5

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from run import SCORES, kept
+from run import OF_ANOTHER, SCORES, kept
 from scipy import stats
 
 from unetseg.evaluation.style import COLOURS, INK, styled
@@ -26,32 +26,37 @@ RECIPES = {
 """The contest's recipes, and how they are called in the figure; the others are variants of ours."""
 METRICS = {"iou": "IoU", "iou_per_image": "IoU per picture", "boundary_iou": "Boundary IoU"}
 Scores = dict[tuple[str, str], dict[str, list[float]]]
-"""Of each set and recipe, and of each metric, a score a seed."""
+"""Of each set and recipe, and of each metric, a score a seed; and the seeds."""
 
 
 def scores(size: int = 128, precision: str = "bf16-mixed") -> Scores:
     """Return the scores of the runs of one size and format."""
     found: Scores = {}
-    for (name, recipe, _, own_size, _, own_precision), line in kept().items():
+    for (name, recipe, _, own_size, _, own_precision), line in sorted(kept().items()):
         if (own_size, own_precision) == (size, precision):
-            values = found.setdefault((name, recipe), {key: [] for key in SCORES})
-            for key in SCORES:
+            values = found.setdefault((name, recipe), {key: [] for key in ("seed", *SCORES)})
+            for key in values:
                 values[key].append(line[key])
     return found
 
 
 def table(found: Scores, recipes: set[str]) -> str:
-    """Return the scores as a table in Markdown: means over seeds, and differences from ours with Welch's interval."""
+    """Return the scores as a table in Markdown: means over seeds, and differences from ours with Welch's interval.
+
+    Where both are of the same trainings the interval is that of the paired differences.
+    """
     lines = ["| set | recipe | seeds | IoU | per picture | Boundary IoU |", "| --- | --- | ---: | --- | --- | --- |"]
     for (name, recipe), values in sorted(found.items()):
         if recipe not in recipes:
             continue
-        cells = []
+        cells, ours = [], found.get((name, "ours"), {})
+        is_paired = OF_ANOTHER.get(recipe) == "ours" and values["seed"] == ours.get("seed")
         for key in SCORES:
-            own, base = values[key], found.get((name, "ours"), {}).get(key, [])
+            own, base = values[key], ours.get(key, [])
             text = f"{np.mean(own):.3f}"
             if recipe != "ours" and min(len(own), len(base)) > 1:
-                low, high = stats.ttest_ind(own, base, equal_var=False).confidence_interval()
+                test = stats.ttest_rel(own, base) if is_paired else stats.ttest_ind(own, base, equal_var=False)
+                low, high = test.confidence_interval()
                 text += f" ({np.mean(own) - np.mean(base):+.3f} [{low:+.3f}, {high:+.3f}])"
             cells.append(text.replace("-", "\N{MINUS SIGN}"))
         lines.append(f"| {name} | {recipe} | {len(values['iou'])} | {' | '.join(cells)} |")

@@ -5,7 +5,7 @@
 WORK gets the sets as folders, a run a recipe, set and seed, and results/*.json, with the counts of each picture. The
 scores go into docs/contest/scores.jsonl, a line a run, so that any machine can go on: what is there is not run again;
 page.py draws and tells them.
-A recipe is one of rivals.py's, ours, or one of VARIANTS and OF_BEST, which change ours. The defaults are
+A recipe is one of rivals.py's, ours, or ours with a change: VARIANTS, OF_BEST, BY_NEAREST. The defaults are
 3 sets x 3 recipes x 5 seeds, resnet50 with ImageNet's weights, 128 px, batches of 16, about 230 steps, bfloat16. A run
 took five to eleven minutes of one of two busy cores with AMX; where there is a GPU all recipes train on it.
 """
@@ -25,10 +25,12 @@ from itertools import product
 from pathlib import Path
 from threading import Lock
 
+import cv2
 import numpy as np
 from PIL import Image
 from score import score
 
+from unetseg.data.transforms import resize_image
 from unetseg.runs.summary import provenance
 
 HERE = Path(__file__).parent
@@ -50,12 +52,18 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "warmup": ("optimizer.warmup_epochs=1",),
     "ema": ("optimizer.ema=0.957",),
     "dice_ce": ("loss={dice:1,cross_entropy:1}",),
+    "corner_masks": (),
 }
-"""Options beside our defaults. The average of ema is over a tenth of the steps."""
+"""Options beside our defaults. The average of ema is over a tenth of the steps; corner_masks trains on `shrunk`."""
 OF_BEST = {"best": "ours", "before": "one_rate"}
-"""Variants that take best.ckpt of another one's training: checkpoint.choose=best. `before`: the defaults of 0.1."""
+"""Variants that take best.ckpt of another one's training: checkpoint.choose=best. `before`: the rates and the choice
+of 0.1."""
+BY_NEAREST = {"nearest": "ours"}
+"""Variants of another one's training whose masks are predicted at the network's size, and enlarged by their nearest
+pixels; ours enlarges probabilities."""
+OF_ANOTHER = OF_BEST | BY_NEAREST
 LOCKS: defaultdict[Path, Lock] = defaultdict(Lock)
-"""Of the run folders: two cells may be of one training."""
+"""Of folders that two cells may need."""
 
 
 def pets(root: Path) -> Iterator[Example]:
@@ -111,6 +119,25 @@ def prepare(folder: Path, examples: Iterator[Example]) -> None:
         (folder / f"{split}.txt").write_text("\n".join(own) + "\n")
 
 
+def shrunk(folder: Path, size: int) -> Path:
+    """Return the set with its pictures resized as we do, and its masks by each cell's corner, as version 0.1 did."""
+    small = folder.with_name(f"{folder.name}_{size}px")
+    with LOCKS[small]:
+        if not (small / "test.txt").exists():
+            for path in (file for part in ("images", "masks", "test") for file in sorted((folder / part).iterdir())):
+                own = np.array(Image.open(path))
+                if path.parent.name == "masks":
+                    own = cv2.resize(own, (size, size), interpolation=cv2.INTER_NEAREST)
+                else:
+                    own = resize_image(own, size, size)
+                to = small / path.relative_to(folder)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(own).save(to)
+            for name in ("train.txt", "val.txt", "test.txt"):
+                (small / name).write_text((folder / name).read_text())
+    return small
+
+
 def kept() -> dict[Cell, dict[str, float]]:
     """Return the scores that are kept, by cell."""
     lines = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
@@ -126,10 +153,14 @@ def run(work: Path, cell: tuple[str, str, int], args: argparse.Namespace) -> Non
         return
     began = time.monotonic()
     folder, masks = work / "sets" / name, work / "masks" / result.stem
-    if recipe in VARIANTS or recipe in OF_BEST:
-        own = train(work, (name, OF_BEST.get(recipe, recipe), seed), epochs, args)
+    if recipe in VARIANTS or recipe in OF_ANOTHER:
+        own = train(work, (name, OF_ANOTHER.get(recipe, recipe), seed), epochs, args)
         checkpoint = own / "checkpoints" / ("best.ckpt" if recipe in OF_BEST else "last.ckpt")
-        python("-m", "unetseg.predict", f"checkpoint={checkpoint}", f"images={folder / 'test'}", f"output={masks}")
+        pictures = (shrunk(folder, args.size) if recipe in BY_NEAREST else folder) / "test"
+        python("-m", "unetseg.predict", f"checkpoint={checkpoint}", f"images={pictures}", f"output={masks}")
+        for path in masks.glob("*.png") if recipe in BY_NEAREST else ():
+            own_size = Image.open(folder / "test" / path.name).size
+            Image.open(path).resize(own_size, Image.Resampling.NEAREST).save(path)
     else:
         given = {"weights": args.weights, "classes": len(classes), "epochs": epochs, "seed": seed, "size": args.size}
         given |= {"precision": args.precision}
@@ -152,7 +183,9 @@ def train(work: Path, cell: tuple[str, str, int], epochs: int, args: argparse.Na
     """Train one of VARIANTS, go on with it or leave it as it is, and return its run folder."""
     name, recipe, seed = cell
     run = work / "runs" / f"{name}_{recipe}_{seed}_{args.size}px_{args.precision}"
-    data = [f"data.root={work / 'sets' / name}", f"data.classes=[{','.join(SETS[name][2])}]", f"data.size={args.size}"]
+    root = work / "sets" / name
+    root = shrunk(root, args.size) if recipe == "corner_masks" else root
+    data = [f"data.root={root}", f"data.classes=[{','.join(SETS[name][2])}]", f"data.size={args.size}"]
     data += ["data=folder", "data.ignore_index=255", "data.batch_size=16", "data.workers=0"]
     options = [*data, "model.encoder=resnet50", f"model.weights={args.weights}", f"trainer.max_epochs={epochs}"]
     options += [f"trainer.precision={args.precision}", "trainer.enable_progress_bar=false", f"seed={seed}"]
