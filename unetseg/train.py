@@ -223,7 +223,8 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
         trainer = build.make_trainer(arguments, loggers, all_callbacks, run.path)
         trainer.fit(module, data, ckpt_path=start, weights_only=True)
         run.record_changes()  # where no step was left
-        chosen = last if options.chooses_last(ended_early=trainer.should_stop) else best
+        ended_early = trainer.should_stop and trainer.global_step < trainer.estimated_stepping_batches
+        chosen = last if options.chooses_last(ended_early=ended_early) else best
         tested = chosen if chosen.best_model_path else last
         if trainer.is_global_zero:
             if tested is not chosen:

@@ -40,15 +40,20 @@ def test_the_last_weights_are_chosen_where_the_rate_falls_to_0(given, chosen):
 
 def test_a_training_that_is_ended_early_chooses_the_best_and_says_so(tiny, capsys):
     class End(L.Callback):
+        def __init__(self, epoch):
+            self.epoch = epoch
+
         def on_train_epoch_end(self, trainer, module):
-            trainer.should_stop = True
+            trainer.should_stop = trainer.current_epoch >= self.epoch
 
     given = ("checkpoint.choose=null", "optimizer.lr=1e-3", "trainer.max_epochs=3")
     whole = tiny("name=whole", *given)
     assert "testing last.ckpt, the weights of the last step" in capsys.readouterr().out
-    ended = tiny("name=ended", *given, callbacks=[End()])
+    ended = tiny("name=ended", *given, callbacks=[End(0)])
     assert "testing best.ckpt, those of the best val/iou" in capsys.readouterr().out
-    assert [json.loads(run.summary.read_text())["checkpoint"] for run in (whole, ended)] == ["last.ckpt", "best.ckpt"]
+    at_the_end = tiny("name=at_the_end", *given, callbacks=[End(2)])
+    chosen = [json.loads(run.summary.read_text())["checkpoint"] for run in (whole, ended, at_the_end)]
+    assert chosen == ["last.ckpt", "best.ckpt", "last.ckpt"]
 
 
 @pytest.fixture
