@@ -67,6 +67,7 @@ def test_the_table_tells_means_and_intervals_of_the_difference_from_ours_paired_
     monkeypatch.setattr(run, "KEPT", tmp_path / "scores.jsonl")
     assert run.kept() == {}
     values = {"ours": [0.86, 0.87, 0.85], "example": [0.84, 0.83, 0.86], "best": [0.85, 0.865, 0.84]}
+    values["tuned"] = [0.5, 0.51, 0.5]
     lines = [
         {"set": "pets", "recipe": recipe, "seed": seed, "size": 128, "epochs": 10, "precision": "bf16-mixed"}
         | dict.fromkeys(run.SCORES, value)
@@ -75,7 +76,7 @@ def test_the_table_tells_means_and_intervals_of_the_difference_from_ours_paired_
     ]
     others = {**lines[0], "size": 64, "iou": 0.1}, {**lines[0], "precision": "32-true", "iou": 0.1}
     run.KEPT.write_text("".join(f"{json.dumps(line)}\n" for line in [*lines, *others]))
-    assert len(run.kept()) == 11
+    assert len(run.kept()) == 14
     found = page.scores(128, "bf16-mixed")
     table = page.table(found, {"ours", "example"}).splitlines()
     assert "| pets | ours | 3 | 0.860 | 0.860 | 0.860 |" in table
@@ -85,6 +86,12 @@ def test_the_table_tells_means_and_intervals_of_the_difference_from_ours_paired_
     assert f"(-0.008 [{paired.low:+.3f}, {paired.high:+.3f}])".replace("-", "\N{MINUS SIGN}") in page.table(
         found, {"best"}
     )
+    shown = page.table(found, {"ours", "example", "tuned"}).splitlines()
+    assert [line.count("**") for line in shown if "| pets |" in line] == [
+        0,
+        0,
+        6,
+    ]  # example, ours, tuned; a score has two
     page.draw(found, tmp_path / "contest.png")
     assert Image.open(tmp_path / "contest.png").size[0] > 300
 

@@ -13,6 +13,7 @@ import numpy as np
 from run import OF_ANOTHER, SCORES, kept
 from scipy import stats
 
+from unetseg.evaluation.statistics import LEVEL, holm
 from unetseg.evaluation.style import COLOURS, INK, styled
 
 ROOT = Path(__file__).parents[2]
@@ -43,21 +44,32 @@ def scores(size: int = 128, precision: str = "bf16-mixed") -> Scores:
 def table(found: Scores, recipes: set[str]) -> str:
     """Return the scores as a table in Markdown: means over seeds, and differences from ours with Welch's interval.
 
-    Where both are of the same trainings the interval is that of the paired differences.
+    Where both are of the same trainings the interval is that of the paired differences. A difference that is shown
+    after Holm's correction over the table's is bold.
     """
-    lines = ["| set | recipe | seeds | IoU | per picture | Boundary IoU |", "| --- | --- | ---: | --- | --- | --- |"]
-    for (name, recipe), values in sorted(found.items()):
-        if recipe not in recipes:
-            continue
-        cells, ours = [], found.get((name, "ours"), {})
+    rows = {own: values for own, values in sorted(found.items()) if own[1] in recipes}
+    tests = {}
+    for (name, recipe), values in rows.items():
+        ours = found.get((name, "ours"), {})
         is_paired = OF_ANOTHER.get(recipe) == "ours" and values["seed"] == ours.get("seed")
         for key in SCORES:
             own, base = values[key], ours.get(key, [])
-            text = f"{np.mean(own):.3f}"
             if recipe != "ours" and min(len(own), len(base)) > 1:
                 test = stats.ttest_rel(own, base) if is_paired else stats.ttest_ind(own, base, equal_var=False)
+                tests[name, recipe, key] = np.mean(own) - np.mean(base), test
+    shown = {
+        own for own, p in zip(tests, holm([test.pvalue for _, test in tests.values()]), strict=True) if p < 1 - LEVEL
+    }
+    lines = ["| set | recipe | seeds | IoU | per picture | Boundary IoU |", "| --- | --- | ---: | --- | --- | --- |"]
+    for (name, recipe), values in rows.items():
+        cells = []
+        for key in SCORES:
+            text = f"{np.mean(values[key]):.3f}"
+            if (name, recipe, key) in tests:
+                difference, test = tests[name, recipe, key]
                 low, high = test.confidence_interval()
-                text += f" ({np.mean(own) - np.mean(base):+.3f} [{low:+.3f}, {high:+.3f}])"
+                mark = "**" if (name, recipe, key) in shown else ""
+                text += f" ({mark}{difference:+.3f} [{low:+.3f}, {high:+.3f}]{mark})"
             cells.append(text.replace("-", "\N{MINUS SIGN}"))
         lines.append(f"| {name} | {recipe} | {len(values['iou'])} | {' | '.join(cells)} |")
     return "\n".join(lines)
