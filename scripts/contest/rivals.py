@@ -40,7 +40,11 @@ AUGMENTATION = v2.Compose(
     [
         v2.RandomHorizontalFlip(),
         v2.RandomAffine(
-            15, translate=(0.08, 0.08), scale=(0.8, 1.25), fill={tv_tensors.Image: 116, tv_tensors.Mask: 255}
+            15,
+            translate=(0.08, 0.08),
+            scale=(0.8, 1.25),
+            interpolation=v2.InterpolationMode.BILINEAR,  # of masks v2 takes the nearest
+            fill={tv_tensors.Image: 116, tv_tensors.Mask: 255},
         ),
         v2.ColorJitter(0.2, 0.2, 0.2, 0.03),
     ]
