@@ -57,11 +57,17 @@ STUB = """
 def searched(tmp_path, monkeypatch):
     """Return a function that makes the search of a folder, with a quick stand-in for training."""
 
-    def make(name: str = "one", trials: int = 5, seconds: float = 0.0) -> search.Search:
+    def make(
+        name: str = "one", trials: int = 5, seconds: float = 0.0, changes: dict[str, str] | None = None
+    ) -> search.Search:
         folder = tmp_path / name
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         script = tmp_path / "stub.py"
-        script.write_text(textwrap.dedent(STUB).replace("SECONDS", str(seconds)))
+        text = textwrap.dedent(STUB).replace("SECONDS", str(seconds))
+        for before, after in (changes or {}).items():
+            assert before in text
+            text = text.replace(before, after)
+        script.write_text(text)
         monkeypatch.setattr(sweep, "TRAIN", (sys.executable, str(script)))
 
         def run(number, values):
@@ -102,6 +108,15 @@ def test_a_trials_value_is_its_best_validation_iou(searched):
     best = max(table, key=lambda row: float(row["val/iou"]))
     run, iou, values = study.ranked()[0]
     assert (run.name, repr(iou), str(values["optimizer.lr"])) == (best["folder"], best["val/iou"], best["optimizer.lr"])
+
+
+@pytest.mark.parametrize(("checkpoint", "share"), [("last.ckpt", 1 / 4), ("best.ckpt", 1)])
+def test_a_trials_value_is_that_of_the_checkpoint_that_it_tested(searched, checkpoint, share):
+    falling = {"(1 + epoch) / 4": "(4 - epoch) / 4", '"{}"': f'\'{{"checkpoint": "{checkpoint}"}}\''}
+    study = searched(trials=2, changes=falling)
+    for row in finish(study):
+        assert float(row["val/iou"]) == pytest.approx(share * (1 - abs(float(row["optimizer.lr"]) - 0.3)), abs=1e-12)
+    assert [repr(iou) for _, iou, _ in study.ranked()] == sorted(row["val/iou"] for row in rows(study.folder))[::-1]
 
 
 def test_jobs_run_at_once_and_end_at_the_number_of_trials(searched):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import errno
 import hashlib
+import itertools
 import json
 import os
 import stat
@@ -52,6 +53,12 @@ def _shorten(name: str) -> str:
     if len(content) <= LONGEST:
         return name
     return os.fsdecode(content[: LONGEST - 41]) + "." + hashlib.sha1(content).hexdigest()
+
+
+def free_path(path: Path) -> Path:
+    """Return this path or, where something is there, the first free one of NAME_2, NAME_3, ... with its ending."""
+    further = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2))
+    return next(own for own in itertools.chain([path], further) if not os.path.lexists(own))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from unetseg import launch
 from unetseg.errors import UserError
-from unetseg.files import write_json
+from unetseg.files import free_path, write_json
 from unetseg.names import one_word, view_text
 from unetseg.options import command, recorded
 from unetseg.options.call import CallableModule, Option, interruptible, overrides_of, stop_at_once
@@ -138,11 +138,11 @@ def find_lr(options: Train) -> None:
         data, module, planned, batch = _prepare(options)
         _check(options, planned, data)
         scale = build.lr_scale(options, batch["devices"] * batch["batch_size"])
+        folder = RunFolder.planned(options)
         trial = lr_finder.try_rates(options.trainer, module, data)
         suggestion = lr_finder.suggest(trial.lrs, trial.losses)
         if launch.is_first():
-            folder = RunFolder.planned(options)
-            figure = folder.with_name(f"{folder.name}_find_lr.png")
+            figure = free_path(folder.with_name(f"{folder.name}_find_lr.png"))
             figure.parent.mkdir(parents=True, exist_ok=True)
             score_plots.learning_rates(trial.lrs, lr_finder.running_mean(trial.losses), suggestion, figure)
             found = "no rate lowered the loss beyond its noise; larger batches have less of it"
@@ -160,6 +160,7 @@ def _prepare(options: Train) -> tuple[SegmentationData, SegmentationModule, Trai
 
     from unetseg.data.sources import make_data
     from unetseg.training import build
+    from unetseg.training.optimization import can_fuse
 
     L.seed_everything(options.seed, workers=True, verbose=False)
     skip_unreadable = options.guards.unreadable_image == "skip"
@@ -176,6 +177,8 @@ def _prepare(options: Train) -> tuple[SegmentationData, SegmentationModule, Trai
     planned = build.make_trainer(build.trainer_arguments(options), [], [], Path(options.output))
     if planned.precision == "64-true":
         module.double()  # Lightning does so, but after it has restored a run's weights and begun their average
+    device, clips = planned.strategy.root_device, bool(planned.gradient_clip_val)
+    module.optimization.check(device, fused=can_fuse(device, str(planned.precision), clips=clips))
     return data, module, planned, build.set_batch_size_and_learning_rate(options, planned, data, module)
 
 

@@ -201,6 +201,7 @@ def test_presets_leave_the_colours_of_other_channels_alone_and_rescale_them():
         ({"ToFloat": {}}, "ToFloat makes float32 of uint8"),
         ({"Normalize": {}}, "Normalize makes float32 of uint8"),
         ({"CoarseDropout": {"fill_mask": 7}}, "CoarseDropout gives pixels of the mask the value 7, which is no class"),
+        ({"Affine": {"scale": 0.0}}, "Affine leaves no pixel of the mask with a class"),
         ({"Affine": {"mask_interpolation": 1}}, "Affine takes no argument mask_interpolation"),
         ({"Equalize": {"mask": [[1]]}}, "Equalize takes no argument mask"),
         (

@@ -1,6 +1,7 @@
 """The optimizer, its groups, the course of the learning rate, the average of the weights and the early end."""
 
 import copy
+import json
 import math
 import shutil
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from torch import nn
 from unetseg.errors import UserError
 from unetseg.options.compose import compose
 from unetseg.options.schema import Train
+from unetseg.runs.folder import check_resume
 from unetseg.train import find_lr, options_of_resumed_run, train
 from unetseg.training import callbacks, lr_finder
 from unetseg.training.optimization import Optimization
@@ -114,6 +116,30 @@ class TestOptimizers:
         with pytest.raises(UserError, match=r"(?s)optimizer.name=adamv.*optimizer.name=adamw"):
             Optimization("adamv").make_optimizer(Tiny(), 0.1, fused=False)
 
+    @pytest.mark.parametrize(
+        ("optimization", "said"),
+        [
+            (Optimization("adahessian"), "optimizer.name=adahessian can't be used here: "),
+            (Optimization(arguments={"betas": [0.9]}), r"refuses optimizer.arguments=\{'betas': \[0.9\]\}"),
+            (Optimization("kron"), "kron draws random numbers of its own"),
+            (Optimization(arguments={"fused": True}), "with clipping in mixed precision"),
+        ],
+    )
+    def test_what_fails_in_a_step_is_refused_before_a_training(self, optimization, said):
+        with pytest.raises(UserError, match=said):
+            optimization.check(torch.device("cpu"), fused=False)
+
+    @pytest.mark.parametrize("optimization", [Optimization(arguments={"foreach": True}), Optimization("sgd")])
+    def test_the_check_draws_no_random_number(self, optimization):
+        before = torch.random.get_rng_state()
+        optimization.check(torch.device("cpu"), fused=True)
+        assert torch.equal(torch.random.get_rng_state(), before)
+
+    def test_a_refused_optimizer_leaves_no_run_folder(self, tiny, tmp_path):
+        with pytest.raises(UserError, match="adamww is not accepted"):
+            tiny("optimizer.name=adamww", "name=refused")
+        assert not [*tmp_path.rglob("refused")]
+
 
 @pytest.mark.parametrize(
     ("given", "said"),
@@ -122,6 +148,9 @@ class TestOptimizers:
         (("optimizer.warmup_epochs=9", "trainer.max_epochs=5"), "below trainer.max_epochs, 5"),
         (("optimizer.schedule=plateau", "trainer.limit_val_batches=0"), "validations, for which"),
         (("early_stopping=3", "trainer.limit_val_batches=0"), "validations, for which early_stopping"),
+        (("early_stopping=3", "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=5"), "none comes in 3 epochs"),
+        (("trainer.gradient_clip_val=-1",), "a number above 0; 0 or null: nothing is clipped"),
+        (("trainer.gradient_clip_algorithm=value",), "with trainer.gradient_clip_val, the limit"),
         (("optimizer.schedule=poly", "trainer.max_epochs=-1"), "an end with schedule=poly"),
         (("optimizer.ema=0.9", "trainer.strategy=fsdp", "gradients.every_n_steps=0"), "ddp with optimizer.ema"),
         (("optimizer.arguments={lr:1}",), "without lr and weight_decay"),
@@ -180,6 +209,15 @@ class TestFinder:
         assert [path.name for path in tmp_path.iterdir()] == ["a_find_lr.png"]
         assert "find_lr=true: " in capsys.readouterr().out
 
+    def test_a_name_that_is_taken_is_refused_before_the_trial(self, drawn, tmp_path, monkeypatch):
+        monkeypatch.setattr(lr_finder, "try_rates", None)
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a/notes.txt").write_text("mine")
+        with pytest.raises(UserError, match="exists"):
+            find_lr(
+                compose("train", Train, [*TINY, f"data.root={drawn}", f"output={tmp_path}", "name=a", "find_lr=true"])
+            )
+
 
 class Weights(L.Callback):
     """Notes all weights after each step."""
@@ -237,6 +275,8 @@ def test_the_pictures_of_a_validation_are_those_of_the_average(tiny, monkeypatch
         ),
         ("optimizer.name=sgd", "optimizer.schedule=plateau", "optimizer.patience=0", "early_stopping=5"),
         ("optimizer.name=lion", "optimizer.schedule=one_cycle"),
+        # their states hold a count in a tensor, means over some axes, a number format
+        *((f"optimizer.name={name}",) for name in ("lamb", "adafactor", "adafactorbv")),
         ("data.augment=[{OneOf:{transforms:[ElasticTransform,{Affine:{rotate:[-30,30]}}],p:0.8}},GaussNoise]",),
     ],
 )
@@ -270,12 +310,26 @@ def test_first_epochs_that_outlast_the_steps_are_refused_before_training(given, 
     assert steps.summary.exists()
 
 
-def test_a_training_ends_early_and_stays_ended(tiny, capsys):
+def test_a_training_ends_early_and_goes_on_where_asked(tiny, capsys):
     run = tiny("early_stopping=2", "trainer.max_epochs=9", "optimizer.lr=1e-12")
     rows = pd.read_csv(run.metrics)
     validations = int((rows["name"] == "val/iou").sum())
     assert validations < 9
     assert "early_stopping: 2 validations without a val/iou above" in capsys.readouterr().out
+    steps = torch.load(run.last, weights_only=True)["global_step"]
+    with pytest.raises(
+        UserError, match=r"early_stopping=2 has ended this run(.|\n)*early_stopping=null allow_changes="
+    ):
+        check_resume(options_of_resumed_run([f"resume={run.path}", "trainer.max_epochs=12"]))
+    longer = options_of_resumed_run([f"resume={run.path}", "early_stopping=null", "allow_changes=[early_stopping]"])
+    check_resume(longer)
+    train(longer)
+    assert json.loads(run.summary.read_text())["epochs"] == 9
+    assert torch.load(run.last, weights_only=True)["global_step"] > steps
+
+
+def test_a_run_that_has_ended_early_tests_again_and_trains_no_further(tiny):
+    run = tiny("early_stopping=2", "trainer.max_epochs=9", "optimizer.lr=1e-12")
     steps = torch.load(run.last, weights_only=True)["global_step"]
     run.summary.unlink()
     train(options_of_resumed_run([f"resume={run.path}"]))

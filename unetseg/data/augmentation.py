@@ -165,6 +165,8 @@ def _fault(step: Any, image: np.ndarray, mask: np.ndarray, values: Sequence[int]
         unknown = sorted({*np.unique(classes).tolist()} - {*values})
         if unknown:
             return f"gives pixels of the mask the value {unknown[0]}, which is no class"
+        if (classes == IGNORE).all():
+            return "leaves no pixel of the mask with a class"
         if image.dtype != np.uint8 and (not np.isfinite(moved).all() or (moved.min() >= 0 and moved.max() <= 1)):
             return "takes channels of 0 to 1, and cuts off what other values are stored"
         if not np.array_equal(moved, again[0]) or not np.array_equal(classes, again[1]):

@@ -20,9 +20,10 @@ LARGEST_PICKLE = 4 * 2**20
 """Most bytes of the part that names the tensors; ours have some hundred thousand."""
 PLAIN = re.compile(
     r"collections OrderedDict|torch(\.cuda)? [A-Z]\w*Storage|torch\.nn\.parameter Parameter"
-    r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
+    r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|torch b?float(16|32|64)"
 )
-"""Functions that a file of tensors calls by name. weights_only=True allows more, such as a bytearray of any length."""
+"""Functions that a file of tensors calls by name, and number formats. weights_only=True allows more, such as a
+bytearray of any length."""
 LEGACY_PICKLES = 5
 """Pickles before the tensors' bytes in a file from before PyTorch 1.6, such as torchvision's."""
 

@@ -290,6 +290,12 @@ class Train(Section):
             raise rejected(
                 "validations, for which early_stopping and schedule=plateau wait", "trainer.limit_val_batches=1.0"
             )
+        epochs, apart = self.trainer.get("max_epochs"), self.trainer.get("check_val_every_n_epoch")
+        if waiting and apart is not None and epochs is not None and 0 < epochs < apart:
+            raise rejected(
+                f"validations, for which early_stopping and schedule=plateau wait: none comes in {epochs} epochs",
+                "trainer.check_val_every_n_epoch=1",
+            )
         return self
 
     @model_validator(mode="after")

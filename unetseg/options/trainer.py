@@ -76,6 +76,10 @@ def check_trainer(arguments: dict[str, Any]) -> None:
                 name, "true" if is_switch else 1
             )
             raise rejected(accepted, f"trainer.{name}={example}", f"trainer.{name}={value} is not accepted")
+    if arguments.get("gradient_clip_algorithm") is not None and arguments.get("gradient_clip_val") is None:
+        raise rejected(
+            "trainer.gradient_clip_algorithm with trainer.gradient_clip_val, the limit", "trainer.gradient_clip_val=1"
+        )
 
 
 def _accepted_instead(name: str, value: Any) -> str:
@@ -93,6 +97,8 @@ def _accepted_instead(name: str, value: Any) -> str:
         return "at least one batch: a run ends with the test of what it has trained"
     if name == "precision" and str(value) not in PRECISIONS + SHORT_PRECISIONS:
         return f"null, {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}; weights stay in float32, or float64"
+    if name == "gradient_clip_val" and not value >= 0:
+        return "a number above 0; 0 or null: nothing is clipped"
     if name == "strategy" and any(way in str(value) for way in ("spawn", "fork", "notebook")):
         return "auto, ddp, or another strategy that starts its processes by the same command"
     return ""

@@ -68,7 +68,10 @@ def best(trials: pd.DataFrame, search: dict[str, Any]) -> Section:
         ]
         for _, row in top.iterrows()
     ]
-    caption = "IoU: of the trial's best validation. Those that are not finished come last, whatever they had reached."
+    caption = (
+        "IoU: of the last validation of a trial whose last weights are its model, else of its best; of one that is not "
+        "finished the best so far. Those come last, whatever they had reached."
+    )
     columns = ["trial", "validation IoU", "state", "validations", *keys]
     blocks: list[Block] = [Table(columns, rows, caption=caption)]
     blocks.append(

@@ -15,7 +15,7 @@ import yaml
 
 from unetseg import launch
 from unetseg.errors import UserError
-from unetseg.files import no_link, refuse_links, write_text
+from unetseg.files import no_link, read_json, refuse_links, write_text
 from unetseg.options import recorded
 from unetseg.options.compose import values_of
 from unetseg.options.schema import Train
@@ -232,6 +232,7 @@ def check_resume(options: Train) -> None:
     before = recorded.read_training(run.config)
     changed = differences(before, options.model_dump())
     finished = run.summary.exists()
+    stopped = finished and before["early_stopping"] is not None and _ended_early(run, before)
     longer = [key for key in LENGTHS if _is_longer(before["trainer"].get(key), options.trainer.get(key))]
     may_differ = [*options.allow_changes, *(f"trainer.{key}" for key in longer if finished)]
     refused = [change for change in changed if change.partition(":")[0] not in may_differ]
@@ -253,13 +254,27 @@ def check_resume(options: Train) -> None:
             accepted="the options that it began with",
             advice=f"a new run, or one that starts from its weights: model.weights={options.resume}",
         )
-    if finished and not longer:
+    if stopped and "early_stopping" not in keys:
+        raise UserError(
+            f"resume={options.resume}: early_stopping={before['early_stopping']} has ended this run, and would at once",
+            accepted="early_stopping=null, or a larger number than it had",
+            advice=f"resume={options.resume} early_stopping=null allow_changes=[early_stopping]",
+        )
+    if finished and not longer and not stopped:
         epochs = before["trainer"].get("max_epochs") or 1
         raise UserError(
             f"resume={options.resume}: this run is finished",
             accepted="a run without a summary.json, or more epochs than it had",
             advice=f"resume={options.resume} trainer.max_epochs={2 * epochs}, which extends it",
         )
+
+
+def _ended_early(run: RunFolder, options: dict[str, Any]) -> bool:
+    """Return whether a finished run had fewer epochs than its options state."""
+    with suppress(ValueError):
+        epochs = read_json(run.summary).get("epochs")
+        return isinstance(epochs, int) and epochs < (options["trainer"].get("max_epochs") or 0)
+    return False
 
 
 def _is_longer(before: Any, now: Any) -> bool:

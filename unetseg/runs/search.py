@@ -11,7 +11,7 @@ import io
 import math
 import signal
 from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,7 +23,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from unetseg.errors import UserError
-from unetseg.files import write_text
+from unetseg.files import read_json, write_text
 from unetseg.runs.folder import RunFolder
 from unetseg.runs.sweep import SweepRun, run_all
 from unetseg.runs.tables import TRIALS_COLUMNS
@@ -95,7 +95,10 @@ class Search:
             self.lock.release()
 
     def ranked(self) -> list[tuple[SweepRun, float, dict[str, Any]]]:
-        """Return the finished trials, the best first: the run, its best val/iou, and the values of its options."""
+        """Return the finished trials, the best first: the run, its val/iou, and the values of its options.
+
+        It is that of the last validation where last.ckpt is the run's model, and of the best where best.ckpt is.
+        """
         finished = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         runs = {run.name: run for run in self.runs}
         trials = [(runs[trial_name(trial.number)], trial.value or 0.0, trial.params) for trial in finished]
@@ -173,7 +176,7 @@ class Search:
     def _close(self, trial: Trial, run: SweepRun) -> None:
         scores = [value for value in run.validations() if math.isfinite(value)]
         if run.state == "done" and scores:
-            self.study.tell(trial, max(scores))
+            self.study.tell(trial, scores[-1] if _tested(run) == "last.ckpt" else max(scores))
         elif trial.number in self._to_prune:
             run.state = "pruned"
             self.study.tell(trial, state=TrialState.PRUNED)
@@ -184,17 +187,27 @@ class Search:
         self._write_trials()
 
     def _write_trials(self) -> None:
-        """Write trials.csv: a row for each trial, with its state, its best val/iou and its options."""
+        """Write trials.csv: a row for each trial, with its state, its val/iou as in `ranked`, and its options.
+
+        Of a trial that isn't finished val/iou is the best so far.
+        """
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow([*TRIALS_COLUMNS, *self.space])
         for trial in self.study.get_trials(deepcopy=False):
             options = [trial.params.get(key, "") for key in self.space]
             reached = [value for value in trial.intermediate_values.values() if math.isfinite(value)]
-            score = repr(max(reached)) if reached else ""
+            score = repr(max(reached) if trial.value is None else trial.value) if reached else ""
             place = trial_name(trial.number)
             writer.writerow([trial.number, _state(trial), score, len(trial.intermediate_values), place, *options])
         write_text(self.folder / TRIALS, table.getvalue())
+
+
+def _tested(run: SweepRun) -> Any:
+    """Return the name of the checkpoint that a finished run has tested; None where it is unknown."""
+    with suppress(ValueError):
+        return read_json(run.folder.summary).get("checkpoint")
+    return None
 
 
 def _is_bad(trial: Trial, run: SweepRun) -> bool:

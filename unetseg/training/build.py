@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import warnings
 from collections.abc import Sequence
@@ -21,13 +20,14 @@ from unetseg.data import samples
 from unetseg.data.datamodule import SegmentationData
 from unetseg.data.view import View
 from unetseg.errors import UserError, first_line
+from unetseg.files import free_path
 from unetseg.model import checkpoint
 from unetseg.model.auxiliary import AuxiliaryHeads, MaskHeads
 from unetseg.model.encoders import check_side
 from unetseg.model.own import check_nodes
 from unetseg.model.segmenter import Segmenter
 from unetseg.model.skips import Shuffled
-from unetseg.model.transfer import MatchedParts, load_weights
+from unetseg.model.transfer import MATCHED, MatchedParts, load_weights
 from unetseg.names import DENSENETS, RESNETS, class_names, counted
 from unetseg.options.messages import format_value
 from unetseg.options.schema import Train
@@ -82,6 +82,10 @@ def make_module(
         matched = load_weights(model, weights, names, strict=options.model.strict_weights, trust=options.trust)
         if launch.is_first():
             print(f"{weights}:\n{matched}" if isinstance(matched, MatchedParts) else f"{weights}: {matched}")
+            is_random = isinstance(matched, MatchedParts) and matched.parts["encoder"] != MATCHED
+            if is_random and options.optimizer.encoder_lr_factor is None:
+                factor = options.encoder_lr_factor
+                print(f"the encoder, though random, has {factor:g} of lr: optimizer.encoder_lr_factor=1 gives it all")
     if options.model.encoder not in RESNETS + DENSENETS:
         check_side(model.net.encoder, options.model.encoder, view.side)
     if options.guards.unreadable_image == "skip":
@@ -293,9 +297,7 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
 def write_augmented(data: SegmentationData, folder: Path) -> Path:
     """Draw a page of augmented training pictures beside a run folder; return its path, which was free."""
     assert data.collection is not None
-    stem = f"{folder.name}.augmented"
-    paths = (folder.with_name(f"{stem}{'' if number == 1 else f'_{number}'}.png") for number in itertools.count(1))
-    path = next(path for path in paths if not path.exists())
+    path = free_path(folder.with_name(f"{folder.name}.augmented.png"))
     path.parent.mkdir(parents=True, exist_ok=True)
     samples.augmented_sheet(data.augmented_examples(), data.collection.classes, SHEET_PICTURES, path)
     return path
@@ -362,7 +364,7 @@ def set_batch_size_and_learning_rate(
         "batch_size": data.batch_size,
         "global_batch_size": data.batch_size * parts,
         "lr": module.lr,
-        "encoder_lr": module.lr * options.encoder_lr_factor,
+        "encoder_lr": None if options.model.freeze_encoder is True else module.lr * options.encoder_lr_factor,
     }
     if trainer.world_size > 1 and trainer.is_global_zero:
         print(", ".join(f"{name} {value}" for name, value in sizes.items()))

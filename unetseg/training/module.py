@@ -22,7 +22,7 @@ from unetseg.evaluation.metrics import SegmentationScores, image_counts
 from unetseg.evaluation.whole import answer
 from unetseg.model.auxiliary import AuxiliaryHeads, MaskHeads
 from unetseg.model.segmenter import class_map
-from unetseg.training.optimization import Optimization
+from unetseg.training.optimization import Optimization, can_fuse
 
 STAGES = ("train", "val", "test")
 
@@ -212,10 +212,7 @@ class SegmentationModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer, and the schedule of its rate over all steps of the run."""
-        # fused: one pass over the weights. Lightning refuses it with clipping in mixed precision: with float16, where
-        # the optimizer would unscale the gradients after the clipping, and also with bfloat16, which has no scaler
-        clipped = self.trainer.precision == "bf16-mixed" and self.trainer.gradient_clip_val
-        fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed" and not clipped
+        fused = can_fuse(self.device, self.trainer.precision, clips=bool(self.trainer.gradient_clip_val))
         optimizer = self.optimization.make_optimizer(self, self.lr, fused=fused)
         self.steps = max(1, self.trainer.estimated_stepping_batches)
         if self.optimization.warmup_epochs:

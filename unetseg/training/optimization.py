@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, R
 
 from unetseg.errors import UserError, first_line
 from unetseg.names import nearest_first
+from unetseg.training import restored
 
 OWN = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 ENCODER = "model.net.encoder."
@@ -101,22 +103,65 @@ class Optimization:
             ]
         groups = [{"params": w, "lr": lr * f} for w, f in zip(weights, self.lr_factors, strict=True)]
         arguments = {"lr": lr, "weight_decay": self.weight_decay, **(self.arguments or {})}
+        if arguments.get("fused") and not fused:
+            raise UserError(
+                "optimizer.arguments={fused: true} with clipping in mixed precision, or on this device",
+                accepted="fused steps on a CPU or CUDA device, without float16, and with bfloat16 without clipping",
+                advice="optimizer.arguments without fused, which is chosen where it can be",
+            )
         try:
             if self.name in OWN:
-                own: dict[str, Any] = {"fused": fused}
+                own: dict[str, Any] = {} if "foreach" in arguments else {"fused": fused}
                 if self.name == "sgd":  # torch's fused SGD fails where an encoder is let go: it has no momentum yet
                     own = {"momentum": 0.9, "nesterov": True}
                 return OWN[self.name](groups, **{**own, **arguments})
             return _of_timm(self.name, groups, arguments)
         except UserError:
             raise
-        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-            given = dict(self.arguments or {})
+        except Exception as error:  # of any kind: it reads the arguments
+            raise self._refused(error) from None
+
+    def check(self, device: torch.device, *, fused: bool) -> None:
+        """Take two steps with a tiny network, and look at the state that a checkpoint would hold.
+
+        Args:
+            device: of the training.
+            fused: as in `make_optimizer`.
+
+        Raises:
+            UserError: as `make_optimizer`; or a step fails, or no run could be resumed with the state.
+        """
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            layers = {"encoder": nn.Conv2d(3, 4, 3), "decoder": nn.Conv2d(4, 2, 1)}
+            module = nn.ModuleDict({"model": nn.ModuleDict({"net": nn.ModuleDict(layers)})}).to(device)
+            optimizer = self.make_optimizer(module, 1e-3, fused=fused)
+            try:
+                for _ in range(2):
+                    for weight in module.parameters():
+                        weight.grad = torch.ones_like(weight)
+                    optimizer.step()
+            except Exception as error:  # of any kind, by an argument that is looked at in a step
+                raise self._refused(error) from None
+        if any(isinstance(own, random.Random | torch.Generator) for own in vars(optimizer).values()):
             raise UserError(
-                f"optimizer.name={self.name} refuses optimizer.arguments={given}: {first_line(error)}",
-                accepted="arguments of the optimizer's class",
-                advice="optimizer.arguments=null",
-            ) from None
+                f"optimizer.name={self.name} draws random numbers of its own, which no checkpoint holds",
+                accepted="an optimizer with which a run that was stopped goes on to the last bit",
+                advice="optimizer.name=adamw",
+            )
+        restored.check_plain(optimizer.state_dict(), f"the state of optimizer.name={self.name}")
+
+    def _refused(self, error: Exception) -> UserError:
+        if not self.arguments:
+            return UserError(
+                f"optimizer.name={self.name} can't be used here: {first_line(error)}",
+                accepted="adamw, adam, sgd, or a name of timm.optim that needs the gradients alone, on this device",
+                advice="optimizer.name=adamw",
+            )
+        return UserError(
+            f"optimizer.name={self.name} refuses optimizer.arguments={dict(self.arguments)}: {first_line(error)}",
+            accepted="arguments of the optimizer's class",
+            advice="optimizer.arguments=null",
+        )
 
     def make_schedule(self, optimizer: Optimizer, steps: float, warmup: int) -> LRScheduler | ReduceLROnPlateau | None:
         """Return the schedule over all steps; None where the rate stays as it is, or their number is unknown."""
@@ -136,10 +181,19 @@ class Optimization:
         return ("T_max" if self.schedule == "cosine" and not self.warmup_epochs else "lr_lambdas") in state
 
 
+def can_fuse(device: torch.device, precision: str, *, clips: bool) -> bool:
+    """Return whether an optimizer may take its step in one pass over the weights.
+
+    Lightning refuses it with clipping in mixed precision: with float16, where the optimizer would unscale the gradients
+    after the clipping, and also with bfloat16, which has no scaler.
+    """
+    return device.type in ("cpu", "cuda") and precision != "16-mixed" and not (clips and precision == "bf16-mixed")
+
+
 def _of_timm(name: str, groups: list[dict[str, Any]], arguments: dict[str, Any]) -> Optimizer:
     from timm.optim import create_optimizer_v2, list_optimizers
 
-    names = [*OWN, *map(str, list_optimizers())]
+    names = list(dict.fromkeys([*OWN, *map(str, list_optimizers())]))
     if name not in names:
         raise UserError(
             f"optimizer.name={name} is not accepted",

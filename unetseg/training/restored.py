@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unetseg.errors import UserError
 from unetseg.model import archive
 
-PLAIN = (type(None), bool, int, float, str, Tensor, nn.Parameter)
+PLAIN = (type(None), bool, int, float, str, Tensor, nn.Parameter, torch.dtype)
 """What dicts, lists and tuples of a checkpoint may hold; a number of NumPy is none of these."""
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "model.mean", "model.std")
@@ -51,7 +51,7 @@ def check(content: Any) -> None:
     for optimizer in content["optimizer_states"]:
         for number, entry in optimizer["state"].items():
             tensors = [value for value in entry.values() if isinstance(value, Tensor)]
-            if number >= len(shapes) or any(t.numel() > 1 and t.shape != shapes[number] for t in tensors):
+            if number >= len(shapes) or not all(_is_of(shapes[number], tensor) for tensor in tensors):
                 raise ValueError("its optimizer's state is of other weights")
 
 
@@ -140,11 +140,26 @@ def _is_optimizer(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("state"), dict):
         return False
     groups = value.get("param_groups")
-    if not isinstance(groups, list) or not groups or not all(map(_is_settings, groups)):
+    if not isinstance(groups, list) or not groups or not all(map(_is_group, groups)):
         return False
     return all(_is_count(number) and _is_moments(entry) for number, entry in value["state"].items())
+
+
+def _is_group(value: Any) -> bool:
+    """Return whether these are the settings of an optimizer's group of weights; some count steps in a tensor."""
+    if not isinstance(value, dict):
+        return False
+    numbers = [own for own in value.values() if isinstance(own, Tensor)]
+    others = {name: own for name, own in value.items() if not isinstance(own, Tensor | torch.dtype)}
+    return _is_settings(others) and all(number.numel() == 1 for number in numbers)
 
 
 def _is_moments(value: Any) -> bool:
     """Return whether this is the state that an optimizer keeps of one weight."""
     return isinstance(value, dict) and all(isinstance(v, Tensor) or _is_setting(v) for v in value.values())
+
+
+def _is_of(weight: torch.Size, moment: Tensor) -> bool:
+    """Return whether a moment may be of a weight of this shape: it has its shape, or means over some of its axes."""
+    is_mean = moment.numel() <= weight.numel() and {*moment.shape} <= {1, *weight}
+    return moment.numel() == 1 or moment.shape == weight or is_mean
