@@ -10,6 +10,8 @@ from conftest import ROOT
 from PIL import Image
 from scipy import stats
 
+from unetseg.evaluation.statistics import compare
+
 sys.path.insert(0, str(ROOT / "scripts/contest"))
 contest, run, page = (importlib.import_module(name) for name in ("score", "run", "page"))
 
@@ -59,6 +61,10 @@ def test_the_score_of_files_is_the_mean_over_classes_that_occur(tmp_path):
     three = contest.score(tmp_path / "truth", tmp_path / "predicted", ["a"], 3)
     assert two["iou"] == two["iou_per_image"] == pytest.approx(0.8)
     assert three["iou"] == pytest.approx((50 / 60 + 40 / 50) / 2)
+    rows = np.array([[[1, 2, 0, 3], [0, 0, 0, 0]], [[0, 0, 0, 0], [0, 0, 0, 0]], [[1, 4, 1, 2], [3, 4, 1, 1]]])
+    by_picture = contest.by_picture(rows)
+    np.testing.assert_allclose(by_picture["iou"], [0.5, np.nan, 0.5])
+    np.testing.assert_allclose(by_picture["boundary_iou"], [0, np.nan, 0.75])
 
 
 def test_the_table_tells_means_and_intervals_of_the_difference_from_ours_paired_within_a_training(
@@ -71,6 +77,7 @@ def test_the_table_tells_means_and_intervals_of_the_difference_from_ours_paired_
     lines = [
         {"set": "pets", "recipe": recipe, "seed": seed, "size": 128, "epochs": 10, "precision": "bf16-mixed"}
         | dict.fromkeys(run.SCORES, value)
+        | {"pictures": {"iou": [value, value - 0.1, value + 0.1], "boundary_iou": [value / 2, value, 0.5]}}
         for recipe, own in values.items()
         for seed, value in enumerate(own)
     ]
@@ -87,11 +94,14 @@ def test_the_table_tells_means_and_intervals_of_the_difference_from_ours_paired_
         found, {"best"}
     )
     shown = page.table(found, {"ours", "example", "tuned"}).splitlines()
-    assert [line.count("**") for line in shown if "| pets |" in line] == [
-        0,
-        0,
-        6,
-    ]  # example, ours, tuned; a score has two
+    marks = [line.count("**") for line in shown if "| pets |" in line]
+    assert marks == [0, 0, 6], "of example, ours and tuned; a score that is shown has two"
+    further = page.further_pictures(found).splitlines()
+    own, base = (np.array(values[recipe])[:, None] + [0, -0.1, 0.1] for recipe in ("example", "ours"))
+    test = compare(own, base)
+    assert f"| pets | example | 3 | 3 | {test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]" in further[
+        2
+    ].replace(page.MINUS, "-")
     page.draw(found, tmp_path / "contest.png")
     assert Image.open(tmp_path / "contest.png").size[0] > 300
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from run import OF_ANOTHER, SCORES, kept
 from scipy import stats
 
-from unetseg.evaluation.statistics import LEVEL, holm
+from unetseg.evaluation.statistics import LEVEL, compare, holm
 from unetseg.evaluation.style import COLOURS, INK, styled
 
 ROOT = Path(__file__).parents[2]
@@ -25,9 +26,11 @@ RECIPES = {
     "two_rates": "smp.Unet, tuned,\nour two rates",
 }
 """The contest's recipes, and how they are called in the figure; the others are variants of ours."""
+BY_PICTURE = {"iou": "IoU per picture − ours", "boundary_iou": "Boundary IoU per picture − ours"}
+MINUS = "\N{MINUS SIGN}"
 METRICS = {"iou": "IoU", "iou_per_image": "IoU per picture", "boundary_iou": "Boundary IoU"}
-Scores = dict[tuple[str, str], dict[str, list[float]]]
-"""Of each set and recipe, and of each metric, a score a seed; and the seeds."""
+Scores = dict[tuple[str, str], dict[str, list[Any]]]
+"""Of each set and recipe, and of each metric, a score a seed; the seeds; and a seed's scores by picture."""
 
 
 def scores(size: int = 128, precision: str = "bf16-mixed") -> Scores:
@@ -35,7 +38,7 @@ def scores(size: int = 128, precision: str = "bf16-mixed") -> Scores:
     found: Scores = {}
     for (name, recipe, _, own_size, _, own_precision), line in sorted(kept().items()):
         if (own_size, own_precision) == (size, precision):
-            values = found.setdefault((name, recipe), {key: [] for key in ("seed", *SCORES)})
+            values = found.setdefault((name, recipe), {key: [] for key in ("seed", *SCORES, "pictures")})
             for key in values:
                 values[key].append(line[key])
     return found
@@ -70,8 +73,37 @@ def table(found: Scores, recipes: set[str]) -> str:
                 low, high = test.confidence_interval()
                 mark = "**" if (name, recipe, key) in shown else ""
                 text += f" ({mark}{difference:+.3f} [{low:+.3f}, {high:+.3f}]{mark})"
-            cells.append(text.replace("-", "\N{MINUS SIGN}"))
+            cells.append(text.replace("-", MINUS))
         lines.append(f"| {name} | {recipe} | {len(values['iou'])} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def further_pictures(found: Scores) -> str:
+    """Return the recipes' differences from ours by picture, as a table in Markdown.
+
+    Their intervals are over seeds and pictures. Bold: shown after Holm's correction over the table.
+    """
+    tests = {}
+    for (name, recipe), values in sorted(found.items()):
+        ours = found.get((name, "ours"), {})
+        shared = sorted({*values["seed"]} & {*ours.get("seed", [])})
+        if recipe in RECIPES and recipe != "ours" and len(shared) > 1:
+            for key in BY_PICTURE:
+                own, base = ([of["pictures"][of["seed"].index(seed)][key] for seed in shared] for of in (values, ours))
+                tests[name, recipe, key] = compare(own, base)
+    corrected = holm([test.p for test in tests.values()])
+    cells = {}
+    for (own, test), p in zip(tests.items(), corrected, strict=True):
+        mark = "**" if p < 1 - LEVEL else ""
+        cells[own] = f"{mark}{test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]{mark}".replace("-", MINUS)
+    lines = [
+        f"| set | recipe | seeds | pictures | {' | '.join(BY_PICTURE.values())} |",
+        "| --- | --- | ---: | ---: | --- | --- |",
+    ]
+    for name, recipe in dict.fromkeys(own[:2] for own in tests):
+        test = tests[name, recipe, "iou"]
+        row = " | ".join(cells[name, recipe, key] for key in BY_PICTURE)
+        lines.append(f"| {name} | {recipe} | {test.seeds} | {test.units} | {row} |")
     return "\n".join(lines)
 
 
@@ -104,8 +136,14 @@ def draw(found: Scores, path: Path) -> None:
 def main() -> None:
     found = scores()
     text = PAGE.read_text()
-    for part, recipes in {"recipes": {*RECIPES}, "variants": {recipe for _, recipe in found} - {*RECIPES}}.items():
-        told = f"<!-- {part} -->\n\n{table(found, recipes)}\n\n<!-- end -->"
+    variants = {recipe for _, recipe in found} - {*RECIPES}
+    parts = {
+        "recipes": table(found, {*RECIPES}),
+        "pictures": further_pictures(found),
+        "variants": table(found, variants),
+    }
+    for part, rows in parts.items():
+        told = f"<!-- {part} -->\n\n{rows}\n\n<!-- end -->"
         text = re.sub(rf"<!-- {part} -->.*?<!-- end -->", lambda _, told=told: told, text, flags=re.DOTALL)
     PAGE.write_text(text)
     draw(found, FIGURE)

@@ -3,8 +3,8 @@
     python scripts/contest/run.py WORK --pets PETS --sets SETS --weights resnet50_imagenet.safetensors
 
 WORK gets the sets as folders, a run a recipe, set and seed, and results/*.json, with the counts of each picture. The
-scores go into docs/contest/scores.jsonl, a line a run, so that any machine can go on: what is there is not run again;
-page.py draws and tells them.
+scores go into docs/contest/scores.jsonl, a line a run with each picture's, so that any machine can go on: what is
+there is not run again; page.py draws and tells them.
 A recipe is one of rivals.py's, ours, or ours with a change: VARIANTS, OF_BEST, BY_NEAREST. The defaults are
 3 sets x 3 recipes x 5 seeds, resnet50 with ImageNet's weights, 128 px, batches of 16, about 230 steps, bfloat16. A run
 took five to eleven minutes of one of two busy cores with AMX; where there is a GPU all recipes train on it.
@@ -28,7 +28,7 @@ from threading import Lock
 import cv2
 import numpy as np
 from PIL import Image
-from score import score
+from score import by_picture, score
 
 from unetseg.data.transforms import resize_image
 from unetseg.runs.summary import provenance
@@ -171,7 +171,8 @@ def run(work: Path, cell: tuple[str, str, int], args: argparse.Namespace) -> Non
     result.write_text(json.dumps(found))
     scores = {key: round(found[key], 5) for key in SCORES}
     line = {"set": name, "recipe": recipe, "seed": seed, "size": args.size, "epochs": epochs}
-    line |= {"precision": args.precision, **scores}
+    pictures = {key: own.round(4).tolist() for key, own in by_picture(np.array(found["counts"])).items()}
+    line |= {"precision": args.precision, **scores, "pictures": pictures}
     line |= {"minutes": round((time.monotonic() - began) / 60, 2), "machine": provenance()["machine"]}
     KEPT.parent.mkdir(exist_ok=True)
     with KEPT.open("a") as file:

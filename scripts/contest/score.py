@@ -42,14 +42,20 @@ def counts(truth: np.ndarray, predicted: np.ndarray, classes: list[int]) -> list
     return rows
 
 
+def by_picture(rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Return IoU and Boundary IoU of each picture, N, of NxCx4 counts; nan where a picture has no class."""
+    with np.errstate(invalid="ignore"):  # 0 / 0: the class is in neither mask
+        shares = np.ma.masked_invalid(rows[..., ::2] / rows[..., 1::2])
+    return dict(zip(("iou", "boundary_iou"), shares.mean(axis=1).filled(np.nan).T, strict=True))
+
+
 def summary(rows: np.ndarray) -> dict[str, float]:
     """Return the scores of NxCx4 counts: over the set, by picture, and of the boundaries over the set."""
     total = rows.sum(0)
     present = total[:, 1] > 0
-    by_picture = [np.mean([r[0] / r[1] for r in picture if r[1]]) for picture in rows if (picture[:, 1] > 0).any()]
     return {
         "iou": float((total[present, 0] / total[present, 1]).mean()),
-        "iou_per_image": float(np.mean(by_picture)),
+        "iou_per_image": float(np.nanmean(by_picture(rows)["iou"])),
         "boundary_iou": float((total[present, 2] / total[present, 3]).mean()),
     }
 
