@@ -165,6 +165,8 @@ DAMAGE = {
     "weights that are none": lambda c: c["state_dict"].update({"model.mean": 3}),
     "sparse weights": lambda c: c["state_dict"].update({"model.mean": torch.zeros(3).to_sparse()}),
     "moments of other weights": lambda c: c["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(3, 3)),
+    "a moment of one number": lambda c: c["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(())),
+    "means of other weights": lambda c: c["optimizer_states"][0]["state"][0].update(exp_avg_sq_row=torch.zeros(99)),
     "no groups": lambda c: c["optimizer_states"][0].pop("param_groups"),
     "a schedule of tensors": lambda c: c["lr_schedulers"][0].update(base_lrs=torch.zeros(3)),
     "counts that are texts": lambda c: c["loops"]["fit_loop"]["epoch_progress"]["total"].update(ready="1"),

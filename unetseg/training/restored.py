@@ -20,6 +20,9 @@ from unetseg.model import archive
 PLAIN = (type(None), bool, int, float, str, Tensor, nn.Parameter, torch.dtype)
 """What dicts, lists and tuples of a checkpoint may hold; a number of NumPy is none of these."""
 
+MEANS = ("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq_r", "exp_avg_sq_c")
+"""Moments of timm's Adafactors that are means over an axis of the weight."""
+
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "model.mean", "model.std")
 """Endings of the names in a state dict that are no parameters."""
 
@@ -49,9 +52,10 @@ def check(content: Any) -> None:
         archive.check_dense(content.get(name, {}))
     shapes = [value.shape for name, value in content["state_dict"].items() if not name.endswith(BUFFERS)]
     for optimizer in content["optimizer_states"]:
+        fused = any(group.get("fused") for group in optimizer["param_groups"])
         for number, entry in optimizer["state"].items():
-            tensors = [value for value in entry.values() if isinstance(value, Tensor)]
-            if number >= len(shapes) or not all(_is_of(shapes[number], tensor) for tensor in tensors):
+            tensors = {name: value for name, value in entry.items() if isinstance(value, Tensor)}
+            if number >= len(shapes) or not all(_is_of(shapes[number], *t, fused=fused) for t in tensors.items()):
                 raise ValueError("its optimizer's state is of other weights")
 
 
@@ -159,7 +163,8 @@ def _is_moments(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(v, Tensor) or _is_setting(v) for v in value.values())
 
 
-def _is_of(weight: torch.Size, moment: Tensor) -> bool:
-    """Return whether a moment may be of a weight of this shape: it has its shape, or means over some of its axes."""
-    is_mean = moment.numel() <= weight.numel() and {*moment.shape} <= {1, *weight}
-    return moment.numel() == 1 or moment.shape == weight or is_mean
+def _is_of(weight: torch.Size, name: str, moment: Tensor, *, fused: bool) -> bool:
+    """Return whether a moment may be of a weight of this shape; torch's fused step would write beyond a smaller one."""
+    if name in MEANS:
+        return moment.numel() <= weight.numel() and {*moment.shape} <= {1, *weight}
+    return moment.shape == weight or (moment.numel() == 1 and (name == "step" or not fused))
