@@ -5,7 +5,7 @@ import os
 import pytest
 
 from unetseg.errors import UserError
-from unetseg.files import append_rows, drafted, refuse_links, write_text
+from unetseg.files import append_rows, drafted, free_path, refuse_links, write_text
 
 
 @pytest.fixture
@@ -69,3 +69,10 @@ def test_what_leads_nowhere_is_refused(folder, kind):
     os.mkfifo(path) if kind == "pipe" else path.symlink_to({"circle": "odd", "nowhere": "/nowhere/at/all"}[kind])
     with pytest.raises(UserError, match="odd is a link, a pipe or a device"):
         refuse_links(folder)
+
+
+def test_a_free_path_is_beside_what_is_there_and_beside_links_to_nothing(tmp_path):
+    assert free_path(tmp_path / "a.page.png") == tmp_path / "a.page.png"
+    (tmp_path / "a.page.png").touch()
+    (tmp_path / "a.page_2.png").symlink_to(tmp_path / "nothing")
+    assert free_path(tmp_path / "a.page.png") == tmp_path / "a.page_3.png"

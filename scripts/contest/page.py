@@ -32,6 +32,9 @@ METRICS = {"iou": "IoU", "iou_per_image": "IoU per picture", "boundary_iou": "Bo
 Scores = dict[tuple[str, str], dict[str, list[Any]]]
 """Of each set and recipe, and of each metric, a score a seed; the seeds; and a seed's scores by picture."""
 
+Key = tuple[str, str, str]
+"""Set, recipe and metric."""
+
 
 def scores(size: int = 128, precision: str = "bf16-mixed") -> Scores:
     """Return the scores of the runs of one size and format."""
@@ -59,21 +62,14 @@ def table(found: Scores, recipes: set[str]) -> str:
             own, base = values[key], ours.get(key, [])
             if recipe != "ours" and min(len(own), len(base)) > 1:
                 test = stats.ttest_rel(own, base) if is_paired else stats.ttest_ind(own, base, equal_var=False)
-                tests[name, recipe, key] = np.mean(own) - np.mean(base), test
-    shown = {
-        own for own, p in zip(tests, holm([test.pvalue for _, test in tests.values()]), strict=True) if p < 1 - LEVEL
-    }
+                tests[name, recipe, key] = (np.mean(own) - np.mean(base), *test.confidence_interval(), test.pvalue)
+    told = differences(tests)
     lines = ["| set | recipe | seeds | IoU | per picture | Boundary IoU |", "| --- | --- | ---: | --- | --- | --- |"]
     for (name, recipe), values in rows.items():
         cells = []
         for key in SCORES:
-            text = f"{np.mean(values[key]):.3f}"
-            if (name, recipe, key) in tests:
-                difference, test = tests[name, recipe, key]
-                low, high = test.confidence_interval()
-                mark = "**" if (name, recipe, key) in shown else ""
-                text += f" ({mark}{difference:+.3f} [{low:+.3f}, {high:+.3f}]{mark})"
-            cells.append(text.replace("-", MINUS))
+            own = told.get((name, recipe, key))
+            cells.append(f"{np.mean(values[key]):.3f}" + (f" ({own})" if own else ""))
         lines.append(f"| {name} | {recipe} | {len(values['iou'])} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -83,28 +79,34 @@ def further_pictures(found: Scores) -> str:
 
     Their intervals are over seeds and pictures. Bold: shown after Holm's correction over the table.
     """
-    tests = {}
+    tests, sizes = {}, {}
     for (name, recipe), values in sorted(found.items()):
         ours = found.get((name, "ours"), {})
         shared = sorted({*values["seed"]} & {*ours.get("seed", [])})
         if recipe in RECIPES and recipe != "ours" and len(shared) > 1:
             for key in BY_PICTURE:
                 own, base = ([of["pictures"][of["seed"].index(seed)][key] for seed in shared] for of in (values, ours))
-                tests[name, recipe, key] = compare(own, base)
-    corrected = holm([test.p for test in tests.values()])
-    cells = {}
-    for (own, test), p in zip(tests.items(), corrected, strict=True):
-        mark = "**" if p < 1 - LEVEL else ""
-        cells[own] = f"{mark}{test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]{mark}".replace("-", MINUS)
+                test = compare(own, base)
+                tests[name, recipe, key] = (test.difference, test.low, test.high, test.p)
+                sizes[name, recipe] = f"{test.seeds} | {test.units}"
+    told = differences(tests)
     lines = [
         f"| set | recipe | seeds | pictures | {' | '.join(BY_PICTURE.values())} |",
         "| --- | --- | ---: | ---: | --- | --- |",
     ]
-    for name, recipe in dict.fromkeys(own[:2] for own in tests):
-        test = tests[name, recipe, "iou"]
-        row = " | ".join(cells[name, recipe, key] for key in BY_PICTURE)
-        lines.append(f"| {name} | {recipe} | {test.seeds} | {test.units} | {row} |")
+    for (name, recipe), size in sizes.items():
+        row = " | ".join(told[name, recipe, key] for key in BY_PICTURE)
+        lines.append(f"| {name} | {recipe} | {size} | {row} |")
     return "\n".join(lines)
+
+
+def differences(tests: dict[Key, tuple[float, float, float, float]]) -> dict[Key, str]:
+    """Return texts of differences, each with its interval's ends and p value; bold: shown after Holm's correction."""
+    told = {}
+    for (own, (difference, low, high, _)), p in zip(tests.items(), holm([t[3] for t in tests.values()]), strict=True):
+        mark = "**" if p < 1 - LEVEL else ""
+        told[own] = f"{mark}{difference:+.3f} [{low:+.3f}, {high:+.3f}]{mark}".replace("-", MINUS)
+    return told
 
 
 @styled
