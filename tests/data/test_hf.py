@@ -179,6 +179,76 @@ def test_rows_without_a_mask_and_unknown_splits_are_told(tmp_path, library, caps
     assert "not used: the split unlabeled" in printed
 
 
+def damaged(root, library, column, value, kind):
+    """Write a data set whose second row holds something else in one column."""
+    rows = [{"image": png(picture(n)[0]), "mask": png(Image.fromarray(picture(n)[1]))} for n in range(3)]
+    if kind is not None:
+        for row in rows:
+            row[column] = [[0, 1], [1, 0]]
+    rows[1][column] = value
+    kinds = {"image": library.Image(), "mask": library.Image()} | ({column: kind} if kind is not None else {})
+    (root / "data").mkdir(parents=True)
+    write_split(root, library, "train", rows, library.Features(kinds))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("image", None, "holds no picture"),
+        ("image", {"bytes": b"no picture", "path": None}, "holds no picture that can be read"),
+        ("mask", {"bytes": b"", "path": "gone.png"}, "holds no picture"),
+        ("mask", [[0, 1], [1]], "is no HxW table of whole numbers"),
+    ],
+    ids=["no picture", "no picture's bytes", "a mask that is gone", "rows of two lengths"],
+)
+def test_a_row_that_holds_no_picture_or_no_mask_is_named(tmp_path, library, column, value, said):
+    table = library.List(library.List(library.Value("int64"))) if isinstance(value, list) else None
+    root = damaged(tmp_path / "set", library, column, value, table)
+    with pytest.raises(UserError, match=f"row 1 of train in .*{said}"):
+        hf.keep(Source(str(root)))
+    cache = tmp_path / "cache"
+    assert [path for path in cache.rglob("*") if path.suffix in (".png", ".jpg")] == [], "a draft stays"
+
+
+def test_splits_that_are_called_otherwise_are_refused(tmp_path, library):
+    root = parquet(tmp_path / "set", library, {"unlabeled": 2})
+    with pytest.raises(UserError, match=r"has the splits unlabeled(?s:.)*train, val or test"):
+        hf.keep(Source(str(root)))
+
+
+def test_nothing_is_kept_where_others_could_write(tmp_path, library):
+    source = Source(str(parquet(tmp_path / "set", library, {"train": 2})))
+    source.folder.parent.mkdir(parents=True)
+    source.folder.parent.chmod(0o777)
+    with pytest.raises(UserError, match=r"is open to others(?s:.)*XDG_CACHE_HOME=FOLDER"):
+        hf.keep(source)
+    assert [*source.folder.parent.iterdir()] == []
+
+
+def test_a_cache_that_can_not_be_written_is_named(tmp_path, library):
+    source = Source(str(parquet(tmp_path / "set", library, {"train": 2})))
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(UserError, match=r"can't be kept in .*(?s:.)*XDG_CACHE_HOME=FOLDER"):
+        hf.keep(source)
+
+
+def test_of_two_processes_the_first_one_stays(tmp_path, library, monkeypatch):
+    source = Source(str(parquet(tmp_path / "set", library, {"train": 2})))
+    write = hf._write
+
+    def late(*args):
+        notes = write(*args)
+        source.folder.mkdir(parents=True)
+        (source.folder / "first.txt").write_text("")
+        return notes
+
+    monkeypatch.setattr(hf, "_write", late)
+    folder = hf.keep(source)
+    assert [path.name for path in folder.iterdir()] == ["first.txt"]
+    assert [*folder.parent.iterdir()] == [folder]
+
+
 def test_the_set_is_opened_once_and_again_where_its_files_change(tmp_path, library, monkeypatch):
     root = parquet(tmp_path / "set", library, {"train": 8})
     source = Source(str(root))
