@@ -171,7 +171,8 @@ CLAIMS = (
         "drozdzal",
         (Contrast("loss_rise", "none", "concat"), Contrast("loss_rise", "plain", "concat")),
         "`loss_rise` is log10 of how far the loss rises half the weights' length along filter-normalised random "
-        "directions: 1 means ten times as far.",
+        "directions: 1 means ten times as far. A training whose loss falls there on average, as where "
+        "it has hardly learned, has no such number and is left out.",
     ),
     Claim(
         "shattered",
