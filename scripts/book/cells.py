@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from book import literature, readings
-from book.literature import SCORES, SETTINGS, Claim
+from book.literature import BY_UNIT, SCORES, SETTINGS, Claim
 from unetseg.ablate import show
 from unetseg.evaluation.statistics import group_means
 from unetseg.options.compose import compose
@@ -48,6 +50,12 @@ class Bench:
     """Of the given paths: pets, sets, weights."""
     needs: tuple[str, ...]
     """The paths that must be given."""
+    unit: str
+    """What the scores of the test set are told by, singular."""
+    pictures: str
+    """How many there are of the samples at hand."""
+    side: str = "data.size"
+    """The option that a cell's size is for."""
 
 
 def _pets(paths: dict[str, Path]) -> list[str]:
@@ -68,7 +76,7 @@ def _em(paths: dict[str, Path]) -> list[str]:
     return [
         *("data=folder", override("data.root", str(paths["sets"] / "em")), "data.classes=[membrane,cell]"),
         *(override("data.images", "image/{name}.png"), override("data.masks", "label/{name}.png")),
-        *("data.ratios=[0.5,0.1,0.4]", "data.crop=64", "data.crops=352"),
+        *("data.ratios=[0.5,0.1,0.4]", "data.crops=352"),
         *("trainer.max_epochs=10", "trainer.check_val_every_n_epoch=2"),
     ]
 
@@ -79,11 +87,12 @@ def _pretrained(paths: dict[str, Path]) -> list[str]:
     return [*_pets(paths), "model.encoder=resnet50", weights, *of_before]
 
 
+PETS = "347 pictures to train on, 39 to validate, 174 of 24 breeds to test"
 BENCHES = {
-    "pets": Bench("Pets", _pets, ("pets",)),
-    "nuclei": Bench("nuclei", _nuclei, ("sets",)),
-    "em": Bench("EM", _em, ("sets",)),
-    "pretrained": Bench("Pets, ResNet-50 with ImageNet's weights", _pretrained, ("pets", "weights")),
+    "pets": Bench("Pets", _pets, ("pets",), "breed", PETS),
+    "nuclei": Bench("nuclei", _nuclei, ("sets",), "picture", "30 pictures to train on, 9 to validate, 21 to test"),
+    "em": Bench("EM", _em, ("sets",), "picture", "15 slices to train on, 3 to validate, 12 to test", "data.crop"),
+    "pretrained": Bench("Pets, ResNet-50 with ImageNet's weights", _pretrained, ("pets", "weights"), "breed", PETS),
 }
 
 
@@ -108,19 +117,29 @@ class Cell:
 
     def overrides(self, paths: dict[str, Path]) -> list[str]:
         """Return its options."""
-        size = [] if self.bench == "em" else [f"data.size={self.size}"]
-        return [*COMMON, *BENCHES[self.bench].options(paths), *size, *SETTINGS[self.setting], f"seed={self.seed}"]
+        bench = BENCHES[self.bench]
+        own = [f"{bench.side}={self.size}", *SETTINGS[self.setting], f"seed={self.seed}"]
+        return [*COMMON, *bench.options(paths), *own]
 
 
 def kept(path: Path = KEPT) -> dict[Cell, Record]:
-    """Return the numbers that are kept; of two lines for a cell the later one, with the earlier's other readings."""
+    """Return the numbers that are kept; of two lines for a cell the later one.
+
+    Where both are of the same training, by its scores, the later one has the earlier one's other readings, too.
+
+    Raises:
+        ValueError: a line is none of these; the text says which.
+    """
     found: dict[Cell, Record] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        record = json.loads(line)
-        cell = Cell(*(record[key] for key in ("bench", "setting", "seed", "size")))
-        found[cell] = (
-            found.get(cell, {}) | record | {"readings": found.get(cell, {}).get("readings", {}) | record["readings"]}
-        )
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), 1):
+        try:
+            record = json.loads(line)
+            cell = Cell(*(record[key] for key in ("bench", "setting", "seed", "size")))
+            before = found.get(cell, {"readings": {}})
+            same = all(before.get(name) == record[name] for name in SCORES)
+            found[cell] = record | {"readings": (before["readings"] if same else {}) | record["readings"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: {error!r}") from None
     return found
 
 
@@ -134,7 +153,7 @@ def missing(claim: Claim, cells: Iterable[Cell], known: dict[Cell, Record]) -> l
         cell
         for cell in cells
         if cell.setting in wanted
-        and (cell not in known or wanted[cell.setting] - {*SCORES} - known[cell]["readings"].keys())
+        and (cell not in known or wanted[cell.setting] - {*BY_UNIT} - known[cell]["readings"].keys())
     ]
 
 
@@ -155,25 +174,31 @@ def train(cells: Sequence[Cell], paths: dict[str, Path], work: Path, jobs: int) 
 
 
 def measure(cell: Cell, work: Path) -> Record:
-    """Return the numbers of a finished run: its scores by unit, and the readings that any claim wants of it."""
+    """Return the numbers of a finished run: its scores by unit, and the readings that any claim wants of it.
+
+    A reading that is no number is null. An evaluation that was stopped is made anew.
+    """
     folder, wanted = work / cell.name, literature.wanted(cell.setting)
     options = readings.evaluate_options(wanted)
     evaluation = folder / "evaluation" / hashlib.sha256(" ".join(options).encode()).hexdigest()[:8]
-    seconds = 0.0
-    if options and not (evaluation / "summary.json").exists():
+    whole, seconds = evaluation / "whole", 0.0
+    if options and not whole.exists():
+        shutil.rmtree(evaluation, ignore_errors=True)
         before = time.monotonic()
         _python("unetseg.evaluate", override("checkpoint", str(folder)), override("output", str(evaluation)), *options)
+        whole.touch()
         seconds = time.monotonic() - before
     run = results.read(folder).runs[0]
     groups = groups_of(run)
     units = groups if len({*groups}) > 1 else [*run.per_image.index]
     scores = {name: _rounded(group_means(run.per_image[name].to_numpy(float)[None], units)[0]) for name in SCORES}
     names = "\n".join(sorted({*units}))
+    values = {name: readings.READINGS[name].read(run, evaluation) for name in sorted(wanted)}
     return {
         **{"bench": cell.bench, "setting": cell.setting, "seed": cell.seed, "size": cell.size},
         "units": f"{len({*units})} {'groups' if units is groups else 'images'} {_digest(names)}",
         **scores,
-        "readings": {name: readings.READINGS[name].read(run, evaluation) for name in sorted(wanted)},
+        "readings": {name: value if math.isfinite(value) else None for name, value in values.items()},
         "iou_of_the_set": round(run.summary["test/iou"], 5),
         "minutes": round((run.summary["seconds"] + seconds) / 60, 2),
         **{name: run.summary[name] for name in ("parameters", "machine", "git_commit")},
@@ -186,9 +211,14 @@ def run(claim: Claim, cells: Sequence[Cell], paths: dict[str, Path], work: Path,
     done = train(lacking, paths, work, jobs) if lacking else []
     KEPT.parent.mkdir(exist_ok=True)
     with ThreadPoolExecutor(jobs) as pool:
-        for record in pool.map(lambda cell: measure(cell, work), done):
+        for cell, future in [(cell, pool.submit(measure, cell, work)) for cell in done]:
+            try:
+                record = future.result()
+            except (RuntimeError, OSError) as error:
+                print(f"{cell.name} can't be measured: {error}", file=sys.stderr)
+                continue
             with KEPT.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(record, allow_nan=False) + "\n")
     return len(done)
 
 

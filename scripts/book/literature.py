@@ -27,12 +27,45 @@ SETTINGS: dict[str, list[str]] = {
 }
 
 
+ABOUT = {
+    "concat": "the encoder's features beside the decoder's own: the U-Net",
+    "add": "the encoder's features are added, by a 1x1 convolution where the widths differ",
+    "none": "no long skips",
+    "placebo": "concat's size, and nothing of the encoder",
+    "attention": "concat, with attention gates",
+    "nested": "U-Net++, without deep supervision",
+    "full": "U-Net 3+, without deep supervision",
+    "respath": "concat, with residual convolutions on each skip",
+    "channel": "concat, with attention between the levels' channels",
+    "permuted": "concat's size, and another level's features",
+    "plain": "concat; the encoder has no short skips",
+    "none plain": "neither long nor short skips",
+    "forward": "concat; no gradient comes back by the long skips",
+    "without level 1": "concat, without the finest long skip",
+    "without level 4": "concat, without the coarsest long skip",
+    "kappa": "concat; the skips are scaled down by kappa to the level",
+}
+"""What the settings are, but for those that are `matched`."""
+MATCHED = "the decoder is as wide as gives concat's number of weights"
+
+
+def about(setting: str) -> str:
+    """Return what a setting is.
+
+    Examples:
+        >>> about("none matched")
+        "no long skips; the decoder is as wide as gives concat's number of weights"
+    """
+    own = setting.removesuffix(" matched")
+    return ABOUT[own] if own == setting else f"{ABOUT[own]}; {MATCHED}"
+
+
 @dataclass(frozen=True)
 class Contrast:
     """The reading of `more` less that of `less`, which is above 0 if the claim is right."""
 
     reading: str
-    """A key of readings.READINGS, or iou, boundary_iou: scores by unit of the test set."""
+    """A key of readings.READINGS, or one of BY_UNIT."""
     more: str
     less: str | float
     """A setting, or a number."""
@@ -49,13 +82,15 @@ class Claim:
     """Who says what, in full sentences."""
     source: str
     experiment: str
-    """The file in conf/experiment that trains such networks."""
+    """Options of `python -m unetseg.ablate` that train such networks."""
     contrasts: tuple[Contrast, ...]
     remark: str = ""
     """What a reader has to know of the measurement."""
 
 
 SCORES = ("iou", "boundary_iou")
+BY_UNIT = (*SCORES, "edge_gain")
+"""What is known of each unit of the test set; edge_gain is Boundary IoU less IoU."""
 
 
 def better(more: str, less: str) -> tuple[Contrast, ...]:
@@ -69,7 +104,7 @@ CLAIMS = (
         "Long skips make a segmentation more accurate",
         "The U-Net copies features from its encoder to its decoder, and wins two challenges with it.",
         "Ronneberger et al. 2015, arXiv 1505.04597",
-        "skip_ablation",
+        "experiment=skip_ablation",
         (Contrast("iou", "concat", "none"), Contrast("iou", "add", "none")),
     ),
     Claim(
@@ -77,7 +112,7 @@ CLAIMS = (
         "Long skips bring back fine detail",
         "High-resolution features from the encoder let the decoder localise: without them the edges suffer most.",
         "Ronneberger et al. 2015, arXiv 1505.04597; Drozdzal et al. 2016, arXiv 1608.04117",
-        "skip_ablation",
+        "experiment=skip_ablation",
         (Contrast("boundary_iou", "concat", "none"), Contrast("edge_gain", "concat", "none")),
         "`edge_gain` is Boundary IoU less IoU: it rises where the edges gain more than the areas.",
     ),
@@ -87,7 +122,7 @@ CLAIMS = (
         "A decoder with concatenation has more weights than one without. Placebo has the same weights and no features "
         "of the encoder; `matched` is a wider decoder with as many weights.",
         "Control of this project; comparisons in the literature often lack it",
-        "controls",
+        "experiment=controls",
         (*better("concat", "placebo"), *better("concat", "none matched"), *better("add matched", "none matched")),
     ),
     Claim(
@@ -95,7 +130,7 @@ CLAIMS = (
         "Most of an early block's gradient comes by the long skips",
         "Long skips give the gradient short ways to early layers.",
         "Drozdzal et al. 2016, arXiv 1608.04117",
-        "skip_ablation",
+        "experiment=skip_ablation",
         (Contrast("skip_exit_share", "concat", 0.5), Contrast("skip_exit_share", "add", 0.5)),
         "The share of the stem's gradient by the exits at levels 1 to 4: the median of a training's readings.",
     ),
@@ -105,8 +140,11 @@ CLAIMS = (
         "The derivative of a sum with respect to each of its terms is the identity; a concatenation's is a slice that "
         "the next convolution weighs.",
         "He et al. 2016, arXiv 1603.05027, of short skips; told of long ones in many textbooks",
-        "skip_ablation",
+        "experiment=skip_ablation",
         (Contrast("skip_exit_share", "add", "concat"),),
+        "The share of the stem's gradient by the exits at levels 1 to 4. Here addition is the identity at level 1 "
+        "alone: at the others the widths differ, and a 1x1 convolution comes first. A share near 1 has little room to "
+        "rise.",
     ),
     Claim(
         "vanishing",
@@ -115,16 +153,17 @@ CLAIMS = (
         "nearly all have today. A smaller gradient is the least of the claim: one that has vanished is smaller by "
         "orders of magnitude, and the early layers stop learning.",
         "Told in many textbooks; Drozdzal et al. 2016, arXiv 1608.04117, for networks of fifty layers and more",
-        "skip_ablation",
+        "experiment=skip_ablation",
         (Contrast("stem_gradient", "concat", "none"),),
-        "log10 of the rms of the stem's gradient: 1 means ten times as large.",
+        "`stem_gradient` is log10 of the rms of the stem's gradient, of its median over a training: 1 means ten times "
+        "as large.",
     ),
     Claim(
         "gradient_needed",
         "The gradient that comes back by the long skips is what helps",
         "If the skips help because they carry gradient, a network whose skips carry features alone has to lose.",
         "A test of the textbooks' reason; no such test is known to us",
-        "flow",
+        "experiment=flow",
         better("concat", "forward"),
     ),
     Claim(
@@ -132,7 +171,7 @@ CLAIMS = (
         "Long skips ease training",
         "With long skips a network learns faster: it is ahead early.",
         "Drozdzal et al. 2016, arXiv 1608.04117",
-        "skip_ablation",
+        "experiment=skip_ablation",
         (Contrast("early_iou", "concat", "none"),),
         "`early_iou` is the validation's IoU after a fifth of the epochs.",
     ),
@@ -141,79 +180,86 @@ CLAIMS = (
         "Concatenation reuses the encoder's features",
         "A trained decoder relies on what the long skips bring: cut at test time, the score falls.",
         "Huang et al. 2017, arXiv 1608.06993, of DenseNets",
-        "skip_ablation",
+        "experiment=skip_ablation",
         (Contrast("lesion_loss", "concat", 0.0),),
-        "IoU lost where the features of all long skips are replaced by their mean over the test pictures.",
+        "`lesion_loss` is the IoU over the set that is lost where the features of all long skips are replaced by "
+        "their mean over the test pictures. A network that was trained with skips hardly can do without: the number "
+        "says how little.",
     ),
     Claim(
         "short_and_long",
         "Short and long skips are best together",
         "Networks with both kinds train best.",
         "Drozdzal et al. 2016, arXiv 1608.04117",
-        "drozdzal",
-        (*better("concat", "plain"), *better("concat", "none"), Contrast("iou", "plain", "none plain")),
+        "experiment=drozdzal",
+        (*better("concat", "plain"), *better("concat", "none")),
+        "The claim is both: short skips help beside long ones (concat − plain), and long ones beside short ones "
+        "(concat − none).",
     ),
     Claim(
         "shallow",
         "A residual network learns by its short paths",
         "The gradient comes by paths that pass few of the residual branches.",
         "Veit et al. 2016, arXiv 1605.06431",
-        "skip_ablation",
+        "experiment=skip_ablation",
         (Contrast("short_path_share", "none", 0.0),),
-        "Half less the mean number of branches that the gradient has passed, as a share of all: above 0 short paths "
-        "prevail.",
+        "Half less the mean number of branches that the gradient has passed, as a share of the eight: above 0 short "
+        "paths prevail. 0.0625 would be a mean of 3.5 branches in place of 4.",
     ),
     Claim(
         "flatter",
         "Skips make the loss flatter around the solution",
         "Without skips the surface of the loss turns chaotic as networks get deep.",
         "Li et al. 2018, arXiv 1712.09913, of short skips",
-        "drozdzal",
-        (Contrast("loss_rise", "none", "concat"), Contrast("loss_rise", "plain", "concat")),
-        "`loss_rise` is log10 of how far the loss rises half the weights' length along filter-normalised random "
-        "directions: 1 means ten times as far. A training whose loss falls there on average, as where "
-        "it has hardly learned, has no such number and is left out.",
+        "experiment=drozdzal",
+        (Contrast("rise", "none", "concat"), Contrast("rise", "plain", "concat")),
+        "`rise` is how far the loss rises half the weights' length along filter-normalised random directions; below 0 "
+        "it falls. A network that has hardly learned has little to lose, and its loss is flat.",
     ),
     Claim(
         "shattered",
         "Short skips keep neighbouring inputs' gradients alike",
         "In networks without skips the gradient changes like white noise from input to input.",
         "Balduzzi et al. 2017, arXiv 1702.08591",
-        "drozdzal",
+        "experiment=drozdzal",
         (Contrast("alike_gradients", "concat", "plain"), Contrast("alike_gradients", "none", "none plain")),
         "The autocorrelation of the stem's gradient between neighbouring points of a line from picture to picture.",
     ),
     Claim(
         "nested",
         "U-Net++ is more accurate than the U-Net",
-        "On average 3.9 points of IoU more than a U-Net.",
+        "With deep supervision, on average 3.9 points of IoU more than a U-Net.",
         "Zhou et al. 2018, arXiv 1807.10165",
-        "designs",
+        "experiment=designs",
         (*better("nested", "concat"), *better("nested matched", "concat")),
+        "Trained here without deep supervision, which `model.deep_supervision=true` would add: the nested skips alone.",
     ),
     Claim(
         "semantic_gap",
         "What meets at a fine skip is less alike than at a coarse one",
         "The semantic gap between encoder and decoder is wide at the fine levels: the reason for nested skips.",
         "Zhou et al. 2018, arXiv 1807.10165",
-        "designs",
-        (Contrast("cka_coarse_less_fine", "concat", 0.0),),
-        "CKA of deep and skip features at level 4 less that at level 1.",
+        "experiment=designs",
+        (Contrast("coarse_less_fine", "concat", 0.0),),
+        "`coarse_less_fine` is CKA of deep and skip features at level 4 less that at level 1, of what is left without "
+        "each position's mean over the pictures (`cka_at_places`). With it the difference is larger, as coarse "
+        "features of any two pictures are alike that show an animal in the middle.",
     ),
     Claim(
         "full",
         "U-Net 3+ is more accurate than the U-Net",
         "Each decoder level sees all scales, with fewer parameters.",
         "Huang et al. 2020, arXiv 2004.08790",
-        "designs",
+        "experiment=designs",
         (*better("full", "concat"), *better("full matched", "concat")),
+        "Trained here without deep supervision, and without the classification that guides theirs.",
     ),
     Claim(
         "attention",
         "Attention gates make long skips better",
         "A gate lets pass what the deep path asks for.",
         "Oktay et al. 2018, arXiv 1804.03999",
-        "designs",
+        "experiment=designs",
         (*better("attention", "concat"), *better("attention matched", "concat")),
     ),
     Claim(
@@ -221,7 +267,7 @@ CLAIMS = (
         "Convolutions on the long skips make them better",
         "A chain of residual convolutions narrows the gap between what meets.",
         "Ibtehaz and Rahman 2020, arXiv 1902.04049",
-        "designs",
+        "experiment=designs",
         (*better("respath", "concat"), *better("respath matched", "concat")),
     ),
     Claim(
@@ -229,7 +275,7 @@ CLAIMS = (
         "Attention between the levels' channels beats plain skips",
         "Skips are exchanged between levels by a transformer over channels.",
         "Wang et al. 2022, arXiv 2109.04335",
-        "designs",
+        "experiment=designs",
         (*better("channel", "concat"), *better("channel matched", "concat")),
     ),
     Claim(
@@ -237,51 +283,70 @@ CLAIMS = (
         "Some plain skips are harmful",
         "Not each level's skip helps; without a bad one the score is higher.",
         "Wang et al. 2022, arXiv 2109.04335",
-        "levels",
+        "experiment=levels",
         (Contrast("iou", "without level 1", "concat"), Contrast("iou", "without level 4", "concat")),
+        "Only the finest and the coarsest skip were left out, each by itself.",
     ),
     Claim(
         "shift",
         "Under a shift of the pictures networks with long skips lose more",
-        "Skips lose their worth on pictures unlike those of the training, and the order may reverse. An erratum "
-        "retracts cells of the paper's table.",
+        "Skips lose their worth on pictures unlike those of the training. An erratum retracts cells of the paper's "
+        "table.",
         "Kamath et al. 2023, doi 10.1007/978-3-031-43901-8_29",
-        "shift",
-        (Contrast("shift_loss", "concat", "none"), Contrast("shift_loss", "attention", "none")),
-        "`shift_loss` is the IoU that six kinds of shift at their strongest take, their mean.",
+        "experiment=shift",
+        tuple(
+            Contrast(reading, skip, "none")
+            for reading in ("shift_loss", "shift_share")
+            for skip in ("concat", "attention")
+        ),
+        "`shift_loss` is the IoU over the set that six kinds of shift at their strongest take, their mean; "
+        "`shift_share` is its share of the IoU without a shift: who has more can lose more.",
+    ),
+    Claim(
+        "shift_order",
+        "Under a shift of the pictures a network without long skips is ahead",
+        "Skips may do harm on pictures unlike those of the training: the order reverses.",
+        "Kamath et al. 2023, doi 10.1007/978-3-031-43901-8_29",
+        "experiment=shift",
+        (Contrast("shifted_iou", "none", "concat"), Contrast("shifted_iou", "none", "attention")),
+        "`shifted_iou` is the IoU over the set under six kinds of shift at their strongest, their mean.",
     ),
     Claim(
         "uppermost",
         "Without the uppermost skip a network bears shifts better",
         "The finest skip carries what differs between domains.",
         "Wilm et al. 2024, Rethinking U-net Skip Connections for Biomedical Image Segmentation, arXiv 2402.08276",
-        "levels",
-        (Contrast("shift_loss", "concat", "without level 1"),),
-        "Level 1 has stride 2 here; their uppermost skip has stride 1, which is `model.stem_skip=true`.",
+        "experiment=levels",
+        (Contrast("shift_loss", "concat", "without level 1"), Contrast("shifted_iou", "without level 1", "concat")),
+        "`shift_loss` is the IoU over the set that six kinds of shift at their strongest take, their mean, and "
+        "`shifted_iou` what is left. Level 1 has stride 2 here; their uppermost skip has stride 1, which is "
+        "`model.stem_skip=true`.",
     ),
     Claim(
         "scaled",
         "Long skips scaled down by kappa to the level train better",
         "Scaled skips keep the features' size steady, and training stable.",
         "Huang et al. 2023 (ScaleLong), arXiv 2310.13545, of diffusion models",
-        "designs",
+        "experiment=skip_ablation model.skip=concat model.skip_scale=1.0,kappa",
         better("kappa", "concat"),
+        "The scores alone: nothing here says how steady the features' size is.",
     ),
     Claim(
         "freeu",
         "FreeU's factors improve a trained network without training",
         "Stronger deep features and weaker low frequencies of the skips give better pictures.",
         "Si et al. 2024, arXiv 2309.11497, of diffusion models",
-        "skip_ablation",
+        "experiment=skip_ablation",
         (Contrast("freeu_gain", "concat", 0.0),),
-        "IoU with b = 1.2 and s = 0.9 at all levels less IoU without, of the same model.",
+        "`freeu_gain` is the IoU over the set with b = 1.2 and s = 0.9 at all levels less IoU without, of the same "
+        "model.",
     ),
     Claim(
         "own_level",
         "It matters that each level gets its own level's features",
         "With the levels' features exchanged between them the score is lower.",
         "A control beside placebo",
-        "designs",
+        "experiment=skip_ablation model.skip=concat,permuted",
         better("concat", "permuted"),
     ),
     Claim(
@@ -289,9 +354,13 @@ CLAIMS = (
         "Long skips keep the deep features from degenerating",
         "Skips break symmetries and keep units from dying: the features span more directions.",
         "Orhan and Pitkow 2018, arXiv 1701.09175, of short skips",
-        "skip_ablation",
-        (Contrast("deep_rank", "concat", "none"),),
-        "The effective rank of the decoder's deep features as a share of their channels, the mean over the levels.",
+        "experiment=skip_ablation",
+        (
+            *(Contrast(f"deep_rank_{level}", "concat", "none") for level in (1, 2, 3, 4)),
+            Contrast("dead_share", "none", "concat"),
+        ),
+        "`deep_rank_1` is the effective rank of the decoder's deep features at level 1, the finest, as a share of the "
+        "most that it could be; `dead_share` is the share of channels with one value everywhere.",
     ),
 )
 
@@ -299,4 +368,4 @@ CLAIMS = (
 def wanted(setting: str) -> set[str]:
     """Return the readings that some claim wants of a setting, beside its scores."""
     contrasts = (contrast for claim in CLAIMS for contrast in claim.contrasts)
-    return {own.reading for own in contrasts if setting in (own.more, own.less)} - {*SCORES}
+    return {own.reading for own in contrasts if setting in (own.more, own.less)} - {*BY_UNIT}

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from book.cells import BENCHES, ROOT, Cell, Record
-from book.literature import CLAIMS, SCORES, Claim, Contrast
+from book.literature import BY_UNIT, CLAIMS, Claim, Contrast, about
 from unetseg.evaluation.statistics import LEVEL, Spread, holm, holm_levels, spread_of
 from unetseg.evaluation.style import COLOURS, SOFT, styled
 from unetseg.names import counted
@@ -34,10 +34,10 @@ class Result:
     half_width: float
     spread: Spread
     seeds: int
-    units: str
-    """Of the test set, by which a score is told; empty for a reading, which is one number a training."""
+    units: int
+    """Those of the test set, by which a score is told; 0 for a reading, which is one number a training."""
     p: float
-    """With Holm's correction over the contrasts of the claim; nan with one seed."""
+    """With Holm's correction over the contrasts and benches of the claim that have enough seeds; nan with one seed."""
     level: float = 1 - LEVEL
 
     @property
@@ -65,7 +65,7 @@ def results(claim: Claim, known: dict[Cell, Record]) -> list[Result]:
             own = _result(contrast, {cell: r for cell, r in known.items() if (cell.bench, cell.size) == (bench, size)})
             if own:
                 found.append(replace(own, bench=bench, size=size))
-    tested = [number for number, result in enumerate(found) if result.seeds > 1]
+    tested = [number for number, result in enumerate(found) if result.seeds >= SEEDS]
     values = [found[number].p for number in tested]
     for number, p, level in zip(tested, holm(values), holm_levels(values), strict=True):
         found[number] = replace(found[number], p=p, level=level)
@@ -75,40 +75,39 @@ def results(claim: Claim, known: dict[Cell, Record]) -> list[Result]:
 def _result(contrast: Contrast, known: dict[Cell, Record]) -> Result | None:
     """Return a contrast on one bench before any correction; None where no seed is known of both settings."""
 
-    def values(setting: str | float) -> dict[int, Record]:
-        has = contrast.reading if contrast.reading in SCORES else None
-        return {
-            cell.seed: record
-            for cell, record in known.items()
-            if cell.setting == setting and (has or math.isfinite(record["readings"].get(contrast.reading, math.nan)))
-        }
+    def values(setting: str | float) -> dict[int, np.ndarray | float]:
+        own = {cell.seed: record for cell, record in known.items() if cell.setting == setting}
+        if contrast.reading in BY_UNIT:
+            return {seed: by_unit(record, contrast.reading) for seed, record in own.items()}
+        numbers = {seed: record["readings"].get(contrast.reading) for seed, record in own.items()}
+        return {seed: number for seed, number in numbers.items() if number is not None}
 
     more = values(contrast.more)
-    less = more if isinstance(contrast.less, float) else values(contrast.less)
+    less = dict.fromkeys(more, contrast.less) if isinstance(contrast.less, float) else values(contrast.less)
     seeds = sorted(more.keys() & less.keys())
     if not seeds:
         return None
-    units = {record["units"] for own in (more, less) for record in (own[seed] for seed in seeds)}
+    units = {r["units"] for c, r in known.items() if c.setting in (contrast.more, contrast.less) and c.seed in seeds}
     if len(units) > 1:
         raise ValueError(f"{contrast}: the cells were tested on different pictures: {', '.join(sorted(units))}")
-    if contrast.reading in SCORES:
-        one, two = (np.array([own[seed][contrast.reading] for seed in seeds]) for own in (more, less))
-        differences, of = one - two, " ".join(units.pop().split()[:2])
+    differences = np.array([np.subtract(more[seed], less[seed]) for seed in seeds])
+    count = int(units.pop().split()[0]) if differences.ndim > 1 else 0
+    if count:
         spread = spread_of(differences)
     else:
-        one = np.array([more[seed]["readings"][contrast.reading] for seed in seeds])
-        two = (
-            contrast.less
-            if isinstance(contrast.less, float)
-            else [less[s]["readings"][contrast.reading] for s in seeds]
-        )
-        differences, of = one - np.array(two), ""
         variance = differences.var(ddof=1) / len(seeds) if len(seeds) > 1 else math.nan
         spread = Spread(variance, len(seeds) - 1, 0.0, 1, 0.0)
     mean, known_spread = float(differences.mean()), len(seeds) > 1
     half = float(spread.half_width(1 - LEVEL)) if known_spread else math.nan
     p = spread.p(mean) if known_spread else math.nan
-    return Result("", 0, contrast, mean, half, spread, len(seeds), of, p)
+    return Result("", 0, contrast, mean, half, spread, len(seeds), count, p)
+
+
+def by_unit(record: Record, score: str) -> np.ndarray:
+    """Return a score of each unit of the test set."""
+    if score == "edge_gain":
+        return np.subtract(record["boundary_iou"], record["iou"])
+    return np.array(record[score])
 
 
 def verdict(claim: Claim, found: Sequence[Result]) -> str:
@@ -138,12 +137,17 @@ def index(known: dict[Cell, Record]) -> str:
             absent.append(claim.title)
             continue
         least, most = min(result.seeds for result in found), max(result.seeds for result in found)
-        benches = ", ".join(dict.fromkeys(f"{BENCHES[r.bench].title}, {r.size} px" for r in found))
+        benches = ", ".join(dict.fromkeys(titled((r.bench, r.size)) for r in found))
         text = str(least) if least == most else f"{least} to {most}"
         title = f"[{claim.title}](claims/{claim.name}.md)"
         lines.append(f"| {' | '.join((title, claim.source, verdict(claim, found), text, benches))} |")
     table = "\n".join(lines) if len(lines) > 2 else ""
-    return "\n\n".join(filter(None, (table, f"Not measured yet: {'; '.join(absent)}." if absent else "")))
+    hours = sum(record["minutes"] for record in known.values()) / 60
+    cost = (
+        f"{counted(len(known), 'training')} with their evaluations: {hours:.1f} hours of wall time, a thread each, two "
+        "at once, on shared x86-64 machines of two cores."
+    )
+    return "\n\n".join(filter(None, (table, f"Not measured yet: {'; '.join(absent)}." if absent else "", cost)))
 
 
 def page(claim: Claim, found: Sequence[Result], known: dict[Cell, Record]) -> str:
@@ -153,13 +157,12 @@ def page(claim: Claim, found: Sequence[Result], known: dict[Cell, Record]) -> st
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for own in found:
-        bench = f"{BENCHES[own.bench].title}, {own.size} px"
-        rows.append(
-            f"| {bench} | {name(own.contrast)} | {reading(own)} | {interval(own)} | {p_value(own.p)} | {own.seeds} | "
-            f"{'–' if math.isnan(own.smallest) else f'{own.smallest:.3f}'} | {own.verdict} |"
-        )
+        smallest = "–" if math.isnan(own.smallest) else f"{own.smallest:.3f}"
+        words = (titled((own.bench, own.size)), name(own.contrast), reading(own), interval(own), p_value(own.p))
+        rows.append(f"| {' | '.join(words)} | {own.seeds} | {smallest} | {own.verdict} |")
     used = cells_of(claim, known)
     minutes = sum(known[cell]["minutes"] for cell in used)
+    benches = list(dict.fromkeys((own.bench, own.size) for own in found))
     lines = [
         f"# {claim.title}",
         "",
@@ -171,12 +174,55 @@ def page(claim: Claim, found: Sequence[Result], known: dict[Cell, Record]) -> st
         "",
         *rows,
         "",
+        "Intervals are of each difference by itself; p, corrected over the rows of three seeds and more, decides.",
+        "",
         *([claim.remark, ""] if claim.remark else []),
-        f"*`python scripts/claims.py WORK --pets PETS --sets SETS --only {claim.name}`; the experiment by itself: "
-        f"`experiment={claim.experiment}`. {counted(len(used), 'training')}, which other claims share; "
+        *settings_table(benches, used, known),
+        "",
+        " ".join(f"{titled(bench)}: {BENCHES[bench[0]].pictures}." for bench in benches),
+        "",
+        f"*`{command(claim, benches)}`; such networks on larger pictures, for longer: `python -m unetseg.ablate "
+        f"{claim.experiment}`. {counted(len(used), 'training')}, which other claims share; "
         f"{minutes:.0f} minutes of wall time on a shared machine.*",
     ]
     return "\n".join(lines) + "\n"
+
+
+def command(claim: Claim, benches: Sequence[tuple[str, int]]) -> str:
+    """Return the command that trains what a page shows."""
+    needed = {need for bench, _ in benches for need in BENCHES[bench].needs}
+    paths = [f"--{need} {need.upper()}" for need in ("pets", "sets", "weights") if need in needed]
+    words = ["python scripts/claims.py WORK", *paths, "--benches", *dict.fromkeys(bench for bench, _ in benches)]
+    return " ".join([*words, "--only", claim.name])
+
+
+def settings_table(benches: Sequence[tuple[str, int]], used: Sequence[Cell], known: dict[Cell, Record]) -> list[str]:
+    """Return a table of what the settings are and how well each segments; a word on those that have hardly learned."""
+    rows = [
+        f"| setting | what it is | {' | '.join(f'IoU, {titled(bench)}' for bench in benches)} |",
+        f"| --- | --- |{' --- |' * len(benches)}",
+    ]
+    weak = []
+    for setting in dict.fromkeys(cell.setting for cell in used):
+        scores = []
+        for bench in benches:
+            own, usual = (mean_iou(known, bench, setting) for setting in (setting, "concat"))
+            scores.append("–" if math.isnan(own) else f"{own:.3f}")
+            if own < usual / 2:
+                weak.append(f"`{setting}` has hardly learned on {titled(bench)}: a difference to it says little else.")
+        rows.append(f"| {setting} | {about(setting)} | {' | '.join(scores)} |")
+    return [*rows, "", " ".join(["IoU over the set, the mean over the seeds.", *weak])]
+
+
+def mean_iou(known: dict[Cell, Record], bench: tuple[str, int], setting: str) -> float:
+    """Return the IoU over the set of a setting on a bench, the mean over its seeds; nan without any."""
+    own = [r["iou_of_the_set"] for c, r in known.items() if c.setting == setting and (c.bench, c.size) == bench]
+    return float(np.mean(own)) if own else math.nan
+
+
+def titled(bench: tuple[str, int]) -> str:
+    """Return the words for a bench and the side of its pictures."""
+    return f"{BENCHES[bench[0]].title}, {bench[1]} px"
 
 
 def cells_of(claim: Claim, known: dict[Cell, Record]) -> list[Cell]:
@@ -194,9 +240,10 @@ def name(contrast: Contrast) -> str:
 
 def reading(own: Result) -> str:
     """Return what is compared, in words."""
-    titles = {"iou": "IoU", "boundary_iou": "Boundary IoU"}
-    unit = own.units.split()[-1] if own.units else ""
-    return f"{titles[own.contrast.reading]} by {unit[:-1]}" if unit else f"`{own.contrast.reading}`"
+    titles = {"iou": "IoU", "boundary_iou": "Boundary IoU", "edge_gain": "Boundary IoU − IoU"}
+    if not own.units:
+        return f"`{own.contrast.reading}`"
+    return f"{titles[own.contrast.reading]} by {BENCHES[own.bench].unit}"
 
 
 def interval(own: Result) -> str:
@@ -214,30 +261,38 @@ def p_value(p: float) -> str:
 
 @styled
 def draw(found: Sequence[Result], path: Path) -> None:
-    """Write the differences with their intervals; filled where something was shown."""
+    """Write the differences with their intervals, a panel a bench; filled where something was shown."""
     benches = list(dict.fromkeys((own.bench, own.size) for own in found))
-    titles = {bench: f"{BENCHES[bench[0]].title}, {bench[1]} px" for bench in benches}
-    figure = Figure(figsize=(6.4, 0.5 + 0.27 * len(found) + 0.14 * len(benches)))
-    axis = figure.subplots()
-    for place, own in enumerate(reversed(found)):
-        colour = COLOURS[benches.index((own.bench, own.size))]
-        bar = None if math.isnan(own.half_width) else own.half_width
-        filled = colour if own.verdict in SHOWN else "none"
-        axis.errorbar(own.difference, place, xerr=bar, fmt="o", color=colour, markerfacecolor=filled, capsize=2.5)
-    axis.axvline(0, color=SOFT, linewidth=0.7)
-    axis.set_yticks(range(len(found)), [f"{name(o.contrast)}, {reading(o).strip('`')}" for o in reversed(found)])
-    axis.set_ylim(-0.6, len(found) - 0.4)
-    shown = "difference with its 95 % interval" if any(own.seeds > 1 for own in found) else "difference in one seed"
-    axis.set_xlabel(f"{shown}; the claim says: above 0")
-    axis.grid(False, axis="y")
-    handles = [axis.plot([], [], "o", color=COLOURS[n], label=titles[b])[0] for n, b in enumerate(benches)]
-    axis.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2)
+    rows = [[own for own in reversed(found) if (own.bench, own.size) == bench] for bench in benches]
+    heights = [len(own) + 2.2 for own in rows]
+    figure = Figure(figsize=(6.4, 0.27 * sum(heights) + 0.3))
+    axes = figure.subplots(len(benches), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for axis, bench, own_rows, colour in zip(axes, benches, rows, COLOURS, strict=False):
+        for place, own in enumerate(own_rows):
+            bar = None if math.isnan(own.half_width) else own.half_width
+            filled = colour if own.verdict in SHOWN else "none"
+            axis.errorbar(own.difference, place, xerr=bar, fmt="o", color=colour, markerfacecolor=filled, capsize=2.5)
+        axis.axvline(0, color=SOFT, linewidth=0.7)
+        axis.set_yticks(range(len(own_rows)), [f"{name(o.contrast)}, {reading(o).strip('`')}" for o in own_rows])
+        axis.set_ylim(-0.6, len(own_rows) - 0.4)
+        axis.grid(False, axis="y")
+        axis.set_title(titled(bench), loc="left")
+    axes[-1].set_xlabel("difference with its 95 % interval, filled where shown; the claim says: above 0")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
 def write(known: dict[Cell, Record], docs: Path = DOCS) -> None:
-    """Write the pages and figures of what has been measured, and the table in claims.md."""
+    """Write the pages and figures of what has been measured, and the table in claims.md.
+
+    Raises:
+        ValueError: claims.md doesn't have both marks of the table, one after the other.
+    """
+    overview = docs / "claims.md"
+    before, mark, rest = overview.read_text().partition("<!-- table -->\n")
+    _, end, after = rest.partition("<!-- end of the table -->\n")
+    if not (mark and end):
+        raise ValueError(f"{overview} lacks <!-- table --> or <!-- end of the table -->, lines of their own")
     for claim in CLAIMS:
         found = results(claim, known)
         if found:
@@ -245,7 +300,4 @@ def write(known: dict[Cell, Record], docs: Path = DOCS) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(page(claim, found, known))
             draw(found, docs / f"images/claims/{claim.name}.png")
-    overview = docs / "claims.md"
-    before, mark, rest = overview.read_text().partition("<!-- table -->\n")
-    _, end, after = rest.partition("<!-- end of the table -->\n")
     overview.write_text(f"{before}{mark}{index(known)}\n{end}{after}")

@@ -1,17 +1,18 @@
-"""Readings: one number, or one a unit of the test set, of a finished run and its evaluation."""
+"""Readings: one number of a finished run and its evaluation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from unetseg.evaluation.shifts import STRENGTHS
-from unetseg.names import EXITS
+from unetseg.names import EXITS, LEVELS
 from unetseg.reporting.results import Run
 
 
@@ -42,20 +43,15 @@ def skip_exit_share(run: Run, _: Path) -> float:
 
 
 def stem_gradient(run: Run, _: Path) -> float:
-    """Return log10 of the rms of the first block's gradient: the median over the readings."""
-    rms = _flow(run, "block", "rms").iloc[:, 0]
-    return float(np.median(np.log10(rms[rms > 0])))
+    """Return log10 of the rms of the first block's gradient: of the median over the readings; nan where that is 0."""
+    rms = float(np.median(_flow(run, "block", "rms").iloc[:, 0]))
+    return math.log10(rms) if rms > 0 else math.nan
 
 
 def early_iou(run: Run, _: Path) -> float:
     """Return the validation's IoU at its first time, after a fifth of the epochs."""
     values = run.metrics[run.metrics.name == "val/iou"]
     return float(values.sort_values("step").value.iloc[0])
-
-
-def edge_gain(run: Run, _: Path) -> float:
-    """Return the mean Boundary IoU less the mean IoU."""
-    return float(run.per_image.boundary_iou.mean() - run.per_image.iou.mean())
 
 
 def lesion_loss(_: Run, evaluation: Path) -> float:
@@ -72,23 +68,45 @@ def short_path_share(_: Run, evaluation: Path) -> float:
     return float(0.5 - mean / table.residual_branches.max())
 
 
-def cka_coarse_less_fine(_: Run, evaluation: Path) -> float:
-    """Return the CKA of what meets at the coarsest level less that at the finest."""
-    cka = pd.read_csv(evaluation / "similarity.csv").set_index("level").cka
+def coarse_less_fine(_: Run, evaluation: Path) -> float:
+    """Return the CKA of what meets at the coarsest level less that at the finest, without what all pictures share."""
+    cka = pd.read_csv(evaluation / "similarity.csv").set_index("level").cka_at_places
     return float(cka[cka.index.max()] - cka[cka.index.min()])
 
 
-def deep_rank(_: Run, evaluation: Path) -> float:
-    """Return the effective rank of the deep features as a share of their channels, the mean over the levels."""
+def deep_rank(_: Run, evaluation: Path, level: int) -> float:
+    """Return the effective rank of a level's deep features as a share of the most that it could be."""
     table = pd.read_csv(evaluation / "rank.csv")
-    deep = table[table.features == "deep"]
-    return float((deep.effective_rank / deep.channels).mean())
+    deep = table[(table.features == "deep") & (table.level == level)].iloc[0]
+    return float(deep.effective_rank / deep.at_most)
+
+
+def dead_share(_: Run, evaluation: Path) -> float:
+    """Return the share of dead channels among those of the deep features and of the skips at all levels."""
+    table = pd.read_csv(evaluation / "rank.csv")
+    return float(table.dead.sum() / table.channels.sum())
+
+
+def _strongest(evaluation: Path) -> pd.DataFrame:
+    """Return the rows of the shifts at their strongest."""
+    table = pd.read_csv(evaluation / "shift.csv")
+    return table[table.strength == STRENGTHS]
 
 
 def shift_loss(_: Run, evaluation: Path) -> float:
     """Return the IoU over the set that the shifts take at their strongest: their mean."""
-    table = pd.read_csv(evaluation / "shift.csv")
-    return float(table[table.strength == STRENGTHS].iou_loss.mean())
+    return float(_strongest(evaluation).iou_loss.mean())
+
+
+def shift_share(_: Run, evaluation: Path) -> float:
+    """Return `shift_loss` as a share of the IoU without a shift."""
+    strongest = _strongest(evaluation)
+    return float((strongest.iou_loss / (strongest.iou + strongest.iou_loss)).mean())
+
+
+def shifted_iou(_: Run, evaluation: Path) -> float:
+    """Return the IoU over the set under the shifts at their strongest: their mean."""
+    return float(_strongest(evaluation).iou.mean())
 
 
 def freeu_gain(_: Run, evaluation: Path) -> float:
@@ -98,10 +116,9 @@ def freeu_gain(_: Run, evaluation: Path) -> float:
     return float(both.iou_difference[both.levels.str.len().idxmax()])
 
 
-def loss_rise(_: Run, evaluation: Path) -> float:
-    """Return log10 of the loss's rise along filter-normalised random directions; nan where it falls."""
-    rise = float(pd.read_csv(evaluation / "sharpness.csv").rise.mean())
-    return math.log10(rise) if rise > 0 else math.nan
+def rise(_: Run, evaluation: Path) -> float:
+    """Return the loss's rise along filter-normalised random directions; below 0 where it falls."""
+    return float(pd.read_csv(evaluation / "sharpness.csv").rise.mean())
 
 
 def alike_gradients(_: Run, evaluation: Path) -> float:
@@ -114,7 +131,7 @@ def evaluate_options(names: Iterable[str]) -> list[str]:
     """Return the options of python -m unetseg.evaluate that these readings ask for.
 
     Examples:
-        >>> evaluate_options(["early_iou", "deep_rank", "cka_coarse_less_fine", "shift_loss"])
+        >>> evaluate_options(["early_iou", "deep_rank_1", "coarse_less_fine", "shift_loss"])
         ['mechanism=[rank,similarity]', 'shift=true']
     """
     own = [READINGS[name] for name in names]
@@ -127,13 +144,16 @@ READINGS = {
     "skip_exit_share": Reading(skip_exit_share),
     "stem_gradient": Reading(stem_gradient),
     "early_iou": Reading(early_iou),
-    "edge_gain": Reading(edge_gain),
     "lesion_loss": Reading(lesion_loss, "lesion=true"),
     "short_path_share": Reading(short_path_share, "gradient=true"),
-    "cka_coarse_less_fine": Reading(cka_coarse_less_fine, mechanism="similarity"),
-    "deep_rank": Reading(deep_rank, mechanism="rank"),
-    "shift_loss": Reading(shift_loss, "shift=true"),
-    "loss_rise": Reading(loss_rise, mechanism="sharpness"),
+    "coarse_less_fine": Reading(coarse_less_fine, mechanism="similarity"),
+    **{
+        f"deep_rank_{level}": Reading(partial(deep_rank, level=level), mechanism="rank")
+        for level in range(1, LEVELS + 1)
+    },
+    "dead_share": Reading(dead_share, mechanism="rank"),
+    **{own.__name__: Reading(own, "shift=true") for own in (shift_loss, shift_share, shifted_iou)},
+    "rise": Reading(rise, mechanism="sharpness"),
     "alike_gradients": Reading(alike_gradients, mechanism="shattering"),
     "freeu_gain": Reading(freeu_gain, "freeu=[1.2,0.9]"),
 }

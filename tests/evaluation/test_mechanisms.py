@@ -125,11 +125,15 @@ def test_the_sums_give_what_all_features_at_once_give(skip):
         deep, own = features_at(model, level)
         flat = [part.movedim(1, -1).flatten(0, 2) for part in (deep, own)]
         assert similar.cka[level] == pytest.approx(cka(covariance(*flat), flat[0].shape[1]), rel=1e-6)
+        left = [(part - part.mean(0)).movedim(1, -1).flatten(0, 2) for part in (deep, own)]
+        assert similar.cka_at_places[level] == pytest.approx(cka(covariance(*left), flat[0].shape[1]), rel=1e-5)
         found = ranks[ranks.level == level]
         assert found.effective_rank.tolist() == pytest.approx(
             [effective_rank(covariance(part)) for part in flat], rel=1e-4
         )
         assert found.channels.tolist() == [part.shape[1] for part in flat]
+        distinct = [len(torch.unique(part.round(decimals=9), dim=0)) for part in flat]
+        assert found.at_most.tolist() == [min(part.shape[1], n) for part, n in zip(flat, distinct, strict=True)]
         assert found.dead.tolist() == [int((part.std(0) < 1e-6 * part.std(0).max()).sum()) for part in flat]
         for name, part in (("deep", deep), ("skip", own)):
             power = sum(band_powers(picture) for picture in part)

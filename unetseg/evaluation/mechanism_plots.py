@@ -25,11 +25,14 @@ FEATURES = ("deep", "skip")
 @styled
 def similarity(table: pd.DataFrame, path: Path) -> None:
     """Write how alike the deep features and the skip's are at each level."""
-    figure = Figure(figsize=(4, 2.6))
+    figure = Figure(figsize=(4.6, 2.6))
     axis = figure.subplots()
     errors = np.abs(table[["cka_low", "cka_high"]].to_numpy().T - table.cka.to_numpy())
-    axis.bar(range(len(table)), table.cka, yerr=errors, ecolor=INK, capsize=2, width=0.6)
+    places = np.arange(len(table))
+    axis.bar(places - 0.2, table.cka, yerr=errors, ecolor=INK, capsize=2, width=0.38, label="all")
+    axis.bar(places + 0.2, table.cka_at_places, width=0.38, label="without each\nposition's mean")
     axis.set_ylim(0, 1)
+    legend_beside(axis)
     axis.set_ylabel("CKA of deep and skip features")
     _levels(axis, table)
     figure.savefig(path)

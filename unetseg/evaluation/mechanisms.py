@@ -45,6 +45,7 @@ class Sums:
         means: b x (D + S), sums of the features, the deep ones first.
         products: b x (D + S) x (D + S), sums of their products.
         powers: b x 2 x (BANDS + 1), power of the deep features and of the skip's by band of frequencies.
+        places: (D + S) x H·W, sums of the features over all pictures.
         reads: squares of what the columns of the decoder's first convolution read; D + S of them after a concatenation.
         bands: those that features of this resolution have.
         deep_channels: D.
@@ -54,6 +55,7 @@ class Sums:
     means: Tensor
     products: Tensor
     powers: Tensor
+    places: Tensor
     reads: Tensor
     bands: list[int]
     deep_channels: int
@@ -65,6 +67,12 @@ class Sums:
         mean = self.means[kept].sum(0) / count
         covariance = self.products[kept].sum(0) / count - torch.outer(mean, mean)
         return count, mean, covariance, self.powers[kept].sum(0)
+
+    def at_places(self) -> Tensor:
+        """Return the covariance of what is left of the features without each position's mean over the pictures."""
+        count = self.counts.sum()
+        pictures = count / self.places.shape[1]
+        return (self.products.sum(0) - self.places @ self.places.T / pictures) / count
 
 
 @dataclass
@@ -171,7 +179,8 @@ def _add(sums: dict[int, Sums], level: int, count: int, blocks: Sequence[int], d
             bands(skip.shape[-2], skip.shape[-1], skip).flatten()[1:].unique().tolist()
         )  # without the mean, which is first
         sums[level] = Sums(
-            *(zeros(count), zeros(count, width), zeros(count, width, width), zeros(count, 2, BANDS + 1), zeros(1)),
+            *(zeros(count), zeros(count, width), zeros(count, width, width), zeros(count, 2, BANDS + 1)),
+            *(zeros(width, skip[0, 0].numel()), zeros(1)),
             own_bands,
             deep.shape[1],
         )
@@ -181,6 +190,7 @@ def _add(sums: dict[int, Sums], level: int, count: int, blocks: Sequence[int], d
         own.counts[block] += flat.shape[1]
         own.means[block] += flat.sum(1)
         own.products[block] += flat @ flat.T
+        own.places += flat
         for part, features in enumerate((picture[: own.deep_channels], picture[own.deep_channels :])):
             own.powers[block, part] += band_powers(features)
 
@@ -213,9 +223,13 @@ def similarity(sums: dict[int, Sums]) -> pd.DataFrame:
     """Return linear CKA of the deep features with the skip's at each level, in 0..1, with its interval.
 
     CKA = ||cov(x, s)||² / (||cov(x, x)|| ||cov(s, s)||), Frobenius norms, over all positions of all pictures. It is 1
-    where one is the other rotated and scaled, and nan where one is constant.
+    where one is the other rotated and scaled, and nan where one is constant. `cka_at_places` is that of what is left
+    without each position's mean over the pictures: features of two pictures are alike, too, where both tell of the
+    middle and the rim. It has no interval, and is nan for one picture.
     """
-    return _table(sums, "cka", lambda own, block: [cka(own.without(block)[2], own.deep_channels)], [{}])
+    table = _table(sums, "cka", lambda own, block: [cka(own.without(block)[2], own.deep_channels)], [{}])
+    table["cka_at_places"] = [cka(own.at_places(), own.deep_channels) for own in sums.values()]
+    return table
 
 
 def cka(covariance: Tensor, deep_channels: int) -> float:
@@ -230,7 +244,9 @@ def rank(sums: dict[int, Sums]) -> pd.DataFrame:
     """Return the effective rank of the deep features and the skip's, and the number of their dead channels.
 
     The effective rank (Roy and Vetterli 2007) is exp of the entropy of the singular values of the centred features,
-    divided by their sum: from 1 to the number of channels. A channel is dead that has one value at all positions.
+    divided by their sum: from 1 to `at_most`, the number of channels, or of positions where they are fewer; four positions
+    of the deep features, which are enlarged by nearest neighbours, count as one. A channel is dead that has one value
+    at all positions.
     """
 
     def values(own: Sums, block: int | None) -> list[float]:
@@ -240,6 +256,8 @@ def rank(sums: dict[int, Sums]) -> pd.DataFrame:
     table = _table(sums, "effective_rank", values, [{"features": "deep"}, {"features": "skip"}])
     covariances = [part for own in sums.values() for part in _parts(own, own.without(None)[2])]
     table["channels"] = [len(part) for part in covariances]
+    positions = [int(own.counts.sum()) // share for own in sums.values() for share in (4, 1)]
+    table["at_most"] = np.minimum(table["channels"], positions)
     table["dead"] = [int((part.diagonal() <= 1e-12 * part.diagonal().max()).sum()) for part in covariances]
     return table
 
