@@ -16,7 +16,7 @@ import argparse
 import itertools
 from pathlib import Path
 
-from book import cells, pages
+from book import cells, summaries
 from book.literature import CLAIMS
 
 
@@ -51,8 +51,8 @@ def main() -> None:
             parser.error(f"give {', '.join(['WORK'] * (not args.work) + [f'--{name}' for name in sorted(needed)])}")
         for claim in chosen:
             if cells.run(claim, own, paths, args.work.resolve(), args.jobs):
-                pages.write(cells.kept())
-    pages.write(cells.kept())
+                summaries.write(cells.kept())
+    summaries.write(cells.kept())
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def test_a_setting_that_has_hardly_learned_is_named_on_the_page():
 def test_text_behind_a_table_without_marks_is_not_lost(tmp_path):
     overview = tmp_path / "claims.md"
     overview.write_text("before\n<!-- table -->\nthe table\nafter\n")
-    with pytest.raises(ValueError, match="end of the table"):
+    with pytest.raises(ValueError, match="end of table"):
         pages.write(known(*pair(0.1)), tmp_path)
     assert overview.read_text().endswith("after\n")
 

@@ -365,7 +365,12 @@ CLAIMS = (
 )
 
 
+LESIONS = ("lesion_loss", *(f"lesion_loss_{level}" for level in (1, 2, 3, 4)))
+"""What the laboratory's table says of concat."""
+
+
 def wanted(setting: str) -> set[str]:
-    """Return the readings that some claim wants of a setting, beside its scores."""
+    """Return the readings that some claim, or a table of the laboratory, wants of a setting, beside its scores."""
     contrasts = (contrast for claim in CLAIMS for contrast in claim.contrasts)
-    return {own.reading for own in contrasts if setting in (own.more, own.less)} - {*BY_UNIT}
+    of_claims = {own.reading for own in contrasts if setting in (own.more, own.less)} - {*BY_UNIT}
+    return of_claims | ({*LESIONS} if setting == "concat" else set())

@@ -62,7 +62,9 @@ def results(claim: Claim, known: dict[Cell, Record]) -> list[Result]:
         {(cell.bench, cell.size) for cell in known}, key=lambda own: ([*BENCHES].index(own[0]), own[1])
     ):
         for contrast in claim.contrasts:
-            own = _result(contrast, {cell: r for cell, r in known.items() if (cell.bench, cell.size) == (bench, size)})
+            own = contrasted(
+                contrast, {cell: r for cell, r in known.items() if (cell.bench, cell.size) == (bench, size)}
+            )
             if own:
                 found.append(replace(own, bench=bench, size=size))
     tested = [number for number, result in enumerate(found) if result.seeds >= SEEDS]
@@ -72,7 +74,7 @@ def results(claim: Claim, known: dict[Cell, Record]) -> list[Result]:
     return found
 
 
-def _result(contrast: Contrast, known: dict[Cell, Record]) -> Result | None:
+def contrasted(contrast: Contrast, known: dict[Cell, Record]) -> Result | None:
     """Return a contrast on one bench before any correction; None where no seed is known of both settings."""
 
     def values(setting: str | float) -> dict[int, np.ndarray | float]:
@@ -283,16 +285,7 @@ def draw(found: Sequence[Result], path: Path) -> None:
 
 
 def write(known: dict[Cell, Record], docs: Path = DOCS) -> None:
-    """Write the pages and figures of what has been measured, and the table in claims.md.
-
-    Raises:
-        ValueError: claims.md doesn't have both marks of the table, one after the other.
-    """
-    overview = docs / "claims.md"
-    before, mark, rest = overview.read_text().partition("<!-- table -->\n")
-    _, end, after = rest.partition("<!-- end of the table -->\n")
-    if not (mark and end):
-        raise ValueError(f"{overview} lacks <!-- table --> or <!-- end of the table -->, lines of their own")
+    """Write the pages and figures of what has been measured, and the table in claims.md."""
     for claim in CLAIMS:
         found = results(claim, known)
         if found:
@@ -300,4 +293,17 @@ def write(known: dict[Cell, Record], docs: Path = DOCS) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(page(claim, found, known))
             draw(found, docs / f"images/claims/{claim.name}.png")
-    overview.write_text(f"{before}{mark}{index(known)}\n{end}{after}")
+    fill(docs / "claims.md", "table", index(known))
+
+
+def fill(path: Path, name: str, text: str) -> None:
+    """Put text between a page's marks `<!-- NAME -->` and `<!-- end of NAME -->`.
+
+    Raises:
+        ValueError: the page doesn't have both, one after the other.
+    """
+    before, mark, rest = path.read_text().partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- end of {name} -->\n")
+    if not (mark and end):
+        raise ValueError(f"{path} lacks <!-- {name} --> or <!-- end of {name} -->, lines of their own")
+    path.write_text(f"{before}{mark}\n{text}\n\n{end}{after}")

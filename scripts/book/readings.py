@@ -54,11 +54,11 @@ def early_iou(run: Run, _: Path) -> float:
     return float(values.sort_values("step").value.iloc[0])
 
 
-def lesion_loss(_: Run, evaluation: Path) -> float:
-    """Return the IoU that is lost where all long skips carry their features' mean."""
+def lesion_loss(_: Run, evaluation: Path, level: int | None = None) -> float:
+    """Return the IoU that is lost where the long skip of a level, or all of them, carries its features' mean."""
     table = pd.read_csv(evaluation / "lesion.csv", dtype={"levels": str})
-    rows = table[table.cut == "mean"]
-    return float(rows.iou_loss[rows.levels.str.len().idxmax()])
+    rows = table[table.cut == "mean"].set_index("levels").iou_loss
+    return float(rows[str(level) if level else max(rows.index, key=len)])
 
 
 def short_path_share(_: Run, evaluation: Path) -> float:
@@ -140,17 +140,16 @@ def evaluate_options(names: Iterable[str]) -> list[str]:
     return sorted(options | ({f"mechanism=[{','.join(mechanisms)}]"} if mechanisms else set()))
 
 
+BY_LEVEL = range(1, LEVELS + 1)
 READINGS = {
     "skip_exit_share": Reading(skip_exit_share),
     "stem_gradient": Reading(stem_gradient),
     "early_iou": Reading(early_iou),
     "lesion_loss": Reading(lesion_loss, "lesion=true"),
+    **{f"lesion_loss_{level}": Reading(partial(lesion_loss, level=level), "lesion=true") for level in BY_LEVEL},
     "short_path_share": Reading(short_path_share, "gradient=true"),
     "coarse_less_fine": Reading(coarse_less_fine, mechanism="similarity"),
-    **{
-        f"deep_rank_{level}": Reading(partial(deep_rank, level=level), mechanism="rank")
-        for level in range(1, LEVELS + 1)
-    },
+    **{f"deep_rank_{level}": Reading(partial(deep_rank, level=level), mechanism="rank") for level in BY_LEVEL},
     "dead_share": Reading(dead_share, mechanism="rank"),
     **{own.__name__: Reading(own, "shift=true") for own in (shift_loss, shift_share, shifted_iou)},
     "rise": Reading(rise, mechanism="sharpness"),
