@@ -20,8 +20,8 @@ from unetseg.options.schema import Ablate
 from unetseg.reporting import results
 
 sys.path.insert(0, str(ROOT / "scripts"))
-cells, literature, pages, readings = (
-    importlib.import_module(f"book.{name}") for name in ("cells", "literature", "pages", "readings")
+cells, literature, pages, readings, summaries = (
+    importlib.import_module(f"book.{name}") for name in ("cells", "literature", "pages", "readings", "summaries")
 )
 IOU = literature.Contrast("iou", "concat", "none")
 EARLY = literature.Contrast("early_iou", "concat", "none")
@@ -285,11 +285,40 @@ def test_every_reading_is_a_number_of_a_real_run(tiny, tmp_path):
 
 def test_the_pages_are_those_of_the_numbers(tmp_path):
     """`python scripts/claims.py --pages` after a change of either."""
-    (tmp_path / "claims.md").write_text((ROOT / "docs/claims.md").read_text())
-    pages.write(cells.kept(), tmp_path)
+    there = [Path("README.md"), Path("docs/claims.md"), Path("docs/laboratory.md")]
+    (tmp_path / "docs").mkdir()
+    for path in there:
+        (tmp_path / path).write_text((ROOT / path).read_text())
+    summaries.write(cells.kept(), tmp_path)
     written = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*.md")}
-    there = {path.relative_to(ROOT / "docs"): path.read_text() for path in (ROOT / "docs/claims").glob("*.md")}
-    assert written == there | {Path("claims.md"): (ROOT / "docs/claims.md").read_text()}
+    there += [path.relative_to(ROOT) for path in (ROOT / "docs/claims").glob("*.md")]
+    assert written == {path: (ROOT / path).read_text() for path in there}
+
+
+def test_the_settings_are_compared_with_concat_and_corrected_over_the_table():
+    records = pair(0.1)
+    add = [record("add", own["seed"], [*np.array(own["iou"]) - 0.001]) for own in records if own["setting"] == "concat"]
+    own = known(*records, *add)
+    for about in own.values():
+        about["parameters"] = 14_328_209
+    lines = summaries.compared(own, ("pets", 64)).splitlines()
+    concat, sums = lines[2].split(" | "), [np.mean(r["iou"]) for r in records if r["setting"] == "concat"]
+    assert concat[:3] == ["| concat", "14.33", f"{np.mean(sums):.3f} ({min(sums):.3f} to {max(sums):.3f})"]
+    assert concat[3:] == ["", " |"]
+    assert lines[3].startswith("| add | 14.33 |")
+    found = pages.results(claim(literature.Contrast("iou", "none", "concat")), own)[0]
+    assert pages.interval(found).strip("*") in lines[4]
+    assert "**" in lines[4]
+    assert len(lines) == 5
+
+
+def test_the_lesions_have_students_interval_over_seeds():
+    records = pair(0.1)
+    concat = [own for own in records if own["setting"] == "concat"]
+    for own, value in zip(concat, (0.1, 0.2, 0.3), strict=True):
+        own["readings"] |= dict.fromkeys(literature.LESIONS, value)
+    last = summaries.lesions(known(*records), [("pets", 64), ("nuclei", 64)]).splitlines()[-1]
+    assert last == "| all | +0.200 [-0.048, +0.448] | – |"  # 4.3027 x 0.1 / sqrt(3)
 
 
 def test_the_figures_of_experiment_files_stand_on_the_pages_that_they_name():

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "docs/claims/cells.jsonl"
 COMMON = [
     *("experiment=skip_ablation", "logger=csv", "gradients.every_n_steps=20", "gradients.routes_every_n_steps=20"),
-    *("trainer.precision=32-true", "data.workers=0"),
+    *("trainer.precision=32-true", "data.workers=0", "optimizer.encoder_lr_factor=1.0"),
 ]
 Record = dict[str, Any]
 
@@ -83,7 +83,7 @@ def _em(paths: dict[str, Path]) -> list[str]:
 
 def _pretrained(paths: dict[str, Path]) -> list[str]:
     weights = override("model.weights", str(paths["weights"]))
-    of_before = ("optimizer.lr=2e-4", "optimizer.encoder_lr_factor=1", "checkpoint.choose=best")
+    of_before = ("optimizer.lr=2e-4", "checkpoint.choose=best")
     return [*_pets(paths), "model.encoder=resnet50", weights, *of_before]
 
 
