@@ -244,9 +244,9 @@ def rank(sums: dict[int, Sums]) -> pd.DataFrame:
     """Return the effective rank of the deep features and the skip's, and the number of their dead channels.
 
     The effective rank (Roy and Vetterli 2007) is exp of the entropy of the singular values of the centred features,
-    divided by their sum: from 1 to `at_most`, the number of channels, or of positions where they are fewer; four positions
-    of the deep features, which are enlarged by nearest neighbours, count as one. A channel is dead that has one value
-    at all positions.
+    divided by their sum: from 1 to `at_most`, the number of channels, or of positions where they are fewer; four
+    positions of the deep features, which are enlarged by nearest neighbours, count as one. A channel is dead that has
+    one value at all positions.
     """
 
     def values(own: Sums, block: int | None) -> list[float]:
