@@ -279,7 +279,7 @@ def draw(found: Sequence[Result], path: Path) -> None:
         axis.set_ylim(-0.6, len(own_rows) - 0.4)
         axis.grid(False, axis="y")
         axis.set_title(titled(bench), loc="left")
-    axes[-1].set_xlabel("difference with its 95 % interval, filled where shown; the claim says: above 0")
+    axes[-1].set_xlabel("difference with its 95 % interval, filled where shown; the claim says: above 0", loc="right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
