@@ -183,8 +183,8 @@ CLAIMS = (
         "experiment=skip_ablation",
         (Contrast("lesion_loss", "concat", 0.0),),
         "`lesion_loss` is the IoU over the set that is lost where the features of all long skips are replaced by "
-        "their mean over the test pictures. A network that was trained with skips hardly can do without: the number "
-        "says how little.",
+        "their mean over the test pictures. A network that was trained with skips can hardly do without them: the "
+        "number says how little.",
     ),
     Claim(
         "short_and_long",
@@ -242,7 +242,7 @@ CLAIMS = (
         "experiment=designs",
         (Contrast("coarse_less_fine", "concat", 0.0),),
         "`coarse_less_fine` is CKA of deep and skip features at level 4 less that at level 1, of what is left without "
-        "each position's mean over the pictures (`cka_at_places`). With it the difference is larger, as coarse "
+        "each position's mean over the pictures (`cka_at_places`). On Pets the difference is larger with it, as coarse "
         "features of any two pictures are alike that show an animal in the middle.",
     ),
     Claim(

@@ -269,7 +269,8 @@ def draw(found: Sequence[Result], path: Path) -> None:
     heights = [len(own) + 2.2 for own in rows]
     figure = Figure(figsize=(6.4, 0.27 * sum(heights) + 0.3))
     axes = figure.subplots(len(benches), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
-    for axis, bench, own_rows, colour in zip(axes, benches, rows, COLOURS, strict=False):
+    for number, (axis, bench, own_rows) in enumerate(zip(axes, benches, rows, strict=True)):
+        colour = COLOURS[number % len(COLOURS)]
         for place, own in enumerate(own_rows):
             bar = None if math.isnan(own.half_width) else own.half_width
             filled = colour if own.verdict in SHOWN else "none"
