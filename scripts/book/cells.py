@@ -81,18 +81,27 @@ def _em(paths: dict[str, Path]) -> list[str]:
     ]
 
 
-def _pretrained(paths: dict[str, Path]) -> list[str]:
-    weights = override("model.weights", str(paths["weights"]))
-    of_before = ("optimizer.lr=2e-4", "checkpoint.choose=best")
-    return [*_pets(paths), "model.encoder=resnet50", weights, *of_before]
+def _pretrained(bench: Callable[[dict[str, Path]], list[str]]) -> Callable[[dict[str, Path]], list[str]]:
+    """Return the options of a bench whose encoder is ResNet-50 with ImageNet's weights."""
+
+    def options(paths: dict[str, Path]) -> list[str]:
+        weights = override("model.weights", str(paths["weights"]))
+        of_before = ("optimizer.lr=2e-4", "checkpoint.choose=best")
+        return [*bench(paths), "model.encoder=resnet50", weights, *of_before]
+
+    return options
 
 
 PETS = "347 pictures to train on, 39 to validate, 174 of 24 breeds to test"
+NUCLEI = "30 pictures to train on, 9 to validate, 21 to test"
+EM = "15 slices to train on, 3 to validate, 12 to test"
+WEIGHTS = "ResNet-50 with ImageNet's weights"
 BENCHES = {
     "pets": Bench("Pets", _pets, ("pets",), "breed", PETS),
-    "nuclei": Bench("nuclei", _nuclei, ("sets",), "picture", "30 pictures to train on, 9 to validate, 21 to test"),
-    "em": Bench("EM", _em, ("sets",), "picture", "15 slices to train on, 3 to validate, 12 to test", "data.crop"),
-    "pretrained": Bench("Pets, ResNet-50 with ImageNet's weights", _pretrained, ("pets", "weights"), "breed", PETS),
+    "nuclei": Bench("nuclei", _nuclei, ("sets",), "picture", NUCLEI),
+    "em": Bench("EM", _em, ("sets",), "picture", EM, "data.crop"),
+    "pretrained": Bench(f"Pets, {WEIGHTS}", _pretrained(_pets), ("pets", "weights"), "breed", PETS),
+    "pretrained_nuclei": Bench(f"nuclei, {WEIGHTS}", _pretrained(_nuclei), ("sets", "weights"), "picture", NUCLEI),
 }
 
 

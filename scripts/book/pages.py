@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,12 +55,15 @@ class Result:
         return self.spread.detectable(self.level) if self.seeds > 1 else math.nan
 
 
+def benches_of(known: Iterable[Cell]) -> list[tuple[str, int]]:
+    """Return the benches of some cells with the pictures' size, in their order."""
+    return sorted({(cell.bench, cell.size) for cell in known}, key=lambda own: ([*BENCHES].index(own[0]), own[1]))
+
+
 def results(claim: Claim, known: dict[Cell, Record]) -> list[Result]:
     """Return what is known of each contrast on each bench, by the seeds that both settings have."""
     found = []
-    for bench, size in sorted(
-        {(cell.bench, cell.size) for cell in known}, key=lambda own: ([*BENCHES].index(own[0]), own[1])
-    ):
+    for bench, size in benches_of(known):
         for contrast in claim.contrasts:
             own = contrasted(
                 contrast, {cell: r for cell, r in known.items() if (cell.bench, cell.size) == (bench, size)}

@@ -67,8 +67,8 @@ def lesions(known: dict[Cell, Record], benches: Sequence[tuple[str, int]]) -> st
 
 def write(known: dict[Cell, Record], root: Path = ROOT) -> None:
     """Write the pages of the claims, and the tables of the README and the laboratory."""
-    docs, benches = root / "docs", [("pets", 64), ("nuclei", 64)]
+    docs, benches = root / "docs", pages.benches_of(known)
     pages.write(known, docs)
-    pages.fill(root / "README.md", "skips", compared(known, benches[0], README))
+    pages.fill(root / "README.md", "skips", compared(known, ("pets", 64), README))
     pages.fill(docs / "laboratory.md", "settings", "\n\n".join(compared(known, bench) for bench in benches))
     pages.fill(docs / "laboratory.md", "lesions", lesions(known, benches))
