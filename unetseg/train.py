@@ -206,18 +206,18 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
     restored.check_callbacks(own_callbacks)
     make_folder = RunFolder.resume if options.resume else RunFolder.create
     run = make_folder(options, lambda: _check(options, planned, data))
-    if launch.is_first():
-        print(build.describe_start(planned, module, run.path), flush=True)
-    start = resume.rewind(run, own_classes(options.model_dump())) if options.resume else None
-    loggers = build.make_loggers(options, run)
-    record, speed = TestRecord(run), Cost()
-    guard, watchers = build.make_watchers(options, run)
-    best, last = resume.make_checkpointing(run)
-    continuation = resume.Continuation(run, options.checkpoint, at_once)
     with ExitStack() as stack:
+        stack.callback(run.release)
+        if launch.is_first():
+            print(build.describe_start(planned, module, run.path), flush=True)
+        start = resume.rewind(run, own_classes(options.model_dump())) if options.resume else None
+        loggers = build.make_loggers(options, run)
+        record, speed = TestRecord(run), Cost()
+        guard, watchers = build.make_watchers(options, run)
+        best, last = resume.make_checkpointing(run)
+        continuation = resume.Continuation(run, options.checkpoint, at_once)
         stack.enter_context(failures.explain_system_errors(run))
         stack.enter_context(failures.explain_damaged_checkpoint(run))
-        stack.callback(run.release)
         stack.callback(wandb_run.finish, loggers)
         stack.enter_context(continuation.handle_signals())
         first = [*own_callbacks, *build.make_steering(options)]

@@ -465,6 +465,16 @@ def test_a_damaged_last_ckpt_is_named_with_the_ways_on(ended, damage):
         resume(ended)
 
 
+def test_a_resume_that_was_refused_keeps_no_other_process_out(ended):
+    ended.last.unlink()
+    ended.last.write_bytes(b"")
+    with pytest.raises(UserError) as error:
+        resume(ended)
+    take = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    subprocess.run([sys.executable, "-c", take, ended.path / ".lock"], check=True)
+    assert error.value  # what holds the frames of the refused run
+
+
 def test_what_is_no_run_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"it holds a config\.yaml"):
         compose("train", Train, ["data=synthetic", f"resume={tmp_path}"])
