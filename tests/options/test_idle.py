@@ -11,6 +11,7 @@ from unetseg.options.schema import Train
 
 IDLE = [
     ("optimizer.patience=3", "optimizer.schedule=cosine", "optimizer.schedule=plateau"),
+    ("model.strict_weights=false", "model.weights=imagenet", "model.weights=hf:me/encoder"),
     ("data.border=ignore", "data.target=trimap", "data.target=pet"),
     ("data.foreground=0.5", "data.crop=null", "data.crop=64"),
     ("data.crops=2", "data.crop=null", "data.crop=64"),

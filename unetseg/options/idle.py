@@ -28,6 +28,7 @@ class Need:
 
 NEEDS = (
     Need("optimizer.patience", "optimizer.schedule", lambda value: value == "plateau", "plateau"),
+    Need("model.strict_weights", "model.weights", lambda value: value not in (None, "imagenet"), "a file or a run"),
     Need("data.border", "data.target", lambda value: value == "pet", "pet"),
     Need("data.foreground", "data.crop", lambda value: value is not None, "the side of crops, such as 128"),
     Need("data.crops", "data.crop", lambda value: value is not None, "the side of crops, such as 128"),
