@@ -1,6 +1,7 @@
 """The book of claims: verdicts from numbers made by hand, readings of a real run, and pages that are up to date."""
 
 import importlib
+import math
 import json
 import re
 import sys
@@ -262,6 +263,8 @@ def test_the_options_of_every_cell_are_accepted(bench, tmp_path):
         options = compose("ablate", Ablate, cell.overrides(paths))
         assert options.seed == 1
         assert "/" not in cell.name
+        pictures = int(cells.BENCHES[bench].pictures.split()[0]) * (options.data.crops or 1)
+        assert math.ceil(pictures / options.data.batch_size) * options.trainer["max_epochs"] == 220
 
 
 def test_every_reading_is_a_number_of_a_real_run(tiny, tmp_path):
