@@ -1,8 +1,8 @@
 """The book of claims: verdicts from numbers made by hand, readings of a real run, and pages that are up to date."""
 
 import importlib
-import math
 import json
+import math
 import re
 import sys
 from dataclasses import replace
