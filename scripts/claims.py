@@ -5,9 +5,10 @@
     python scripts/claims.py --plan                  # the number of trainings that are missing
 
 PETS is a folder in the layout of Oxford-IIIT Pet, SETS one with nuclei/ and em/ as published. WORK gets a run folder
-for each training; what is there is kept, and the same command goes on after a stop. The numbers of each training go
-into docs/claims/cells.jsonl, from which the pages are written. A training and its readings take about a quarter of an
-hour of a slow CPU's thread; each line of cells.jsonl says how long.
+for each training; what is there is kept, and the same command goes on after a stop. With --only, readings that need
+an evaluation are those of these claims. The numbers of each training go into docs/claims/cells.jsonl, from which the
+pages are written. A training and its readings take about a quarter of an hour of a slow CPU's thread; each line of
+cells.jsonl says how long.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def main() -> None:
         if not args.work or needed:
             parser.error(f"give {', '.join(['WORK'] * (not args.work) + [f'--{name}' for name in sorted(needed)])}")
         for claim in chosen:
-            if cells.run(claim, own, paths, args.work.resolve(), args.jobs):
+            if cells.run(claim, own, paths, args.work.resolve(), args.jobs, chosen):
                 summaries.write(cells.kept())
     summaries.write(cells.kept())
 

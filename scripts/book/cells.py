@@ -182,12 +182,14 @@ def train(cells: Sequence[Cell], paths: dict[str, Path], work: Path, jobs: int) 
     return [cell for cell, run in zip(cells, runs, strict=True) if run.state == "done"]
 
 
-def measure(cell: Cell, work: Path) -> Record:
-    """Return the numbers of a finished run: its scores by unit, and the readings that any claim wants of it.
+def measure(cell: Cell, work: Path, claims: Sequence[Claim]) -> Record:
+    """Return the numbers of a finished run: its scores by unit, and the readings that some claim wants of it.
 
-    A reading that is no number is null. An evaluation that was stopped is made anew.
+    Those that need no evaluation are read for all claims. A reading that is no number is null. An evaluation that was
+    stopped is made anew.
     """
-    folder, wanted = work / cell.name, literature.wanted(cell.setting)
+    folder, asked = work / cell.name, literature.wanted(cell.setting, claims)
+    wanted = asked | {name for name in literature.wanted(cell.setting) if not readings.evaluate_options([name])}
     options = readings.evaluate_options(wanted)
     evaluation = folder / "evaluation" / hashlib.sha256(" ".join(options).encode()).hexdigest()[:8]
     whole, seconds = evaluation / "whole", 0.0
@@ -214,13 +216,15 @@ def measure(cell: Cell, work: Path) -> Record:
     }
 
 
-def run(claim: Claim, cells: Sequence[Cell], paths: dict[str, Path], work: Path, jobs: int) -> int:
-    """Train, measure and keep what a claim still needs; return how many cells are new."""
+def run(
+    claim: Claim, cells: Sequence[Cell], paths: dict[str, Path], work: Path, jobs: int, claims: Sequence[Claim]
+) -> int:
+    """Train, measure for some claims, and keep what one of them still needs; return how many cells are new."""
     lacking = missing(claim, cells, kept())
     done = train(lacking, paths, work, jobs) if lacking else []
     KEPT.parent.mkdir(exist_ok=True)
     with ThreadPoolExecutor(jobs) as pool:
-        for cell, future in [(cell, pool.submit(measure, cell, work)) for cell in done]:
+        for cell, future in [(cell, pool.submit(measure, cell, work, claims)) for cell in done]:
             try:
                 record = future.result()
             except (RuntimeError, OSError) as error:

@@ -6,6 +6,7 @@ reading should be larger than which one's, or than a number, if the claim is rig
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 SETTINGS: dict[str, list[str]] = {
@@ -379,8 +380,8 @@ LESIONS = ("lesion_loss", *(f"lesion_loss_{level}" for level in (1, 2, 3, 4)))
 """What the laboratory's table says of concat."""
 
 
-def wanted(setting: str) -> set[str]:
-    """Return the readings that some claim, or a table of the laboratory, wants of a setting, beside its scores."""
-    contrasts = (contrast for claim in CLAIMS for contrast in claim.contrasts)
+def wanted(setting: str, claims: Sequence[Claim] = CLAIMS) -> set[str]:
+    """Return the readings that some claim, or a table of the laboratory beside it, wants of a setting, but scores."""
+    contrasts = (contrast for claim in claims for contrast in claim.contrasts)
     of_claims = {own.reading for own in contrasts if setting in (own.more, own.less)} - {*BY_UNIT}
-    return of_claims | ({*LESIONS} if setting == "concat" else set())
+    return of_claims | ({*LESIONS} if {*LESIONS} & of_claims else set())
