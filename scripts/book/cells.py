@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,7 +224,8 @@ def run(
     lacking = missing(claim, cells, kept())
     done = train(lacking, paths, work, jobs) if lacking else []
     KEPT.parent.mkdir(exist_ok=True)
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(jobs) as pool, ExitStack() as stack:
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # Ctrl-C waits for those under way alone
         for cell, future in [(cell, pool.submit(measure, cell, work, claims)) for cell in done]:
             try:
                 record = future.result()
