@@ -212,6 +212,7 @@ def measure(cell: Cell, work: Path, claims: Sequence[Claim]) -> Record:
         **scores,
         "readings": {name: value if math.isfinite(value) else None for name, value in values.items()},
         "iou_of_the_set": round(run.summary["test/iou"], 5),
+        "foreground": round(float(run.per_class.pixels.iloc[-1] / run.per_class.pixels.sum()), 5),
         "minutes": round((run.summary["seconds"] + seconds) / 60, 2),
         **{name: run.summary[name] for name in ("parameters", "machine", "git_commit")},
     }
