@@ -8,6 +8,7 @@ import zipfile
 import pytest
 import torch
 from fake_engine import save_untrained
+from torch import nn
 
 from unetseg.errors import UserError
 from unetseg.model import Segmenter, archive, checkpoint
@@ -158,3 +159,10 @@ def test_no_random_weights_are_drawn_that_a_checkpoint_replaces(file):
     assert torch.equal(torch.get_rng_state(), before)
     stored = torch.load(file, weights_only=True)["state_dict"]
     assert all(torch.equal(weight, stored[f"model.{name}"]) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("bounds", [(-2.0, 2.0), (-0.1, 0.3), (2.0, 3.0)], ids=str)
+def test_a_layer_that_draws_until_its_values_fit_is_built_whatever_lies_in_memory(bounds):
+    with checkpoint._Undrawn():
+        drawn = nn.init.trunc_normal_(torch.full((64, 16), 1e9), 0.0, 1.0, *bounds)  # which may draw again for ever
+    assert ((drawn >= bounds[0]) & (drawn <= bounds[1])).all()

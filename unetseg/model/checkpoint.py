@@ -24,13 +24,22 @@ PREFIX = "model."
 
 
 class _Undrawn(TorchFunctionMode):
-    """Leaves out the drawing of random weights, which takes as long as reading them: a checkpoint replaces them all."""
+    """Leaves out the drawing of random weights, which takes as long as reading them: a checkpoint replaces them all.
+
+    A tensor that would have been drawn gets the distribution's mean or lower end, as `torch.nn.init.trunc_normal_`
+    draws again until every value lies within its bounds, and what lies in new memory may never do so.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Return the tensor that would have been drawn; call any other function."""
-        if func in (Tensor.uniform_, Tensor.normal_) or getattr(func, "__module__", "") == "torch.nn.init":
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
+        named = kwargs or {}
+        if func is Tensor.normal_:
+            return args[0].fill_(named.get("mean", args[1] if len(args) > 1 else 0.0))
+        if func is Tensor.uniform_:
+            return args[0].fill_(named.get("from", args[1] if len(args) > 1 else 0.0))
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
 
 
 def _build(given: dict[str, Any]) -> Segmenter:
