@@ -21,8 +21,9 @@ from unetseg import classes, export
 from unetseg.data.sources import find, make_data
 from unetseg.errors import UserError
 from unetseg.gradients import blocks_of
-from unetseg.model import SkipUnet
-from unetseg.options.compose import compose, compose_runs, runs_of
+from unetseg.model import Segmenter, SkipUnet
+from unetseg.model.transfer import load_weights
+from unetseg.options.compose import as_override, compose, compose_runs, runs_of
 from unetseg.options.schema import Train
 from unetseg.options.settings import run_name
 from unetseg.training import build, preflight
@@ -72,6 +73,14 @@ def test_a_class_may_stand_at_one_level_and_on_an_axis_of_a_sweep():
     runs = runs_of([*TINY, "model.skip=concat,my_skips:Maximum,{class: my_skips:Gated, reduction: 2}"])
     kinds = [own.model.skip for own in compose_runs("train", Train, runs)]
     assert kinds == ["concat", "my_skips:Maximum", "my_skips:Gated(reduction=2)"]
+
+
+def test_the_text_of_a_class_with_arguments_needs_no_quotes_in_a_list_or_on_an_axis():
+    skip = "model.skip=[none,my_skips:Maximum,my_skips:Gated(reduction=2),concat]"
+    assert options(skip).model.skip == ["none", "my_skips:Maximum", "my_skips:Gated(reduction=2)", "concat"]
+    axis = [override for override in map(as_override, [*TINY, "model.skip=concat,my_skips:Gated(reduction=2)"])]
+    kinds = [own.model.skip for own in compose_runs("train", Train, runs_of(axis))]
+    assert kinds == ["concat", "my_skips:Gated(reduction=2)"]
 
 
 @pytest.mark.parametrize(
@@ -349,6 +358,7 @@ def test_other_classes_are_checked_before_a_training(desk, change, problem):
     ("change", "problem"),
     [
         ("model.decoder=my_parts:Bare", "has no `fusions`"),
+        ("model.decoder=my_parts:OneForAll", "has no `fusions` of its levels(.|\n)*4 different objects"),
         ("loss=my_parts:EachPixel", "gives 2x16x12 for tensors of 2x1x16x12 and 2x16x12"),
         ("loss=my_parts:Constant", "has no gradient"),
     ],
@@ -361,6 +371,13 @@ def test_what_a_class_gives_is_checked_before_a_training(desk, change, problem):
 def test_an_own_decoder_without_nodes_has_no_deep_supervision(desk):
     with pytest.raises(UserError, match="has no `node_channels`"):
         build.make_module(options("model.decoder=my_parts:Shallow", "model.deep_supervision=true"))
+
+
+def test_another_decoder_is_told_though_its_weights_fit(desk, tmp_path):
+    SkipUnet("resnet18", decoder="my_parts:Doubled", weights=None).save_pretrained(tmp_path / "doubled")
+    model = Segmenter(classes=2, encoder="resnet18", weights=None, decoder="my_parts:Doubled(factor=3.0)")
+    found = load_weights(model, str(tmp_path / "doubled"), ["background", "pet"], trust=True)
+    assert "decoder: my_parts:Doubled there, my_parts:Doubled(factor=3.0) here" in found.remarks
 
 
 @pytest.mark.parametrize("skip", ["model.skip=nested", "model.stem_skip=true"])

@@ -231,6 +231,26 @@ def test_a_number_for_a_level_without_features_is_refused(given):
     build.make_module(compose("train", Train, [*options[:-1], "model.skip_scale=0.5"]))
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["model.encoder=tu-test_convnext", "model.skip_scale=learned"],  # which has no features at level 1
+        ["model.encoder=resnet18", "model.skip_scale=kappa"],  # 1 at level 1
+    ],
+)
+def test_a_scale_that_changes_no_level_is_refused(given):
+    options = ["data=synthetic", "data.size=32", "model.weights=null", "model.skip=[concat,none,none,none]", *given]
+    with pytest.raises(UserError, match="changes nothing: no level that it would scale has a skip with features"):
+        build.make_module(compose("train", Train, options))
+    build.make_module(compose("train", Train, [*options, "model.skip=[concat,concat,none,none]"]))
+
+
+@pytest.mark.parametrize("encoder", ["vgg11_bn", "tu-vgg11"])
+def test_a_stem_skip_is_refused_where_the_first_features_are_no_picture(encoder):
+    with pytest.raises(UserError, match=f"stem_skip with encoder={encoder}, whose first features are its own"):
+        SkipUnet(encoder, weights=None, stem_skip=True, in_channels=64)  # as many as its first features have
+
+
 def test_crops_of_one_picture_exchange_no_features():
     options = ["data=synthetic", "data.crop=32", "model.skip=[concat,shuffled,none,none]"]
     with pytest.raises(UserError, match="several crops of a picture"):

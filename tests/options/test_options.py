@@ -56,7 +56,7 @@ WRONG = [
         "kappa, learned, a number above 0",
         "try: model.skip_scale=kappa",
     ),
-    ("model.skip_scale=0", "model.skip_scale=0", "numbers above 0", "try: model.skip_scale=0.5"),
+    ("model.skip_scale=0", "model.skip_scale=0", "a number above 0", "try: model.skip_scale=0.5"),
     ("model.skip_scale=[1,2]", "model.skip_scale=[1,2]", "4 in all, finest first", "try: model.skip_scale=0.5"),
     ("model.skip_scale=kappa model.skip=placebo", "model", "there are no features to multiply", "model.skip_scale=1"),
     ("model.skip_scale=0.5 model.skip_flow=[both,both,both,backward]", "model", "skip_scale=1 at", "=[0.5,0.5,0.5,1]"),

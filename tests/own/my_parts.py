@@ -43,6 +43,18 @@ class Bare(Shallow):
         del self.fusions
 
 
+class OneForAll(Decoder):
+    """Its levels share a fusion, which can have one flow, one dose and one scale alone."""
+
+    def __init__(self, *places, **passed):
+        super().__init__(*places, **passed)
+        self.shared = passages(places[0], passed["flow"], passed["gradient"])[0]
+
+    @property
+    def fusions(self):
+        return [self.shared] * 4
+
+
 class Power(Loss):
     def __init__(self, power=2.0):
         super().__init__()

@@ -25,10 +25,11 @@ from unetseg.evaluation.statistics import Components, Smallest, compare, holm, s
 from unetseg.names import EXITS
 from unetseg.options.command_schema import Report
 from unetseg.options.compose import compose
+from unetseg.options.recorded import defaults
 from unetseg.options.schema import Train
 from unetseg.report import report
 from unetseg.reporting import comparisons, sentences
-from unetseg.reporting.results import Run, Setting, Sweep, read
+from unetseg.reporting.results import Run, Setting, Sweep, read, setting_names
 from unetseg.runs.folder import RunFolder
 
 EFFECT = {"concat": 0.0, "none": -0.1, "add": 0.0}
@@ -174,6 +175,12 @@ def output(sweep, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def text(output) -> str:
     return (output / "report.md").read_text()
+
+
+def test_options_that_change_no_result_make_no_setting():
+    run = defaults("train", Train, "synthetic")
+    assert len({*setting_names([run, run | {"trust": True, "data": run["data"] | {"check": False}}])}) == 1
+    assert len({*setting_names([run, run | {"data": run["data"] | {"size": 32}}])}) == 2
 
 
 @pytest.fixture

@@ -168,6 +168,7 @@ def export(
         with silence_exporters():
             program = trace(PictureModel(model))
             content = WRITERS[output.suffix](program, entries)
+        errors = largest_errors(content, output.suffix, model, shapes_to_check(program, View.of(metadata).side))
     except Exception as error:  # the exporters have many kinds, and each architecture its own
         encoder = model.net.encoder_name
         if own := arguments.own_classes(cast("dict[str, Any]", model.net.config)):
@@ -181,10 +182,9 @@ def export(
             raise
         raise UserError(
             f"{output.name}: the encoder {encoder} can't be exported for pictures of any size ({first_line(error)})",
-            accepted="a model whose encoder docs/encoders.md says to be exported",
-            advice="unetseg.load, which reads the checkpoint itself",
+            accepted="an encoder and a format that docs/encoders.md says to be exported",
+            advice=f"another format ({', '.join(WRITERS)}), or unetseg.load, which reads the checkpoint itself",
         ) from None
-    errors = largest_errors(content, output.suffix, model, shapes_to_check(program, View.of(metadata).side))
     worst = max(errors.values())
     if not worst <= TOLERANCE:  # true for NaN as well
         raise Mismatch(f"{output.name} differs from the checkpoint by {worst:.1e}, above {TOLERANCE:.0e}: not written")

@@ -10,6 +10,7 @@ from typing import Any
 import timm
 import torch
 from segmentation_models_pytorch.encoders import encoders, get_encoder
+from segmentation_models_pytorch.encoders.vgg import VGGEncoder
 from torch import Tensor, nn
 
 from unetseg.errors import UserError, first_line
@@ -99,6 +100,11 @@ def make_encoder(
     own = encoder.state_dict()
     encoder.load_state_dict({key: whole.get(key, value) for key, value in own.items()})
     return encoder
+
+
+def has_picture_first(encoder: nn.Module) -> bool:
+    """Return whether the first of an encoder's features is the picture; in a VGG its own convolutions have made it."""
+    return not getattr(encoder, "_is_vgg_style", isinstance(encoder, VGGEncoder))
 
 
 def check_side(encoder: nn.Module, name: str, side: int) -> None:

@@ -100,12 +100,13 @@ def own_decoder(
         fusions: Any = getattr(built, "fusions", None)
         if (
             not isinstance(fusions, list | nn.ModuleList)
+            or len({*map(id, fusions)}) != levels
             or len(fusions) != levels
             or not all(isinstance(fusion, Fusion) for fusion in fusions)
         ):
             raise UserError(
-                f"{setting} has no `fusions`",
-                accepted=f"an attribute `fusions`: {levels} objects of unetseg.model.skips.Fusion, finest level first",
+                f"{setting} has no `fusions` of its levels",
+                accepted=f"`fusions`: {levels} different objects of unetseg.model.skips.Fusion, finest level first",
                 advice="unetseg.model.skips.passages, which returns one for each level",
             )
         for level, fusion in enumerate(fusions):

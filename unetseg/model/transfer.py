@@ -142,6 +142,7 @@ def remarks(source: Source, model: Segmenter, classes: Sequence[str], *, encoder
     if not encoder_only:
         for name in ("skip", "skip_flow", "skip_gradient", "skip_scale"):
             pairs[name] = (_per_level(getattr(source.net, name)), _per_level(getattr(model.net, name)))
+        pairs["decoder"] = (source.net.own_decoder, model.net.own_decoder)
         pairs["stem_skip"] = (source.net.stem_skip, model.net.stem_skip)
         pairs["classes"] = (", ".join(source.classes or ["not stated"]), ", ".join(classes))
     pairs["channels"] = (there["in_channels"], here["in_channels"])

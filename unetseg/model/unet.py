@@ -16,10 +16,11 @@ from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
 from torch import Tensor, nn
 
+from unetseg.errors import UserError
 from unetseg.model import looks_linear
 from unetseg.model.controls import make_scales, scales_of
 from unetseg.model.decoder import Decoder
-from unetseg.model.encoders import make_encoder
+from unetseg.model.encoders import has_picture_first, make_encoder
 from unetseg.model.hub import HubFolder
 from unetseg.model.matching import matched_channels
 from unetseg.model.skips import Fusion
@@ -95,7 +96,8 @@ class SkipUnet(nn.Module, HubFolder):
             this encoder can't have, a skip_flow that a level's kind doesn't have, a skip_gradient at a level that has
             no such gradient, a skip_scale at one that carries no features, a stem_skip where level 1 has no long skip
             or one decoder is of all levels.
-        UserError: an encoder that is unknown, has no such weights, or no features that a U-Net can take.
+        UserError: an encoder that is unknown, has no such weights, or no features that a U-Net can take; a stem_skip
+            with an encoder whose first features are not the picture (VGG).
 
     Examples:
         >>> import torch
@@ -149,6 +151,12 @@ class SkipUnet(nn.Module, HubFolder):
         self.encoder = make_encoder(
             encoder, in_channels=in_channels, weights=weights, short_skips=short_skips, normalisation=normalisation
         )
+        if stem_skip and not has_picture_first(self.encoder):
+            raise UserError(
+                f"stem_skip with encoder={encoder}, whose first features are its own, and no picture",
+                accepted="stem_skip with encoders whose finest features have stride 2 or more, such as resnet18",
+                advice="stem_skip=false",
+            )
         if initialisation == "glorot":  # before the decoder draws, so that the encoder is the same with every skip kind
             _glorot(self.encoder)
         if initialisation == "looks_linear":
@@ -209,9 +217,10 @@ class SkipUnet(nn.Module, HubFolder):
         return self.segmentation_head(decoded), nodes
 
     def _own_weights(self) -> dict[str, Tensor]:
-        """Return copies of the decoder's weights that stay as their constructor made them: of the user's own classes.
+        """Return copies of the decoder's weights that stay as their constructor made them.
 
-        The parts that a subclass of Decoder inherits begin as the U-Net's.
+        They are those of the user's own classes, whose inherited parts of Decoder begin as the U-Net's, and of
+        `channel`'s gate, which begins as the authors'.
         """
         ours = ("center.", "blocks.") if isinstance(self.decoder, Decoder) else ()
         own = tuple(

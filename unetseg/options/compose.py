@@ -31,6 +31,8 @@ from unetseg.options.validation import Schema, describe, unknown_option, validat
 _PACKAGE = Path(__file__).resolve().parent.parent
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 """Inside the package in a wheel, at the root of a checkout."""
+_CALL = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\([^()'\"]*\)", re.ASCII)
+"""A class of the user's own with arguments, which Hydra takes for a call of its own."""
 TEXTS = ("name", "output", "resume", "wandb.project", "wandb.entity")
 """Options whose text may look like a number: name=1e3 stays 1e3, and is not 1000.0."""
 
@@ -112,7 +114,11 @@ def as_override(argument: str) -> str:
     """Return an argument of the command line as an override for Hydra.
 
     The user needs no `+` before an argument of the Trainer that conf/ doesn't name, and no quotes around a path with
-    `=` in it, such as that of a run of a sweep.
+    `=` in it, such as that of a run of a sweep, or around a class with arguments, alone or among other values.
+
+    Examples:
+        >>> as_override("model.skip=[my_skips:Gated(reduction=4),concat,concat,concat]")
+        "model.skip=['my_skips:Gated(reduction=4)',concat,concat,concat]"
     """
     key, equals, value = argument.partition("=")
     of_trainer = key.startswith("trainer.") and key.split(".")[1] in lightnings_arguments()
@@ -121,8 +127,10 @@ def as_override(argument: str) -> str:
     override = f"{name}{equals}{value}"
     escaped = value.replace("'", r"\'")
     quoted = f"{name}='{escaped}'"
+    of_classes = _CALL.sub(r"'\g<0>'", value)
     number = key in TEXTS and re.fullmatch(r"[-+]?[\d_.]+(e[-+]?\d+)?", value, re.IGNORECASE)
-    return quoted if equals and (number or not _parses(override)) and _parses(quoted) else override
+    ways = (quoted,) if number else (override, f"{name}={of_classes}", quoted)
+    return next(filter(_parses, ways), override) if equals else override
 
 
 def compose_config(command: str, schema: type[Schema], overrides: list[str]) -> DictConfig:

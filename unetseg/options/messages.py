@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pydantic_core import PydanticCustomError
 
@@ -105,23 +105,25 @@ def one_or_per_level(
 
 def dose_per_level(value: object, key: str) -> float | list[float]:
     """Return a finite number >= 0 or a list of LEVELS different ones, finest level first."""
-    entries = value if isinstance(value, list | tuple) else [value] * LEVELS
-    numbers = [float(entry) for entry in entries if isinstance(entry, int | float) and not isinstance(entry, bool)]
-    if not len(entries) == len(numbers) == LEVELS or not all(math.isfinite(n) and n >= 0 for n in numbers):
-        example = ["0", *["1"] * (LEVELS - 1)]
-        more = f"or one per level, {LEVELS} in all, finest first: {key}=[{','.join(example)}]"
-        raise rejected(f"a number of 0 or more; {more}", "0.5")
-    return alike(numbers)  # type: ignore[no-any-return]
+    more = f"or one per level, {LEVELS} in all, finest first: {key}=[{','.join(['0', *['1'] * (LEVELS - 1)])}]"
+    return _numbers_per_level(value, lambda number: number >= 0, f"a number of 0 or more; {more}")
 
 
 def scale_per_level(value: object, names: Sequence[str], key: str) -> str | float | list[float]:
     """Return a name, a finite number above 0 or a list of LEVELS such numbers, finest level first."""
+    more = f"a number above 0, or one per level, {LEVELS} in all, finest first: {key}=[{'0.5' + ',1' * (LEVELS - 1)}]"
     if isinstance(value, str):
-        return one_of(value, names, f", a number above 0, or one per level, {LEVELS} in all, finest first")
-    scales = dose_per_level(value, key)
-    if not all(scales if isinstance(scales, list) else [scales]):
-        raise rejected("numbers above 0; a skip without features is none or placebo", "0.5")
-    return scales
+        return one_of(value, names, f", {more}")
+    accepted = f"{', '.join(names)}, {more}; a skip without features is none or placebo"
+    return _numbers_per_level(value, lambda number: number > 0, accepted)
+
+
+def _numbers_per_level(value: object, fits: Callable[[float], bool], accepted: str) -> float | list[float]:
+    entries = value if isinstance(value, list | tuple) else [value] * LEVELS
+    numbers = [float(entry) for entry in entries if isinstance(entry, int | float) and not isinstance(entry, bool)]
+    if not len(entries) == len(numbers) == LEVELS or not all(math.isfinite(n) and fits(n) for n in numbers):
+        raise rejected(accepted, "0.5")
+    return alike(numbers)  # type: ignore[no-any-return]
 
 
 def format_value(value: object) -> str:

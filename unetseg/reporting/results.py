@@ -21,7 +21,7 @@ from unetseg.evaluation.style import COLOURS
 from unetseg.files import read_json
 from unetseg.names import shown
 from unetseg.options import plain_yaml, recorded
-from unetseg.options.settings import axes_of, setting_name, variant
+from unetseg.options.settings import NO_DIFFERENCE, axes_of, setting_name, variant
 from unetseg.runs.folder import RunFolder
 from unetseg.runs.tables import (
     read_csv,
@@ -35,9 +35,9 @@ from unetseg.runs.tables import (
 STYLES = ("-", "--", ":", "-.")
 """The settings' line styles, one for each round through the colours."""
 NO_AXES = (
-    *("seed", "data.fold", "name", "output", "resume", "allow_changes", "dry_run", "find_lr", "sweep.", "jobs"),
-    *("logger", "wandb.", "gradients."),
-    *("data.workers", "trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.default_root_dir"),
+    *NO_DIFFERENCE,
+    *("seed", "data.fold", "sweep.", "logger", "wandb.", "gradients."),
+    *("trainer.log_every_n_steps", "trainer.default_root_dir"),
 )
 """Options that don't change what a training computes: runs that differ in these only belong to one setting."""
 TABLES = {

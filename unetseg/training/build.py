@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from unetseg import classes, launch
 from unetseg.data import samples
@@ -28,6 +28,7 @@ from unetseg.model.own import check_nodes
 from unetseg.model.segmenter import Segmenter
 from unetseg.model.skips import Shuffled
 from unetseg.model.transfer import MATCHED, MatchedParts, load_weights
+from unetseg.model.unet import SkipUnet
 from unetseg.names import DENSENETS, RESNETS, class_names, counted
 from unetseg.options.messages import format_value
 from unetseg.options.schema import Train
@@ -92,7 +93,7 @@ def make_module(
         for fusion in model.modules():
             if isinstance(fusion, Shuffled):
                 fusion.zeros_alone = True
-    check_doses(options, cast(list[int], model.net.encoder.out_channels)[1:-1])
+    check_doses(options, model.net)
     if options.model.freeze_encoder:
         hold(model.net.encoder)
     if options.compile:
@@ -125,13 +126,9 @@ def make_module(
     )
 
 
-def check_doses(options: Train, widths: Sequence[int]) -> None:
-    """Raise a UserError where a dose or a scale is of a level at which the encoder has no features.
-
-    Args:
-        options: of the run.
-        widths: of the encoder's features at each level, finest first.
-    """
+def check_doses(options: Train, net: SkipUnet) -> None:
+    """Raise a UserError where a dose or a scale is of a level at which the encoder has no features, or changes none."""
+    widths = cast(list[int], net.encoder.out_channels)[1:-1]
     for name in ("skip_gradient", "skip_scale"):
         value = getattr(options.model, name)
         if isinstance(value, list):
@@ -143,6 +140,13 @@ def check_doses(options: Train, widths: Sequence[int]) -> None:
                     accepted="1 there: there is nothing to multiply",
                     advice=f"model.{name}={format_value(fitting)}",
                 )
+    scale = options.model.skip_scale
+    if scale != 1 and all(isinstance(fusion.scale, nn.Identity) for fusion in net.fusions):
+        raise UserError(
+            f"model.skip_scale={scale} changes nothing: no level that it would scale has a skip with features",
+            accepted="model.skip_scale=1",
+            advice="a long skip at a coarser level",
+        )
 
 
 def measured_class_weights(options: Train, data: SegmentationData) -> list[float] | None:
