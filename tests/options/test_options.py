@@ -401,6 +401,13 @@ def test_hydras_own_flags_work():
     assert yaml.safe_load(done.stdout)["model"]["skip"] == "none"
 
 
+def test_a_list_of_equal_kinds_is_the_one_kind():
+    for skip in ("nested", "add"):
+        assert compose("train", Train, ["data=synthetic", f"model.skip=[{skip},{skip},{skip},{skip}]"]).model.skip == skip
+    with pytest.raises(UserError, match="finest first"):
+        compose("train", Train, ["data=synthetic", "model.skip=[nested,nested,nested,add]"])
+
+
 def test_names_alike_come_first():
     assert nearest_first("densnet121", ("resnet18", "densenet201", "densenet121"))[:2] == ["densenet121", "densenet201"]
 

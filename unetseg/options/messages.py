@@ -100,6 +100,8 @@ def one_or_per_level(
         return name_of(value, names)
     if len(value) != LEVELS:
         raise rejected(f"{', '.join(names)}{more}", f"[{','.join(example)}]")
+    if all(entry == value[0] for entry in value):
+        return name_of(value[0], names)
     return alike([name_of(entry, of_levels) for entry in value])  # type: ignore[no-any-return]
 
 
