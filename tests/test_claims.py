@@ -320,8 +320,12 @@ def test_the_lesions_have_students_interval_over_seeds():
     concat = [own for own in records if own["setting"] == "concat"]
     for own, value in zip(concat, (0.1, 0.2, 0.3), strict=True):
         own["readings"] |= dict.fromkeys(literature.LESIONS, value)
-    last = summaries.lesions(known(*records), [("pets", 64), ("nuclei", 64)]).splitlines()[-1]
-    assert last == "| all | +0.200 [-0.048, +0.448] | – |"  # 4.3027 x 0.1 / sqrt(3)
+    few = [record(own["setting"], own["seed"], own["iou"], bench="em") for own in concat]
+    few[0]["readings"] |= dict.fromkeys(literature.LESIONS, 0.1)
+    own = known(*records, *few, *pair(0.1, bench="nuclei"))
+    lines = summaries.lesions(own, pages.benches_of(own)).splitlines()
+    assert lines[0] == "| cut by the mean | IoU lost, Pets, 64 px | IoU lost, EM, 64 px |", "none was cut on nuclei"
+    assert lines[-1] == "| all | +0.200 [-0.048, +0.448] | – |"  # 4.3027 x 0.1 / sqrt(3); one seed has no interval
 
 
 def test_the_figures_of_experiment_files_stand_on_the_pages_that_they_name():

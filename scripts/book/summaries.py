@@ -50,14 +50,20 @@ def compared(known: dict[Cell, Record], bench: tuple[str, int], settings: Sequen
 
 
 def lesions(known: dict[Cell, Record], benches: Sequence[tuple[str, int]]) -> str:
-    """Return a table of the IoU that concat loses where a level's long skip is cut, with Student's intervals."""
+    """Return a table of the IoU that concat loses where a level's long skip is cut, with Student's intervals.
+
+    Benches on which none was cut are left out.
+    """
+    usual = {cell: record for cell, record in known.items() if cell.setting == USUAL}
+    cut = {(cell.bench, cell.size) for cell, record in usual.items() if {*LESIONS} & record["readings"].keys()}
+    benches = [bench for bench in benches if bench in cut]
     titles = (f"IoU lost, {pages.titled(bench)}" for bench in benches)
     lines = [f"| cut by the mean | {' | '.join(titles)} |", f"| --- |{' --- |' * len(benches)}"]
     names = ("level 1 (finest)", "level 2", "level 3", "level 4 (coarsest)", "all")
     for name, reading in zip(names, (*LESIONS[1:], LESIONS[0]), strict=True):
         texts = []
         for bench in benches:
-            own = [r for c, r in known.items() if c.setting == USUAL and (c.bench, c.size) == bench]
+            own = [record for cell, record in usual.items() if (cell.bench, cell.size) == bench]
             values = [record["readings"][reading] for record in own if reading in record["readings"]]
             ends = seed_interval(values) if len(values) > 1 else None
             texts.append(f"{np.mean(values):+.3f} [{ends[0]:+.3f}, {ends[1]:+.3f}]" if ends else "–")

@@ -403,7 +403,8 @@ def test_hydras_own_flags_work():
 
 def test_a_list_of_equal_kinds_is_the_one_kind():
     for skip in ("nested", "add"):
-        assert compose("train", Train, ["data=synthetic", f"model.skip=[{skip},{skip},{skip},{skip}]"]).model.skip == skip
+        options = compose("train", Train, ["data=synthetic", f"model.skip=[{','.join([skip] * 4)}]"])
+        assert options.model.skip == skip
     with pytest.raises(UserError, match="finest first"):
         compose("train", Train, ["data=synthetic", "model.skip=[nested,nested,nested,add]"])
 
