@@ -134,6 +134,25 @@ def test_a_setting_that_has_hardly_learned_is_named_on_the_page():
         assert "| concat | the encoder's features beside the decoder's own: the U-Net | 0.700 |" in page
         told = "`none` has hardly learned on Pets, 64 px, where the foreground everywhere has 0.300:"
         assert (told in page) == is_told
+        assert ("**Verdict: held †**" in page) == is_told
+        assert page.count("held †") == (2 if is_told else 0), "in the row and as the claim's verdict"
+
+
+def test_a_verdict_that_rests_on_another_bench_as_well_has_no_mark():
+    records = known(*pair(0.4), *pair(0.4, bench="nuclei"))
+    for cell, own in records.items():
+        own["iou_of_the_set"] = 0.31 if cell.setting == "none" and cell.bench == "nuclei" else 0.7
+    found = pages.results(claim(IOU), records)
+    assert [pages.verdict_of(own) for own in found] == ["held", "held †"]
+    assert pages.verdict(claim(IOU), found) == "held"
+
+
+def test_a_page_counts_the_trainings_of_its_own_benches():
+    others = [own for own in pair(0.1, bench="nuclei") if own["setting"] == "concat"]  # nothing to compare with there
+    records = known(*pair(0.1), *others)
+    page = pages.page(claim(IOU), pages.results(claim(IOU), records), records)
+    assert "6 trainings, which other claims share; 12 minutes" in page
+    assert "nuclei" not in page
 
 
 def test_text_behind_a_table_without_marks_is_not_lost(tmp_path):
@@ -324,7 +343,7 @@ def test_the_lesions_have_students_interval_over_seeds():
     few[0]["readings"] |= dict.fromkeys(literature.LESIONS, 0.1)
     own = known(*records, *few, *pair(0.1, bench="nuclei"))
     lines = summaries.lesions(own, pages.benches_of(own)).splitlines()
-    assert lines[0] == "| cut by the mean | IoU lost, Pets, 64 px | IoU lost, EM, 64 px |", "none was cut on nuclei"
+    assert lines[0] == "| cut by the mean | IoU lost, Pets, 64 px | IoU lost, EM, crops of 64 px |", "none was cut on nuclei"
     assert lines[-1] == "| all | +0.200 [-0.048, +0.448] | – |"  # 4.3027 x 0.1 / sqrt(3); one seed has no interval
 
 

@@ -95,7 +95,7 @@ def _pretrained(bench: Callable[[dict[str, Path]], list[str]]) -> Callable[[dict
 
 PETS = "347 pictures to train on, 39 to validate, 174 of 24 breeds to test"
 NUCLEI = "30 pictures to train on, 9 to validate, 21 to test"
-EM = "15 slices to train on, 3 to validate, 12 to test"
+EM = "15 slices to train on, 3 to validate, 12 to test, of one volume: the intervals are for its other slices"
 WEIGHTS = "ResNet-50 with ImageNet's weights"
 BENCHES = {
     "pets": Bench("Pets", _pets, ("pets",), "breed", PETS),

@@ -19,6 +19,8 @@ from unetseg.names import counted
 DOCS = ROOT / "docs"
 HELD, CONTRADICTED, NOT_SHOWN, TOO_FEW = "held", "contradicted", "not shown", "too few seeds yet"
 SHOWN = (HELD, CONTRADICTED)
+HARDLY = " †"
+"""Of what is shown only by a network that has hardly learned."""
 SEEDS = 3
 """With fewer of them a claim has no verdict."""
 
@@ -39,6 +41,8 @@ class Result:
     p: float
     """With Holm's correction over the contrasts and benches of the claim that have enough seeds; nan with one seed."""
     level: float = 1 - LEVEL
+    hardly: bool = False
+    """Whether one of the two settings has hardly learned there."""
 
     @property
     def verdict(self) -> str:
@@ -69,7 +73,8 @@ def results(claim: Claim, known: dict[Cell, Record]) -> list[Result]:
                 contrast, {cell: r for cell, r in known.items() if (cell.bench, cell.size) == (bench, size)}
             )
             if own:
-                found.append(replace(own, bench=bench, size=size))
+                hardly = any(hardly_learned(known, (bench, size), s) for s in (contrast.more, contrast.less))
+                found.append(replace(own, bench=bench, size=size, hardly=hardly))
     tested = [number for number, result in enumerate(found) if result.seeds >= SEEDS]
     values = [found[number].p for number in tested]
     for number, p, level in zip(tested, holm(values), holm_levels(values), strict=True):
@@ -125,11 +130,13 @@ def verdict(claim: Claim, found: Sequence[Result]) -> str:
     if {*claim.contrasts} - {result.contrast for result in enough}:
         return "not all measured yet"
     seen = {result.verdict for result in enough}
+    shown = [result for result in enough if result.verdict in SHOWN]
+    mark = HARDLY if shown and all(result.hardly for result in shown) else ""
     if len(seen) == 1:
-        return seen.pop()
+        return seen.pop() + mark
     if {HELD, CONTRADICTED} <= seen:
-        return "held in part, contradicted in part"
-    return f"{HELD if HELD in seen else CONTRADICTED} in part"
+        return f"held in part, contradicted in part{mark}"
+    return f"{HELD if HELD in seen else CONTRADICTED} in part{mark}"
 
 
 def index(known: dict[Cell, Record]) -> str:
@@ -149,8 +156,8 @@ def index(known: dict[Cell, Record]) -> str:
     table = "\n".join(lines) if len(lines) > 2 else ""
     hours = sum(record["minutes"] for record in known.values()) / 60
     cost = (
-        f"{counted(len(known), 'training')} with their evaluations: {hours:.1f} hours of wall time, a thread each, two "
-        "at once, on shared x86-64 machines of two cores."
+        f"{counted(len(known), 'training')} that count, with their evaluations: {hours:.1f} hours of wall time, a "
+        "thread each, two at once, on shared x86-64 machines of two cores."
     )
     return "\n\n".join(filter(None, (table, f"Not measured yet: {'; '.join(absent)}." if absent else "", cost)))
 
@@ -158,16 +165,16 @@ def index(known: dict[Cell, Record]) -> str:
 def page(claim: Claim, found: Sequence[Result], known: dict[Cell, Record]) -> str:
     """Return the page of a claim."""
     rows = [
-        "| bench | difference | of | mean [95 %] | p (Holm) | seeds | would have been shown from | verdict |",
+        "| bench | difference | of | mean [95 %] | p (Holm) | seeds | shown in 4 of 5 from | verdict |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for own in found:
-        smallest = "–" if math.isnan(own.smallest) else f"{own.smallest:.3f}"
+        smallest = f"{own.smallest:.3f}" if own.smallest > 0 else "–"  # without any spread there is no estimate
         words = (titled((own.bench, own.size)), name(own.contrast), reading(own), interval(own), p_value(own.p))
-        rows.append(f"| {' | '.join(words)} | {own.seeds} | {smallest} | {own.verdict} |")
-    used = cells_of(claim, known)
-    minutes = sum(known[cell]["minutes"] for cell in used)
+        rows.append(f"| {' | '.join(words)} | {own.seeds} | {smallest} | {verdict_of(own)} |")
     benches = list(dict.fromkeys((own.bench, own.size) for own in found))
+    used = [cell for cell in cells_of(claim, known) if (cell.bench, cell.size) in benches]
+    minutes = sum(known[cell]["minutes"] for cell in used)
     lines = [
         f"# {claim.title}",
         "",
@@ -179,15 +186,17 @@ def page(claim: Claim, found: Sequence[Result], known: dict[Cell, Record]) -> st
         "",
         *rows,
         "",
-        "Intervals are of each difference by itself; p, corrected over the rows of three seeds and more, decides.",
+        "Intervals are of each difference by itself; p, corrected over the rows of three seeds and more, decides. "
+        "*Shown in 4 of 5 from*: a difference as large would be shown with a probability of 80 %, by the spread of "
+        f"these seeds.{' †: one of the two networks has hardly learned.' if any(own.hardly for own in found) else ''}",
         "",
         *([claim.remark, ""] if claim.remark else []),
         *settings_table(benches, used, known),
         "",
         " ".join(f"{titled(bench)}: {BENCHES[bench[0]].pictures}." for bench in benches),
         "",
-        f"*`{command(claim, benches)}`; such networks on larger pictures, for longer: `python -m unetseg.ablate "
-        f"{claim.experiment}`. {counted(len(used), 'training')}, which other claims share; "
+        f"*`{command(claim, benches)}`; such networks on larger pictures of Pets, for longer: `python -m "
+        f"unetseg.ablate {claim.experiment} seed=0,1,2`. {counted(len(used), 'training')}, which other claims share; "
         f"{minutes:.0f} minutes of wall time on a shared machine.*",
     ]
     return "\n".join(lines) + "\n"
@@ -202,10 +211,7 @@ def command(claim: Claim, benches: Sequence[tuple[str, int]]) -> str:
 
 
 def settings_table(benches: Sequence[tuple[str, int]], used: Sequence[Cell], known: dict[Cell, Record]) -> list[str]:
-    """Return a table of what the settings are and how well each segments; a word on those that have hardly learned.
-
-    Such a one has not come a quarter of the way from the IoU of the foreground everywhere to concat's.
-    """
+    """Return a table of what the settings are and how well each segments; a word on those that have hardly learned."""
     rows = [
         f"| setting | what it is | {' | '.join(f'IoU, {titled(bench)}' for bench in benches)} |",
         f"| --- | --- |{' --- |' * len(benches)}",
@@ -214,16 +220,29 @@ def settings_table(benches: Sequence[tuple[str, int]], used: Sequence[Cell], kno
     for setting in dict.fromkeys(cell.setting for cell in used):
         scores = []
         for bench in benches:
-            own, usual = (mean_of(known, bench, setting, "iou_of_the_set") for setting in (setting, "concat"))
+            own = mean_of(known, bench, setting, "iou_of_the_set")
             scores.append("–" if math.isnan(own) else f"{own:.3f}")
-            everywhere = mean_of(known, bench, setting, "foreground")
-            if own < everywhere + (usual - everywhere) / 4:
+            if hardly_learned(known, bench, setting):
                 weak.append(
                     f"`{setting}` has hardly learned on {titled(bench)}, where the foreground everywhere has "
-                    f"{everywhere:.3f}: a difference to it says little else."
+                    f"{mean_of(known, bench, setting, 'foreground'):.3f}: a difference to it says little else."
                 )
         rows.append(f"| {setting} | {about(setting)} | {' | '.join(scores)} |")
     return [*rows, "", " ".join(["IoU over the set, the mean over the seeds.", *weak])]
+
+
+def hardly_learned(known: dict[Cell, Record], bench: tuple[str, int], setting: str | float) -> bool:
+    """Return whether a setting has not come a quarter of the way from the foreground everywhere to concat's IoU."""
+    if not isinstance(setting, str):
+        return False
+    own, usual = (mean_of(known, bench, name, "iou_of_the_set") for name in (setting, "concat"))
+    everywhere = mean_of(known, bench, setting, "foreground")
+    return own < everywhere + (usual - everywhere) / 4
+
+
+def verdict_of(own: Result) -> str:
+    """Return the verdict of a row, with a mark where a network that has hardly learned takes part."""
+    return own.verdict + (HARDLY if own.hardly and own.verdict in SHOWN else "")
 
 
 def mean_of(known: dict[Cell, Record], bench: tuple[str, int], setting: str, number: str) -> float:
@@ -234,7 +253,8 @@ def mean_of(known: dict[Cell, Record], bench: tuple[str, int], setting: str, num
 
 def titled(bench: tuple[str, int]) -> str:
     """Return the words for a bench and the side of its pictures."""
-    return f"{BENCHES[bench[0]].title}, {bench[1]} px"
+    own = BENCHES[bench[0]]
+    return f"{own.title}, {'crops of ' if own.side == 'data.crop' else ''}{bench[1]} px"
 
 
 def cells_of(claim: Claim, known: dict[Cell, Record]) -> list[Cell]:
@@ -268,7 +288,9 @@ def interval(own: Result) -> str:
 
 def p_value(p: float) -> str:
     """Return a p value in words."""
-    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    if math.isnan(p) or p < 0.001:
+        return "–" if math.isnan(p) else "< 0.001"
+    return f"{p:.4f}" if f"{p:.3f}" == f"{1 - LEVEL:.3f}" else f"{p:.3f}"
 
 
 @styled
