@@ -149,7 +149,7 @@ def index(known: dict[Cell, Record]) -> str:
             absent.append(claim.title)
             continue
         least, most = min(result.seeds for result in found), max(result.seeds for result in found)
-        benches = ", ".join(dict.fromkeys(titled((r.bench, r.size)) for r in found))
+        benches = "; ".join(dict.fromkeys(titled((r.bench, r.size)) for r in found))
         text = str(least) if least == most else f"{least} to {most}"
         title = f"[{claim.title}](claims/{claim.name}.md)"
         lines.append(f"| {' | '.join((title, claim.source, verdict(claim, found), text, benches))} |")
