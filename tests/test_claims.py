@@ -343,7 +343,9 @@ def test_the_lesions_have_students_interval_over_seeds():
     few[0]["readings"] |= dict.fromkeys(literature.LESIONS, 0.1)
     own = known(*records, *few, *pair(0.1, bench="nuclei"))
     lines = summaries.lesions(own, pages.benches_of(own)).splitlines()
-    assert lines[0] == "| cut by the mean | IoU lost, Pets, 64 px | IoU lost, EM, crops of 64 px |", "none was cut on nuclei"
+    assert lines[0] == "| cut by the mean | IoU lost, Pets, 64 px | IoU lost, EM, crops of 64 px |", (
+        "none was cut on nuclei"
+    )
     assert lines[-1] == "| all | +0.200 [-0.048, +0.448] | – |"  # 4.3027 x 0.1 / sqrt(3); one seed has no interval
 
 

@@ -298,8 +298,8 @@ CLAIMS = (
     Claim(
         "shift",
         "Under a shift of the pictures networks with long skips lose more",
-        "Skips lose their worth on pictures unlike those of the training. An erratum retracts cells of the paper's "
-        "table.",
+        "Skips lose their worth on pictures unlike those of the training. Of the paper's table 1 the column of easier "
+        "pictures of the spleen is superseded, as the authors' repository (amithjkamath/to_skip_or_not) says.",
         "Kamath et al. 2023, doi 10.1007/978-3-031-43901-8_29",
         "experiment=shift",
         (Contrast("shift_loss", "concat", "none"), Contrast("shift_loss", "attention", "none")),
