@@ -48,7 +48,8 @@ def accepted(option: str) -> bool:
     kind = "folder" if of_folder else "hf" if of_hub else ""
     data = [f"data={kind}", "data.root=.", "data.classes=[a,b]"] if kind else ["data=synthetic"]
     data = [] if key == "data" else data
-    others = ["data.target=pet", "model.weights=null"] if "data" not in key and key != "model.weights" else []
+    weights = "hf:me/encoder" if key == "model.strict_weights" else "null"  # it does nothing without a file
+    others = ["data.target=pet", f"model.weights={weights}"] if "data" not in key and key != "model.weights" else []
     others += ["model.short_skips=false"] if option == "model.initialisation=looks_linear" else []
     others += ["loss=bce"] if key == "class_weights" else []  # which do nothing to the Dice of two classes
     try:
