@@ -220,7 +220,7 @@ class SkipUnet(nn.Module, HubFolder):
         """Return copies of the decoder's weights that stay as their constructor made them.
 
         They are those of the user's own classes, whose inherited parts of Decoder begin as the U-Net's, and of
-        `channel`'s gate, which begins as the authors'.
+        `channel`'s gate, which begins as torch's layers do.
         """
         ours = ("center.", "blocks.") if isinstance(self.decoder, Decoder) else ()
         own = tuple(
