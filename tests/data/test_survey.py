@@ -51,6 +51,15 @@ def checked(root, *overrides: str, **arguments):
     return found
 
 
+def opened(monkeypatch) -> tuple[list[str], list[str]]:
+    """Return two lists that get the names of the masks, and of the pictures, that are opened from now on."""
+    read, looked = [], []
+    raw, size = module.read_raw_mask, module.image_size
+    monkeypatch.setattr(module, "read_raw_mask", lambda path, values: read.append(path.name) or raw(path, values))
+    monkeypatch.setattr(module, "image_size", lambda path, view: looked.append(path.name) or size(path, view))
+    return read, looked
+
+
 def unlisted(root):
     for split in ("train", "val", "test"):
         (root / f"{split}.txt").unlink()
@@ -78,10 +87,7 @@ def test_headers_alone_find_sizes_and_none_finds_nothing(own):
 
 def test_a_second_start_opens_no_file_and_a_changed_one_is_read(own, monkeypatch):
     first = checked(own).survey
-    read, looked = [], []
-    raw, size = module.read_raw_mask, module.image_size
-    monkeypatch.setattr(module, "read_raw_mask", lambda path, values: read.append(path.name) or raw(path, values))
-    monkeypatch.setattr(module, "image_size", lambda path, view: looked.append(path.name) or size(path, view))
+    read, looked = opened(monkeypatch)
     again = checked(own).survey
     assert read == looked == []
     for split in ("train", "val", "test"):
@@ -99,6 +105,31 @@ def test_a_picture_that_changed_beside_its_mask_is_looked_at_again(own):
     Image.new("RGB", (11, 8)).save(own / "images/p04.png")
     with pytest.raises(UserError, match=r"p04\.png is 10x8, its picture .* 11x8"):
         checked(own)
+
+
+def test_of_a_set_that_grows_or_shrinks_only_what_is_new_is_read(own, monkeypatch):
+    read, looked = opened(monkeypatch)
+    (own / "val.txt").write_text("p15")
+    checked(own)
+    assert (len(read), len(looked)) == (18, 18)
+    (own / "val.txt").write_text("p15\np16")
+    checked(own)
+    assert (read[18:], looked[18:]) == (["p16.png"], ["p16.png"])
+    for names in ("p15", "p16\np15"):
+        (own / "val.txt").write_text(names)
+        found = checked(own)
+    assert len(read) == len(looked) == 19
+    assert [example.image.name for example in found.collection.splits["val"]] == ["p16.png", "p15.png"]
+
+
+def test_a_start_that_ends_early_keeps_what_it_has_read(own, monkeypatch):
+    read, looked = opened(monkeypatch)
+    Image.new("L", (11, 8)).save(own / "masks/p19.png")
+    with pytest.raises(UserError, match=r"p19\.png is 11x8"):
+        checked(own)
+    mask(own, 19, np.zeros((8, 10)))
+    checked(own)
+    assert (len(read), len(looked), looked[20:]) == (20, 21, ["p19.png"])
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\3\4 cut short", None])

@@ -101,9 +101,12 @@ class Masks:
         return len(self.pixels)
 
     def take(self, positions: Sequence[int] | np.ndarray) -> Masks:
-        """Return the masks at these positions."""
+        """Return the masks at these positions, with the values and palettes that they have."""
         own = np.asarray(positions, None if len(positions) else np.int64)
-        return Masks(self.values, self.pixels[own], self.palettes, self.palette[own], self.bilevel[own])
+        pixels, palette = self.pixels[own], self.palette[own]
+        used, numbers = pixels.any(0), np.unique(palette[palette >= 0])
+        renumbered = np.where(palette < 0, -1, np.searchsorted(numbers, palette))
+        return Masks(self.values[used], pixels[:, used], self.palettes[numbers], renumbered, self.bilevel[own])
 
     def joined(self, other: Masks) -> Masks:
         """Return these masks, then the other ones."""

@@ -1,7 +1,9 @@
 """Keeps what was read of a data set's files, so that a second start opens no file again.
 
 It lies below $XDG_CACHE_HOME, with the size of each file and the time of its last change. Files are read again where
-they have changed, and where what is kept is damaged or can't be written.
+they have changed, and where what is kept is damaged or can't be written. A data set may grow and shrink: what is kept
+is found by each item's names. What a program writes through a memory map that it holds open is no change by the clock
+of the file, and isn't seen.
 
 Legend: N items, K files of each.
 """
@@ -26,7 +28,7 @@ from unetseg.data.contents import Masks, Sizes
 from unetseg.data.pictures import Unreadable
 from unetseg.files import drafted
 
-VERSION = 4
+VERSION = 5
 """Of the format."""
 AT_ONCE = 32
 """Items that a thread reads before it takes others."""
@@ -69,74 +71,121 @@ def kept_or_read(
     Returns:
         The contents of the items that can be read, in their order, and by position why others can't.
     """
-    path = _path(files, reading)
-    kept, places = _load(path, kind, states)
-    changed = np.delete(np.arange(len(states)), places).tolist()
+    path, names = _path(files, reading), _names(files)
+    known, places, before = _load(path, kind, names, states)
+    changed = np.flatnonzero(places < 0).tolist()
     if not changed:
-        return kept, {}
+        return known.take(places), {}
     errors: dict[int, Unreadable] = {}
+    own: list[int] = []
+    stopped: list[BaseException] = []
 
     def readable() -> Iterator[Any]:
-        for position, content in zip(changed, _in_threads(read, changed, description), strict=True):
-            if isinstance(content, Unreadable):
-                errors[position] = content
-            else:
-                yield content
+        try:
+            for position, content in zip(changed, _in_threads(read, changed, description), strict=True):
+                if isinstance(content, Unreadable):
+                    errors[position] = content
+                else:
+                    own.append(position)
+                    yield content
+        except BaseException as error:  # a wrong mask, Ctrl-C: what has been read until then is kept as well
+            stopped.append(error)
 
-    found = kept.joined(kind.of(readable()))
-    places = np.concatenate([places, [position for position in changed if position not in errors]]).astype(np.int64)
-    order = places.argsort()
-    found = found.take(order)
-    _save(path, places[order], states, found)
-    return found, errors
+    found = known.joined(kind.of(readable()))
+    places[own] = len(known) + np.arange(len(own))
+    unknown = ~np.isin(before[:, 0], names)  # items that are kept of other starts
+    rows = np.concatenate([np.flatnonzero(unknown), places[places >= 0]])
+    entries = np.concatenate([before[unknown], np.column_stack([names, states])[places >= 0]])
+    _save(path, entries, found.take(rows))
+    if stopped:
+        raise stopped[0]
+    return found.take(places[places >= 0]), errors
+
+
+def _whole(path: str) -> str:
+    return path if path[:1] == "/" else f"{os.getcwd()}/{path}"
 
 
 def _path(files: Sequence[Sequence[str]], reading: str) -> Path:
-    """Return the file in which the contents of these files are kept."""
-    here = os.getcwd()
-    names = hashlib.sha256(f"{VERSION}{reading}".encode())
-    for column in files:
-        names.update(os.fsencode("\0".join(path if path[:1] == "/" else f"{here}/{path}" for path in column)) + b"\0\0")
-    return cache_folder("disk") / f"{names.hexdigest()[:16]}.survey.npz"
+    """Return the file in which the contents of such files are kept: one for the folders and the way of reading."""
+    folders = [os.path.dirname(os.path.commonprefix([_whole(path) for path in column])) for column in files]
+    name = hashlib.sha256(os.fsencode("\0".join([str(VERSION), reading, *folders])))
+    return cache_folder("disk") / f"{name.hexdigest()[:16]}.survey.npz"
 
 
-def _load(path: Path, kind: type[Contents], states: np.ndarray) -> tuple[Contents, np.ndarray]:
-    """Return the contents that are kept of unchanged files, and their positions, ascending."""
+def _names(files: Sequence[Sequence[str]]) -> np.ndarray:
+    """Return a number for each item that stands for its files' names: N int64."""
+
+    def number(paths: Sequence[str]) -> int:
+        text = os.fsencode("\0".join(map(_whole, paths)))
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
+
+    return np.fromiter(map(number, zip(*files, strict=True)), np.int64, len(files[0]))
+
+
+def _load(
+    path: Path, kind: type[Contents], names: np.ndarray, states: np.ndarray
+) -> tuple[Contents, np.ndarray, np.ndarray]:
+    """Return all that is kept, the row of each item in it, and its entries; -1 for what is unknown or has changed.
+
+    Args:
+        path: of what is kept.
+        kind: of the contents.
+        names: N int64.
+        states: Nx2K int64.
+
+    Returns:
+        M contents, N rows, and Mx(1+2K): the name and the states of each.
+    """
+    nothing = kind.of([]), np.full(len(names), -1), np.zeros((0, 1 + states.shape[1]), np.int64)
     with suppress(Exception):  # damaged bytes fail in every way there is
         if is_private(path.parent, 0o022):
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 columns = {name: file[name] for name in file.files}
-            places, own = columns.pop("places"), columns.pop("states")
+            entries = columns.pop("entries")
             contents = kind(**columns)
-            same = (own == states[places]).all(1) & (own[:, 1::2] != 0).all(1)
-            return (contents if same.all() else contents.take(np.flatnonzero(same))), places[same]
-    return kind.of([]), np.zeros(0, np.int64)
+            order = entries[:, 0].argsort()
+            rows = order[np.searchsorted(entries[order, 0], names).clip(max=len(order) - 1)]
+            same = (entries[rows] == np.column_stack([names, states])).all(1) & (states[:, 1::2] != 0).all(1)
+            contents.take(rows[same])  # fails here where an array is too short
+            return contents, np.where(same, rows, -1), entries
+    return nothing
 
 
-def _save(path: Path, places: np.ndarray, states: np.ndarray, contents: Sizes | Masks) -> None:
-    """Keep the contents of the items at these places; without room or permission nothing is written."""
+def _save(path: Path, entries: np.ndarray, contents: Sizes | Masks) -> None:
+    """Keep contents; without room or permission nothing is written."""
     with suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if is_private(path.parent, 0o022):
             with drafted(path) as draft, draft.open("wb") as file:
-                np.savez_compressed(file, places=places, states=states[places], **vars(contents))
+                np.savez_compressed(file, entries=entries, **vars(contents))
 
 
 def _in_threads(read: Callable[[int], Any], positions: Sequence[int], description: str) -> Iterator[Any]:
     """Yield `read` of each position, from several threads; the first process shows a progress bar."""
     console = Console(stderr=True)
     parts = [positions[first : first + AT_ONCE] for first in range(0, len(positions), AT_ONCE)]
+
+    def attempt(position: int) -> tuple[Any, Exception | None]:
+        try:
+            return read(position), None
+        except Exception as error:  # raised in its turn, after what was read before it
+            return None, error
+
     with ThreadPoolExecutor(8) as pool:
         try:
-            results = (one for part in pool.map(lambda part: [*map(read, part)], parts) for one in part)
-            yield from track(
+            results = (one for part in pool.map(lambda part: [*map(attempt, part)], parts) for one in part)
+            for content, error in track(
                 results,
                 description,
                 total=len(positions),
                 console=console,
                 transient=True,
                 disable=not (console.is_terminal and launch.is_first()),
-            )
+            ):
+                if error:
+                    raise error
+                yield content
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
