@@ -20,7 +20,8 @@ scale      a data set of a million pictures, a sweep of ten thousand runs, a rep
 
 Every round has each alternative once, and what counts is the ratio within a round. Measurements that share a --json
 FILE end up in it together, each with other options beside the others, and --output is all of it as Markdown:
-docs/benchmarks/MACHINE.md. Without --json, it is the one measurement.
+docs/benchmarks/MACHINE.md. Without --json, it is the one measurement. A FILE.md that wasn't drawn from FILE.json is
+not replaced.
 """
 
 from __future__ import annotations
@@ -34,26 +35,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commandline import explained, may_write, whole, without
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "encoder": {"default": "resnet34", "help": "ResNet or DenseNet of smp"},
-    "size": {"default": 256, "help": "side of the pictures in pixels"},
-    "batch_size": {"default": 16, "help": "pictures of a step"},
-    "steps": {"default": 26, "help": "training steps of an epoch; with 26, one of the 25 that count has a reading"},
-    "epochs": {"default": 1, "help": "epochs of a training"},
-    "crop": {"default": 0, "help": "side of crops of the pictures, in place of squares of --size; 0: none"},
-    "workers": {"default": 2, "help": "loader processes"},
+    "size": {"default": 256, "type": whole(32, 32), "help": "side of the pictures in pixels"},
+    "batch_size": {"default": 16, "type": whole(1), "help": "pictures of a step"},
+    "steps": {
+        "default": 26,
+        "type": whole(1),
+        "help": "training steps of an epoch; with 26, one of the 25 that count has a reading",
+    },
+    "epochs": {"default": 1, "type": whole(1), "help": "epochs of a training"},
+    "crop": {
+        "default": 0,
+        "type": whole(0, 32),
+        "help": "side of crops of the pictures, in place of squares of --size; 0: none",
+    },
+    "workers": {"default": 2, "type": whole(0), "help": "loader processes"},
     "cache": {"default": "auto", "help": "data.cache of ours: auto, none, ram, disk or device"},
-    "rounds": {"default": 8, "help": "rounds in which all alternatives take turns"},
+    "rounds": {"default": 8, "type": whole(1), "help": "rounds in which all alternatives take turns"},
     "pets": {"default": CHECKOUT.parent / "shared/pets", "type": Path, "help": "Oxford-IIIT Pet in its own layout"},
-    "pictures": {"default": 1_000_000, "help": "pictures of a data set"},
-    "cells": {"default": 10_000, "help": "runs of a sweep"},
-    "runs": {"default": 200, "help": "runs of a report"},
+    "pictures": {"default": 1_000_000, "type": whole(1), "help": "pictures of a data set"},
+    "cells": {"default": 10_000, "type": whole(1), "help": "runs of a sweep"},
+    "runs": {"default": 200, "type": whole(1), "help": "runs of a report"},
     "checkpoint": {"default": [], "type": Path, "nargs": "+", "help": "runs of one setting, of several seeds"},
     "large": {
         "default": (3000, 4000),
-        "type": int,
+        "type": whole(1),
         "nargs": 2,
         "metavar": ("HEIGHT", "WIDTH"),
         "help": "large picture",
@@ -104,34 +115,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     what, json, output = (arguments.pop(name) for name in ("what", "json", "output"))
     if arguments.get("checkpoint") == []:
         parser().error("int8 needs --checkpoint RUN [RUN ...]")
-    for path in (json, output):
-        if path:  # now, not after the measurement
-            path.parent.mkdir(parents=True, exist_ok=True)
     os.environ |= {"WANDB_SILENT": "true", "NO_ALBUMENTATIONS_UPDATE": "1"}
-    from benchmarks import pictures, report  # torch takes seconds; a wrong option and --help don't wait for it
+    with explained("benchmark.py"):
+        # what is wrong shows now, not after the measurement
+        for path in (json, output):
+            if path:
+                may_write(path)
+        from benchmarks import pictures, report  # torch takes seconds; a wrong option and --help don't wait for it
 
-    if "pets" in arguments:
-        pictures.official_layout(arguments["pets"])
-    entries = report.kept(json)  # what can't be read shows now
-    result = importlib.import_module(f"benchmarks.{what}").measure(**arguments)
-    name = shlex.join(without(given, "--json", "--output", "--pets"))
-    entries[name] = report.entry(result, f"python scripts/benchmark.py {name}")
-    print(report.markdown({name: entries[name]}))
-    if json:
-        report.write(entries, json)
-    if output:
-        output.write_text(report.markdown(entries))
+        entries = report.kept(json)
+        if output:
+            report.check_drawn(output, entries)
+        if "pets" in arguments:
+            pictures.official_layout(arguments["pets"])
+        if "encoder" in arguments:
+            from unetseg.model.encoders import make_encoder
 
-
-def without(given: Sequence[str], *options: str) -> list[str]:
-    """Return the command line without these options and their values."""
-    kept = list(given)
-    for position in reversed(range(len(kept))):
-        if kept[position] in options:
-            del kept[position : position + 2]
-        elif kept[position].partition("=")[0] in options:
-            del kept[position]
-    return kept
+            make_encoder(arguments["encoder"], in_channels=3, weights=None)
+        result = importlib.import_module(f"benchmarks.{what}").measure(**arguments)
+        name = shlex.join(without(given, "--json", "--output", "--pets"))
+        entries[name] = report.entry(result, f"python scripts/benchmark.py {name}")
+        print(report.markdown({name: entries[name]}))
+        if json:
+            report.write(entries, json)
+        if output:
+            output.write_text(report.markdown(entries))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ gradients   what reading the gradient flow and the routes adds to a step
 inference   images/s of smp.Unet and of ours, without gradients
 ddp         ours on two GPUs, where there are two
 
-What was measured is written after each part. A part that may not fit into the time left is left out, and the table says
-so; with time left, train goes on with a further round. Without --pets the pictures are drawn.
+What was measured is written after each part, beside what gpu.json has of other parts. A part that may not fit into the
+time left is left out, and where one fails the others go on; both are told at the end. With time left, train has another
+round. Without --pets the pictures are drawn.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import shlex
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,12 +35,15 @@ import numpy as np
 import segmentation_models_pytorch as smp
 import torch
 from benchmarks import comparison, gradients, limit, pictures, processes, report, roofline, ways
+from benchmarks.commandline import explained, may_write, whole, without
 from benchmarks.report import Result, Row
 from benchmarks.steps import batch, best_device
 from benchmarks.ways import images_per_second, side_by_side
 
 from unetseg.data.synthetic import write_set
+from unetseg.errors import first_line
 from unetseg.model import Segmenter
+from unetseg.model.encoders import make_encoder
 from unetseg.training.precision import MIXED, best_precision
 
 PARTS = ("roofline", "train", "ways", "gradients", "inference", "ddp")
@@ -82,17 +87,18 @@ class Settings:
 
 def train_round(settings: Settings, encoder: str, size: int) -> None:
     """Measure the bare step, ours and smp's recipe once."""
-    speeds = settings.speeds.setdefault((encoder, size), {"bare": [], "ours": [], "smp": []})
-    speeds["bare"].append(limit.images_per_second(encoder, size, settings.batch_size, settings.steps - 1))
+    bare = limit.images_per_second(encoder, size, settings.batch_size, settings.steps - 1)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # for the processes that follow
     start = time.monotonic()
     own = processes.ours(settings.overrides(encoder, size), settings.new_run())["images_per_second"]
-    settings.outside.append(time.monotonic() - start - settings.batch_size * (settings.steps - 1) / own)
-    speeds["ours"].append(own)
+    outside = time.monotonic() - start - settings.batch_size * (settings.steps - 1) / own
     file = settings.folder / "smp.json"
     peer = processes.peer(settings.root, encoder, size, settings.batch_size, 1, settings.workers, file)
-    speeds["smp"].append(peer["images_per_second"])
+    settings.outside.append(outside)
+    speeds = settings.speeds.setdefault((encoder, size), {"bare": [], "ours": [], "smp": []})
+    for kind, speed in (("bare", bare), ("ours", own), ("smp", peer["images_per_second"])):
+        speeds[kind].append(speed)
 
 
 def train_result(settings: Settings) -> Result:
@@ -100,8 +106,7 @@ def train_result(settings: Settings) -> Result:
     rows: list[Row] = []
     listed = {}
     for (encoder, size), speeds in settings.speeds.items():
-        # a further round may have ended within: a round counts where all had their turn
-        bare, ours, peer = (np.array(values[: len(speeds["smp"])]) for values in speeds.values())
+        bare, ours, peer = map(np.array, speeds.values())
         listed |= {f"{encoder}, {size} px, {kind}, images/s": values for kind, values in speeds.items()}
         spread = partial(comparison.spread, whole=True)
         rows.append(
@@ -211,63 +216,75 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--output", type=Path, default=Path(os.environ.get("OUT", "runs/gpu")), help="default $OUT or runs/gpu"
     )
     parser.add_argument("--pets", type=Path, help="Oxford-IIIT Pet in its own layout; without it pictures are drawn")
-    parser.add_argument("--seconds", type=float, default=520, help="time limit of all, default 520")
+    parser.add_argument("--seconds", type=whole(1), default=520, help="time limit of all, default 520")
     parser.add_argument(
         "--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="some of the above alone"
     )
     parser.add_argument("--encoders", nargs="+", default=["resnet34", "resnet50", "densenet121"], metavar="ENCODER")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[256, 512], metavar="PIXELS")
-    parser.add_argument("--batch-size", type=int, default=64, help="pictures of a step, default 64")
+    parser.add_argument("--sizes", nargs="+", type=whole(32, 32), default=[256, 512], metavar="PIXELS")
+    parser.add_argument("--batch-size", type=whole(1), default=64, help="pictures of a step, default 64")
     parser.add_argument(
-        "--steps", type=int, default=51, help="training steps, with two readings of the gradient flow; default 51"
+        "--steps", type=whole(2), default=51, help="training steps, with two readings of the gradient flow; default 51"
     )
-    parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="loader processes")
+    parser.add_argument("--workers", type=whole(0), default=min(16, os.cpu_count() or 1), help="loader processes")
     arguments = vars(parser.parse_args(given))
     output, pets, seconds, parts = (arguments.pop(name) for name in ("output", "pets", "seconds", "parts"))
-    output.mkdir(parents=True, exist_ok=True)
-    if pets:
-        pictures.official_layout(pets)
     if torch.cuda.device_count() < 2:
         parts = [part for part in parts if part != "ddp"]
-    with tempfile.TemporaryDirectory() as name:
+    file, text = output / "gpu.json", output / "gpu.md"
+    with explained("gpu.py"), tempfile.TemporaryDirectory() as name:
+        for path in (file, text):
+            may_write(path)
+        entries = report.kept(file)
+        report.check_drawn(text, entries)
+        for encoder in arguments["encoders"]:
+            make_encoder(encoder, in_channels=3, weights=None)
+        if pets:
+            pictures.official_layout(pets)
         folder = Path(name)
         pets = pets or drawn(folder / "drawn", arguments["steps"] * arguments["batch_size"])
         root = pictures.link_pets(pets, folder / "pets", train_images=arguments["steps"] * arguments["batch_size"])
         settings = Settings(root, folder, **arguments)
-        entries: dict[str, Any] = {}
-        left_out = run(plan(settings, parts), begun + seconds, entries, output, command(given))
+        command = shlex.join(["python", "scripts/gpu.py", *without(given, "--pets", "--output")])
+        left_out, failed = run(plan(settings, parts), begun + seconds, entries, output, command)
     print(report.markdown(entries) if entries else "")
     for turn in left_out:
         print(f"left out, as the time was up: {turn}")
-    print(f"{output / 'gpu.json'}, {time.monotonic() - begun:.0f} s")
+    for reason in failed:
+        print(f"failed: {reason}")
+    print(f"{f'{file}, ' if entries else ''}{time.monotonic() - begun:.0f} s")
+    if failed:
+        raise SystemExit(1)
 
 
 def run(
     turns: list[tuple[str, str, Callable[[], Result]]], end: float, entries: dict[str, Any], output: Path, text: str
-) -> list[str]:
-    """Take all turns for which the time is enough; write the entries after each; return those that were left out."""
+) -> tuple[list[str], list[str]]:
+    """Take all turns for which the time is enough, and write the entries after each.
+
+    Returns:
+        The turns that were left out, and those that failed with the reason.
+    """
     took: dict[str, float] = {}
-    left_out = []
+    left_out, failed = [], []
     for part, turn, work in turns:
         start = time.monotonic()
         if start + took.get(turn, FIRST_GUESS[part]) > end:
             left_out.append(turn)
             continue
         print(f"{turn} ...", flush=True)
-        entries[part] = report.entry(work(), text)
+        try:
+            entries[part] = report.entry(work(), text)
+        except Exception as error:  # such as out of memory: the other turns are worth having
+            traceback.print_exc()
+            failed.append(f"{turn}: {first_line(error)}")
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
         took[turn] = time.monotonic() - start
         report.write(entries, output / "gpu.json")
         (output / "gpu.md").write_text(report.markdown(entries))
-    return left_out
-
-
-def command(given: Sequence[str]) -> str:
-    """Return the command that repeats this, without folders of this machine."""
-    kept = list(given)
-    for option in ("--pets", "--output"):
-        if option in kept:
-            del kept[kept.index(option) : kept.index(option) + 2]
-    return shlex.join(["python", "scripts/gpu.py", *kept])
+    return left_out, failed
 
 
 def drawn(root: Path, most: int) -> Path:

@@ -22,6 +22,7 @@ from benchmarks.comparison import Spread
 
 from unetseg.data.datamodule import SegmentationData
 from unetseg.data.sources import find
+from unetseg.errors import UserError
 
 RESULT = report.Result(
     "resnet18, 2 rounds",
@@ -30,16 +31,25 @@ RESULT = report.Result(
 )
 
 
-def test_all_take_turns_and_the_warm_up_is_left_out():
+def test_all_take_turns_beginning_with_another_and_the_warm_up_is_left_out():
     calls = []
 
     def measured(kind):
         calls.append(kind)
         return float(len(calls))
 
-    found = comparison.interleaved({"a": lambda: measured("a"), "b": lambda: measured("b")}, rounds=2, warm_up=1)
-    assert calls == ["a", "b"] * 3
-    assert {kind: values.tolist() for kind, values in found.items()} == {"a": [3, 5], "b": [4, 6]}
+    kinds = {kind: lambda kind=kind: measured(kind) for kind in "abc"}
+    found = comparison.interleaved(kinds, rounds=2, warm_up=1)
+    assert "".join(calls) == "abcbcacab"
+    assert {kind: values.tolist() for kind, values in found.items()} == {"a": [6, 8], "b": [4, 9], "c": [5, 7]}
+
+
+def test_the_pause_before_a_turn_is_not_timed(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(comparison.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(comparison.time, "sleep", lambda seconds: now.append(now.pop() + seconds))
+    assert comparison.timed(lambda: now.append(now.pop() + 3.0), pause=0.5)() == 3
+    assert now == [3.5]
 
 
 def test_a_spread_is_the_median_with_the_middle_half_or_with_all():
@@ -104,8 +114,8 @@ def test_an_epoch_has_the_images_asked_for_also_of_a_smaller_set(drawn_set, tmp_
 
 
 def test_a_folder_without_the_layout_is_refused_with_a_way_on(tmp_path):
-    with pytest.raises(SystemExit, match=r"no annotations/trainval\.txt and test\.txt"):
-        benchmark.main(["train", "--pets", str(tmp_path)])
+    with pytest.raises(UserError, match=r"no annotations/trainval\.txt and test\.txt"):
+        pictures.official_layout(tmp_path)
 
 
 def test_a_moment_counts_for_the_innermost_action_from_the_end_of_the_first_batch(monkeypatch):
@@ -262,6 +272,58 @@ def test_int8_asks_for_runs(capsys):
         benchmark.main(["int8"])
     assert caught.value.code == 2
     assert "int8 needs --checkpoint RUN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["train", "--pets", "nowhere"], "no annotations/trainval.txt and test.txt"),
+        (["metrics", "--encoder", "nope"], "nope"),
+        (["metrics", "--size", "0"], "from 32 on, a multiple of 32"),
+        (["metrics", "--size", "33"], "a multiple of 32"),
+        (["metrics", "--rounds", "0"], "a whole number from 1 on"),
+        (["train", "--workers", "-1"], "a whole number from 0 on"),
+        (["metrics", "--json", "folder"], "is a folder"),
+        (["metrics", "--json", "file/x.json"], "can't be written"),
+        (["metrics", "--json", "damaged.json"], "holds no measurements"),
+        (["metrics", "--json", "other.json"], "holds no measurements"),
+        (["metrics", "--json", "list.json"], "holds no measurements"),
+        (["metrics", "--output", "by_hand.md"], "wasn't drawn from --json's measurements"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_input_ends_with_status_2_before_a_measurement(tmp_path, monkeypatch, capsys, given, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(importlib, "import_module", lambda name: pytest.fail(f"{name} has begun"))
+    (tmp_path / "folder").mkdir()
+    for name, content in (("file", ""), ("damaged.json", "{"), ("other.json", '{"a": 1}'), ("list.json", "[]")):
+        (tmp_path / name).write_text(content)
+    (tmp_path / "by_hand.md").write_text("mine")
+    with pytest.raises(SystemExit) as caught:
+        benchmark.main(given)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+    assert (tmp_path / "by_hand.md").read_text() == "mine"
+
+
+def test_a_run_that_is_not_there_ends_with_status_2(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        benchmark.main(["int8", "--checkpoint", str(tmp_path / "nowhere")])
+    assert caught.value.code == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_what_is_stopped_ends_with_a_message(monkeypatch, capsys):
+    def stopped(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(measure=stopped))
+    with pytest.raises(SystemExit) as caught:
+        benchmark.main(["metrics"])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "\nbenchmark.py: stopped\n"
 
 
 def test_help_waits_for_no_framework():

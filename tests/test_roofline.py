@@ -25,6 +25,8 @@ from unetseg.options.compose import compose
 from unetseg.options.schema import Train
 from unetseg.train import train
 
+RESULT = report.Result("tiny", [[{"": "a", "s": 1.0}]], {"a, s": [1.0]})
+
 
 class TwoConvolutions(nn.Module):
     """A convolution of 3 to 4 channels and one of 4 to 2, each 3x3."""
@@ -193,11 +195,42 @@ def test_a_turn_that_may_not_fit_is_left_out_and_what_was_measured_is_kept(tmp_p
 
     turns = [("train", "train a", work(10)), ("train", "train b", work(75)), ("ways", "ways", work(20)),
              ("train", "train a", work(10)), ("train", "train b", work(75))]  # fmt: skip
-    left_out = gpu.run(turns, 100, entries := {}, tmp_path, "python scripts/gpu.py")
+    left_out, failed = gpu.run(turns, 100, entries := {}, tmp_path, "python scripts/gpu.py")
+    assert not failed
     assert left_out == ["ways", "train b"], "15 s are left: enough for a's 10, not for 20, nor for b's 75"
     assert entries["train"]["tables"][0][0]["at"] == 95
     assert json.loads((tmp_path / "gpu.json").read_text()) == entries
     assert "## train" in (tmp_path / "gpu.md").read_text()
+
+
+def test_a_turn_that_fails_keeps_no_other_from_being_measured(tmp_path, monkeypatch, capsys):
+    def fails():
+        raise RuntimeError("CUDA out of memory\nmore of it")
+
+    monkeypatch.setattr(gpu, "plan", lambda *_: [("train", "train a", fails), ("ways", "ways", lambda: RESULT)])
+    before = {"gradients": report.entry(RESULT, "python scripts/gpu.py --parts gradients")}
+    report.write(before, tmp_path / "gpu.json")
+    (tmp_path / "gpu.md").write_text(report.markdown(before))
+    with pytest.raises(SystemExit) as caught:
+        gpu.main(["--batch-size", "2", "--steps", "2", f"--pets={tmp_path}/pets", f"--output={tmp_path}"])
+    assert caught.value.code == 2, "there are no pictures"
+    with pytest.raises(SystemExit) as caught:
+        gpu.main(["--batch-size", "2", "--steps", "2", f"--output={tmp_path}"])
+    assert caught.value.code == 1
+    assert "failed: train a: CUDA out of memory\n" in capsys.readouterr().out
+    entries = json.loads((tmp_path / "gpu.json").read_text())
+    assert [*entries] == ["gradients", "ways"], "what an earlier command has measured stays"
+    assert entries["ways"]["command"] == "python scripts/gpu.py --batch-size 2 --steps 2"
+
+
+@pytest.mark.parametrize(
+    "given", [["--steps", "0"], ["--batch-size", "0"], ["--seconds", "-5"], ["--sizes", "100"], ["--encoders", "nope"]]
+)
+def test_wrong_options_end_with_status_2_at_once(tmp_path, monkeypatch, given):
+    monkeypatch.setattr(gpu, "drawn", lambda *_: pytest.fail("pictures are drawn"))
+    with pytest.raises(SystemExit) as caught:
+        gpu.main([*given, "--output", str(tmp_path)])
+    assert caught.value.code == 2
 
 
 def in_this_process(overrides, folder):

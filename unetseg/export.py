@@ -50,10 +50,12 @@ def export(options: Export) -> Path:
     shapes = [*checks.errors]
     named = ", ".join(shapes[:NAMED]) + (f" and {len(shapes) - NAMED} other shapes" if len(shapes) > NAMED else "")
     lines = [f"{where}pictures {named}: probabilities within {max(checks.errors.values()):.1e} of the checkpoint's"]
-    lines += [
-        f"in int8 by {runtime}, on {counted(len(others), 'further input')}: {share:.2%} of the pixels get another class"
-        for runtime, share in checks.changed.items()
-    ]
+    for runtime, changes in checks.changed.items():
+        agreement = ", ".join(f"{name} {iou:.3f}" for name, iou in changes.agreement.items())
+        lines.append(
+            f"in int8 by {runtime}, on {counted(len(others), 'further input')}: {changes.share:.2%} of the pixels get "
+            f"another class; IoU with float32's: {agreement}"
+        )
     say("\n".join([*lines, shown(output)]))
     return output
 

@@ -24,11 +24,17 @@ def spread(values: np.ndarray, *, whole: bool = False) -> Spread:
     return Spread(float(middle), float(low), float(high))
 
 
-def timed(work: Callable[[], object]) -> Callable[[], float]:
-    """Return a function that does the work and returns the seconds until it is done."""
+def timed(work: Callable[[], object], pause: float = 0.0) -> Callable[[], float]:
+    """Return a function that does the work and returns the seconds until it is done.
+
+    Args:
+        work: what is timed.
+        pause: seconds before it, until threads that others have left spinning sleep.
+    """
 
     def seconds() -> float:
         wait()
+        time.sleep(pause)
         start = time.perf_counter()
         work()
         wait()
@@ -44,11 +50,16 @@ def wait() -> None:
 
 
 def interleaved(kinds: Mapping[str, Callable[[], float]], rounds: int, *, warm_up: int = 1) -> dict[str, np.ndarray]:
-    """Return what each kind measures (seconds, images/s, ...), one for each round; `warm_up` rounds go before."""
+    """Return what each kind measures (seconds, images/s, ...), one for each round; `warm_up` rounds go before.
+
+    Each round begins with another kind: what one leaves behind is no other's lot in all of them.
+    """
     measured: dict[str, list[float]] = {kind: [] for kind in kinds}
+    order = [*kinds]
     for _ in range(warm_up + rounds):
-        for kind, measure in kinds.items():
-            measured[kind].append(measure())
+        for kind in order:
+            measured[kind].append(kinds[kind]())
+        order = [*order[1:], order[0]]
     return {kind: np.array(values[warm_up:]) for kind, values in measured.items()}
 
 

@@ -27,9 +27,9 @@ WHO = ("GradientFlow", "GradientFlow with the exits", "wandb.watch")
 def steps(encoder: str, size: int, batch_size: int, rounds: int) -> dict[str, np.ndarray]:
     """Return the seconds of each kind of step, one for each round."""
     torch.manual_seed(0)
-    bare, watched = (Segmenter(classes=2, encoder=encoder, weights=None).to(best_device()) for _ in range(2))
+    bare, quiet, loud = (Segmenter(classes=2, encoder=encoder, weights=None).to(best_device()) for _ in range(3))
     images, masks = batch(size, batch_size)
-    plain, under_watch = stepper(bare, images, masks), stepper(watched, images, masks)
+    plain = stepper(bare, images, masks)
 
     def read(routes: bool) -> None:
         with GradientFlow(bare, routes=routes) as flow:
@@ -37,24 +37,28 @@ def steps(encoder: str, size: int, batch_size: int, rounds: int) -> dict[str, np
         flow.read()
 
     run = wandb.init(mode="offline", dir=tempfile.mkdtemp(), settings=wandb.Settings(silent=True))
-    log_frequency = 2  # every other step: one that only carries the hooks, one that logs
-    run.watch(watched, log="gradients", log_freq=log_frequency)
+    never = 10**9
     position = 0
 
-    def watch(logs: bool) -> None:
-        """Take a step under wandb.watch that logs or doesn't, as asked."""
-        nonlocal position
-        position += 1
-        assert logs == (position % log_frequency == 0)
-        under_watch()
-        run.log({"step": position})
+    def watched(model: Segmenter, log_frequency: int) -> Callable[[], None]:
+        """Return a step of a model that wandb watches."""
+        run.watch(model, log="gradients", log_freq=log_frequency)
+        take = stepper(model, images, masks)
+
+        def step() -> None:
+            nonlocal position
+            position += 1
+            take()
+            run.log({"step": position})
+
+        return step
 
     kinds: dict[str, Callable[[], None]] = {
         "step": plain,
         "read": lambda: read(False),
         "read, exits": lambda: read(True),
-        "watch, hooks only": lambda: watch(False),
-        "watch, logging": lambda: watch(True),
+        "watch, hooks only": watched(quiet, never),
+        "watch, logging": watched(loud, 1),
     }
     seconds = interleaved({kind: timed(work) for kind, work in kinds.items()}, rounds)
     run.finish()

@@ -5,16 +5,18 @@ from __future__ import annotations
 from itertools import count, cycle, islice
 from pathlib import Path
 
+from unetseg.errors import UserError
+
 LISTS = ("trainval", "test")
 
 
 def official_layout(folder: Path) -> Path:
-    """Return the folder if it has the official Pets layout; leave with a message otherwise."""
+    """Return the folder if it has the official Pets layout; raise a UserError otherwise."""
     if not all((folder / f"annotations/{name}.txt").is_file() for name in LISTS):
-        raise SystemExit(
-            f"benchmark.py: --pets {folder} has no annotations/trainval.txt and test.txt\n"
-            "  accepted: the folder above images/ and annotations/ of Oxford-IIIT Pet, or of a set in its layout\n"
-            "  try: python -m unetseg.train data=synthetic once, then --pets data/synthetic/NAME"
+        raise UserError(
+            f"--pets {folder} has no annotations/trainval.txt and test.txt",
+            accepted="the folder above images/ and annotations/ of Oxford-IIIT Pet, or of a set in its layout",
+            advice="python -m unetseg.train data=synthetic once, then --pets data/synthetic/NAME",
         )
     return folder
 

@@ -15,6 +15,7 @@ import torch
 from benchmarks.predict import CLASSES, segmenter
 from benchmarks.report import Result
 from benchmarks.ways import images_per_second, side_by_side
+from unetseg.errors import UserError
 from unetseg.inference.engines import read_onnx
 from unetseg.inference.export import export
 
@@ -49,7 +50,7 @@ def in_openvino(content: bytes, threads: int, *, bound: bool) -> Callable[[np.nd
 def measure(encoder: str, size: int, rounds: int) -> Result:
     """Return the images/s of single pictures, with bound threads and without."""
     if (threads := torch.get_num_threads()) < 2:
-        raise SystemExit("one thread has nowhere to move to: OMP_NUM_THREADS=2, or more")
+        raise UserError("one thread has nowhere to move to", accepted="OMP_NUM_THREADS=2, or more")
     images = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as name:
         export(segmenter(encoder), {"classes": CLASSES, "size": size}, path := Path(name, "float32.onnx"))

@@ -41,6 +41,8 @@ PREDICTORS = (
 )
 """Who predicts; the first is what the others are held against."""
 BATCH = 16
+PAUSE = 0.2
+"""Seconds before a predictor's turn: the threads of onnxruntime spin for some hundredths of a second after theirs."""
 CLASSES = ("background", "pet")
 
 
@@ -140,7 +142,7 @@ def measure(encoder: str, size: int, large: tuple[int, int], rounds: int) -> Res
             for kind in PREDICTORS:
                 with fresh.Pool(1) as pool:
                     peaks.append(pool.apply(memory, (kind, *common, images.shape)))
-            kinds = {kind: timed(partial(predictor(kind, *common), images)) for kind in PREDICTORS}
+            kinds = {kind: timed(partial(predictor(kind, *common), images), PAUSE) for kind in PREDICTORS}
             seconds = interleaved(kinds, rounds)
             measured |= listed({f"{title}, {kind}": values for kind, values in seconds.items()}, "s")
             for kind, peak in zip(PREDICTORS, peaks, strict=True):

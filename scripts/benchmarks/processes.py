@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from unetseg.errors import Halt
+
 SCRIPTS = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_SILENT": "true"}
 """Nothing here asks the network."""
@@ -18,7 +20,8 @@ ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_SI
 def python(*arguments: object, status: int = 0) -> float:
     """Run Python with these arguments in the checkout; return the time at the start, in seconds since the epoch.
 
-    Leaves with the end of the program's error messages if its exit status isn't the one expected.
+    Raises:
+        Halt: the exit status isn't the one expected; the text has the end of the program's error messages.
     """
     begun = time.time()
     path = os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parent), os.environ.get("PYTHONPATH", "")])
@@ -31,7 +34,7 @@ def python(*arguments: object, status: int = 0) -> float:
     )
     if done.returncode != status:
         command = " ".join(map(str, arguments))
-        raise SystemExit(f"benchmark.py: python {command} ended with {done.returncode}\n{done.stderr[-3000:]}")
+        raise Halt(f"python {command} ended with {done.returncode}\n{done.stderr[-3000:]}")
     return begun
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.comparison import Spread
+from unetseg.errors import UserError
 from unetseg.training.precision import best_precision
 
 Cell = str | float | Spread
@@ -60,7 +61,23 @@ def entry(result: Result, command: str) -> dict[str, Any]:
 
 def kept(path: Path | None) -> dict[str, Any]:
     """Return the entries by the measurement's name in the JSON at `path`, if there is one."""
-    return json.loads(path.read_text()) if path and path.exists() else {}
+    if not path or not path.exists():
+        return {}
+    try:
+        entries = json.loads(path.read_text())
+        markdown(entries)
+    except (ValueError, OSError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} holds no measurements: {error!r}", advice="another --json FILE.json") from None
+    return entries
+
+
+def check_drawn(path: Path, entries: dict[str, Any]) -> None:
+    """Raise a UserError where there is a file that wasn't drawn from these entries."""
+    if path.exists() and path.read_bytes() != markdown(entries).encode():
+        raise UserError(
+            f"{path} is there, and wasn't drawn from --json's measurements: it isn't replaced",
+            advice="another --output, or remove it",
+        )
 
 
 def write(entries: dict[str, Any], path: Path) -> None:

@@ -260,7 +260,9 @@ def test_an_encoder_whose_file_does_not_run_is_refused_by_its_name(tmp_path, mon
     monkeypatch.setattr(exporters, "largest_errors", fails)
     model = random_model(encoder, decoder_channels=NARROW)
     # of ResNets and DenseNets it is promised: there it is a defect of ours
-    kind, text = (RuntimeError, "Guard failed") if encoder == "resnet18" else (UserError, f"the encoder {encoder} can't")
+    kind, text = (
+        (RuntimeError, "Guard failed") if encoder == "resnet18" else (UserError, f"the encoder {encoder} can't")
+    )
     with pytest.raises(kind, match=text):
         write_export(model, {"classes": ["a", "b", "c"], "size": 64}, tmp_path / "model.pt2")
     assert not [*tmp_path.iterdir()]

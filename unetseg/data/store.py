@@ -108,7 +108,8 @@ def _whole(path: str) -> str:
 
 def _path(files: Sequence[Sequence[str]], reading: str) -> Path:
     """Return the file in which the contents of such files are kept: one for the folders and the way of reading."""
-    folders = [os.path.dirname(os.path.commonprefix([_whole(path) for path in column])) for column in files]
+    # that of the first and of the last in their order is that of all
+    folders = [os.path.commonpath([_whole(end(column, default="")) for end in (min, max)]) for column in files]
     name = hashlib.sha256(os.fsencode("\0".join([str(VERSION), reading, *folders])))
     return cache_folder("disk") / f"{name.hexdigest()[:16]}.survey.npz"
 

@@ -37,7 +37,7 @@ from unetseg.errors import UserError, first_line
 from unetseg.files import drafted, read_json
 from unetseg.inference.engines import READERS, Engine, OnnxEngine, OpenVinoEngine, import_extra, quiet, seal
 from unetseg.inference.folding import is_plain
-from unetseg.inference.quantization import changed, quantize
+from unetseg.inference.quantization import Changes, changed, quantize
 from unetseg.model import arguments, checkpoint, hub
 from unetseg.model.segmenter import Segmenter, probabilities
 from unetseg.model.skips import Fusion
@@ -139,8 +139,8 @@ class Checks:
 
     errors: dict[str, float]
     """The largest difference between a probability of the file in float32 and of the model, by the pictures' shape."""
-    changed: dict[str, float]
-    """The share of pixels of another class in int8, by the runtimes that are installed."""
+    changed: dict[str, Changes]
+    """What int8 changes, by the runtimes that are installed."""
 
 
 def export(
@@ -188,16 +188,16 @@ def export(
     worst = max(errors.values())
     if not worst <= TOLERANCE:  # true for NaN as well
         raise Mismatch(f"{output.name} differs from the checkpoint by {worst:.1e}, above {TOLERANCE:.0e}: not written")
-    shares = {}
+    found = {}
     if inputs:
         before, content = OnnxEngine(content), with_metadata(quantize(content, inputs), entries | {"int8": "true"})
         after: dict[str, Engine] = {"onnxruntime": OnnxEngine(content)}
         if importlib.util.find_spec("openvino"):
             after["openvino"] = OpenVinoEngine(content)
-        shares = {runtime: changed(before, engine, others) for runtime, engine in after.items()}
+        found = {runtime: changed(before, engine, others) for runtime, engine in after.items()}
     with drafted(output) as draft:
         draft.write_bytes(content)
-    return Checks(errors, shares)
+    return Checks(errors, found)
 
 
 def save_pretrained(path: str | Path, folder: str | Path, *, trust: bool = False) -> None:
