@@ -13,6 +13,7 @@ MODULES = sorted(
 )
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("module", MODULES)
 def test_the_examples_of_a_module_run(module):
     results = doctest.testmod(importlib.import_module(module), optionflags=doctest.IGNORE_EXCEPTION_DETAIL)

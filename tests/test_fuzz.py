@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 
+import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -10,6 +11,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import fuzz
 
 
+@pytest.mark.quick
 def test_mutated_files_give_results_or_named_errors(tmp_path):
     every = fuzz.kinds(tmp_path)
     outcomes: Counter[str] = Counter()

@@ -23,6 +23,21 @@ def test_every_slow_test_is_there():
         assert re.search(rf"^ *def {function}\(", (ROOT / path).read_text(), re.MULTILINE), f"{name} is no test"
 
 
+ALL_OF_IT = {"test_startup.py", "test_wheel.py"}
+"""Files whose one subject takes long."""
+
+
+def test_every_subject_has_a_test_that_is_run_at_once():
+    slow = {*SLOW.read_text().splitlines()}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        text = path.read_text()
+        tests = set(re.findall(r"^ *def (test_\w+)\(", text, re.MULTILINE))
+        left_out = {
+            name.rpartition("::")[2] for name in slow if name.startswith(f"{path.relative_to(ROOT).as_posix()}::")
+        }
+        assert tests - left_out or "@pytest.mark.quick" in text or path.name in ALL_OF_IT, f"{path} has no quick test"
+
+
 @pytest.fixture
 def example(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tiers.SLOW", pytester.path / "slow.txt")

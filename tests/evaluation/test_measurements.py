@@ -95,6 +95,7 @@ def test_what_takes_two_pictures_is_refused_with_one(asked, run, drawn_set, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.quick
 def test_training_pictures_are_not_compared_with_themselves(run, tmp_path):
     options = [f"checkpoint={run.path}", "split=train", "mechanism=[hellinger]", f"output={tmp_path / 'out'}"]
     with pytest.raises(UserError, match="split=test"):

@@ -11,6 +11,7 @@ from unetseg.options.help import WIDTH, help_text
 from unetseg.options.validation import describe
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_begins_with_the_purpose_and_examples_and_fits_a_terminal(command):
     schema, about = COMMANDS[command], importlib.import_module(f"unetseg.{command}").__doc__

@@ -55,6 +55,7 @@ def test_a_fold_is_no_setting_and_every_run_counts(runs, tmp_path):
     assert table["concat"][-2:] == ["0, 1", "0, 1, 2"]
 
 
+@pytest.mark.quick
 def test_settings_are_paired_within_fold_and_seed_and_a_fold_counts_once(runs):
     (pair,) = comparisons.pairs(read(runs).settings, "fold")[0]["iou"]
     expected = compare(by_fold(runs, "none"), by_fold(runs, "concat"), folds=True)
