@@ -23,30 +23,40 @@ from unetseg.inference.quantization import MOST
 from unetseg.model.checkpoint import load
 
 NAMES = ("iou", "boundary_iou")
+RUNTIMES = ("onnxruntime", "openvino")
 
 
 def measure(checkpoint: Sequence[Path]) -> Result:
     """Compare runs of one setting, of different seeds, on their test split at the side of their training."""
-    before, after, changed = zip(*map(scores_of, checkpoint), strict=True)
+    found = [scores_of(path) for path in checkpoint]
+    before = np.stack([of_float for of_float, _, _ in found])
     rows: list[Row] = []
-    for number, name in enumerate(NAMES):
-        of_float, of_int8 = (np.stack([own[number] for own in found]) for found in (before, after))
-        found = compare(of_int8, of_float)
-        rows.append(
-            {
-                "score per picture": name,
-                "float32": float(of_float.mean()),
-                "int8": float(of_int8.mean()),
-                "int8 less float32 [95 %]": f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]",
-                "pixels of another class": f"{np.mean(changed):.2%}",
-            }
-        )
-    setting = f"{len(checkpoint)} runs, {before[0].shape[1]} test pictures, OpenVINO, ranges of {MOST} training inputs"
-    return Result(setting, [rows], {"pixels of another class": [*changed]})
+    means = {f"float32, {name}": before[:, number].mean(-1).tolist() for number, name in enumerate(NAMES)}
+    for position, runtime in enumerate(RUNTIMES):
+        after = np.stack([of_int8[position] for _, of_int8, _ in found])
+        changed = [shares[position] for _, _, shares in found]
+        for number, name in enumerate(NAMES):
+            difference = compare(after[:, number], before[:, number])
+            rows.append(
+                {
+                    "int8 in": runtime,
+                    "score per picture": name,
+                    "float32": float(before[:, number].mean()),
+                    "int8": float(after[:, number].mean()),
+                    "int8 less float32 [95 %]": (
+                        f"{difference.difference:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+                    ),
+                    "pixels of another class": f"{np.mean(changed):.2%}",
+                }
+            )
+            means[f"{runtime}, {name}"] = after[:, number].mean(-1).tolist()
+        means[f"{runtime}, share of pixels of another class"] = changed
+    setting = f"{len(checkpoint)} runs, {before.shape[-1]} test pictures, ranges of {MOST} training inputs"
+    return Result(setting, [rows], means)
 
 
-def scores_of(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return 2xN scores of a run's model in float32 and in int8, and the share of pixels of another class."""
+def scores_of(path: Path) -> tuple[np.ndarray, list[np.ndarray], list[float]]:
+    """Return a run's scores in float32, 2xN, and by runtime those in int8 and the share of pixels of another class."""
     model, known = load(path)
     names, view = tuple(known["classes"]), View.of(known["data"])
     with tempfile.TemporaryDirectory() as folder:
@@ -56,18 +66,19 @@ def scores_of(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
         export(model, {"classes": names, "size": view.size}, file, [*training], [*training])
         engines: list[Engine] = [
             TorchEngine(model, classes=names, view=view, device="cpu"),
-            load_exported(file, runtime="openvino"),
+            *(load_exported(file, runtime=runtime) for runtime in RUNTIMES),
         ]
-        found: list[list[np.ndarray]] = [[], []]
+        found: list[list[np.ndarray]] = [[] for _ in engines]
         changed = []
         for batch in loader(data, known["seed"], "test"):
             pictures = as_pictures(batch)
             maps = [engine.probabilities(pictures).argmax(1) for engine in engines]
-            changed.append(np.mean(maps[0] != maps[1]))
+            changed.append([np.mean(maps[0] != own, axis=(1, 2)) for own in maps[1:]])
             for own, predicted in zip(found, maps, strict=True):
                 counts = image_counts(torch.from_numpy(predicted), batch.masks, len(names))
                 own.append(np.stack([scores(counts)[name].numpy() for name in NAMES]))
-    return np.concatenate(found[0], 1), np.concatenate(found[1], 1), float(np.mean(changed))
+    before, *after = (np.concatenate(own, 1) for own in found)
+    return before, after, np.concatenate(changed, 1).mean(1).tolist()
 
 
 def loader(data: Mapping[str, Any], seed: int, split: str) -> DataLoader[Any]:

@@ -33,7 +33,7 @@ class Result:
     """What was measured on what, in a line; says whether ranges are of the middle half or of all rounds."""
     tables: Sequence[Sequence[Row]]
     rounds: dict[str, list[float]]
-    """The numbers of every round that the tables were computed from, with the unit in the name."""
+    """Numbers of every round, or run, from which the tables' ratios were computed; the unit is in the name."""
 
 
 def listed(measured: dict[str, np.ndarray], unit: str) -> dict[str, list[float]]:
