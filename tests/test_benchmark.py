@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import itertools
 import json
 import re
 import subprocess
@@ -31,7 +32,7 @@ RESULT = report.Result(
 )
 
 
-def test_all_take_turns_beginning_with_another_and_the_warm_up_is_left_out():
+def test_all_take_turns_in_an_order_that_changes_and_the_warm_up_is_left_out():
     calls = []
 
     def measured(kind):
@@ -39,9 +40,15 @@ def test_all_take_turns_beginning_with_another_and_the_warm_up_is_left_out():
         return float(len(calls))
 
     kinds = {kind: lambda kind=kind: measured(kind) for kind in "abc"}
-    found = comparison.interleaved(kinds, rounds=2, warm_up=1)
-    assert "".join(calls) == "abcbcacab"
-    assert {kind: values.tolist() for kind, values in found.items()} == {"a": [6, 8], "b": [4, 9], "c": [5, 7]}
+    found = comparison.interleaved(kinds, rounds=9, warm_up=1)
+    rounds = ["".join(calls[first : first + 3]) for first in range(0, 30, 3)]
+    assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
+    before = {one + other for each in rounds for one, other in itertools.pairwise(each)}
+    assert len(before) == 6, "each comes after each other one"
+    for kind in "abc":
+        assert found[kind].tolist() == [
+            3 * number + each.index(kind) + 1 for number, each in enumerate(rounds) if number
+        ]
 
 
 def test_the_pause_before_a_turn_is_not_timed(monkeypatch):

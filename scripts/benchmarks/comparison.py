@@ -52,14 +52,14 @@ def wait() -> None:
 def interleaved(kinds: Mapping[str, Callable[[], float]], rounds: int, *, warm_up: int = 1) -> dict[str, np.ndarray]:
     """Return what each kind measures (seconds, images/s, ...), one for each round; `warm_up` rounds go before.
 
-    Each round begins with another kind: what one leaves behind is no other's lot in all of them.
+    The order is drawn anew in each round, the same for the same kinds: what one leaves behind, such as threads that
+    spin or a process that still writes, is no other's lot in all of them.
     """
     measured: dict[str, list[float]] = {kind: [] for kind in kinds}
-    order = [*kinds]
+    generator, names = np.random.default_rng(0), [*kinds]
     for _ in range(warm_up + rounds):
-        for kind in order:
-            measured[kind].append(kinds[kind]())
-        order = [*order[1:], order[0]]
+        for position in generator.permutation(len(names)):
+            measured[names[position]].append(kinds[names[position]]())
     return {kind: np.array(values[warm_up:]) for kind, values in measured.items()}
 
 
