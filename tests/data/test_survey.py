@@ -122,6 +122,35 @@ def test_of_a_set_that_grows_or_shrinks_only_what_is_new_is_read(own, monkeypatc
     assert [example.image.name for example in found.collection.splits["val"]] == ["p16.png", "p15.png"]
 
 
+def test_lists_of_one_folder_are_kept_apart_and_not_for_ever(own, monkeypatch, tmp_path):
+    read, _ = opened(monkeypatch)
+    (own / "masks/p17.png").unlink()
+    mask(own, 17, np.full((8, 10), 255))  # beside 0 and 1 in the others
+    for number in range(6):
+        (own / "val.txt").write_text(f"p{14 + number % 3}")
+        checked(own, "data.ignore_index=255")
+    assert len(read) == 20
+    stores = [*(tmp_path / "cache/unetseg").glob("*.survey.npz")]
+    assert len(stores) == 2 * 3
+    for number in range(6):
+        (own / "train.txt").write_text("\n".join(f"p{position:02}" for position in range(3 + number)))
+        checked(own, "data.ignore_index=255")
+    assert len([*(tmp_path / "cache/unetseg").glob("*.survey.npz")]) == 2 * 4
+
+
+def test_what_is_kept_of_fewer_items_than_it_says_is_not_used(own, tmp_path):
+    found = checked(own).survey
+    for path in (tmp_path / "cache/unetseg").glob("*.survey.npz"):
+        with np.load(path) as file:
+            columns = {name: file[name] for name in file.files}
+        columns["entries"] = columns["entries"][::-1][:12]
+        np.savez(path, **columns)
+    again = checked(own).survey
+    for split, sizes in found.sizes.items():
+        assert np.array_equal(again.sizes[split], sizes)
+        assert np.array_equal(again.masks[split].pixels, found.masks[split].pixels)
+
+
 def test_a_start_that_ends_early_keeps_what_it_has_read(own, monkeypatch):
     read, looked = opened(monkeypatch)
     Image.new("L", (11, 8)).save(own / "masks/p19.png")

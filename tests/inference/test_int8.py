@@ -128,8 +128,18 @@ def test_an_int8_that_loses_a_small_class_is_refused(left):
 def test_a_class_of_single_pixels_is_not_judged():
     float32, none = np.zeros((1, 1, 128, 128), int), np.zeros((1, 1, 128, 128), int)
     float32[0, 0, 0, 0] = 1
-    found = quantization.changed(Drawn(*float32), Drawn(*none), [None])
-    assert [*found.agreement] == ["background"]
+    for before, after in ((float32, none), (none, float32)):
+        found = quantization.changed(Drawn(*before), Drawn(*after), [None])
+        assert [*found.agreement] == ["background"]
+
+
+def test_an_int8_that_gives_no_numbers_is_refused():
+    after = Drawn(np.zeros((1, 8, 8), int))
+    after.probabilities = lambda images: np.full((1, 2, 8, 8), np.nan, np.float32)
+    with pytest.raises(UserError, match="the probabilities are not numbers"):
+        quantization.changed(Drawn(np.zeros((1, 8, 8), int)), after, [None])
+    with pytest.raises(ValueError, match="no inputs"):
+        quantization.changed(after, after, [])
 
 
 def test_the_command_measures_on_what_the_model_gets_in_prediction(saved, folder, tmp_path, monkeypatch, capsys):

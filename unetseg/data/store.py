@@ -1,9 +1,9 @@
 """Keeps what was read of a data set's files, so that a second start opens no file again.
 
 It lies below $XDG_CACHE_HOME, with the size of each file and the time of its last change. Files are read again where
-they have changed, and where what is kept is damaged or can't be written. A data set may grow and shrink: what is kept
-is found by each item's names. What a program writes through a memory map that it holds open is no change by the clock
-of the file, and isn't seen.
+they have changed, and where what is kept is damaged or can't be written. Each list of files has a file of its own; a
+new list takes over what the others of the same folders have, so that a data set may grow and shrink. What a program
+writes through a memory map that it holds open is no change by the clock of the file, and isn't seen.
 
 Legend: N items, K files of each.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -28,10 +28,12 @@ from unetseg.data.contents import Masks, Sizes
 from unetseg.data.pictures import Unreadable
 from unetseg.files import drafted
 
-VERSION = 5
+VERSION = 6
 """Of the format."""
 AT_ONCE = 32
 """Items that a thread reads before it takes others."""
+LISTS = 4
+"""Lists of the same folders that are kept, the newest ones."""
 
 Contents = TypeVar("Contents", Sizes, Masks)
 
@@ -71,11 +73,17 @@ def kept_or_read(
     Returns:
         The contents of the items that can be read, in their order, and by position why others can't.
     """
-    path, names = _path(files, reading), _names(files)
-    known, places, before = _load(path, kind, names, states)
-    changed = np.flatnonzero(places < 0).tolist()
-    if not changed:
-        return known.take(places), {}
+    names = _names(files)
+    folders = _digest([reading, *map(_folder, files)])
+    path = cache_folder("disk") / f"{folders}-{_digest([names.tobytes().hex()])}.survey.npz"
+    known, places = kind.of([]), np.zeros(0, np.int64)
+    for file in [path] if path.exists() else _newest_first(path.parent, folders):
+        left = np.delete(np.arange(len(names)), places)
+        more, own_places = _load(file, kind, names[left], states[left])
+        known, places = known.joined(more), np.concatenate([places, left[own_places]])
+    changed = np.delete(np.arange(len(names)), places).tolist()
+    if not changed and path.exists():
+        return known.take(places.argsort()), {}
     errors: dict[int, Unreadable] = {}
     own: list[int] = []
     stopped: list[BaseException] = []
@@ -91,27 +99,31 @@ def kept_or_read(
         except BaseException as error:  # a wrong mask, Ctrl-C: what has been read until then is kept as well
             stopped.append(error)
 
-    found = known.joined(kind.of(readable()))
-    places[own] = len(known) + np.arange(len(own))
-    unknown = ~np.isin(before[:, 0], names)  # items that are kept of other starts
-    rows = np.concatenate([np.flatnonzero(unknown), places[places >= 0]])
-    entries = np.concatenate([before[unknown], np.column_stack([names, states])[places >= 0]])
-    _save(path, entries, found.take(rows))
+    new = kind.of(readable())
+    places = np.concatenate([places, np.array(own[: len(new)], np.int64)])
+    order = places.argsort()
+    found = known.joined(new).take(order)
+    _save(path, np.column_stack([names, states])[places[order]], found)
+    for old in _newest_first(path.parent, folders)[LISTS:]:
+        with suppress(OSError):
+            old.unlink()
     if stopped:
         raise stopped[0]
-    return found.take(places[places >= 0]), errors
+    return found, errors
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256(os.fsencode("\0".join([str(VERSION), *texts]))).hexdigest()[:16]
 
 
 def _whole(path: str) -> str:
     return path if path[:1] == "/" else f"{os.getcwd()}/{path}"
 
 
-def _path(files: Sequence[Sequence[str]], reading: str) -> Path:
-    """Return the file in which the contents of such files are kept: one for the folders and the way of reading."""
+def _folder(paths: Sequence[str]) -> str:
+    """Return the folder that holds all of these files."""
     # that of the first and of the last in their order is that of all
-    folders = [os.path.commonpath([_whole(end(column, default="")) for end in (min, max)]) for column in files]
-    name = hashlib.sha256(os.fsencode("\0".join([str(VERSION), reading, *folders])))
-    return cache_folder("disk") / f"{name.hexdigest()[:16]}.survey.npz"
+    return os.path.commonpath([os.path.dirname(_whole(end(paths, default="/"))) for end in (min, max)])
 
 
 def _names(files: Sequence[Sequence[str]]) -> np.ndarray:
@@ -124,37 +136,40 @@ def _names(files: Sequence[Sequence[str]]) -> np.ndarray:
     return np.fromiter(map(number, zip(*files, strict=True)), np.int64, len(files[0]))
 
 
-def _load(
-    path: Path, kind: type[Contents], names: np.ndarray, states: np.ndarray
-) -> tuple[Contents, np.ndarray, np.ndarray]:
-    """Return all that is kept, the row of each item in it, and its entries; -1 for what is unknown or has changed.
+def _time(path: Path) -> int:
+    return file_state(path)[1]
+
+
+def _newest_first(folder: Path, folders: str) -> list[Path]:
+    """Return what is kept of lists of these folders."""
+    return sorted(folder.glob(f"{folders}-*.survey.npz"), key=_time, reverse=True)
+
+
+def _load(path: Path, kind: type[Contents], names: np.ndarray, states: np.ndarray) -> tuple[Contents, np.ndarray]:
+    """Return the contents that are kept of unchanged files, and these items' positions, ascending.
 
     Args:
         path: of what is kept.
         kind: of the contents.
         names: N int64.
         states: Nx2K int64.
-
-    Returns:
-        M contents, N rows, and Mx(1+2K): the name and the states of each.
     """
-    nothing = kind.of([]), np.full(len(names), -1), np.zeros((0, 1 + states.shape[1]), np.int64)
     with suppress(Exception):  # damaged bytes fail in every way there is
         if is_private(path.parent, 0o022):
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 columns = {name: file[name] for name in file.files}
             entries = columns.pop("entries")
             contents = kind(**columns)
-            order = entries[:, 0].argsort()
-            rows = order[np.searchsorted(entries[order, 0], names).clip(max=len(order) - 1)]
-            same = (entries[rows] == np.column_stack([names, states])).all(1) & (states[:, 1::2] != 0).all(1)
-            contents.take(rows[same])  # fails here where an array is too short
-            return contents, np.where(same, rows, -1), entries
-    return nothing
+            if len(entries) == len(contents):
+                order = entries[:, 0].argsort()
+                rows = order[np.searchsorted(entries[order, 0], names).clip(max=len(order) - 1)]
+                same = (entries[rows] == np.column_stack([names, states])).all(1) & (states[:, 1::2] != 0).all(1)
+                return contents.take(rows[same]), np.flatnonzero(same)
+    return kind.of([]), np.zeros(0, np.int64)
 
 
 def _save(path: Path, entries: np.ndarray, contents: Sizes | Masks) -> None:
-    """Keep contents; without room or permission nothing is written."""
+    """Keep contents with the name and the states of each, Nx(1+2K); without room or permission nothing is written."""
     with suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if is_private(path.parent, 0o022):

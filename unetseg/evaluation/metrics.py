@@ -55,7 +55,7 @@ def image_counts(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
     masks = [mask & valid.unsqueeze(1) for mask in own]
     bands = [mask & ~core for mask, core in zip(masks, cores, strict=True)]
     pairs = [(a & b, a, b) for a, b in (masks, bands)]
-    # in 32 bits, which a picture's pixels fit: in 64 the booleans are copied eight times as large first
+    # in 32 bits, for a picture has fewer than 2**31 pixels: for 64 the booleans are copied eight times as large first
     areas = [area.flatten(-2).sum(-1, dtype=torch.int32) for pair in pairs for area in pair]
     return torch.stack(areas, dim=-1).long()
 

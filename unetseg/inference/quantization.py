@@ -36,7 +36,7 @@ CHANGED = 0.05
 AGREED = 0.8
 """The IoU of int8's pixels of a class with float32's below which a file is of no use: small classes may be lost."""
 RARE = 1e-4
-"""The share of all pixels below which a class is too rare to tell."""
+"""The share of all pixels in float32 below which a class is too rare to tell."""
 FLAT = 0.9
 """The share of numbers with one of four values above which pictures are like masks."""
 
@@ -154,25 +154,32 @@ def changed(before: Engine, after: Engine, inputs: Sequence[np.ndarray]) -> Chan
     Args:
         before: in float32.
         after: in int8.
-        inputs: 1xHxWxD each, others than those that have set the ranges.
+        inputs: 1xHxWxD each, others than those that have set the ranges; one or more.
     """
+    if not inputs:
+        raise ValueError("no inputs on which int8 is compared with float32")
+    advice = ("more pictures, like those of training", "int8=null")
     classes = len(before.classes)
     shares, table = [], np.zeros((classes, classes), np.int64)
     for images in inputs:
-        maps = [engine.probabilities(images).argmax(1) for engine in (before, after)]
+        found, other = (engine.probabilities(images) for engine in (before, after))
+        if not np.isfinite(other.sum()):
+            raise UserError("in int8 the probabilities are not numbers: not written", advice=advice)
+        maps = found.argmax(1), other.argmax(1)
         shares.append(np.mean(maps[0] != maps[1]))
         table += np.bincount((classes * maps[0] + maps[1]).ravel(), minlength=classes**2).reshape(classes, classes)
     of_either = table.sum(0) + table.sum(1) - table.diagonal()
     agreement = {
         name: float(table[label, label] / of_either[label])
         for label, name in enumerate(before.classes)
-        if of_either[label] >= max(1, RARE * table.sum())
+        if table[label].sum() >= max(1, RARE * table.sum())
     }
-    found = Changes(float(np.mean(shares)), agreement)
-    reason = f"{found.share:.1%} of the pixels get another class, more than {CHANGED:.0%}"
-    if found.share <= CHANGED:
-        name = min(agreement, key=agreement.__getitem__)
+    share = float(np.mean(shares))
+    name = min(agreement, key=agreement.__getitem__)
+    if share > CHANGED:
+        reason = f"{share:.1%} of the pixels get another class, more than {CHANGED:.0%}"
+    else:
         reason = f"the pixels of {name} have an IoU of {agreement[name]:.2f} with float32's, below {AGREED}"
-    if found.share > CHANGED or agreement[name] < AGREED:
-        raise UserError(f"in int8 {reason}: not written", advice=("more pictures, like those of training", "int8=null"))
-    return found
+    if share > CHANGED or agreement[name] < AGREED:
+        raise UserError(f"in int8 {reason}: not written", advice=advice)
+    return Changes(share, agreement)
