@@ -31,7 +31,7 @@ import importlib
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "batch_size": {"default": 16, "type": whole(1), "help": "pictures of a step"},
     "steps": {
         "default": 26,
-        "type": whole(1),
+        "type": whole(2),
         "help": "training steps of an epoch; with 26, one of the 25 that count has a reading",
     },
     "epochs": {"default": 1, "type": whole(1), "help": "epochs of a training"},
@@ -55,10 +55,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "side of crops of the pictures, in place of squares of --size; 0: none",
     },
     "workers": {"default": 2, "type": whole(0), "help": "loader processes"},
-    "cache": {"default": "auto", "help": "data.cache of ours: auto, none, ram, disk or device"},
+    "cache": {
+        "default": "auto",
+        "choices": ("auto", "none", "ram", "disk", "device"),
+        "help": "data.cache of ours",
+    },
     "rounds": {"default": 8, "type": whole(1), "help": "rounds in which all alternatives take turns"},
     "pets": {"default": CHECKOUT.parent / "shared/pets", "type": Path, "help": "Oxford-IIIT Pet in its own layout"},
-    "pictures": {"default": 1_000_000, "type": whole(1), "help": "pictures of a data set"},
+    "pictures": {"default": 1_000_000, "type": whole(100), "help": "pictures of a data set"},
     "cells": {"default": 10_000, "type": whole(1), "help": "runs of a sweep"},
     "runs": {"default": 200, "type": whole(1), "help": "runs of a report"},
     "checkpoint": {"default": [], "type": Path, "nargs": "+", "help": "runs of one setting, of several seeds"},
@@ -93,19 +97,28 @@ MEASUREMENTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """The options of each measurement; ... is the default of OPTIONS."""
 
+LEAST: dict[str, dict[str, Callable[[str], int]]] = {
+    "growth": {"size": whole(64, 64), "epochs": whole(2)},  # it takes half of each, too
+    "memory": {"steps": whole(400)},
+}
+"""The numbers that a measurement accepts, where they are others than in OPTIONS."""
+
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = whole.add_subparsers(dest="what", required=True, metavar="MEASUREMENT")
+    about: Any = argparse.RawDescriptionHelpFormatter
+    main_parser = argparse.ArgumentParser(description=__doc__, formatter_class=about, allow_abbrev=False)
+    commands = main_parser.add_subparsers(dest="what", required=True, metavar="MEASUREMENT")
     for what, options in MEASUREMENTS.items():
-        command = commands.add_parser(what, help="see above", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        about = argparse.ArgumentDefaultsHelpFormatter
+        command = commands.add_parser(what, help="see above", formatter_class=about, allow_abbrev=False)
         for name, default in options.items():
             given = OPTIONS[name] if default is ... else {**OPTIONS[name], "default": default}
-            command.add_argument(f"--{name.replace('_', '-')}", **{"type": type(given["default"]), **given})
+            own = {"type": LEAST[what][name]} if name in LEAST.get(what, {}) else {}
+            command.add_argument(f"--{name.replace('_', '-')}", **{"type": type(given["default"]), **given, **own})
         command.add_argument("--json", type=Path, metavar="FILE.json", help="file that the numbers are added to")
         command.add_argument("--output", type=Path, metavar="FILE.md", help="file for all of --json as Markdown")
-    return whole
+    return main_parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -115,6 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     what, json, output = (arguments.pop(name) for name in ("what", "json", "output"))
     if arguments.get("checkpoint") == []:
         parser().error("int8 needs --checkpoint RUN [RUN ...]")
+    if json and output and json.resolve() == output.resolve():
+        parser().error("--json and --output are one file")
     os.environ |= {"WANDB_SILENT": "true", "NO_ALBUMENTATIONS_UPDATE": "1"}
     with explained("benchmark.py"):
         # what is wrong shows now, not after the measurement
@@ -134,12 +149,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             make_encoder(arguments["encoder"], in_channels=3, weights=None)
         result = importlib.import_module(f"benchmarks.{what}").measure(**arguments)
         name = shlex.join(without(given, "--json", "--output", "--pets"))
-        entries[name] = report.entry(result, f"python scripts/benchmark.py {name}")
-        print(report.markdown({name: entries[name]}))
+        found = report.entry(result, f"python scripts/benchmark.py {name}")
+        entries = report.kept(json) | {name: found}  # another measurement may have been added meanwhile
         if json:
             report.write(entries, json)
         if output:
             output.write_text(report.markdown(entries))
+        print(report.markdown({name: found}))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ gradients   what reading the gradient flow and the routes adds to a step
 inference   images/s of smp.Unet and of ours, without gradients
 ddp         ours on two GPUs, where there are two
 
-What was measured is written after each part, beside what gpu.json has of other parts. A part that may not fit into the
-time left is left out, and where one fails the others go on; both are told at the end. With time left, train has another
-round. Without --pets the pictures are drawn.
+What was measured is written after each part, beside what gpu.json has of other parts, or of other encoders, sizes and
+so on. A part that may not fit into the time left is left out, and where one fails the others go on; both are told at
+the end. With time left, train has another round. Without --pets the pictures are drawn.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     begun = time.monotonic()
     given = list(sys.argv[1:] if argv is None else argv)
     about = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=about)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=about, allow_abbrev=False)
     parser.add_argument(
         "--output", type=Path, default=Path(os.environ.get("OUT", "runs/gpu")), help="default $OUT or runs/gpu"
     )
@@ -228,6 +228,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--workers", type=whole(0), default=min(16, os.cpu_count() or 1), help="loader processes")
     arguments = vars(parser.parse_args(given))
+    others = [
+        f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in arguments.items()
+        if name in ("encoders", "sizes", "batch_size", "steps", "workers") and value != parser.get_default(name)
+    ]
     output, pets, seconds, parts = (arguments.pop(name) for name in ("output", "pets", "seconds", "parts"))
     if torch.cuda.device_count() < 2:
         parts = [part for part in parts if part != "ddp"]
@@ -246,7 +251,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         root = pictures.link_pets(pets, folder / "pets", train_images=arguments["steps"] * arguments["batch_size"])
         settings = Settings(root, folder, **arguments)
         command = shlex.join(["python", "scripts/gpu.py", *without(given, "--pets", "--output")])
-        left_out, failed = run(plan(settings, parts), begun + seconds, entries, output, command)
+        names = {part: " ".join([part, *others]) for part in parts}
+        left_out, failed = run(plan(settings, parts), begun + seconds, entries, output, command, names)
     print(report.markdown(entries) if entries else "")
     for turn in left_out:
         print(f"left out, as the time was up: {turn}")
@@ -258,9 +264,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(
-    turns: list[tuple[str, str, Callable[[], Result]]], end: float, entries: dict[str, Any], output: Path, text: str
+    turns: list[tuple[str, str, Callable[[], Result]]],
+    end: float,
+    entries: dict[str, Any],
+    output: Path,
+    text: str,
+    names: dict[str, str],
 ) -> tuple[list[str], list[str]]:
-    """Take all turns for which the time is enough, and write the entries after each.
+    """Take all turns for which the time is enough, and write the entries after each, by the names of their parts.
 
     Returns:
         The turns that were left out, and those that failed with the reason.
@@ -274,7 +285,7 @@ def run(
             continue
         print(f"{turn} ...", flush=True)
         try:
-            entries[part] = report.entry(work(), text)
+            entries[names[part]] = report.entry(work(), text)
         except Exception as error:  # such as out of memory: the other turns are worth having
             traceback.print_exc()
             failed.append(f"{turn}: {first_line(error)}")

@@ -18,7 +18,7 @@ from conftest import ROOT, TINY
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark
-from benchmarks import breakdown, comparison, gradients, growth, memory, pictures, report, startup, train
+from benchmarks import breakdown, comparison, gradients, growth, int8, memory, pictures, report, startup, train
 from benchmarks.comparison import Spread
 
 from unetseg.data.datamodule import SegmentationData
@@ -295,7 +295,15 @@ def test_int8_asks_for_runs(capsys):
         (["metrics", "--json", "damaged.json"], "holds no measurements"),
         (["metrics", "--json", "other.json"], "holds no measurements"),
         (["metrics", "--json", "list.json"], "holds no measurements"),
+        (["metrics", "--json", "deep.json"], "holds no measurements"),
+        (["metrics", "--json", "/dev/full"], "holds no measurements"),
         (["metrics", "--output", "by_hand.md"], "wasn't drawn from --json's measurements"),
+        (["metrics", "--json", "one", "--output", "one"], "are one file"),
+        (["metrics", "--out", "by_hand.md"], "unrecognized arguments"),
+        (["train", "--steps", "1"], "a whole number from 2 on"),
+        (["train", "--cache", "nope"], "invalid choice"),
+        (["growth", "--size", "96"], "a multiple of 64"),
+        (["growth", "--epochs", "1"], "a whole number from 2 on"),
     ],
     ids=" ".join,
 )
@@ -305,6 +313,7 @@ def test_wrong_input_ends_with_status_2_before_a_measurement(tmp_path, monkeypat
     (tmp_path / "folder").mkdir()
     for name, content in (("file", ""), ("damaged.json", "{"), ("other.json", '{"a": 1}'), ("list.json", "[]")):
         (tmp_path / name).write_text(content)
+    (tmp_path / "deep.json").write_text("[" * 100_000)
     (tmp_path / "by_hand.md").write_text("mine")
     with pytest.raises(SystemExit) as caught:
         benchmark.main(given)
@@ -320,6 +329,27 @@ def test_a_run_that_is_not_there_ends_with_status_2(tmp_path, capsys):
         benchmark.main(["int8", "--checkpoint", str(tmp_path / "nowhere")])
     assert caught.value.code == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_what_was_added_during_a_measurement_stays(tmp_path, monkeypatch):
+    file = tmp_path / "machine.json"
+
+    def measured(**_):
+        report.write({"train": report.entry(RESULT, "python scripts/benchmark.py train")}, file)
+        return RESULT
+
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(measure=measured))
+    benchmark.main(["metrics", "--json", str(file)])
+    assert [*json.loads(file.read_text())] == ["train", "metrics"]
+
+
+def test_runs_of_two_settings_are_not_one(monkeypatch):
+    known = {"a": {"classes": ["x"], "data": {"size": 64}, "model": {}}}
+    known |= {"b": known["a"] | {"data": {"size": 32}}, "c": {**known["a"]}}
+    monkeypatch.setattr(int8, "load", lambda path: (None, known[path]))
+    int8.check_alike(["a", "c"])
+    with pytest.raises(UserError, match="b differs from a in its data"):
+        int8.check_alike(["a", "c", "b"])
 
 
 def test_what_is_stopped_ends_with_a_message(monkeypatch, capsys):

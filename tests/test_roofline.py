@@ -195,7 +195,8 @@ def test_a_turn_that_may_not_fit_is_left_out_and_what_was_measured_is_kept(tmp_p
 
     turns = [("train", "train a", work(10)), ("train", "train b", work(75)), ("ways", "ways", work(20)),
              ("train", "train a", work(10)), ("train", "train b", work(75))]  # fmt: skip
-    left_out, failed = gpu.run(turns, 100, entries := {}, tmp_path, "python scripts/gpu.py")
+    names = {"train": "train", "ways": "ways --steps 9"}
+    left_out, failed = gpu.run(turns, 100, entries := {}, tmp_path, "python scripts/gpu.py", names)
     assert not failed
     assert left_out == ["ways", "train b"], "15 s are left: enough for a's 10, not for 20, nor for b's 75"
     assert entries["train"]["tables"][0][0]["at"] == 95
@@ -219,8 +220,9 @@ def test_a_turn_that_fails_keeps_no_other_from_being_measured(tmp_path, monkeypa
     assert caught.value.code == 1
     assert "failed: train a: CUDA out of memory\n" in capsys.readouterr().out
     entries = json.loads((tmp_path / "gpu.json").read_text())
-    assert [*entries] == ["gradients", "ways"], "what an earlier command has measured stays"
-    assert entries["ways"]["command"] == "python scripts/gpu.py --batch-size 2 --steps 2"
+    ways = "ways --batch-size 2 --steps 2"
+    assert [*entries] == ["gradients", ways], "what an earlier command has measured stays"
+    assert entries[ways]["command"] == "python scripts/gpu.py --batch-size 2 --steps 2"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +250,9 @@ def test_the_whole_table_is_measured_at_a_tiny_size(tmp_path, monkeypatch, capsy
     tiny = ["--encoders", "resnet18", "--sizes", "32", "--batch-size", "2", "--steps", "2", "--workers", "0"]
     gpu.main([*tiny, "--output", str(tmp_path), "--seconds", "10000"])
     entries = json.loads((tmp_path / "gpu.json").read_text())
-    assert [*entries] == [part for part in gpu.PARTS if part != "ddp"]
+    options = " --encoders resnet18 --sizes 32 --batch-size 2 --steps 2 --workers 0"
+    assert [*entries] == [part + options for part in gpu.PARTS if part != "ddp"]
+    entries = {part.removesuffix(options): entry for part, entry in entries.items()}
     (row,) = entries["train"]["tables"][0]
     assert row["times smp's recipe (target 5)"] == row["ours, images/s"], "the peer has 1 image/s"
     assert len(entries["train"]["rounds"]["resnet18, 32 px, bare, images/s"]) == 1

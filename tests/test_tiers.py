@@ -1,6 +1,8 @@
 """`make test` leaves out what takes long, and no name in its list is one that no test has."""
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, forked
@@ -27,15 +29,28 @@ ALL_OF_IT = {"test_startup.py", "test_wheel.py"}
 """Files whose one subject takes long."""
 
 
+def decorators_by_test(path: Path) -> dict[str, list[str]]:
+    """Return the decorators of each test, by its name in SLOW: `test_x` or `TestX::test_x`."""
+    found = {}
+    for node in ast.parse(path.read_text()).body:
+        members = [(f"{node.name}::", one) for one in node.body] if isinstance(node, ast.ClassDef) else [("", node)]
+        for prefix, member in members:
+            if isinstance(member, ast.FunctionDef) and member.name.startswith("test_"):
+                found[prefix + member.name] = [ast.unparse(decorator) for decorator in member.decorator_list]
+    return found
+
+
 def test_every_subject_has_a_test_that_is_run_at_once():
     slow = {*SLOW.read_text().splitlines()}
     for path in (ROOT / "tests").rglob("test_*.py"):
-        text = path.read_text()
-        tests = set(re.findall(r"^ *def (test_\w+)\(", text, re.MULTILINE))
-        left_out = {
-            name.rpartition("::")[2] for name in slow if name.startswith(f"{path.relative_to(ROOT).as_posix()}::")
-        }
-        assert tests - left_out or "@pytest.mark.quick" in text or path.name in ALL_OF_IT, f"{path} has no quick test"
+        name = path.relative_to(ROOT).as_posix()
+        at_once = [
+            test
+            for test, decorators in decorators_by_test(path).items()
+            if (f"{name}::{test}" not in slow or "pytest.mark.quick" in decorators)
+            and not any("skip" in decorator for decorator in decorators)
+        ]
+        assert at_once or path.name in ALL_OF_IT, f"{path}: mark a short test as quick"
 
 
 @pytest.fixture

@@ -46,8 +46,9 @@ def explained(program: str) -> Iterator[None]:
     """Turn wrong input into a message and status 2, and Ctrl-C into a message and its own status."""
     try:
         yield
-    except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+    except (UserError, ModuleNotFoundError) as error:
+        hint = "" if isinstance(error, UserError) else "\n  try: pip install --editable '.[dev]'"
+        print(f"{program}: {error}{hint}", file=sys.stderr)
         raise SystemExit(2) from None
     except Halt as error:
         print(f"{program}: {error}", file=sys.stderr)

@@ -15,6 +15,7 @@ from benchmarks.report import Result, Row
 from unetseg.data.dataset import Batch, first_of
 from unetseg.data.sources import make_data
 from unetseg.data.view import View
+from unetseg.errors import UserError
 from unetseg.evaluation.metrics import image_counts, scores
 from unetseg.evaluation.statistics import compare
 from unetseg.inference.engines import Engine, TorchEngine, load_exported
@@ -28,6 +29,7 @@ RUNTIMES = ("onnxruntime", "openvino")
 
 def measure(checkpoint: Sequence[Path]) -> Result:
     """Compare runs of one setting, of different seeds, on their test split at the side of their training."""
+    check_alike(checkpoint)
     found = [scores_of(path) for path in checkpoint]
     before = np.stack([of_float for of_float, _, _ in found])
     rows: list[Row] = []
@@ -53,6 +55,16 @@ def measure(checkpoint: Sequence[Path]) -> Result:
         means[f"{runtime}, share of pixels of another class"] = changed
     setting = f"{len(checkpoint)} runs, {before.shape[-1]} test pictures, ranges of {MOST} training inputs"
     return Result(setting, [rows], means)
+
+
+def check_alike(checkpoint: Sequence[Path]) -> None:
+    """Raise a UserError where a run can't be read, or runs differ in more than their seed."""
+    first, *others = ({key: load(path)[1][key] for key in ("classes", "data", "model")} for path in checkpoint)
+    for path, other in zip(checkpoint[1:], others, strict=True):
+        if different := [key for key in first if first[key] != other[key]]:
+            raise UserError(
+                f"{path} differs from {checkpoint[0]} in its {' and '.join(different)}: runs of one setting"
+            )
 
 
 def scores_of(path: Path) -> tuple[np.ndarray, list[np.ndarray], list[float]]:

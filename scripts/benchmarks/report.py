@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.comparison import Spread
 from unetseg.errors import UserError
+from unetseg.files import drafted, read_json
 from unetseg.training.precision import best_precision
 
 Cell = str | float | Spread
@@ -64,10 +65,10 @@ def kept(path: Path | None) -> dict[str, Any]:
     if not path or not path.exists():
         return {}
     try:
-        entries = json.loads(path.read_text())
+        entries = read_json(path)
         markdown(entries)
-    except (ValueError, OSError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} holds no measurements: {error!r}", advice="another --json FILE.json") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} holds no measurements: {error}", advice="another --json FILE.json") from None
     return entries
 
 
@@ -82,7 +83,8 @@ def check_drawn(path: Path, entries: dict[str, Any]) -> None:
 
 def write(entries: dict[str, Any], path: Path) -> None:
     """Write all entries to the JSON at `path`."""
-    path.write_text(json.dumps(entries, indent=2) + "\n")
+    with drafted(path) as draft:
+        draft.write_text(json.dumps(entries, indent=2) + "\n")
 
 
 def markdown(entries: dict[str, Any]) -> str:
