@@ -311,7 +311,7 @@ def draw(found: Sequence[Result], path: Path) -> None:
         axis.set_yticks(range(len(own_rows)), [f"{name(o.contrast)}, {reading(o).strip('`')}" for o in own_rows])
         axis.set_ylim(-0.6, len(own_rows) - 0.4)
         axis.grid(False, axis="y")
-        axis.set_title(titled(bench), loc="left")
+        axis.set_title(titled(bench), loc="right")  # a long one runs on beside the labels, not over the edge
     axes[-1].set_xlabel("difference with its 95 % interval, filled where shown; the claim says: above 0", loc="right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
