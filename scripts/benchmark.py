@@ -138,9 +138,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 may_write(path)
         from benchmarks import pictures, report  # torch takes seconds; a wrong option and --help don't wait for it
 
-        entries = report.kept(json)
+        before = report.kept(json)
         if output:
-            report.check_drawn(output, entries)
+            report.check_drawn(output, before)
         if "pets" in arguments:
             pictures.official_layout(arguments["pets"])
         if "encoder" in arguments:
@@ -150,12 +150,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = importlib.import_module(f"benchmarks.{what}").measure(**arguments)
         name = shlex.join(without(given, "--json", "--output", "--pets"))
         found = report.entry(result, f"python scripts/benchmark.py {name}")
-        entries = report.kept(json) | {name: found}  # another measurement may have been added meanwhile
+        before = report.kept(json)  # another measurement may have been added meanwhile
+        entries = before | {name: found}
         if json:
             report.write(entries, json)
-        if output:
-            output.write_text(report.markdown(entries))
         print(report.markdown({name: found}))
+        if output:
+            report.check_drawn(output, before)
+            output.write_text(report.markdown(entries))
 
 
 if __name__ == "__main__":

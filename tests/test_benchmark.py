@@ -4,6 +4,7 @@ import importlib
 import inspect
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -296,7 +297,7 @@ def test_int8_asks_for_runs(capsys):
         (["metrics", "--json", "other.json"], "holds no measurements"),
         (["metrics", "--json", "list.json"], "holds no measurements"),
         (["metrics", "--json", "deep.json"], "holds no measurements"),
-        (["metrics", "--json", "/dev/full"], "holds no measurements"),
+        (["metrics", "--json", "pipe"], "holds no measurements"),
         (["metrics", "--output", "by_hand.md"], "wasn't drawn from --json's measurements"),
         (["metrics", "--json", "one", "--output", "one"], "are one file"),
         (["metrics", "--out", "by_hand.md"], "unrecognized arguments"),
@@ -314,6 +315,7 @@ def test_wrong_input_ends_with_status_2_before_a_measurement(tmp_path, monkeypat
     for name, content in (("file", ""), ("damaged.json", "{"), ("other.json", '{"a": 1}'), ("list.json", "[]")):
         (tmp_path / name).write_text(content)
     (tmp_path / "deep.json").write_text("[" * 100_000)
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "by_hand.md").write_text("mine")
     with pytest.raises(SystemExit) as caught:
         benchmark.main(given)
@@ -343,13 +345,25 @@ def test_what_was_added_during_a_measurement_stays(tmp_path, monkeypatch):
     assert [*json.loads(file.read_text())] == ["train", "metrics"]
 
 
-def test_runs_of_two_settings_are_not_one(monkeypatch):
-    known = {"a": {"classes": ["x"], "data": {"size": 64}, "model": {}}}
-    known |= {"b": known["a"] | {"data": {"size": 32}}, "c": {**known["a"]}}
-    monkeypatch.setattr(int8, "load", lambda path: (None, known[path]))
-    int8.check_alike(["a", "c"])
+def test_what_is_put_in_the_place_of_the_tables_meanwhile_stays(tmp_path, monkeypatch):
+    file, text = tmp_path / "machine.json", tmp_path / "machine.md"
+
+    def measured(**_):
+        text.write_text("mine")
+        return RESULT
+
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(measure=measured))
+    with pytest.raises(SystemExit):
+        benchmark.main(["metrics", "--json", str(file), "--output", str(text)])
+    assert text.read_text() == "mine"
+    assert [*json.loads(file.read_text())] == ["metrics"], "the measurement isn't lost"
+
+
+def test_runs_of_two_settings_are_not_one():
+    known = {"classes": ["x"], "data": {"size": 64}, "model": {}}
+    int8.check_alike(["a", "c"], [known, {**known}])
     with pytest.raises(UserError, match="b differs from a in its data"):
-        int8.check_alike(["a", "c", "b"])
+        int8.check_alike(["a", "c", "b"], [known, {**known}, known | {"data": {"size": 32}}])
 
 
 def test_what_is_stopped_ends_with_a_message(monkeypatch, capsys):

@@ -21,8 +21,7 @@ def whole(least: int, multiple: int = 1) -> Callable[[str], int]:
 
     def number(text: str) -> int:
         if not text.isascii() or not text.isdecimal() or int(text) < least or int(text) % multiple:
-            multiples = f", a multiple of {multiple}" if multiple > 1 else ""
-            raise ValueError(f"{text} is not accepted: a whole number from {least} on{multiples}")
+            raise ValueError  # argparse says what was given, and names the type
         return int(text)
 
     number.__name__ = f"a whole number from {least} on" + (f", a multiple of {multiple}" if multiple > 1 else "")

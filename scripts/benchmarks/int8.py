@@ -21,6 +21,7 @@ from unetseg.evaluation.statistics import compare
 from unetseg.inference.engines import Engine, TorchEngine, load_exported
 from unetseg.inference.export import export
 from unetseg.inference.quantization import MOST
+from unetseg.model import Segmenter
 from unetseg.model.checkpoint import load
 
 NAMES = ("iou", "boundary_iou")
@@ -29,8 +30,9 @@ RUNTIMES = ("onnxruntime", "openvino")
 
 def measure(checkpoint: Sequence[Path]) -> Result:
     """Compare runs of one setting, of different seeds, on their test split at the side of their training."""
-    check_alike(checkpoint)
-    found = [scores_of(path) for path in checkpoint]
+    loaded = [load(path) for path in checkpoint]
+    check_alike(checkpoint, [known for _, known in loaded])
+    found = [scores_of(model, known) for model, known in loaded]
     before = np.stack([of_float for of_float, _, _ in found])
     rows: list[Row] = []
     means = {f"float32, {name}": before[:, number].mean(-1).tolist() for number, name in enumerate(NAMES)}
@@ -57,19 +59,17 @@ def measure(checkpoint: Sequence[Path]) -> Result:
     return Result(setting, [rows], means)
 
 
-def check_alike(checkpoint: Sequence[Path]) -> None:
-    """Raise a UserError where a run can't be read, or runs differ in more than their seed."""
-    first, *others = ({key: load(path)[1][key] for key in ("classes", "data", "model")} for path in checkpoint)
-    for path, other in zip(checkpoint[1:], others, strict=True):
-        if different := [key for key in first if first[key] != other[key]]:
+def check_alike(checkpoint: Sequence[Path], known: Sequence[Mapping[str, Any]]) -> None:
+    """Raise a UserError where runs, with these hyper-parameters, differ in more than their seed."""
+    for path, other in zip(checkpoint, known, strict=True):
+        if different := [key for key in ("classes", "data", "model") if known[0][key] != other[key]]:
             raise UserError(
                 f"{path} differs from {checkpoint[0]} in its {' and '.join(different)}: runs of one setting"
             )
 
 
-def scores_of(path: Path) -> tuple[np.ndarray, list[np.ndarray], list[float]]:
+def scores_of(model: Segmenter, known: Mapping[str, Any]) -> tuple[np.ndarray, list[np.ndarray], list[float]]:
     """Return a run's scores in float32, 2xN, and by runtime those in int8 and the share of pixels of another class."""
-    model, known = load(path)
     names, view = tuple(known["classes"]), View.of(known["data"])
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "int8.onnx"

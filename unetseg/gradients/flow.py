@@ -409,7 +409,7 @@ def _is_encoder_decoder(module: nn.Module) -> bool:
 def _gradient_sums(g: Tensor) -> tuple[Tensor, ...]:
     """Return ||g||^2 and how many entries are nan, infinite, and other than zero."""
     square, nonzero = g @ g, g.count_nonzero()
-    if g.device.type == "cpu" and square.isfinite():  # nothing waits there; counting takes 20 times as long
+    if g.device.type == "cpu" and square.isfinite():  # nothing waits there, and most gradients are finite
         none = torch.zeros_like(square)
         return square, none, none, nonzero
     return square, g.isnan().count_nonzero(), g.isinf().count_nonzero(), nonzero
