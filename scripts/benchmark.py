@@ -35,7 +35,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commandline import explained, may_write, whole, without
+from benchmarks.commandline import may_write, whole, without
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -131,7 +131,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if json and output and json.resolve() == output.resolve():
         parser().error("--json and --output are one file")
     os.environ |= {"WANDB_SILENT": "true", "NO_ALBUMENTATIONS_UPDATE": "1"}
-    with explained("benchmark.py"):
+    from unetseg.options.command import exit_on_error
+
+    with exit_on_error("benchmark.py"):
         # what is wrong shows now, not after the measurement
         for path in (json, output):
             if path:

@@ -35,7 +35,7 @@ import numpy as np
 import segmentation_models_pytorch as smp
 import torch
 from benchmarks import comparison, gradients, limit, pictures, processes, report, roofline, ways
-from benchmarks.commandline import explained, may_write, whole, without
+from benchmarks.commandline import may_write, whole, without
 from benchmarks.report import Result, Row
 from benchmarks.steps import batch, best_device
 from benchmarks.ways import images_per_second, side_by_side
@@ -44,6 +44,7 @@ from unetseg.data.synthetic import write_set
 from unetseg.errors import first_line
 from unetseg.model import Segmenter
 from unetseg.model.encoders import make_encoder
+from unetseg.options.command import exit_on_error
 from unetseg.training.precision import MIXED, best_precision
 
 PARTS = ("roofline", "train", "ways", "gradients", "inference", "ddp")
@@ -237,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if torch.cuda.device_count() < 2:
         parts = [part for part in parts if part != "ddp"]
     file, text = output / "gpu.json", output / "gpu.md"
-    with explained("gpu.py"), tempfile.TemporaryDirectory() as name:
+    with exit_on_error("gpu.py"), tempfile.TemporaryDirectory() as name:
         for path in (file, text):
             may_write(path)
         entries = report.kept(file)

@@ -22,6 +22,7 @@ import benchmark
 from benchmarks import breakdown, comparison, gradients, growth, int8, memory, pictures, report, startup, train
 from benchmarks.comparison import Spread
 
+from unetseg import launch
 from unetseg.data.datamodule import SegmentationData
 from unetseg.data.sources import find
 from unetseg.errors import UserError
@@ -370,11 +371,13 @@ def test_what_is_stopped_ends_with_a_message(monkeypatch, capsys):
     def stopped(**_):
         raise KeyboardInterrupt
 
+    died = []
+    monkeypatch.setattr(launch, "die_of_ctrl_c", lambda: died.append(True))
     monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(measure=stopped))
     with pytest.raises(SystemExit) as caught:
         benchmark.main(["metrics"])
-    assert caught.value.code == 130
-    assert capsys.readouterr().err == "\nbenchmark.py: stopped\n"
+    assert (caught.value.code, died) == (130, [True])
+    assert capsys.readouterr().err == "benchmark.py: stopped\n"
 
 
 def test_help_waits_for_no_framework():

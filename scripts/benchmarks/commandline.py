@@ -1,14 +1,12 @@
-"""What the measuring commands share: the numbers that they accept, and how they end when something is wrong."""
+"""What the command lines of the measuring commands share."""
 
 from __future__ import annotations
 
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from unetseg.errors import INTERRUPTED, Halt, UserError
+from unetseg.errors import UserError
 
 
 def whole(least: int, multiple: int = 1) -> Callable[[str], int]:
@@ -38,23 +36,6 @@ def may_write(path: Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"{path} can't be written: {error}", advice="another file") from None
-
-
-@contextmanager
-def explained(program: str) -> Iterator[None]:
-    """Turn wrong input into a message and status 2, and Ctrl-C into a message and its own status."""
-    try:
-        yield
-    except (UserError, ModuleNotFoundError) as error:
-        hint = "" if isinstance(error, UserError) else "\n  try: pip install --editable '.[dev]'"
-        print(f"{program}: {error}{hint}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except Halt as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        raise SystemExit(error.status) from None
-    except KeyboardInterrupt:
-        print(f"\n{program}: stopped", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
 
 
 def without(given: Sequence[str], *options: str) -> list[str]:

@@ -101,19 +101,19 @@ def test_one_name_for_several_runs_of_a_sweep_is_refused():
 
 @pytest.mark.parametrize(("number", "status"), [(errno.EROFS, 2), (errno.ENOTDIR, 2), (errno.ENOSPC, 1)])
 def test_what_cannot_be_written_is_said(number, status, capsys):
-    with pytest.raises(SystemExit) as ended, exit_on_error("train"):
+    with pytest.raises(SystemExit) as ended, exit_on_error("unetseg.train"):
         raise OSError(number, os.strerror(number), "runs/x")
     assert ended.value.code == status
     assert capsys.readouterr().err.startswith(f"unetseg.train: runs/x can't be read or written: {os.strerror(number)}")
 
 
 def test_other_errors_stay_what_they_are():
-    with pytest.raises(ConnectionResetError), exit_on_error("train"):
+    with pytest.raises(ConnectionResetError), exit_on_error("unetseg.train"):
         raise ConnectionResetError(errno.ECONNRESET, "reset")
 
 
 def test_after_ctrl_c_a_command_dies_of_it_so_that_a_loop_of_the_shell_ends():
-    code = "from unetseg.options.command import exit_on_error\nwith exit_on_error('train'): raise KeyboardInterrupt"
+    code = "from unetseg.options.command import exit_on_error\nwith exit_on_error('unetseg'): raise KeyboardInterrupt"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == -signal.SIGINT
     assert done.stderr == "unetseg.train: stopped\n"

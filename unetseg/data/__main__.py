@@ -73,7 +73,7 @@ def main() -> None:
         print(__doc__)
         sys.exit(0 if len(sys.argv) > 1 else 2)
     protect_output()
-    with exit_on_error("data"):
+    with exit_on_error("unetseg.data"):
         root = Path(sys.argv[1]).expanduser()
         page = look(root, sys.argv[2:])
         print(f"next: look at {page}: do the masks lie on their pictures?")

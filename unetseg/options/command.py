@@ -98,11 +98,11 @@ def run(
     results: list[Result] = []
 
     def one_run(options: DictConfig) -> None:
-        with exit_on_error(command):  # here, because Hydra would print a traceback
+        with exit_on_error(f"unetseg.{command}"):  # here, because Hydra would print a traceback
             results.append(work(validate(schema, plain_values(options, schema))))
 
     protect_output()
-    with exit_on_error(command):
+    with exit_on_error(f"unetseg.{command}"):
         arguments = [as_override(argument) for argument in sys.argv[1:]]
         flags = {argument for argument in arguments if argument.startswith("-")}
         if flags & VERSION:
@@ -240,24 +240,24 @@ def _check_names(runs: list[Any]) -> None:
 
 
 @contextmanager
-def exit_on_error(command: str) -> Iterator[None]:
+def exit_on_error(program: str) -> Iterator[None]:
     """End the process with a message on an error that concerns the user, and by SIGINT after Ctrl-C."""
     try:
         yield
     except (UserError, Halt) as error:
-        _exit(command, error)
+        _exit(program, error)
     except KeyboardInterrupt:
-        _exit(command, Halt("stopped", INTERRUPTED))
+        _exit(program, Halt("stopped", INTERRUPTED))
     except OSError as error:
         if error.errno not in UNWRITABLE | FULL:
             raise
         problem = f"{error.filename or 'a file'} can't be read or written: {error.strerror}"
         if error.errno in FULL:
-            _exit(command, Halt(f"{problem}\n  try: make room, then the same command"))
-        _exit(command, UserError(problem, accepted="files and folders that may be", advice="another folder"))
+            _exit(program, Halt(f"{problem}\n  try: make room, then the same command"))
+        _exit(program, UserError(problem, accepted="files and folders that may be", advice="another folder"))
 
 
-def _exit(command: str, error: UserError | Halt) -> NoReturn:
+def _exit(program: str, error: UserError | Halt) -> NoReturn:
     """Print what is wrong and end the process with the error's status."""
     if isinstance(error, UserError) and not launch.is_first():
         sys.exit(2)  # the first process prints it
@@ -265,7 +265,7 @@ def _exit(command: str, error: UserError | Halt) -> NoReturn:
         sys.exit(0)  # where another process fails, Lightning kills the first one before it can print
     # a loader's process wraps its traceback into the message; the last part is for the user
     text = str(error).rpartition("UserError: ")[2].strip()
-    print(shown_lines(f"unetseg.{command}: {text}"), file=sys.stderr)
+    print(shown_lines(f"{program}: {text}"), file=sys.stderr)
     if isinstance(error, Halt) and error.status == INTERRUPTED:
         launch.die_of_ctrl_c()
     sys.exit(error.status if isinstance(error, Halt) else 2)
