@@ -113,7 +113,7 @@ def test_other_errors_stay_what_they_are():
 
 
 def test_after_ctrl_c_a_command_dies_of_it_so_that_a_loop_of_the_shell_ends():
-    code = "from unetseg.options.command import exit_on_error\nwith exit_on_error('unetseg'): raise KeyboardInterrupt"
+    code = "from unetseg.options import command\nwith command.exit_on_error('unetseg.train'): raise KeyboardInterrupt"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == -signal.SIGINT
     assert done.stderr == "unetseg.train: stopped\n"
