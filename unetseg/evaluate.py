@@ -69,14 +69,18 @@ def call(*overrides: str, **options: Option) -> Evaluation:
     given = overrides_of(overrides, options, "checkpoint=runs/NAME")
     with interruptible("evaluate", given):
         checked = command.options_of("evaluate", Evaluate, given, inherit=options_of)
-        from unetseg.training.surroundings import kept
-
-        with kept():
-            return Evaluation(evaluate(checked)["folder"])
+        return Evaluation(evaluate(checked)["folder"])
 
 
 def evaluate(options: Evaluate) -> dict[str, Any]:
     """Score a checkpoint on a split; write tables and figures of the scores, and return the summary."""
+    from unetseg.training.surroundings import kept
+
+    with kept():
+        return _evaluate(options)
+
+
+def _evaluate(options: Evaluate) -> dict[str, Any]:
     from unetseg.data.sources import make_data
     from unetseg.evaluation import freeu, lesions, mechanisms
     from unetseg.evaluation.cost import cost

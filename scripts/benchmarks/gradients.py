@@ -18,6 +18,7 @@ from benchmarks.report import Result, Row, listed
 from benchmarks.steps import batch, best_device, stepper
 from unetseg.gradients import GradientFlow
 from unetseg.model import Segmenter
+from unetseg.training.surroundings import freed_memory
 
 FLOW_INTERVAL, EXITS_INTERVAL = 25, 250
 """gradients.every_n_steps and gradients.routes_every_n_steps in conf/train.yaml."""
@@ -79,6 +80,7 @@ def extra_cost(seconds: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray
     return costs
 
 
+@freed_memory()
 def measure(encoder: str, size: int, batch_size: int, rounds: int) -> Result:
     """Return what reading the gradients adds to training."""
     seconds = steps(encoder, size, batch_size, rounds)

@@ -11,8 +11,10 @@ from benchmarks.steps import batch, best_device, stepper
 from unetseg.evaluation.metrics import SegmentationScores, image_counts
 from unetseg.model import Segmenter
 from unetseg.model.segmenter import class_map
+from unetseg.training.surroundings import freed_memory
 
 
+@freed_memory()
 def measure(encoder: str, size: int, batch_size: int, rounds: int) -> Result:
     """Return the metrics' share of a bare step."""
     images, masks = batch(size, batch_size)

@@ -26,6 +26,7 @@ from benchmarks.steps import WARM_UP, batch, best_device, stepper
 from unetseg.gradients.blocks import blocks_of
 from unetseg.model import Segmenter
 from unetseg.training.precision import MIXED, best_precision
+from unetseg.training.surroundings import freed_memory
 
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COPY = "copying"
@@ -98,6 +99,7 @@ class Watched:
         return needs
 
 
+@freed_memory()
 def measure(
     pets: Path, encoder: str, size: int, batch_size: int, steps: int, workers: int, cache: str, rounds: int
 ) -> Result:
