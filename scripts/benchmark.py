@@ -15,6 +15,7 @@ startup    seconds to the first training step, to the help text and to the messa
 growth     how the cost of training grows with images, pixels and epochs
 roofline   how much of the machine's arithmetic and memory rate a step uses, and each block of the net
 ways       bare steps in other ways: memory layout, optimizer, recomputing, compiled
+held       bare steps with freed memory held, and as glibc has it
 memory     whether the memory of a training grows with its steps
 scale      a data set of a million pictures, a sweep of ten thousand runs, a report of two hundred
 
@@ -92,6 +93,7 @@ MEASUREMENTS: dict[str, dict[str, Any]] = {
     "roofline": {"pets": ..., "encoder": ..., "size": ..., "batch_size": ..., "steps": ..., "workers": ...,
                  "cache": ..., "rounds": 3},
     "ways": {"encoder": ..., "size": ..., "batch_size": ..., "steps": 4, "rounds": 5},
+    "held": {"encoder": ..., "size": ..., "batch_size": ..., "steps": 8, "rounds": 3},
     "memory": {"pets": ..., "encoder": ..., "size": 32, "batch_size": 2, "steps": 2000, "workers": ..., "rounds": 2},
     "scale": {"pictures": ..., "cells": ..., "runs": ..., "rounds": 2},
 }  # fmt: skip

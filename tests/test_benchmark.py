@@ -19,7 +19,7 @@ from conftest import ROOT, TINY
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark
-from benchmarks import breakdown, comparison, gradients, growth, int8, memory, pictures, report, startup, train
+from benchmarks import breakdown, comparison, gradients, growth, held, int8, memory, pictures, report, startup, train
 from benchmarks.comparison import Spread
 
 from unetseg import launch
@@ -384,3 +384,14 @@ def test_help_waits_for_no_framework():
     code = "import sys, benchmark\ntry: benchmark.main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, text=True)
     assert done.stdout.endswith("False\n")
+
+
+def test_held_memory_is_compared_with_what_glibc_does_by_itself(monkeypatch):
+    def limit(*_):
+        by_itself = bool(_[-1])
+        return {"images_per_second": 10.0 if by_itself else 12.0, "peak_memory": (3 if by_itself else 4) * 2**30}
+
+    monkeypatch.setattr(held.processes, "limit", limit)
+    rows = {row["freed memory"]: row for row in held.measure("resnet18", 32, 2, 2, 3).tables[0]}
+    assert rows["held"]["times as glibc has it"] == pytest.approx((1.2, 1.2, 1.2))
+    assert rows["held"]["peak memory, MiB"] == 4096

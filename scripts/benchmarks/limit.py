@@ -6,6 +6,7 @@ python -m benchmarks.limit ENCODER SIZE BATCH_SIZE STEPS FILE.json     in a proc
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from pathlib import Path
@@ -40,7 +41,8 @@ def main() -> None:
     """Run from the command line."""
     encoder, size, batch_size, steps, file = sys.argv[1:]
     speed = images_per_second(encoder, int(size), int(batch_size), int(steps))
-    Path(file).write_text(json.dumps({"images_per_second": speed}) + "\n")
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of Linux, in KiB
+    Path(file).write_text(json.dumps({"images_per_second": speed, "peak_memory": peak}) + "\n")
 
 
 if __name__ == "__main__":

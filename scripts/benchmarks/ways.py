@@ -13,21 +13,15 @@ from benchmarks.report import Result, Row, listed
 from benchmarks.steps import WARM_UP, batch, best_device, stepper
 from unetseg.model import Segmenter
 from unetseg.training.precision import MIXED, best_precision
-from unetseg.training.surroundings import freed_memory
 
 FINEST = 2
 """Blocks of the decoder that are recomputed: the finest, whose features take the most memory."""
 
 
 def images_per_second(work: Callable[[], object], images: int, times: int) -> Callable[[], float]:
-    """Return a function that measures the images/s of some work, done so many times at once, and once before."""
+    """Return a function that measures the images/s of some work, done so many times at once."""
     seconds = timed(lambda: [work() for _ in range(times)])
-
-    def speed() -> float:
-        work()  # takes the memory that another kind's turn has given back
-        return images * times / seconds()
-
-    return speed
+    return lambda: images * times / seconds()
 
 
 def side_by_side(kinds: dict[str, Callable[[], float]], rounds: int, setting: str) -> Result:
@@ -50,16 +44,6 @@ def recompute(model: Segmenter) -> None:
     """Let the finest blocks of the decoder keep no features for the backward pass, which recomputes them."""
     for block in model.net.decoder.blocks[-FINEST:]:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-
-
-def memory_given_back(speed: Callable[[], float]) -> Callable[[], float]:
-    """Return a measurement in which freed memory isn't held: glibc may give it back to Linux."""
-
-    def given_back() -> float:
-        with freed_memory(held=False):
-            return speed()
-
-    return given_back
 
 
 def speed(
@@ -99,7 +83,6 @@ def measure(encoder: str, size: int, batch_size: int, steps: int, rounds: int) -
     return compare(encoder, size, batch_size, steps, rounds, compiled=True)
 
 
-@freed_memory()
 def compare(encoder: str, size: int, batch_size: int, steps: int, rounds: int, *, compiled: bool) -> Result:
     """Return the images/s of each way.
 
@@ -114,7 +97,6 @@ def compare(encoder: str, size: int, batch_size: int, steps: int, rounds: int, *
     own = partial(speed, encoder, size, batch_size, steps)
     kinds = {
         "as set": own(),
-        "freed memory given back": memory_given_back(own()),
         "channels_last=false": own(channels_last=False),
         "AdamW for each operation": own(fused=False),
         "finest decoder blocks recomputed": own(change=recompute),
