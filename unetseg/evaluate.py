@@ -82,7 +82,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
 
 def _evaluate(options: Evaluate) -> dict[str, Any]:
     from unetseg.data.sources import make_data
-    from unetseg.evaluation import freeu, lesions, mechanisms
+    from unetseg.evaluation import beyond_scores, freeu, lesions, mechanisms
     from unetseg.evaluation.cost import cost
     from unetseg.evaluation.record import TestRecord
     from unetseg.gradients.short import residual_blocks
@@ -189,11 +189,15 @@ def _evaluate(options: Evaluate) -> dict[str, Any]:
     summary.show_surfaces(content)
     print(folder.path)
     if options.lesion:
-        measure_lesions(model, len(classes), data.loader(options.split, shuffle=True, crops=True), trainer, folder)
+        beyond_scores.measure_lesions(
+            model, len(classes), data.loader(options.split, shuffle=True, crops=True), trainer, folder
+        )
     if options.shift:
-        measure_shifts(model, data, options.split, trainer, folder)
+        beyond_scores.measure_shifts(model, data, options.split, trainer, folder)
     if options.freeu:
-        measure_freeu(model, len(classes), options.freeu, data.loader(options.split, crops=True), trainer, folder)
+        beyond_scores.measure_freeu(
+            model, len(classes), options.freeu, data.loader(options.split, crops=True), trainer, folder
+        )
     if options.mechanism:
         measure_mechanisms(module, options, data, trainer, folder, training=training, norms=norms)
     if options.gradient:
@@ -234,65 +238,6 @@ def measure_path_lengths(module: SegmentationModule, batches: Any, trainer: L.Tr
     table.to_csv(folder.path / "path_lengths.csv", index=False)
     gradient_plots.path_lengths(table, folder.figures / "path_lengths.png")
     summary.show_path_lengths(table)
-
-
-def measure_lesions(model: Segmenter, classes: int, batches: Any, trainer: L.Trainer, folder: RunFolder) -> None:
-    """Cut the long skips; write and show the scores that are lost without them."""
-    from rich.progress import track
-
-    from unetseg.evaluation import lesions, score_plots
-    from unetseg.runs import summary
-
-    for level, width in enumerate(cast("list[int]", model.net.encoder.out_channels)[1:-1], start=1):
-        if not width:
-            print(f"level {level} is left out: the encoder has no features of stride {2**level}")
-    device = trainer.strategy.root_device
-    with trainer.precision_plugin.forward_context():
-        losses = lesions.measure(model.to(device).eval(), batches, classes, device=device, track=track)
-    tables = lesions.tables(losses, [batches.dataset.examples[index].group for index in losses.indices])
-    for name, table in tables.items():
-        table.to_csv(folder.path / f"{name}.csv", index=False)
-    score_plots.lesions(tables, folder.figures / "lesion.png")
-    summary.show_lesions(tables)
-
-
-def measure_shifts(model: Segmenter, data: SegmentationData, split: str, trainer: L.Trainer, folder: RunFolder) -> None:
-    """Score shifted pictures; write and show what is lost."""
-    from rich.progress import track
-
-    from unetseg.evaluation import score_plots, shifts
-    from unetseg.runs import summary
-
-    device, batches = trainer.strategy.root_device, data.loader(split)
-    examples = batches.dataset.examples  # type: ignore[attr-defined]
-    classes = len(data.collection.classes)  # type: ignore[union-attr]
-    names = [example.name for example in examples]
-    with trainer.precision_plugin.forward_context():
-        found = shifts.measure(model.to(device).eval(), batches, names, classes, data.view, device=device, track=track)
-    own = [examples[index] for index in found.indices]
-    tables = shifts.tables(found, [example.name for example in own], [example.group for example in own])
-    for name, table in tables.items():
-        table.to_csv(folder.path / f"{name}.csv", index=False)
-    score_plots.shifts(tables["shift"], folder.figures / "shift.png")
-    summary.show_shifts(tables["shift"])
-
-
-def measure_freeu(
-    model: Segmenter, classes: int, factors: list[float], batches: Any, trainer: L.Trainer, folder: RunFolder
-) -> None:
-    """Weigh the deep path and the long skips by FreeU's factors; write and show how the scores change."""
-    from rich.progress import track
-
-    from unetseg.evaluation import freeu, lesions
-    from unetseg.runs import summary
-
-    device = trainer.strategy.root_device
-    variants = freeu.variants(lesions.levels_to_cut(model), *factors)
-    with trainer.precision_plugin.forward_context():
-        counts, indices = freeu.measure(model.to(device).eval(), batches, classes, variants, device=device, track=track)
-    table = freeu.table(counts, variants, [batches.dataset.examples[index].group for index in indices])
-    table.to_csv(folder.path / "freeu.csv", index=False)
-    summary.show_freeu(table)
 
 
 def training_pictures(options: Evaluate, known: dict[str, Any]) -> SegmentationData:
