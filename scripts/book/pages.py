@@ -295,14 +295,15 @@ def p_value(p: float) -> str:
 
 @styled
 def draw(found: Sequence[Result], path: Path) -> None:
-    """Write the differences with their intervals, a panel a bench; filled where something was shown."""
+    """Write the differences with their intervals, filled where shown; a panel a bench, in one colour on all pages."""
     benches = list(dict.fromkeys((own.bench, own.size) for own in found))
     rows = [[own for own in reversed(found) if (own.bench, own.size) == bench] for bench in benches]
     heights = [len(own) + 2.2 for own in rows]
     figure = Figure(figsize=(6.4, 0.27 * sum(heights) + 0.3))
     axes = figure.subplots(len(benches), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
-    for number, (axis, bench, own_rows) in enumerate(zip(axes, benches, rows, strict=True)):
-        colour = COLOURS[number % len(COLOURS)]
+    colours = dict(zip(BENCHES, COLOURS, strict=False))
+    for axis, bench, own_rows in zip(axes, benches, rows, strict=True):
+        colour = colours[bench[0]]
         for place, own in enumerate(own_rows):
             bar = None if math.isnan(own.half_width) else own.half_width
             filled = colour if own.verdict in SHOWN else "none"
