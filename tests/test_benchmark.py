@@ -387,8 +387,8 @@ def test_help_waits_for_no_framework():
 
 
 def test_held_memory_is_compared_with_what_glibc_does_by_itself(monkeypatch):
-    def limit(*_):
-        by_itself = bool(_[-1])
+    def limit(*arguments):
+        by_itself = arguments[-1] == held.BY_ITSELF
         return {"images_per_second": 10.0 if by_itself else 12.0, "peak_memory": (3 if by_itself else 4) * 2**30}
 
     monkeypatch.setattr(held.processes, "limit", limit)

@@ -21,9 +21,7 @@ from unetseg.training.surroundings import freed_memory
 
 @freed_memory()
 def images_per_second(encoder: str, size: int, batch_size: int, steps: int) -> float:
-    """Return the images/s of bare steps: channels last, the device's best number format, AdamW, Dice loss, freed
-    memory held as in a training.
-    """
+    """Return the images/s of bare steps: channels last, the device's best number format, AdamW, Dice, held memory."""
     torch.manual_seed(0)
     model = Segmenter(classes=2, encoder=encoder, weights=None).to(best_device())
     step = stepper(model, *batch(size, batch_size))

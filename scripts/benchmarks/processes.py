@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from unetseg.errors import Halt
@@ -17,10 +16,9 @@ from unetseg.errors import Halt
 SCRIPTS = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_SILENT": "true"}
 """Nothing here asks the network."""
-NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-def python(*arguments: object, status: int = 0, environment: Mapping[str, str] = NOTHING) -> float:
+def python(*arguments: object, status: int = 0, environment: Mapping[str, str] | None = None) -> float:
     """Run Python with these arguments in the checkout; return the time at the start, in seconds since the epoch.
 
     Raises:
@@ -31,7 +29,7 @@ def python(*arguments: object, status: int = 0, environment: Mapping[str, str] =
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=SCRIPTS.parent,
-        env={**os.environ, **ENVIRONMENT, **environment, "PYTHONPATH": path.rstrip(os.pathsep)},
+        env={**os.environ, **ENVIRONMENT, **(environment or {}), "PYTHONPATH": path.rstrip(os.pathsep)},
         capture_output=True,
         text=True,
     )
@@ -71,7 +69,7 @@ def peer(pets: Path, encoder: str, size: int, batch_size: int, epochs: int, work
 
 
 def limit(
-    encoder: str, size: int, batch_size: int, steps: int, file: Path, environment: Mapping[str, str] = NOTHING
+    encoder: str, size: int, batch_size: int, steps: int, file: Path, environment: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Take bare training steps; return {images_per_second, peak_memory in bytes}, which is written to `file`."""
     python("-m", "benchmarks.limit", encoder, size, batch_size, steps, file, environment=environment)
