@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,13 +21,14 @@ VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "WANDB_SILENT", FOLDER_FOR_RAN
 """Environment variables that Lightning's seed_everything and this package set."""
 ALLOCATOR = ("GLIBC_TUNABLES", *(f"MALLOC_{n}_" for n in ("MMAP_MAX", "MMAP_THRESHOLD", "TOP_PAD", "TRIM_THRESHOLD")))
 """Environment variables of glibc's: whoever has set one of them has chosen how memory is kept."""
-TRIM_THRESHOLD, MMAP_MAX = -1, -4
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 """glibc's numbers for what `mallopt` sets."""
-USUAL_MAPS, USUAL_THRESHOLD = 65_536, 64 * 2**20
-"""glibc's own: blocks that it takes from Linux one by one, and free bytes that it holds once blocks are large."""
+USUAL_MAPS, LARGE = 65_536, 32 * 2**20
+"""How many blocks glibc takes from Linux one by one, and the bytes from which on it does so in the end."""
 
-_held = False
-"""Whether this process keeps its freed memory now."""
+_lock = threading.Lock()
+_holders: set[object] = set()
+"""One for each block of code that holds freed memory now."""
 
 
 @contextmanager
@@ -54,31 +56,37 @@ def kept() -> Iterator[None]:
 
 
 @contextmanager
-def freed_memory(*, held: bool = True) -> Iterator[None]:
+def freed_memory() -> Iterator[None]:
     """Let freed memory stay with the process during the block: the next tensor of its size has its pages at once.
 
     glibc gives large blocks back to Linux, which clears each page anew at its next use, and a network on the CPU frees
-    and takes gigabytes in each step. At the end held memory is given back. Without effect where there is no glibc, and
-    where one of ALLOCATOR is set.
-
-    Args:
-        held: False: as glibc does it, within a block where memory is held.
+    and takes gigabytes in each step. At the end of the last such block held memory is given back. The thresholds are
+    then those that glibc comes to by itself in a process that has used blocks of 32 MiB; what a program has set with
+    `mallopt` is lost. Without effect where there is no glibc, where one of ALLOCATOR is set, and, for blocks above
+    32 MiB, outside the main thread.
     """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    before = _held
-    if hasattr(library, "mallopt") and not any(name in os.environ for name in ALLOCATOR):
-        _hold(library, held)
+    library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    is_glibc = hasattr(library, "mallopt") and hasattr(library, "malloc_trim")
+    if not is_glibc or any(name in os.environ for name in ALLOCATOR):
+        yield
+        return
+    own = object()
     try:
+        with _lock:
+            _holders.add(own)
+            _apply(library)
         yield
     finally:
-        if _held != before:
-            _hold(library, before)
+        with _lock:
+            _holders.discard(own)
+            _apply(library)
 
 
-def _hold(library: Any, held: bool) -> None:
-    global _held
-    library.mallopt(MMAP_MAX, 0 if held else USUAL_MAPS)
-    library.mallopt(TRIM_THRESHOLD, -1 if held else USUAL_THRESHOLD)
-    if not held:
+def _apply(library: Any) -> None:
+    """Hold freed memory where anybody asks for it."""
+    library.mallopt(MMAP_MAX, 0 if _holders else USUAL_MAPS)
+    library.mallopt(TRIM_THRESHOLD, -1 if _holders else 2 * LARGE)
+    # any call of mallopt ends that glibc raises this by itself, and blocks above it would be cleared anew for good
+    library.mallopt(MMAP_THRESHOLD, LARGE)
+    if not _holders:
         library.malloc_trim(0)
-    _held = held
