@@ -26,7 +26,9 @@ from unetseg.model.transfer import load_weights
 from unetseg.options.compose import as_override, compose, compose_runs, runs_of
 from unetseg.options.schema import Train
 from unetseg.options.settings import run_name
+from unetseg.runs.folder import RunFolder
 from unetseg.training import build, preflight
+from unetseg.training.resume import command_to_resume
 
 OWN = [ROOT / "tests/own/my_skips.py", ROOT / "tests/own/my_parts.py"]
 GATED = "model.skip={class: my_skips:Gated, reduction: 2}"
@@ -482,6 +484,7 @@ def test_such_a_run_is_resumed_with_trust_alone(own_run):
     assert done.returncode == 0, done.stderr
     assert (own_run / "epochs.txt").read_text() == "0\n1\n"
     assert CHANGED not in done.stderr
+    assert command_to_resume(RunFolder(own_run / "runs/own")).endswith("runs/own trust=true")
     for file in OWN:
         edit(own_run / file.name)
     done = run_in(own_run, "evaluate", "checkpoint=runs/own", "trust=true", "accelerator=cpu")

@@ -127,13 +127,13 @@ def _evaluate(options: Evaluate) -> dict[str, Any]:
     if options.freeu and (reason := freeu.refusal(model)):
         raise UserError(
             f"freeu={format_value(options.freeu)}: {reason} in {options.checkpoint}",
-            accepted="a checkpoint with concat, add or attention at some level",
+            accepted="a checkpoint with concat, add or another kind by level, and no decoder of your own",
         )
     met = [name for name in options.mechanism if name in AT_FUSIONS]
-    if met and (reason := mechanisms.refusal(model)):
+    if met and (reason := mechanisms.refusal(model, met)):
         raise UserError(
             f"mechanism=[{','.join(met)}]: {reason} in {options.checkpoint}",
-            accepted="a checkpoint with concat, add, none or another kind by level, or other mechanisms",
+            accepted="a checkpoint with concat, or another kind by level, or other mechanisms",
         )
     if options.gradient and not residual_blocks(model.net.encoder):
         raise UserError(

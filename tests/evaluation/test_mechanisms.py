@@ -213,6 +213,12 @@ def test_decoders_of_all_levels_have_no_place_where_two_meet(skip):
     assert refusal(segmenter("attention")) == ""
 
 
+def test_weights_of_both_are_not_asked_for_where_no_level_has_them():
+    assert "no level has weights" in refusal(segmenter("attention"), ["reuse"])
+    assert refusal(segmenter("attention"), ["reuse", "rank"]) == ""
+    assert refusal(segmenter(["none", "concat", "add", "add"]), ["reuse"]) == ""
+
+
 def test_evaluate_writes_a_table_and_a_figure_of_each(tiny, capsys, figures):
     run = tiny("trainer.max_epochs=1", "gradients.every_n_steps=0")
     evaluate(options_of([f"checkpoint={run.path}", f"mechanism=[{','.join(AT_FUSIONS)}]"]))

@@ -222,6 +222,22 @@ def test_a_stem_skip_of_no_kind_is_refused(skip):
         net_of(skip, stem_skip=True)
 
 
+@pytest.mark.parametrize(
+    ("given", "instead"),
+    [
+        ("model.skip=[add,none,none,none]", "model.skip=[none,none,none,none]"),
+        ("model.skip_flow=[forward,both,both,both]", "model.skip_flow=[both,both,both,both]"),
+    ],
+)
+def test_a_kind_at_a_level_without_features_alone_is_refused(given, instead):
+    options = ["data=synthetic", "data.size=32", "model.weights=null", "model.encoder=tu-test_convnext"]
+    with pytest.raises(UserError, match="tu-test_convnext has no features at level 1") as caught:
+        build.make_module(compose("train", Train, [*options, given]))
+    assert f"try: {instead}" in str(caught.value)
+    for same in ("model.skip=[none,concat,concat,concat]", "model.skip=[concat,none,concat,concat]"):
+        build.make_module(compose("train", Train, [*options, same]))
+
+
 @pytest.mark.parametrize("given", ["model.skip_scale=[0.5,1,1,1]", "model.skip_gradient=[0.5,1,1,1]"])
 def test_a_number_for_a_level_without_features_is_refused(given):
     options = ["data=synthetic", "data.size=32", "model.weights=null", "model.encoder=tu-test_convnext", given]

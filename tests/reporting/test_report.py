@@ -586,6 +586,17 @@ def test_gradients_edges_lesions_and_freeu_are_told(text):
     assert "is both, levels 3+4 of none: 0.033 [0.010, 0.010]." in lead(text, "FreeU")
 
 
+def test_a_frozen_encoder_has_no_gradient_beside_those_of_others(copy, tmp_path):
+    for seed in SEEDS:
+        file = copy / f"concat_seed{seed}/gradient_flow.csv"
+        flow = pd.read_csv(file)
+        assert "stem" in set(flow.block)
+        flow[~flow.block.isin(["stem", *(f"encoder{n}" for n in range(1, 5))])].to_csv(file, index=False)
+    told = lead(made(copy, tmp_path / "out"), "Gradient flow")
+    assert told.startswith("The gradient of the stem (rms, median over steps) is ")
+    assert "with concat, the" not in told
+
+
 def test_differences_under_shift_are_told_with_their_change(copy, tmp_path):
     for skip, seed in itertools.product(("concat", "none"), SEEDS):
         write_shifts(copy / f"{skip}_seed{seed}/evaluation/pets_test", skip, seed)

@@ -90,8 +90,8 @@ def variants(levels: Sequence[int], b: float, s: float) -> list[Variant]:
 def refusal(model: Segmenter) -> str:
     """Return why a model has no place for the factors; empty where it has."""
     kinds = dict.fromkeys(model.net.skip)
-    if not model.net.merges_by_level:
-        return f"with skip={', '.join(kinds)} no block merges the deep path with its own level's long skip"
+    if reason := model.net.why_not_by_level:
+        return reason
     return "" if levels_to_cut(model) else f"with skip={', '.join(kinds)} no long skip carries features"
 
 

@@ -87,12 +87,18 @@ class Meeting:
     read: dict[int, Tensor] = field(default_factory=dict)
 
 
-def refusal(model: Segmenter) -> str:
-    """Return why nothing meets in a model's decoder; empty where it does."""
-    kinds = dict.fromkeys(model.net.skip)
-    if not model.net.merges_by_level:
-        return f"with skip={', '.join(kinds)} no block merges the deep path with its own level's long skip"
+def refusal(model: Segmenter, chosen: Sequence[str] = ()) -> str:
+    """Return why nothing meets in a model's decoder, or nothing that reuse, chosen alone, reads; empty if it does."""
+    if reason := model.net.why_not_by_level:
+        return reason
+    if [*chosen] == ["reuse"] and not any(is_concatenated(fusion) for fusion in model.net.fusions):
+        return f"with skip={', '.join(dict.fromkeys(model.net.skip))} no level has weights of the skip's own to compare"
     return ""
+
+
+def is_concatenated(fusion: Fusion) -> bool:
+    """Return whether a decoder's first convolution reads the deep features and the skip's by columns of each."""
+    return type(fusion) in (Concat, Scse, Shuffled)
 
 
 @contextmanager
@@ -283,7 +289,7 @@ def reuse(model: Segmenter, sums: dict[int, Sums]) -> pd.DataFrame:
     for level, own in sums.items():
         block = blocks[len(blocks) - 1 - level]
         columns = block.conv1[0].weight.detach().abs().double().mean((0, 2, 3))
-        if type(model.net.fusion_of[level]) not in (Concat, Scse, Shuffled):
+        if not is_concatenated(model.net.fusion_of[level]):
             continue
         read = columns * (own.reads / own.counts.sum()).sqrt()
         for name, part in (("deep", slice(0, own.deep_channels)), ("skip", slice(own.deep_channels, None))):

@@ -246,9 +246,13 @@ class SkipUnet(nn.Module, HubFolder):
         return stem | dict(enumerate(self.fusions, start=1))
 
     @property
-    def merges_by_level(self) -> bool:
-        """Whether each block merges the deep path with the long skip of its own level."""
-        return self.own_decoder is None and all(kind in FUSED or is_own(kind) for kind in self.skip)
+    def why_not_by_level(self) -> str:
+        """Why no block merges the deep path with the long skip of its own level alone; empty where each does."""
+        whole = [kind for kind in dict.fromkeys(self.skip) if kind not in FUSED and not is_own(kind)]
+        setting = f"decoder={self.own_decoder}" if self.own_decoder else f"skip={', '.join(whole)}"
+        if not (self.own_decoder or whole):
+            return ""
+        return f"with {setting} no block merges the deep path with its own level's long skip"
 
 
 def _glorot(part: nn.Module) -> None:

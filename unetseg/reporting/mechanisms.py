@@ -34,8 +34,8 @@ def gradients(sweep: Sweep) -> Section | None:
     mean = ", the mean over the seeds" if any(len(setting.runs) > 1 for setting in heat) else ""
     caption = f"log10 of the rms of each block's gradient{mean}, all on one colour scale; grey: a gradient of 0."
 
-    block = next(iter(heat.values())).index[0]
-    first = {setting.name: float(table.loc[block].median()) for setting, table in heat.items()}
+    block = max(heat.values(), key=len).index[0]  # a frozen encoder's blocks have no gradient, and no rows
+    first = {s.name: float(table.loc[block].median()) for s, table in heat.items() if block in table.index}
     least, greatest = min(first, key=lambda name: first[name]), max(first, key=lambda name: first[name])
     lead = f"The gradient of the {block} (rms, median over steps) is {_power_of_ten(first[least])} with {least}"
     if least != greatest:

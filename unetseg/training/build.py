@@ -127,7 +127,10 @@ def make_module(
 
 
 def check_doses(options: Train, net: SkipUnet) -> None:
-    """Raise a UserError where a dose or a scale is of a level at which the encoder has no features, or changes none."""
+    """Raise a UserError where an option is of a level at which the encoder has no features, or changes none.
+
+    A kind or a flow may stand at such a level where the list has it at another level, too.
+    """
     widths = cast(list[int], net.encoder.out_channels)[1:-1]
     for name in ("skip_gradient", "skip_scale"):
         value = getattr(options.model, name)
@@ -147,6 +150,18 @@ def check_doses(options: Train, net: SkipUnet) -> None:
             accepted="model.skip_scale=1",
             advice="a long skip at a coarser level",
         )
+    for name, neutral in (("skip", "none"), ("skip_flow", "both")):
+        value = getattr(options.model, name)
+        if isinstance(value, list) and not options.model.stem_skip:  # which is as level 1 is
+            seen = {neutral, *(own for own, width in zip(value, widths, strict=True) if width)}
+            fitting = [own if own in seen else neutral for own in value]
+            if fitting != value:
+                raise UserError(
+                    f"model.{name}={format_value(value)}: {options.model.encoder} has no features at level "
+                    f"{widths.index(0) + 1}, where {value[widths.index(0)]} changes nothing",
+                    accepted=f"{neutral} there",
+                    advice=f"model.{name}={format_value(fitting)}",
+                )
 
 
 def measured_class_weights(options: Train, data: SegmentationData) -> list[float] | None:
