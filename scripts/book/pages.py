@@ -170,6 +170,8 @@ def page(claim: Claim, found: Sequence[Result], known: dict[Cell, Record]) -> st
     ]
     for own in found:
         smallest = f"{own.smallest:.3f}" if own.smallest > 0 else "–"  # without any spread there is no estimate
+        if beyond(own):
+            smallest = "none"
         words = (titled((own.bench, own.size)), name(own.contrast), reading(own), interval(own), p_value(own.p))
         rows.append(f"| {' | '.join(words)} | {own.seeds} | {smallest} | {verdict_of(own)} |")
     benches = list(dict.fromkeys((own.bench, own.size) for own in found))
@@ -186,9 +188,7 @@ def page(claim: Claim, found: Sequence[Result], known: dict[Cell, Record]) -> st
         "",
         *rows,
         "",
-        "Intervals are of each difference by itself; p, corrected over the rows of three seeds and more, decides. "
-        "*Shown in 4 of 5 from*: a difference as large would be shown with a probability of 80 %, by the spread of "
-        f"these seeds.{' †: one of the two networks has hardly learned.' if any(own.hardly for own in found) else ''}",
+        legend(found),
         "",
         *([claim.remark, ""] if claim.remark else []),
         *settings_table(benches, used, known),
@@ -200,6 +200,23 @@ def page(claim: Claim, found: Sequence[Result], known: dict[Cell, Record]) -> st
         f"{minutes:.0f} minutes of wall time on a shared machine.*",
     ]
     return "\n".join(lines) + "\n"
+
+
+def legend(found: Sequence[Result]) -> str:
+    """Return what the columns of a claim's table mean, and the marks that are there."""
+    text = (
+        "Intervals are of each difference by itself; p, corrected over the rows of three seeds and more, decides. "
+        "*Shown in 4 of 5 from*: a difference as large would be shown with a probability of 80 %, by the spread of "
+        "these seeds"
+    )
+    marks = ["; none: not even the largest that there is"] if any(beyond(own) for own in found) else []
+    marks += [". †: one of the two networks has hardly learned"] if any(own.hardly for own in found) else []
+    return f"{text}{''.join(marks)}."
+
+
+def beyond(own: Result) -> bool:
+    """Return whether no difference of scores is large enough to be shown, as they differ by 1 at most."""
+    return bool(own.units) and own.smallest > 1
 
 
 def command(claim: Claim, benches: Sequence[tuple[str, int]]) -> str:
