@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -95,7 +96,7 @@ def draw_designs(known: dict[Cell, Record], path: Path) -> None:
         panel.set_ylim(-0.6, len(DESIGNS) - 0.4)
         panel.grid(False, axis="y")
         panel.locator_params(axis="x", nbins=6)
-        panel.set_title(pages.titled(bench), loc="right")
+        panel.set_title(textwrap.fill(pages.titled(bench), 40), loc="right")
         panel.set_xlabel(f"IoU by {pages.BENCHES[bench[0]].unit} − concat's", loc="right")
     for panel in panels[len(benches) :]:
         panel.remove()
