@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unetseg.gradients import GradientFlow
-from unetseg.gradients.dense import dense_blocks
+from unetseg.gradients.dense import dense_blocks, mean_weights
 from unetseg.gradients.short import residual_blocks
 from unetseg.model import SkipUnet
 
@@ -174,6 +174,15 @@ def leaf(tensor: Tensor) -> Tensor:
 ])  # fmt: skip
 def test_blocks_of_other_encoders_are_named_by_their_stages(name, blocks):
     assert list(residual_blocks(get_encoder(name, weights=None))) == blocks
+
+
+def test_a_transition_that_is_no_densenets_has_no_weights_to_tell():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.transition1 = nn.ModuleList([nn.Conv2d(3, 3, 1)])  # as in an HRNet
+
+    assert mean_weights(Branches()) == {}
 
 
 def test_timms_dense_blocks_are_named_by_their_stages():

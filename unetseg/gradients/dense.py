@@ -117,7 +117,8 @@ def mean_weights(encoder: nn.Module) -> dict[str, tuple[list[str], Tensor]]:
     transitions = {
         _stage(name.replace("transition", "denseblock")): module.conv
         for name, module in encoder.named_modules()
-        if re.search(r"transition\d$", name)
+        # HRNets have parts of that name, too, which are no convolution
+        if re.search(r"transition\d$", name) and isinstance(getattr(module, "conv", None), nn.Conv2d)
     }
     tables = {}
     for block, layers in dense_blocks(encoder).items():
