@@ -28,7 +28,7 @@ from unetseg import classes, launch
 from unetseg.errors import INTERRUPTED, REQUEUE, Halt, UserError, first_line
 from unetseg.files import drafted
 from unetseg.model import archive
-from unetseg.options.recorded import read_training
+from unetseg.options import plain_yaml
 from unetseg.options.schema import Checkpoint
 from unetseg.options.settings import own_classes
 from unetseg.runs.folder import RunFolder
@@ -270,7 +270,7 @@ def count_batches_anew(trainer: L.Trainer) -> None:
 
 def command_to_resume(run: RunFolder) -> str:
     """Return the command that resumes a run, with trust where it has classes of the user's own."""
-    named = own_classes(read_training(run.config)) if run.config.exists() else {}
+    named = own_classes(plain_yaml.read(run.config)) if run.config.exists() else {}
     return f"python -m unetseg.train resume={shlex.quote(str(run.path))}{' trust=true' if named else ''}"
 
 
