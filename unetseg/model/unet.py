@@ -249,9 +249,9 @@ class SkipUnet(nn.Module, HubFolder):
     def why_not_by_level(self) -> str:
         """Why no block merges the deep path with the long skip of its own level alone; empty where each does."""
         whole = [kind for kind in dict.fromkeys(self.skip) if kind not in FUSED and not is_own(kind)]
-        setting = f"decoder={self.own_decoder}" if self.own_decoder else f"skip={', '.join(whole)}"
         if not (self.own_decoder or whole):
             return ""
+        setting = f"decoder={self.own_decoder}" if self.own_decoder else f"skip={', '.join(whole)}"
         return f"with {setting} no block merges the deep path with its own level's long skip"
 
 

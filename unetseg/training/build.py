@@ -93,7 +93,7 @@ def make_module(
         for fusion in model.modules():
             if isinstance(fusion, Shuffled):
                 fusion.zeros_alone = True
-    check_doses(options, model.net)
+    check_levels(options, model.net)
     if options.model.freeze_encoder:
         hold(model.net.encoder)
     if options.compile:
@@ -126,7 +126,7 @@ def make_module(
     )
 
 
-def check_doses(options: Train, net: SkipUnet) -> None:
+def check_levels(options: Train, net: SkipUnet) -> None:
     """Raise a UserError where an option is of a level at which the encoder has no features, or changes none.
 
     A kind or a flow may stand at such a level where the list has it at another level, too.
