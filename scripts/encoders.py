@@ -28,7 +28,7 @@ import signal
 import time
 import warnings
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -281,8 +281,8 @@ def main() -> None:
     wanted = [n for n in every_name() if any(fnmatch.fnmatch(n, pattern) for pattern in options.only)]
     left = [name for name in wanted if name not in results]
     options.results.parent.mkdir(parents=True, exist_ok=True)
-    with options.results.open("a") as file, ThreadPoolExecutor(options.jobs) as pool:
-        rows = pool.map(lambda name: apart(name, limit=options.limit, memory=options.memory), left)
+    with options.results.open("a") as file, ThreadPool(options.jobs) as pool:
+        rows = pool.imap_unordered(lambda name: apart(name, limit=options.limit, memory=options.memory), left)
         for number, result in enumerate(rows, start=len(wanted) - len(left) + 1):
             print(json.dumps(result), file=file, flush=True)
             words = [f"{p}: {result[p] or 'yes'}" for p in PROPERTIES if p in result]

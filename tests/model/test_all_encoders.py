@@ -213,7 +213,8 @@ def test_a_name_with_which_timm_would_fetch_or_read_something_is_refused_by_its_
     [
         ("tu-convnext_tinny", "unknown to timm", "tu-convnext_tiny"),
         ("tu-resnet18.bogus", "unknown to timm", "tu-resnet18"),
-        ("tu-test_vit", "Unsupported model downsampling pattern", "tu-convnext_tiny"),
+        ("tu-test_vit", "its features have strides of 16\\n", "tu-convnext_tiny"),
+        ("tu-nest_tiny", "its features have strides of 4, 8, 16\\n", "tu-convnext_tiny"),
         ("resnet19", "unknown to smp", "resnet18"),
     ],
 )
@@ -250,7 +251,7 @@ def test_the_script_measures_an_encoder_and_writes_a_table(monkeypatch, tmp_path
     monkeypatch.setattr(script, "_exports", lambda model, side: {"onnx": "", "pt2": "left out"})
     results = [script.measure(name) for name in ("tu-test_efficientnet", "tu-test_vit")]
     assert {p: results[0][p] for p in script.PROPERTIES} == dict.fromkeys(script.PROPERTIES, "") | {"pt2": "left out"}
-    assert "downsampling" in results[1]["built"]
+    assert "strides of 16" in results[1]["built"]
     page = script.table({result["encoder"]: result for result in results})
     assert "| efficientnet | 1 of " in page
     assert "| built | 1 | UserError: model.encoder=NAME can't be" in page

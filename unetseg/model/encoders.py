@@ -151,8 +151,19 @@ def _get(name: str, in_channels: int, weights: str | None) -> nn.Module:
             with torch.random.fork_rng(devices=[], enabled=weights is not None):
                 encoder = get_encoder(name, weights=None, **arguments)
         except Exception as error:  # each architecture has errors of its own
-            raise _no_encoder(name, first_line(error)) from None
+            raise _no_encoder(name, _other_strides(name) or first_line(error)) from None
         return encoder if weights is None else get_encoder(name, weights=True, **arguments)
+
+
+def _other_strides(name: str) -> str:
+    """Return the strides of a model's features in words; empty where timm doesn't tell them, or where they fit."""
+    try:
+        with torch.device("meta"):
+            strides = timm.create_model(name.removeprefix(TIMM), features_only=True).feature_info.reduction()
+    except Exception:  # each architecture has errors of its own
+        return ""
+    fits = {4, 8, 16, 32} <= {*strides}
+    return "" if fits else f"its features have strides of {', '.join(map(str, dict.fromkeys(strides)))}"
 
 
 def _check_features(encoder: nn.Module, name: str) -> None:
