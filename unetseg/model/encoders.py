@@ -159,7 +159,8 @@ def _other_strides(name: str) -> str:
     """Return the strides of a model's features in words; empty where timm doesn't tell them, or where they fit."""
     try:
         with torch.device("meta"):
-            strides = timm.create_model(name.removeprefix(TIMM), features_only=True).feature_info.reduction()
+            model: Any = timm.create_model(name.removeprefix(TIMM), features_only=True)
+        strides = model.feature_info.reduction()
     except Exception:  # each architecture has errors of its own
         return ""
     fits = {4, 8, 16, 32} <= {*strides}
