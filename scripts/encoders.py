@@ -10,7 +10,7 @@ Each encoder has a process of its own, with pictures of 64 px, or of the one siz
   statistics of a batch in training mode, bit for bit;
 - trained: a step of AdamW moves the weights, and each that isn't frozen has a gradient;
 - routed: the gradient of that step is told by exit, and the shares sum to 1;
-- onnx, pt2: the exported file has the model's probabilities, at several sizes.
+- pt2, onnx: the exported file has the model's probabilities, at several sizes.
 
 The results lie in docs/encoders.jsonl, a line each; a property's text is empty where it holds, and says why where not.
 """
@@ -18,6 +18,7 @@ The results lie in docs/encoders.jsonl, a line each; a property's text is empty 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import json
 import math
@@ -28,6 +29,7 @@ import signal
 import time
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,8 @@ from unetseg.model.encoders import SIDE, own_side
 from unetseg.names import ENCODERS, TIMM
 
 Result = dict[str, Any]
-PROPERTIES = ("built", "equal", "trained", "routed", "onnx", "pt2")
+PROPERTIES = ("built", "equal", "trained", "routed", "pt2", "onnx")
+"""In the order in which they are measured."""
 KEPT = Path(__file__).parents[1] / "docs/encoders.jsonl"
 LONGEST = 200
 """Letters of a reason."""
@@ -52,20 +55,21 @@ EXAMPLES = 4
 """Encoders that are named for a reason."""
 
 
-def measure(name: str) -> Result:
-    """Return the results of one encoder."""
-    result: Result = {"encoder": name, "built": _try(lambda: _build(name))}
-    if result["built"]:
-        return result
+def measure(name: str) -> Iterator[Result]:
+    """Give the results of one encoder, as they come."""
+    yield {"built": (reason := _try(lambda: _build(name)))}
+    if reason:
+        return
     model = _build(name)
     encoder: Any = model.net.encoder
-    result["parameters"] = sum(weight.numel() for weight in encoder.parameters())
-    result["widths"] = [*encoder.out_channels[1:]]
-    result["side"] = SIDE if not _try(lambda: model(torch.zeros(1, 3, SIDE, SIDE))) else own_side(encoder)
-    images = torch.randint(0, 256, (2, 3, result["side"], result["side"]), dtype=torch.uint8)
-    result["equal"] = _try(lambda: _compare(name, model.normalise(images)))
-    result |= dict(zip(("trained", "routed"), _step(model, images), strict=True))
-    return result | _exports(model.eval(), result["side"])
+    side = SIDE if not _try(lambda: model(torch.zeros(1, 3, SIDE, SIDE))) else own_side(encoder)
+    parameters = sum(weight.numel() for weight in encoder.parameters())
+    yield {"parameters": parameters, "widths": [*encoder.out_channels[1:]], "side": side}
+    images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+    yield {"equal": _try(lambda: _compare(name, model.normalise(images)))}
+    yield dict(zip(("trained", "routed"), _step(model, images), strict=True))
+    model.zero_grad()  # gradients take memory that the exporters need
+    yield from _exports(model.eval(), side)
 
 
 def _build(name: str) -> Segmenter:
@@ -136,15 +140,16 @@ def _check_shares(flow: GradientFlow) -> None:
         raise ValueError(f"the shares sum to {sum(shares)}")
 
 
-def _exports(model: Segmenter, side: int) -> Result:
-    """Export the model in each format, of one trace; return what is wrong with each."""
+def _exports(model: Segmenter, side: int) -> Iterator[Result]:
+    """Export the model in each format, of one trace; give what is wrong with each."""
     entries = {"classes": json.dumps(["background", "object"]), "size": json.dumps(side)}
     try:
         with export.silence_exporters():
             program = export.trace(export.PictureModel(model))
             shapes = export.shapes_to_check(program, side)
     except Exception as error:  # each architecture has errors of its own
-        return dict.fromkeys(("onnx", "pt2"), f"{type(error).__name__}: {first_line(error)}"[:LONGEST])
+        yield dict.fromkeys(("pt2", "onnx"), f"{type(error).__name__}: {first_line(error)}"[:LONGEST])
+        return
 
     def check(suffix: str) -> None:
         with export.silence_exporters():
@@ -153,7 +158,8 @@ def _exports(model: Segmenter, side: int) -> Result:
         if not worst <= export.TOLERANCE:
             raise ValueError(f"probabilities differ by {worst:.1e}")
 
-    return {name: _try(lambda suffix=f".{name}": check(suffix)) for name in ("pt2", "onnx")}
+    for name in ("pt2", "onnx"):
+        yield {name: _try(lambda suffix=f".{name}": check(suffix))}
 
 
 def _child(name: str, pipe: Any, limit: int, memory: float) -> None:
@@ -161,27 +167,29 @@ def _child(name: str, pipe: Any, limit: int, memory: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))  # SIGXCPU, and not the SIGKILL of a full memory
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    pipe.send(measure(name))
+    for part in measure(name):
+        pipe.send(part)
 
 
 def apart(name: str, *, limit: int, memory: float) -> Result:
-    """Measure an encoder in a process of its own; one that ends without a result, or takes too long, has a row, too."""
+    """Measure an encoder in a process of its own; where that ends early, the property it was at says so."""
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe(duplex=False)
     child = fork.Process(target=_child, args=(name, theirs, limit, memory))
     start = time.monotonic()
     child.start()
     theirs.close()
-    try:
-        result: Result = ours.recv()
-        child.join()
-    except EOFError:
-        child.join()
+    result: Result = {"encoder": name}
+    with contextlib.suppress(EOFError):
+        while True:
+            result |= ours.recv()
+    child.join()
+    ahead = [p for p in PROPERTIES if p not in result]
+    if child.exitcode and ahead:
+        reason = f"its process ended with status {child.exitcode} (--memory {memory:g} GB)"
         if child.exitcode == -signal.SIGXCPU:
             reason = f"not within {limit} s of the processor"
-        else:
-            reason = f"its process ended with status {child.exitcode} (--memory {memory:g} GB)"
-        result = {"encoder": name, "built": reason}
+        result[ahead[0]] = reason
     return result | {"seconds": round(time.monotonic() - start, 1)}
 
 
@@ -246,7 +254,7 @@ weights, two pictures of 64 px, or of the one size that an encoder takes).
 
 **built**: `model.encoder=NAME` makes a network. **equal**: with `skip=concat` it is `smp.Unet`: names, first weights,
 outputs, gradients and statistics, bit for bit. **trained**: a step of AdamW moves it, and no weight that is not frozen
-is left without a gradient. **routed**: the gradient is told by exit, and the shares sum to 1. **onnx**, **pt2**: the
+is left without a gradient. **routed**: the gradient is told by exit, and the shares sum to 1. **pt2**, **onnx**: the
 exported file has the probabilities of the model for pictures of any size.
 
 ## smp's encoders

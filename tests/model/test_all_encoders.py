@@ -1,6 +1,7 @@
 """Every encoder of smp, and timm's models with stages: smp's U-Net, with skips of any kind, and what is refused."""
 
 import sys
+from collections import ChainMap
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -248,8 +249,9 @@ def test_glorot_is_for_resnets_and_densenets():
 
 
 def test_the_script_measures_an_encoder_and_writes_a_table(monkeypatch, tmp_path):
-    monkeypatch.setattr(script, "_exports", lambda model, side: {"onnx": "", "pt2": "left out"})
-    results = [script.measure(name) for name in ("tu-test_efficientnet", "tu-test_vit")]
+    monkeypatch.setattr(script, "_exports", lambda model, side: [{"onnx": "", "pt2": "left out"}])
+    names = ("tu-test_efficientnet", "tu-test_vit")
+    results = [{"encoder": name} | dict(ChainMap(*script.measure(name))) for name in names]
     assert {p: results[0][p] for p in script.PROPERTIES} == dict.fromkeys(script.PROPERTIES, "") | {"pt2": "left out"}
     assert "strides of 16" in results[1]["built"]
     page = script.table({result["encoder"]: result for result in results})
@@ -258,6 +260,13 @@ def test_the_script_measures_an_encoder_and_writes_a_table(monkeypatch, tmp_path
     assert "Not measured yet of smp: resnet18, " in page
 
 
-def test_an_encoder_whose_process_ends_is_a_row(monkeypatch):
-    monkeypatch.setattr(script, "measure", lambda name: script.os._exit(3))
-    assert "ended with status 3" in script.apart("resnet18", limit=60, memory=100)["built"]
+def test_where_an_encoders_process_ends_early_what_it_was_at_says_so(monkeypatch):
+    def until_it_ends(name):
+        yield {"built": ""}
+        script.os._exit(3)
+
+    monkeypatch.setattr(script, "measure", until_it_ends)
+    row = script.apart("resnet18", limit=60, memory=100)
+    assert row["built"] == ""
+    assert row["equal"] == "its process ended with status 3 (--memory 100 GB)"
+    assert "trained" not in row
