@@ -268,6 +268,15 @@ def test_an_encoder_whose_file_does_not_run_is_refused_by_its_name(tmp_path, mon
     assert not [*tmp_path.iterdir()]
 
 
+def test_weights_that_an_onnx_file_can_not_hold_are_told(tmp_path, monkeypatch):
+    model = random_model("resnet18", decoder_channels=NARROW)
+    monkeypatch.setattr(exporters, "LARGEST_ONNX", 40_000_000)
+    with pytest.raises(UserError, match=r"the weights take 0\.046 GB") as caught:
+        write_export(model, {"classes": ["a", "b", "c"], "size": 64}, tmp_path / "model.onnx")
+    assert "accepted: less than 0.04 GB" in str(caught.value)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_nothing_is_overwritten_unasked(saved, exports, tmp_path, monkeypatch):
     written_before(monkeypatch, exports[".pt2"])
     output = tmp_path / "model.pt2"

@@ -50,6 +50,8 @@ SHAPES = ((1, 64, 64), (2, 61, 95), (3, 32, 47))
 """B, H, W of the pictures on which every file and its checkpoint are compared."""
 TRACED = (2, 70, 93)
 """B, H, W of the tracer's example: none is 1, no two levels have equal sides."""
+LARGEST_ONNX = 2**31
+"""Bytes; a protobuf message, which an ONNX file is, holds less."""
 REMAINDERS = tuple((1, 65 + side, 65 + 13 * side % 32) for side in range(32))
 """B, H, W with each remainder by 32, the stride of the deepest level."""
 FREE = {"images": {0: Dim("batch", min=1), 1: Dim("height", min=65), 2: Dim("width", min=65)}}
@@ -248,6 +250,13 @@ def trace(model: PictureModel) -> ExportedProgram:
 
 def to_onnx(program: ExportedProgram, entries: dict[str, str]) -> bytes:
     """Return a program as an ONNX file with the entries as its metadata."""
+    size = sum(weight.nbytes for weight in program.state_dict.values())
+    if size >= LARGEST_ONNX:
+        raise UserError(
+            f"the weights take {size / 1e9:.2g} GB",
+            accepted=f"less than {LARGEST_ONNX / 1e9:.2g} GB for an ONNX file",
+            advice="a .pt2, which has no such limit",
+        )
     onnx_program = torch.onnx.export(
         program,
         dynamo=True,
