@@ -33,8 +33,8 @@ def net_with(**given) -> SkipUnet:
     return SkipUnet("resnet18", weights=None, **given).eval()
 
 
-def try_decoder(name, flow="both"):
-    passed = {"skip": ["concat"] * 4, "flow": [flow] * 4, "gradient": [1.0] * 4, "normalisation": "batch"}
+def try_decoder(name, flow="both", skip="concat"):
+    passed = {"skip": [skip] * 4, "flow": [flow] * 4, "gradient": [1.0] * 4, "normalisation": "batch"}
     return own_decoder(f"wrong_parts:{name}", *WIDTHS, **passed)
 
 
@@ -48,12 +48,21 @@ def try_decoder(name, flow="both"):
         ("Product", r"leaves nothing of the deep path(.|\n)*is_whole_without = False"),
         ("Drawn", "its tensor signs is drawn at random"),
         ("Spare", r"its parameter spare\.weight has no gradient"),
+        ("Listed", r"its layers\['first'\]\[0\]\.weight would be neither trained nor kept(.|\n)*nn\.ModuleList"),
+        ("ListedTensor", r"its tensor signs\[0\] is drawn at random"),
+        ("Enclosed", "two objects with the same parameters and buffers give different results"),
+        ("Lazy", r"its layer\.weight has no shape before a first call"),
+        ("Late", "makes its gain when it is called"),
         ("Placed", "fails on tensors of 2x8x7x24 and 2x4x7x24"),
     ],
 )
 def test_a_fusion_that_breaks_a_rule_is_refused(kind, problem):
     with pytest.raises(UserError, match=problem):
         own_fusion(f"wrong_parts:{kind}", 8, 4, "both", 1.0)
+
+
+def test_a_list_of_layers_that_are_found_constants_and_random_calls_are_allowed():
+    own_fusion("wrong_parts:Allowed", 8, 4, "both", 1.0)
 
 
 @pytest.mark.parametrize(("flow", "gradient"), [("forward", 1.0), ("backward", 1.0), ("both", 0.5)])
@@ -76,6 +85,29 @@ def test_a_decoder_takes_features_by_its_fusions_alone_and_with_the_flow_that_is
     with pytest.raises(UserError, match="level 1: the flow of Concat is both, not forward"):
         try_decoder("Deaf", flow="forward")
     try_decoder("Mirrored", flow="forward")
+
+
+def test_a_decoders_fusions_are_modules_of_it():
+    with pytest.raises(UserError, match=r"has no `fusions` of its levels(.|\n)*in an nn\.ModuleList"):
+        try_decoder("ListOfFusions")
+
+
+@pytest.mark.parametrize("skip", ["none", "add", "placebo", "wrong_parts:Blurred"])
+def test_a_decoder_has_the_skips_by_which_its_run_is_named(skip):
+    try_decoder("Mirrored", skip=skip)
+    try_decoder("Ignoring")
+    with pytest.raises(UserError, match=rf"level 1: Concat is not model\.skip={skip}\n(.|\n)*try: model\.skip=concat"):
+        try_decoder("Ignoring", skip=skip)
+
+
+def test_an_own_loss_is_read_as_training_left_it(tmp_path):
+    loss = own_loss("wrong_parts:Learned", classes=2)
+    torch.save({"state_dict": {"model.a": torch.ones(1), "loss.weight": torch.tensor(3.0)}}, tmp_path / "a.ckpt")
+    checkpoint.load_loss(tmp_path / "a.ckpt", loss)
+    assert loss.weight == 3
+    torch.save({"state_dict": {}}, tmp_path / "b.ckpt")
+    with pytest.raises(UserError, match=r"b\.ckpt can't be loaded"):
+        checkpoint.load_loss(tmp_path / "b.ckpt", loss)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import ast
 import hashlib
 import importlib
 import inspect
+import math
 import os
 import sys
 import sysconfig
@@ -295,4 +296,6 @@ def _is_plain(value: Any) -> bool:
         return all(isinstance(key, str) for key in value) and all(map(_is_plain, value.values()))
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
+    if isinstance(value, float):
+        return math.isfinite(value)  # Python writes inf and nan as names
+    return value is None or isinstance(value, bool | int | str)

@@ -160,6 +160,8 @@ def _evaluate(options: Evaluate) -> dict[str, Any]:
     check_writable(folder.path)
     weights = {name: known.get(name) for name in ("class_weights", "boundary_weight")}
     loss = make_loss(known["loss"], len(classes), **weights, trust=options.trust)
+    if is_own(known["loss"]):
+        checkpoint.load_loss(file, loss)
     module = SegmentationModule(model, loss, classes=len(classes), view=data.view)
     record = TestRecord(folder, tolerance=options.tolerance)
     precision = scoring_precision(known["precision"], options.accelerator)
@@ -177,7 +179,7 @@ def _evaluate(options: Evaluate) -> dict[str, Any]:
         "checkpoint": str(file),
         "split": options.split,
         "data": options.data.model_dump(),
-        **{name: known["model"][name] for name in ("skip", "encoder")},
+        **{name: known["model"].get(name) for name in ("skip", "encoder", "decoder")},
         "precision": str(trainer.precision),
         "folder": str(folder.path),
         **summary.provenance(),

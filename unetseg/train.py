@@ -253,7 +253,7 @@ def _train(options: Train, callbacks: Sequence[Callback], at_once: Callable[[], 
             "skip_scale": one_word(options.model.skip_scale),
             **options.model.model_dump(
                 include={
-                    *("encoder", "short_skips", "match_parameters", "stem_skip"),
+                    *("encoder", "decoder", "short_skips", "match_parameters", "stem_skip"),
                     *("auxiliary", "deep_supervision"),
                 }
             ),

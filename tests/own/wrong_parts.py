@@ -54,6 +54,67 @@ class Spare(Concat):
         self.spare = nn.Conv2d(skip_channels, skip_channels, 1)
 
 
+class Listed(Concat):
+    """Its layers are in a list, where torch doesn't find them."""
+
+    def __init__(self, deep_channels, skip_channels, **passed):
+        super().__init__(deep_channels, skip_channels, **passed)
+        self.layers = {"first": [nn.Conv2d(skip_channels, skip_channels, 1)]}
+
+    def fuse(self, deep, skip):
+        return super().fuse(deep, self.layers["first"][0](skip))
+
+
+class ListedTensor(Concat):
+    def __init__(self, deep_channels, skip_channels, **passed):
+        super().__init__(deep_channels, skip_channels, **passed)
+        self.signs = [torch.randn(skip_channels, 1, 1).sign()]
+
+    def fuse(self, deep, skip):
+        return super().fuse(deep, self.signs[0] * skip)
+
+
+class Enclosed(Concat):
+    """What it draws is in a function, and does something where a weight is not zero, as it is at first."""
+
+    def __init__(self, deep_channels, skip_channels, **passed):
+        super().__init__(deep_channels, skip_channels, **passed)
+        drawn = torch.randn(skip_channels, 1, 1)
+        self.times_drawn = lambda skip: drawn * skip
+        self.gain = nn.Parameter(torch.zeros(1))
+
+    def fuse(self, deep, skip):
+        return super().fuse(deep, skip + self.gain * self.times_drawn(skip))
+
+
+class Lazy(Concat):
+    def __init__(self, deep_channels, skip_channels, **passed):
+        super().__init__(deep_channels, skip_channels, **passed)
+        self.layer = nn.LazyConv2d(skip_channels, 1)
+
+
+class Late(Concat):
+    def fuse(self, deep, skip):
+        if not hasattr(self, "gain"):
+            self.gain = nn.Parameter(torch.ones(skip.shape[1], 1, 1))
+        return super().fuse(deep, self.gain * skip)
+
+
+class Allowed(Concat):
+    """Layers that are also in a list, a constant that is computed, and drop-out."""
+
+    def __init__(self, deep_channels, skip_channels, **passed):
+        super().__init__(deep_channels, skip_channels, **passed)
+        self.first, self.drop = nn.Conv2d(skip_channels, skip_channels, 1), nn.Dropout(0.5)
+        self.layers = [self.first, self.drop]
+        self.window = [torch.hann_window(3)]
+
+    def fuse(self, deep, skip):
+        for layer in self.layers:
+            skip = layer(skip)
+        return super().fuse(deep, skip * self.window[0].sum() + 0.1 * torch.rand_like(skip))
+
+
 class Placed(Concat):
     def __init__(self, deep_channels, skip_channels, **passed):
         super().__init__(deep_channels, skip_channels, **passed)
@@ -135,3 +196,34 @@ class OutOfBounds(nn.Module):
 class Infinite(nn.Module):
     def forward(self, logits, target):
         return (logits[:, 0] * (target == 1)).sum() / 0
+
+
+class Learned(nn.Module):
+    """A loss with a weight that training changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, logits, target):
+        cost = F.softplus(logits[:, 0]) * (target != 255)
+        return self.weight.square() * cost.mean()
+
+
+class Ignoring(Decoder):
+    """It has fusions of one kind, whatever `skip` says."""
+
+    def __init__(self, encoder_channels, channels, skip, **passed):
+        super().__init__(encoder_channels, channels, skip=["concat"] * len(skip), **passed)
+
+
+class ListOfFusions(nn.Module):
+    """Its fusions are in a list, where skip_scale=learned would put weights that nobody finds."""
+
+    def __init__(self, encoder_channels, channels, skip, flow, gradient, normalisation):
+        super().__init__()
+        self.fusions = [*passages(encoder_channels, flow, gradient)]
+        self.conv = nn.Conv2d(encoder_channels[1], channels[-1], 1)
+
+    def forward(self, features):
+        return F.interpolate(self.conv(self.fusions[0](features[1], features[1])), features[0].shape[-2:])

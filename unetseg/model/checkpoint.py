@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from unetseg import classes
@@ -21,6 +21,8 @@ from unetseg.names import shown
 
 PREFIX = "model."
 """Prefix of the Segmenter's names in the state dict: it is the attribute `model` of the LightningModule."""
+LOSS = "loss."
+"""Prefix of its loss's, likewise."""
 
 
 class _Undrawn(TorchFunctionMode):
@@ -85,6 +87,20 @@ def load(path: str | Path, *, trust: bool = False, as_trained: bool = False) -> 
     except Exception as error:
         raise _load_error(file, error) from None
     return model.eval(), known
+
+
+def load_loss(path: str | Path, loss: nn.Module) -> None:
+    """Give a loss the parameters and buffers that it had in the training of a checkpoint.
+
+    Raises:
+        UserError: the file can't be read safely, is damaged, or holds those of another loss.
+    """
+    file = checkpoint_file(path)
+    try:
+        state = archive.load(file)["state_dict"]
+        loss.load_state_dict({name.removeprefix(LOSS): own for name, own in state.items() if name.startswith(LOSS)})
+    except Exception as error:
+        raise _load_error(file, error) from None
 
 
 def load_pretrained(folder: Path, *, trust: bool = False) -> tuple[Segmenter, dict[str, Any]]:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from unetseg import classes
 from unetseg.classes import described
 from unetseg.errors import UserError
-from unetseg.model.skips import Fusion
+from unetseg.model.skips import FUSIONS, Fusion
 from unetseg.model.trial import build_tried, try_out
-from unetseg.names import NOT_WITHHELD
+from unetseg.names import NOT_WITHHELD, has_features, is_own
 
 SKIP, DECODER = "model.skip", "model.decoder"
 """The options that name them."""
@@ -70,7 +70,9 @@ def own_fusion(kind: str, deep_channels: int, skip_channels: int, flow: str, gra
             )
 
     given = dict(zip(OF_FUSION, widths, strict=True)), dict(zip(TO_FUSION, (flow, gradient), strict=True))
-    fusion: Fusion = build_tried(kind, SKIP, Fusion, *given, attempt)
+    fusion: Fusion = build_tried(
+        kind, SKIP, Fusion, *given, attempt, lambda: [torch.rand(2, width, *SIZES[0]) for width in widths]
+    )
     return fusion
 
 
@@ -87,7 +89,8 @@ def own_decoder(
 
     The class is an nn.Module, built as MyDecoder(encoder_channels, channels, skip=..., flow=..., gradient=...,
     normalisation=...) with lists as Decoder has them. It maps the encoder's features, [input, stride 2, ...], to
-    Bx(channels[-1])xHxW, and has `fusions`: the Fusion by which each level's features enter, finest first. Deep
+    Bx(channels[-1])xHxW, and has `fusions`: the Fusion by which each level's features enter, finest first, and of the
+    kind that `skip` says, where that is not concat: by concat a class may mean a way of its own. Deep
     supervision also needs `node_channels` and forward(features, with_nodes=True), as of Decoder. A subclass of Decoder
     has all of this.
 
@@ -102,15 +105,19 @@ def own_decoder(
             not isinstance(fusions, list | nn.ModuleList)
             or len({*map(id, fusions)}) != levels
             or len(fusions) != levels
+            or not {*map(id, fusions)} <= {*map(id, built.modules())}
             or not all(isinstance(fusion, Fusion) for fusion in fusions)
         ):
             raise UserError(
                 f"{setting} has no `fusions` of its levels",
-                accepted=f"`fusions`: {levels} different objects of unetseg.model.skips.Fusion, finest level first",
+                accepted=f"`fusions`: {levels} different objects of unetseg.model.skips.Fusion, finest level first, in "
+                "an nn.ModuleList or in modules of its own",
                 advice="unetseg.model.skips.passages, which returns one for each level",
             )
         for level, fusion in enumerate(fusions):
             _check_way(fusion, f"{setting}, level {level + 1}", flow[level], gradient[level])
+            if encoder_channels[level + 1]:
+                _check_kind(fusion, f"{setting}, level {level + 1}", skip[level], flow[level])
         for picture in PICTURES:
             features = _features(encoder_channels, picture)
             try_out(built.train(), setting, [features], (2, channels[-1], *picture))
@@ -129,7 +136,9 @@ def own_decoder(
     given = [*encoder_channels], [*channels]
     passed = [*skip], [*flow], [*gradient], normalisation
     places, keywords = dict(zip(OF_DECODER, given, strict=True)), dict(zip(TO_DECODER, passed, strict=True))
-    result: nn.Module = build_tried(decoder, DECODER, nn.Module, places, keywords, attempt)
+    result: nn.Module = build_tried(
+        decoder, DECODER, nn.Module, places, keywords, attempt, lambda: [_features(encoder_channels, PICTURES[0])]
+    )
     return result
 
 
@@ -177,6 +186,18 @@ def _check_way(fusion: Fusion, setting: str, flow: str, gradient: float) -> None
             f"{setting}: {type(fusion).__name__} has a `scale` of its own, a name that skip_scale takes",
             accepted="any other name but flow, gradient, scale, out_channels and carries_features",
             advice="self.my_scale = ...",
+        )
+
+
+def _check_kind(fusion: Fusion, setting: str, kind: str, flow: str) -> None:
+    """Raise a UserError where a decoder has another fusion than `model.skip` says, by which its run is named."""
+    wanted = classes.find(kind, SKIP) if is_own(kind) else FUSIONS[kind]
+    if fusion.carries_features != has_features(kind, flow) or not (kind == "concat" or isinstance(fusion, wanted)):
+        raise UserError(
+            f"{setting}: {type(fusion).__name__} is not model.skip={kind}",
+            accepted="a class that takes `skip`, as a subclass of unetseg.model.decoder.Decoder does; or "
+            "model.skip=concat, the default, with a class whose levels have a way of their own",
+            advice="model.skip=concat",
         )
 
 

@@ -5,11 +5,12 @@ What is tried is thrown away: no call changes the part that is trained, nor the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from unetseg import classes
 from unetseg.classes import described
@@ -26,8 +27,9 @@ def build_tried(
     places: Mapping[str, Any],
     keywords: Mapping[str, Any],
     attempt: Callable[[Any], object],
+    inputs: Callable[[], Sequence[Any]],
 ) -> Any:
-    """Return an object of the user's own class; another one, of other random numbers, goes through an attempt.
+    """Return an object of the user's own class; others, of other random numbers, go through an attempt.
 
     On the device "meta", where there are no numbers, nothing is tried.
 
@@ -37,7 +39,8 @@ def build_tried(
         base: what it must be a subclass of.
         places: what it is given in order.
         keywords: what it is given by name.
-        attempt: calls the other one, and raises a UserError where something is wrong with it.
+        attempt: calls another one, and raises a UserError where something is wrong with it.
+        inputs: returns what an object can be called with.
 
     Raises:
         UserError: it can't be built, its state would be lost, or the attempt raises one.
@@ -54,12 +57,15 @@ def build_tried(
             accepted="a class whose __init__ reads no tensor's numbers",
             advice="model.match_parameters=false",
         ) from error
+    setting = f"{option}={text}"
+    _check_weights(built, setting)
     if not on_meta:
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-            for _ in range(OTHERS):
-                other = classes.build(text, option, base, places, keywords)
-                _check_state(built, other, f"{option}={text}")
-            attempt(other)
+            others = [classes.build(text, option, base, places, keywords) for _ in range(OTHERS)]
+            for other in others:
+                _check_state(built, other, setting)
+            attempt(others.pop())
+            _check_reloaded(others, setting, inputs())
     return built
 
 
@@ -128,6 +134,66 @@ def try_out(part: nn.Module, setting: str, inputs: Sequence[Any], shape: Sequenc
     return [next(found) if leaf.requires_grad else None for leaf in leaves]
 
 
+def _check_weights(built: nn.Module, setting: str) -> None:
+    """Raise a UserError where weights are not made yet, or are where no optimizer and no checkpoint finds them."""
+    late = [name for name, own in [*built.named_parameters(), *built.named_buffers()] if is_lazy(own)]
+    if late:
+        raise UserError(
+            f"{setting}: its {late[0]} has no shape before a first call",
+            accepted="layers whose widths the constructor states, as nn.Conv2d and not nn.LazyConv2d",
+        )
+    hidden = [name for name, own in _unsaved(built) if own.requires_grad and own.is_leaf]
+    if hidden:
+        raise UserError(
+            f"{setting}: its {hidden[0]} would be neither trained nor kept in a checkpoint",
+            accepted="nn.Parameter and modules that are attributes themselves, not in a list or another object",
+            advice="nn.ModuleList([...]), nn.ModuleDict({...}) or nn.ParameterList([...])",
+        )
+
+
+def _check_reloaded(parts: Sequence[nn.Module], setting: str, inputs: Sequence[Any]) -> None:
+    """Raise a UserError where objects of one state dict give different results."""
+    first, *others = parts
+    names = {*first.state_dict()}
+    with torch.no_grad():
+        for weight in first.parameters():
+            if not weight.any():  # it may hide a part of the object until it is trained
+                weight.normal_(std=0.1)
+
+    def result(part: nn.Module, seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return part.eval()(*inputs)  # type: ignore[no-any-return]
+
+    expected = result(first, 0)
+    if late := {*first.state_dict()} - names:
+        raise UserError(
+            f"{setting} makes its {min(late)} when it is called, so that no checkpoint could be loaded",
+            accepted="parameters and buffers that the constructor makes",
+        )
+    draws = not _equal(expected, result(first, 1))
+    for number, other in enumerate(others, start=1):
+        try:
+            other.load_state_dict(first.state_dict())
+        except Exception as error:  # whatever the user's code raises
+            raise UserError(
+                f"{setting} can't load its own state dict: {described(error)}",
+                accepted="parameters and buffers that the constructor makes, of the same names and shapes each time",
+            ) from error
+        if not _equal(expected, result(other, 0 if draws else number)):
+            raise UserError(
+                f"{setting}: two objects with the same parameters and buffers give different results, so that a "
+                "checkpoint would not be what was trained",
+                accepted="state that is a parameter or a persistent buffer: random numbers in other places, such as "
+                "an array of NumPy, are in no checkpoint",
+                advice="self.register_buffer(NAME, ...)",
+            )
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
 def _check_state(built: nn.Module, other: nn.Module, setting: str) -> None:
     """Raise a UserError where tensors that no checkpoint holds differ between two objects of a class."""
     theirs = dict(_unsaved(other))
@@ -144,10 +210,31 @@ def _unsaved(part: nn.Module) -> list[tuple[str, Tensor]]:
     """Return the tensors of a part that are not in its state dict, each with its name."""
     saved = part.state_dict()
     tensors = [(name, own) for name, own in part.named_buffers() if name not in saved]
+    known = {*map(id, part.modules()), *map(id, part.parameters()), *map(id, part.buffers())}
     for place, module in part.named_modules():
-        attributes = [(name, own) for name, own in vars(module).items() if isinstance(own, Tensor)]
-        tensors += [(f"{place}.{name}".lstrip("."), own) for name, own in attributes]
+        for name, own in vars(module).items():
+            if name not in _OF_MODULES:
+                tensors += _inside(own, f"{place}.{name}".lstrip("."), known)
     return tensors
+
+
+_OF_MODULES = {*vars(nn.Module())}
+"""The attributes by which torch registers parameters, buffers, modules and hooks."""
+
+
+def _inside(value: Any, name: str, known: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Give the tensors in an attribute, also those in lists, tables and modules; `known` are passed over, each once."""
+    if id(value) in known:
+        return
+    known.add(id(value))
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, nn.Module):
+        for inner, own in [*value.named_parameters(), *value.named_buffers()]:
+            yield f"{name}.{inner}", own
+    elif isinstance(value, list | tuple | dict):
+        for key, own in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _inside(own, f"{name}[{key!r}]", known)
 
 
 def _text(shape: Sequence[int]) -> str:

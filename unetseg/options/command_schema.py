@@ -56,7 +56,7 @@ class Evaluate(Section):
     def _freeu(cls, value: list[float] | None) -> list[float] | None:
         if value is None or (len(value) == 2 and value != [1, 1] and all(0 <= factor < 1e3 for factor in value)):
             return value
-        raise rejected("null, or two numbers of 0 or more, [b,s], that are not both 1", "freeu=[1.2,0.9]")
+        raise rejected("null, or two numbers, [b,s], from 0 to below 1000, that are not both 1", "freeu=[1.2,0.9]")
 
     @field_validator("mechanism")
     @classmethod

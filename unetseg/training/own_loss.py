@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unetseg import classes as own_classes
 from unetseg.errors import UserError
@@ -32,12 +32,16 @@ def own_loss(loss: str, classes: int) -> nn.Module:
     setting = f"{OPTION}={loss}"
     advice = f"counts = target != {IGNORE}; the cost of each pixel times counts, divided by counts.sum()"
 
-    def attempt(built: nn.Module) -> None:
+    def inputs() -> list[Tensor]:
         logits = torch.randn(2, 1 if classes == 2 else classes, 16, 12)
         target = torch.arange(logits[:, 0].numel()).remainder(classes + 1).view(2, 16, 12)
         target[target == classes] = IGNORE
+        return [logits, target.to(torch.uint8)]
+
+    def attempt(built: nn.Module) -> None:
+        logits, target = inputs()
         try:
-            of_logits, _ = try_out(built.eval(), setting, [logits, target.to(torch.uint8)], ())
+            of_logits, _ = try_out(built.eval(), setting, [logits, target], ())
         except UserError as error:
             if f"{IGNORE} is out of bounds" in str(error):  # as torch's cross-entropy says it
                 raise UserError(f"{setting} counts pixels of {IGNORE}", accepted=ignored, advice=advice) from error
@@ -47,5 +51,5 @@ def own_loss(loss: str, classes: int) -> nn.Module:
             raise UserError(f"{setting} counts pixels of {IGNORE}", accepted=ignored, advice=advice)
 
     ignored = f"a loss that leaves out target == {IGNORE}, the pixels that are ignored: their gradient is zero"
-    built: nn.Module = build_tried(loss, OPTION, nn.Module, {}, {}, attempt)
+    built: nn.Module = build_tried(loss, OPTION, nn.Module, {}, {}, attempt, inputs)
     return built
