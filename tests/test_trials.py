@@ -50,6 +50,7 @@ def try_decoder(name, flow="both", skip="concat"):
         ("Spare", r"its parameter spare\.weight has no gradient"),
         ("Listed", r"its layers\['first'\]\[0\]\.weight would be neither trained nor kept(.|\n)*nn\.ModuleList"),
         ("ListedTensor", r"its tensor signs\[0\] is drawn at random"),
+        ("TrainingOnly", "its tensor kept is drawn at random"),
         ("Enclosed", "two objects with the same parameters and buffers give different results"),
         ("Lazy", r"its layer\.weight has no shape before a first call"),
         ("Late", "makes its gain when it is called"),
@@ -61,7 +62,7 @@ def test_a_fusion_that_breaks_a_rule_is_refused(kind, problem):
         own_fusion(f"wrong_parts:{kind}", 8, 4, "both", 1.0)
 
 
-def test_a_list_of_layers_that_are_found_constants_and_random_calls_are_allowed():
+def test_lists_of_layers_that_torch_finds_computed_weights_constants_and_random_calls_are_allowed():
     own_fusion("wrong_parts:Allowed", 8, 4, "both", 1.0)
 
 

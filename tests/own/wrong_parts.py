@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from unetseg.model.decoder import Decoder
 from unetseg.model.skips import Concat, passages
@@ -74,6 +75,17 @@ class ListedTensor(Concat):
         return super().fuse(deep, self.signs[0] * skip)
 
 
+class TrainingOnly(Concat):
+    """What it draws is used in training alone."""
+
+    def __init__(self, deep_channels, skip_channels, **passed):
+        super().__init__(deep_channels, skip_channels, **passed)
+        self.kept = torch.randn(skip_channels, 1, 1)
+
+    def fuse(self, deep, skip):
+        return super().fuse(deep, self.kept * skip if self.training else skip)
+
+
 class Enclosed(Concat):
     """What it draws is in a function, and does something where a weight is not zero, as it is at first."""
 
@@ -101,16 +113,21 @@ class Late(Concat):
 
 
 class Allowed(Concat):
-    """Layers that are also in a list, a constant that is computed, and drop-out."""
+    """Layers that are also in a list, weights that torch computes at each call, a constant, drop-out, statistics."""
 
     def __init__(self, deep_channels, skip_channels, **passed):
         super().__init__(deep_channels, skip_channels, **passed)
         self.first, self.drop = nn.Conv2d(skip_channels, skip_channels, 1), nn.Dropout(0.5)
         self.layers = [self.first, self.drop]
+        self.normed = nn.Sequential(
+            nn.utils.spectral_norm(nn.Conv2d(skip_channels, skip_channels, 1)),
+            parametrizations.weight_norm(nn.Conv2d(skip_channels, skip_channels, 1)),
+            nn.BatchNorm2d(skip_channels),
+        )
         self.window = [torch.hann_window(3)]
 
     def fuse(self, deep, skip):
-        for layer in self.layers:
+        for layer in [*self.layers, self.normed]:
             skip = layer(skip)
         return super().fuse(deep, skip * self.window[0].sum() + 0.1 * torch.rand_like(skip))
 

@@ -16,8 +16,8 @@ from unetseg import classes
 from unetseg.classes import described
 from unetseg.errors import UserError, first_line
 
-OTHERS = 4
-"""Objects that one is compared with: a few random signs may be the same by chance."""
+OTHERS = 6
+"""Objects that are tried, one by its rules and the others among each other: a few random signs may agree by chance."""
 
 
 def build_tried(
@@ -62,8 +62,6 @@ def build_tried(
     if not on_meta:
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
             others = [classes.build(text, option, base, places, keywords) for _ in range(OTHERS)]
-            for other in others:
-                _check_state(built, other, setting)
             attempt(others.pop())
             _check_reloaded(others, setting, inputs())
     return built
@@ -152,27 +150,14 @@ def _check_weights(built: nn.Module, setting: str) -> None:
 
 
 def _check_reloaded(parts: Sequence[nn.Module], setting: str, inputs: Sequence[Any]) -> None:
-    """Raise a UserError where objects of one state dict give different results."""
+    """Raise a UserError where objects with one state dict give different results, in training or after it."""
     first, *others = parts
     names = {*first.state_dict()}
     with torch.no_grad():
         for weight in first.parameters():
             if not weight.any():  # it may hide a part of the object until it is trained
                 weight.normal_(std=0.1)
-
-    def result(part: nn.Module, seed: int) -> Tensor:
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            return part.eval()(*inputs)  # type: ignore[no-any-return]
-
-    expected = result(first, 0)
-    if late := {*first.state_dict()} - names:
-        raise UserError(
-            f"{setting} makes its {min(late)} when it is called, so that no checkpoint could be loaded",
-            accepted="parameters and buffers that the constructor makes",
-        )
-    draws = not _equal(expected, result(first, 1))
-    for number, other in enumerate(others, start=1):
+    for other in others:
         try:
             other.load_state_dict(first.state_dict())
         except Exception as error:  # whatever the user's code raises
@@ -180,30 +165,46 @@ def _check_reloaded(parts: Sequence[nn.Module], setting: str, inputs: Sequence[A
                 f"{setting} can't load its own state dict: {described(error)}",
                 accepted="parameters and buffers that the constructor makes, of the same names and shapes each time",
             ) from error
-        if not _equal(expected, result(other, 0 if draws else number)):
+
+    def result(part: nn.Module, seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return part(*inputs)  # type: ignore[no-any-return]
+
+    for is_training in (False, True):
+        expected = result(first.train(is_training), 0)
+        if late := {*first.state_dict()} - names:
             raise UserError(
-                f"{setting}: two objects with the same parameters and buffers give different results, so that a "
-                "checkpoint would not be what was trained",
-                accepted="state that is a parameter or a persistent buffer: random numbers in other places, such as "
-                "an array of NumPy, are in no checkpoint",
-                advice="self.register_buffer(NAME, ...)",
+                f"{setting} makes its {min(late)} when it is called, so that no checkpoint could be loaded",
+                accepted="parameters and buffers that the constructor makes",
             )
+        draws = is_training or not _equal(expected, result(first, 1))
+        for number, other in enumerate(others, start=1):
+            if not _equal(expected, result(other.train(is_training), 0 if draws else number)):
+                raise _lost(first, other, setting)
+
+
+def _lost(one: nn.Module, other: nn.Module, setting: str) -> UserError:
+    """Return the error for two objects that differ though they have one state dict."""
+    theirs = dict(_unsaved(other))
+    drawn = [name for name, own in _unsaved(one) if name in theirs and not torch.equal(own, theirs[name])]
+    if drawn:
+        return UserError(
+            f"{setting}: its tensor {drawn[0]} is drawn at random, and no checkpoint would hold it",
+            accepted="state that is a parameter, or a buffer with persistent=True",
+            advice="self.register_buffer(NAME, ...)",
+        )
+    return UserError(
+        f"{setting}: two objects with the same parameters and buffers give different results, so that a checkpoint "
+        "would not be what was trained",
+        accepted="state that is a parameter or a buffer with persistent=True, and no random numbers elsewhere, such as "
+        "in an array of NumPy",
+        advice="self.register_buffer(NAME, ...)",
+    )
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-4, atol=1e-6, equal_nan=True)
-
-
-def _check_state(built: nn.Module, other: nn.Module, setting: str) -> None:
-    """Raise a UserError where tensors that no checkpoint holds differ between two objects of a class."""
-    theirs = dict(_unsaved(other))
-    for name, own in _unsaved(built):
-        if name in theirs and not torch.equal(own, theirs[name]):
-            raise UserError(
-                f"{setting}: its tensor {name} is drawn at random, and no checkpoint would hold it",
-                accepted="state that is a parameter, or a buffer with persistent=True",
-                advice=f'self.register_buffer("{name.rpartition(".")[2]}", ...)',
-            )
 
 
 def _unsaved(part: nn.Module) -> list[tuple[str, Tensor]]:

@@ -164,11 +164,12 @@ def _explain(schema: type[Section], options: dict[str, Any], error: Any) -> User
     advice = context.get("advice") or "--help"
     if context.get("problem"):
         return UserError(context["problem"], accepted=accepted, advice=advice)
-    value = error["input"]
-    problem = key if isinstance(value, dict) or not key else f"{key}={_as_given(value)} is not accepted"
+    problem = f"{key}={_as_given(error['input'])} is not accepted"
+    if not key or any(option.startswith(f"{key}.") for option in describe(schema, options)):
+        problem = f"these options{f' of {key}' if key else ''} don't go together"
     is_setting = "=" in advice or advice.startswith("--") or not key
     return UserError(
-        problem or "these options don't go together",
+        problem,
         accepted=accepted,
         advice=advice if is_setting else f"{key}={advice}",
     )
