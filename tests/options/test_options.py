@@ -48,7 +48,7 @@ WRONG = [
     ("model.skip_gradient=true", "model.skip_gradient=true", "a number of 0 or more", "try: model.skip_gradient=0.5"),
     ("model.skip_gradient=[0,1]", "model.skip_gradient=[0,1]", "4 in all, finest first", "model.skip_gradient=0.5"),
     ("model.skip={clas:concat}", "model.skip={clas:concat} is not accepted", "of your own", "try: model.skip=concat"),
-    ("model.skip=full model.stem_skip=true", "these options of model don't go together", "false", "model.stem_skip=false"),
+    ("model.skip=full model.stem_skip=true", "options of model don't go together", "false", "model.stem_skip=false"),
     ("model.skip_gradient=0.5 model.skip=none", "model", "whose skip is placebo or none", "=[1,1,1,1]"),
     ("model.skip_gradient=0.5 model.skip_flow=backward", "model", "whose skip_flow is not both", "=[1,1,1,1]"),
     ("model.skip_gradient=0.5 model.skip=[none,add,concat,add]", "model", "skip_gradient=1 at", "=[1,0.5,0.5,0.5]"),
