@@ -1,7 +1,9 @@
 """Exports: the probabilities of the checkpoint in other runtimes, at every size; nothing else is written or read."""
 
+import io
 import itertools
 import json
+import math
 import subprocess
 import sys
 import zipfile
@@ -12,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional
 
 import unetseg
 from unetseg.data.view import View
@@ -163,6 +166,24 @@ def test_only_such_a_maximum_is_replaced():
     others[-1].register_forward_hook(lambda module, given, result: -result)
     assert PaddedPool.stands_for(nn.MaxPool2d(3, 2, ceil_mode=True))
     assert not any(map(PaddedPool.stands_for, others))
+
+
+class HalvedAndBack(nn.Module):
+    """Sides that are halved, rounded up, as MobileViT and TensorFlow's padding have them."""
+
+    def forward(self, images):
+        return functional.interpolate(images, size=[math.ceil(side / 2) for side in images.shape[-2:]])
+
+
+def test_sides_that_are_rounded_up_are_written():
+    sides = {2: torch.export.Dim("height", min=3), 3: torch.export.Dim("width", min=3)}
+    program = torch.export.export(HalvedAndBack(), (torch.zeros(1, 1, 8, 12),), dynamic_shapes=(sides,))
+    assert any(node.target is math.ceil for node in program.graph.nodes)
+    exporters.round_up_in_integers(program)
+    loaded = torch.export.load(io.BytesIO(exporters.to_pt2(program, {}))).module()
+    for height, width in itertools.product(range(3, 10), repeat=2):
+        images = torch.rand(1, 1, height, width)
+        assert torch.equal(loaded(images), HalvedAndBack()(images))
 
 
 def test_where_the_tracer_can_not_tell_the_sides_of_the_levels_every_remainder_is_compared(tmp_path):

@@ -16,6 +16,8 @@ import importlib.util
 import io
 import json
 import logging
+import math
+import operator
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import Node
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._sympy.numbers import int_oo
@@ -245,7 +248,33 @@ def trace(model: PictureModel) -> ExportedProgram:
         program.range_constraints[symbol] = ValueRanges(1, int_oo)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # contains the paths of this machine's files
+    round_up_in_integers(program)
     return program
+
+
+def round_up_in_integers(program: ExportedProgram) -> None:
+    """Replace ceil(side / stride) in a program, which torch.export.save can't write, by (side + stride - 1) // stride.
+
+    MobileViT computes its sides so, and encoders with the padding of TensorFlow (tf_efficientnet_b0).
+    """
+    graph = program.graph
+    for node in [*graph.nodes]:
+        quotient = node.args[0] if node.target is math.ceil else None
+        if not isinstance(quotient, Node) or quotient.target is not operator.truediv:
+            continue
+        side, stride = quotient.args
+        if not isinstance(side, Node) or not isinstance(stride, int):
+            continue
+        with graph.inserting_before(node):
+            above = graph.call_function(operator.add, (side, stride - 1))
+            whole = graph.call_function(operator.floordiv, (above, stride))
+        above.meta["val"] = side.meta["val"] + (stride - 1)
+        whole.meta["val"] = above.meta["val"] // stride
+        node.replace_all_uses_with(whole)
+        graph.erase_node(node)
+        if not quotient.users:
+            graph.erase_node(quotient)
+    program.graph_module.recompile()
 
 
 def to_onnx(program: ExportedProgram, entries: dict[str, str]) -> bytes:
