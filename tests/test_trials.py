@@ -1,7 +1,9 @@
 """What a class of the user's own does wrong is said before a training: each rule of docs/extending.md has a test."""
 
+import random
 import re
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY
@@ -51,6 +53,13 @@ def try_decoder(name, flow="both", skip="concat"):
         ("Listed", r"its layers\['first'\]\[0\]\.weight would be neither trained nor kept(.|\n)*nn\.ModuleList"),
         ("ListedTensor", r"its tensor signs\[0\] is drawn at random"),
         ("TrainingOnly", "its tensor kept is drawn at random"),
+        ("Growing", "two objects with the same parameters and buffers"),
+        ("Started", "two objects with the same parameters and buffers"),
+        ("Sparse", "its tensor mixed is drawn at random"),
+        ("InPlaceBehind", r"fails in the backward pass: RuntimeError: .*in-?place"),
+        ("Leaving", r"fails on tensors.*SystemExit: bye \(wrong_parts\.py, line"),
+        ("Extra", "_extra_state is no tensor"),
+        ("Hooked", "can't be copied(.|\n)*nn.utils.parametrizations"),
         ("Enclosed", "two objects with the same parameters and buffers give different results"),
         ("Lazy", r"its layer\.weight has no shape before a first call"),
         ("Late", "makes its gain when it is called"),
@@ -64,6 +73,22 @@ def test_a_fusion_that_breaks_a_rule_is_refused(kind, problem):
 
 def test_lists_of_layers_that_torch_finds_computed_weights_constants_and_random_calls_are_allowed():
     own_fusion("wrong_parts:Allowed", 8, 4, "both", 1.0)
+    for _ in range(9):
+        own_fusion("wrong_parts:DropPath", 8, 4, "both", 1.0)
+
+
+def test_a_trial_leaves_all_random_numbers_as_they_are(monkeypatch):
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("it would set a GPU's seed, too"))
+
+    def drawn(tries):
+        torch.default_generator.manual_seed(5)
+        random.seed(5)
+        np.random.seed(5)  # noqa: NPY002
+        if tries:
+            own_fusion("wrong_parts:DropPath", 8, 4, "both", 1.0)
+        return random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
+
+    assert drawn(tries=True) == drawn(tries=False)
 
 
 @pytest.mark.parametrize(("flow", "gradient"), [("forward", 1.0), ("backward", 1.0), ("both", 0.5)])
@@ -82,6 +107,13 @@ def test_a_fusion_is_tried_also_where_no_gradients_are_computed():
 def test_a_decoder_takes_features_by_its_fusions_alone_and_with_the_flow_that_is_asked():
     with pytest.raises(UserError, match="takes the features of level 1 by another way than its fusion"):
         try_decoder("Bypass")
+    for name in ("Beside", "BesideWithoutGradient"):
+        with pytest.raises(UserError, match="takes the features of level 1 by another way than its fusion"):
+            try_decoder(name, skip="none")
+    with pytest.raises(UserError, match=r"gives its fusions\[0\] something else than the features of level 1"):
+        try_decoder("Coarsest")
+    with pytest.raises(UserError, match=r"gives its fusions\[0\] something else than the features of level 1"):
+        try_decoder("Before")
     try_decoder("Deaf")
     with pytest.raises(UserError, match="level 1: the flow of Concat is both, not forward"):
         try_decoder("Deaf", flow="forward")
@@ -102,6 +134,7 @@ def test_a_decoder_has_the_skips_by_which_its_run_is_named(skip):
 
 
 def test_an_own_loss_is_read_as_training_left_it(tmp_path):
+    own_loss("wrong_parts:InTraining", classes=2)
     loss = own_loss("wrong_parts:Learned", classes=2)
     torch.save({"state_dict": {"model.a": torch.ones(1), "loss.weight": torch.tensor(3.0)}}, tmp_path / "a.ckpt")
     checkpoint.load_loss(tmp_path / "a.ckpt", loss)
@@ -118,6 +151,7 @@ def test_an_own_loss_is_read_as_training_left_it(tmp_path):
         ("LogitsInPlace", "writes into the tensors"),
         ("Counts255", r"counts pixels of 255(.|\n)*counts = target != 255"),
         ("Infinite", "gives NaN or infinite numbers"),
+        ("Counts255InTraining", "counts pixels of 255"),
     ],
 )
 def test_a_loss_that_breaks_a_rule_is_refused(name, problem):
@@ -141,6 +175,13 @@ def test_what_a_constructor_made_is_there_after_loading(tmp_path):
         assert all((fusion.filter == 1 / 9).all() for fusion in model.net.fusions)
     card = (tmp_path / "folder/README.md").read_text()
     assert 'from_pretrained("FOLDER or REPOSITORY", trust=True)' in card
+
+
+def test_weights_that_two_layers_share_are_there_after_loading(tmp_path):
+    net, images = net_with(skip="wrong_parts:Tied"), torch.rand(1, 3, 64, 64)
+    net.save_pretrained(tmp_path / "folder")
+    loaded = SkipUnet.from_pretrained(tmp_path / "folder", trust=True)
+    assert torch.equal(loaded(images), net(images))
 
 
 @pytest.mark.parametrize("initialisation", ["he", "glorot"])

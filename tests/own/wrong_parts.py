@@ -1,5 +1,9 @@
 """Fusions, decoders and losses that each break a rule of docs/extending.md, and right ones, for test_trials.py."""
 
+import random
+import warnings
+
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -84,6 +88,101 @@ class TrainingOnly(Concat):
 
     def fuse(self, deep, skip):
         return super().fuse(deep, self.kept * skip if self.training else skip)
+
+
+class Growing(Concat):
+    """Its skip grows with a count of the training's steps, a number of Python."""
+
+    steps = 0
+
+    def fuse(self, deep, skip):
+        self.steps += self.training
+        return super().fuse(deep, skip * min(1, self.steps / 4))
+
+
+class Started(Concat):
+    """Its first batch sets a buffer; that it has come is a flag of Python."""
+
+    def __init__(self, deep_channels, skip_channels, **passed):
+        super().__init__(deep_channels, skip_channels, **passed)
+        self.register_buffer("first", torch.zeros(()))
+        self.has_started = False
+
+    def fuse(self, deep, skip):
+        if not self.has_started:
+            self.first.copy_(skip.detach().mean())
+            self.has_started = True
+        return super().fuse(deep, skip - self.first)
+
+
+class Sparse(Concat):
+    def __init__(self, deep_channels, skip_channels, **passed):
+        super().__init__(deep_channels, skip_channels, **passed)
+        self.mixed = torch.randn(skip_channels, skip_channels).to_sparse()
+
+    def fuse(self, deep, skip):
+        return super().fuse(deep, torch.einsum("bchw,dc->bdhw", skip, self.mixed.to_dense()))
+
+
+class InPlaceBehind(Concat):
+    def __init__(self, deep_channels, skip_channels, **passed):
+        super().__init__(deep_channels, skip_channels, **passed)
+        self.layer = nn.Conv2d(skip_channels, skip_channels, 1)
+
+    def fuse(self, deep, skip):
+        gate = torch.sigmoid(self.layer(skip))
+        return super().fuse(deep, gate.mul_(2))
+
+
+class Leaving(Concat):
+    def fuse(self, deep, skip):
+        raise SystemExit("bye")
+
+
+class Extra(Concat):
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+class Hooked(Concat):
+    """The older weight_norm keeps a weight that is computed, so that the layer can't be copied."""
+
+    def __init__(self, deep_channels, skip_channels, **passed):
+        super().__init__(deep_channels, skip_channels, **passed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.layer = nn.utils.weight_norm(nn.Conv2d(skip_channels, skip_channels, 1))
+
+    def fuse(self, deep, skip):
+        return super().fuse(deep, self.layer(skip))
+
+
+class DropPath(Concat):
+    """The skip is left out at times, by Python's random numbers and NumPy's; the deep path's gain begins at zero."""
+
+    def __init__(self, deep_channels, skip_channels, **passed):
+        super().__init__(deep_channels, skip_channels, **passed)
+        self.gain, self.own = nn.Parameter(torch.zeros(1)), np.random.default_rng()
+
+    def fuse(self, deep, skip):
+        if self.training:
+            skip = skip * (random.random() < 0.5) * np.random.rand() * self.own.random()  # noqa: NPY002
+        return super().fuse(self.gain * deep, skip)
+
+
+class Tied(Concat):
+    """Two layers have one weight."""
+
+    def __init__(self, deep_channels, skip_channels, **passed):
+        super().__init__(deep_channels, skip_channels, **passed)
+        self.first, self.second = (nn.Conv2d(skip_channels, skip_channels, 1) for _ in range(2))
+        self.second.weight = self.first.weight
+
+    def fuse(self, deep, skip):
+        return super().fuse(deep, self.second(self.first(skip)))
 
 
 class Enclosed(Concat):
@@ -244,3 +343,53 @@ class ListOfFusions(nn.Module):
 
     def forward(self, features):
         return F.interpolate(self.conv(self.fusions[0](features[1], features[1])), features[0].shape[-2:])
+
+
+class InTraining(Learned):
+    """A loss whose weight matters in training alone, as an uncertainty does (Kendall et al. 2018)."""
+
+    def forward(self, logits, target):
+        return super().forward(logits, target) if self.training else (logits[:, 0] * (target != 255)).square().mean()
+
+
+class Counts255InTraining(nn.Module):
+    def forward(self, logits, target):
+        return (logits[:, 0] * ((target != 255) | self.training)).square().mean()
+
+
+class Coarsest(Decoder):
+    """Its fusions are in the order of its blocks, the coarsest level first."""
+
+    @property
+    def fusions(self):
+        return [block.fusion for block in self.blocks[: len(super().fusions)]]
+
+
+class Beside(Decoder):
+    """Level 1 enters beside its fusion, by a gain that begins at zero."""
+
+    def __init__(self, encoder_channels, channels, **passed):
+        super().__init__(encoder_channels, channels, **passed)
+        self.gain = nn.Parameter(torch.zeros(()))
+        self.lateral = nn.Conv2d(encoder_channels[1], channels[-1], 1)
+
+    def forward(self, features, with_nodes=False):
+        beside = F.interpolate(self.lateral(features[1]), features[0].shape[-2:])
+        return super().forward(features) + self.gain * beside
+
+
+class BesideWithoutGradient(Beside):
+    def forward(self, features, with_nodes=False):
+        beside = F.interpolate(self.lateral(features[1].detach()), features[0].shape[-2:])
+        return Decoder.forward(self, features) + (1 + self.gain) * beside
+
+
+class Before(Beside):
+    """A layer changes the features before their fusion."""
+
+    def __init__(self, encoder_channels, channels, **passed):
+        Decoder.__init__(self, encoder_channels, channels, **passed)
+        self.layer = nn.Conv2d(encoder_channels[1], encoder_channels[1], 1)
+
+    def forward(self, features, with_nodes=False):
+        return Decoder.forward(self, [features[0], self.layer(features[1]), *features[2:]])

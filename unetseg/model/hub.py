@@ -162,7 +162,9 @@ class HubFolder(SMPHubMixin):
             raise UserError(f"{file} can't be read: {first_line(error)}", accepted=FOLDERS) from None
         own = net.state_dict()
         fitting = {name for name in own.keys() & state.keys() if own[name].shape == state[name].shape}
-        others = sorted((own.keys() | state.keys()) - fitting)
+        places = {own[name].data_ptr() for name in fitting}
+        tied = {name for name in own.keys() - state.keys() if own[name].data_ptr() in places}  # the file has them once
+        others = sorted((own.keys() | state.keys()) - fitting - tied)
         if others:
             problem = f"{len(others)} of the weights of {model_id} don't fit the network: {', '.join(others[:4])}"
             if strict:

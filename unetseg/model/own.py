@@ -122,16 +122,7 @@ def own_decoder(
             features = _features(encoder_channels, picture)
             try_out(built.train(), setting, [features], (2, channels[-1], *picture))
         try_out(built.eval(), setting, [[*map(torch.zeros_like, features)]], (2, channels[-1], *picture))
-        for fusion in fusions:
-            fusion.flow = "forward"  # by which no gradient comes back
-        gradients = try_out(built, setting, [features], (2, channels[-1], *picture))
-        for level, of_level in enumerate(gradients[1:-1], start=1):
-            if of_level is not None and of_level.any():
-                raise UserError(
-                    f"{setting} takes the features of level {level} by another way than its fusion, so that "
-                    "skip_flow, skip_gradient and skip_scale would do nothing to them",
-                    accepted=f"features[{level}] as an argument of self.fusions[{level - 1}] alone",
-                )
+        _check_levels(built, [*fusions], encoder_channels, setting)
 
     given = [*encoder_channels], [*channels]
     passed = [*skip], [*flow], [*gradient], normalisation
@@ -140,6 +131,41 @@ def own_decoder(
         decoder, DECODER, nn.Module, places, keywords, attempt, lambda: [_features(encoder_channels, PICTURES[0])]
     )
     return result
+
+
+def _check_levels(built: nn.Module, fusions: Sequence[Fusion], encoder_channels: Sequence[int], setting: str) -> None:
+    """Raise a UserError where a decoder's fusions are not given their levels, or features enter beside them."""
+    features = _features(encoder_channels, PICTURES[1])
+    handles = []
+    for level, fusion in enumerate(fusions, start=1):
+
+        def without(_: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor], level: int = level) -> Any:
+            deep, skip = [*given, *(named[name] for name in ("deep", "skip") if name in named)]
+            if skip.shape != features[level].shape or not torch.equal(skip, features[level]):
+                raise UserError(
+                    f"{setting} gives its fusions[{level - 1}] something else than the features of level {level}",
+                    accepted=f"features[{level}] as an argument of self.fusions[{level - 1}], finest level first",
+                )
+            return (deep, torch.zeros_like(skip)), {}
+
+        handles.append(fusion.register_forward_pre_hook(without, with_kwargs=True))
+
+    def result() -> Tensor:
+        torch.default_generator.manual_seed(0)
+        with torch.no_grad():
+            return built(features)  # type: ignore[no-any-return]
+
+    expected = result()
+    for level in range(1, len(fusions) + 1):
+        features[level] = torch.rand_like(features[level])
+        if not torch.allclose(expected, result(), rtol=1e-4, atol=1e-6):
+            raise UserError(
+                f"{setting} takes the features of level {level} by another way than its fusion, so that "
+                "skip_flow, skip_gradient and skip_scale would do nothing to them",
+                accepted=f"features[{level}] as an argument of self.fusions[{level - 1}] alone",
+            )
+    for handle in handles:
+        handle.remove()
 
 
 def check_nodes(built: nn.Module, decoder: str, encoder_channels: Sequence[int]) -> None:

@@ -5,9 +5,13 @@ What is tried is thrown away: no call changes the part that is trained, nor the 
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -18,6 +22,8 @@ from unetseg.errors import UserError, first_line
 
 OTHERS = 6
 """Objects that are tried, one by its rules and the others among each other: a few random signs may agree by chance."""
+CALLS = 3
+"""Calls in training mode before an object's state is saved."""
 
 
 def build_tried(
@@ -60,10 +66,13 @@ def build_tried(
     setting = f"{option}={text}"
     _check_weights(built, setting)
     if not on_meta:
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+        with _generators_kept(), torch.inference_mode(False):
             others = [classes.build(text, option, base, places, keywords) for _ in range(OTHERS)]
+            for other in others:
+                _fill_zeros(other)
+            _check_copied(others[0], setting)
             attempt(others.pop())
-            _check_reloaded(others, setting, inputs())
+            _check_reloaded(others, setting, inputs)
     return built
 
 
@@ -95,7 +104,7 @@ def try_out(part: nn.Module, setting: str, inputs: Sequence[Any], shape: Sequenc
         result = part(*arguments)
     except UserError:
         raise
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise UserError(
             f"{setting} fails on {on}: {described(error)}", accepted=f"a result of {_text(shape)}"
         ) from error
@@ -111,11 +120,16 @@ def try_out(part: nn.Module, setting: str, inputs: Sequence[Any], shape: Sequenc
         raise UserError(f"{setting} has no gradient", accepted="a result that depends on the tensors that it is given")
     weights = {name: weight for name, weight in part.named_parameters() if weight.requires_grad}
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    gradients = torch.autograd.grad(
-        (result * torch.rand_like(result)).sum(), [*wanted, *weights.values()], allow_unused=True
-    )
+    try:
+        gradients = torch.autograd.grad(
+            (result * torch.rand_like(result)).sum(), [*wanted, *weights.values()], allow_unused=True
+        )
+    except (Exception, SystemExit) as error:  # such as of an operation in place on what another one needs
+        raise UserError(
+            f"{setting} fails in the backward pass: {described(error)}", accepted="a result with gradients"
+        ) from error
     unused = [name for name, own in zip(weights, gradients[len(wanted) :], strict=True) if own is None]
-    if unused:
+    if unused and part.training:
         raise UserError(
             f"{setting}: its parameter {unused[0]} has no gradient, for which distributed training would wait",
             accepted="parameters that the result depends on",
@@ -134,6 +148,12 @@ def try_out(part: nn.Module, setting: str, inputs: Sequence[Any], shape: Sequenc
 
 def _check_weights(built: nn.Module, setting: str) -> None:
     """Raise a UserError where weights are not made yet, or are where no optimizer and no checkpoint finds them."""
+    odd = [name for name, own in built.state_dict().items() if not isinstance(own, Tensor)]
+    if odd:
+        raise UserError(
+            f"{setting}: {odd[0]} is no tensor, and a checkpoint of unetseg holds tensors alone",
+            accepted="parameters and buffers, and no get_extra_state",
+        )
     late = [name for name, own in [*built.named_parameters(), *built.named_buffers()] if is_lazy(own)]
     if late:
         raise UserError(
@@ -149,62 +169,99 @@ def _check_weights(built: nn.Module, setting: str) -> None:
         )
 
 
-def _check_reloaded(parts: Sequence[nn.Module], setting: str, inputs: Sequence[Any]) -> None:
-    """Raise a UserError where objects with one state dict give different results, in training or after it."""
+def _check_copied(part: nn.Module, setting: str) -> None:
+    """Raise a UserError where an object can't be copied, as exports and landscapes do."""
+    try:
+        copy.deepcopy(part)
+    except Exception as error:  # whatever the user's code raises
+        raise UserError(
+            f"{setting} can't be copied: {described(error)}",
+            accepted="what copy.deepcopy takes: no results of operations with gradients as attributes",
+            advice="torch.nn.utils.parametrizations.weight_norm in place of torch.nn.utils.weight_norm",
+        ) from error
+
+
+def _check_reloaded(parts: Sequence[nn.Module], setting: str, inputs: Callable[[], Sequence[Any]]) -> None:
+    """Raise a UserError where an object that was trained with differs from others that are loaded with its state."""
     first, *others = parts
     names = {*first.state_dict()}
-    with torch.no_grad():
-        for weight in first.parameters():
-            if not weight.any():  # it may hide a part of the object until it is trained
-                weight.normal_(std=0.1)
-    for other in others:
-        try:
+    first.train()
+    for seed in range(CALLS):
+        _call(first, inputs(), seed)
+    if late := {*first.state_dict()} - names:
+        raise UserError(
+            f"{setting} makes its {min(late)} when it is called, so that no checkpoint could be loaded",
+            accepted="parameters and buffers that the constructor makes",
+        )
+    try:
+        for other in others:
             other.load_state_dict(first.state_dict())
-        except Exception as error:  # whatever the user's code raises
-            raise UserError(
-                f"{setting} can't load its own state dict: {described(error)}",
-                accepted="parameters and buffers that the constructor makes, of the same names and shapes each time",
-            ) from error
-
-    def result(part: nn.Module, seed: int) -> Tensor:
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            return part(*inputs)  # type: ignore[no-any-return]
-
+    except Exception as error:  # whatever the user's code raises
+        raise UserError(
+            f"{setting} can't load its own state dict: {described(error)}",
+            accepted="parameters and buffers that the constructor makes, of the same names and shapes each time",
+        ) from error
+    given = inputs()
     for is_training in (False, True):
-        expected = result(first.train(is_training), 0)
-        if late := {*first.state_dict()} - names:
-            raise UserError(
-                f"{setting} makes its {min(late)} when it is called, so that no checkpoint could be loaded",
-                accepted="parameters and buffers that the constructor makes",
-            )
-        draws = is_training or not _equal(expected, result(first, 1))
-        for number, other in enumerate(others, start=1):
-            if not _equal(expected, result(other.train(is_training), 0 if draws else number)):
+        expected = _call(first.train(is_training), given, 0)
+        if is_training and not _equal(expected, _call(first, given, 0)):
+            break  # random numbers of its own, or counts: what is tested is the same without training
+        for other in others:
+            if not _equal(expected, _call(other.train(is_training), given, 0)):
                 raise _lost(first, other, setting)
+
+
+def _call(part: nn.Module, inputs: Sequence[Any], seed: int) -> Tensor:
+    """Call a part with random numbers by a seed; those of a GPU, which a training goes on with, stay as they are."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  the user's code may draw from it
+    with torch.no_grad():
+        return part(*inputs)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Leave Python's, NumPy's and, on the CPU, torch's random numbers as they would be without the block."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002  as above
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002  as above
+
+
+def _fill_zeros(part: nn.Module) -> None:
+    """Give weights that are zeros other values: they may hide a part of the object until it is trained."""
+    with torch.no_grad():
+        for weight in part.parameters():
+            if not weight.any():
+                weight.normal_(std=0.1)
 
 
 def _lost(one: nn.Module, other: nn.Module, setting: str) -> UserError:
     """Return the error for two objects that differ though they have one state dict."""
     theirs = dict(_unsaved(other))
-    drawn = [name for name, own in _unsaved(one) if name in theirs and not torch.equal(own, theirs[name])]
+    drawn = [name for name, own in _unsaved(one) if name in theirs and not _equal(own, theirs[name])]
     if drawn:
         return UserError(
-            f"{setting}: its tensor {drawn[0]} is drawn at random, and no checkpoint would hold it",
+            f"{setting}: its tensor {drawn[0]} is drawn at random, or changes, and no checkpoint would hold it",
             accepted="state that is a parameter, or a buffer with persistent=True",
             advice="self.register_buffer(NAME, ...)",
         )
     return UserError(
         f"{setting}: two objects with the same parameters and buffers give different results, so that a checkpoint "
         "would not be what was trained",
-        accepted="state that is a parameter or a buffer with persistent=True, and no random numbers elsewhere, such as "
-        "in an array of NumPy",
+        accepted="state that is a parameter or a buffer with persistent=True; no random numbers or counts elsewhere, "
+        "such as in an array of NumPy or a number of Python",
         advice="self.register_buffer(NAME, ...)",
     )
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    return torch.allclose(one, other, rtol=1e-4, atol=1e-6, equal_nan=True)
+    one, other = (each.to_dense() if each.layout != torch.strided else each for each in (one, other))
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
 def _unsaved(part: nn.Module) -> list[tuple[str, Tensor]]:

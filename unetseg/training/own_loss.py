@@ -39,9 +39,13 @@ def own_loss(loss: str, classes: int) -> nn.Module:
         return [logits, target.to(torch.uint8)]
 
     def attempt(built: nn.Module) -> None:
+        for is_training in (True, False):
+            check(built.train(is_training))
+
+    def check(built: nn.Module) -> None:
         logits, target = inputs()
         try:
-            of_logits, _ = try_out(built.eval(), setting, [logits, target], ())
+            of_logits, _ = try_out(built, setting, [logits, target], ())
         except UserError as error:
             if f"{IGNORE} is out of bounds" in str(error):  # as torch's cross-entropy says it
                 raise UserError(f"{setting} counts pixels of {IGNORE}", accepted=ignored, advice=advice) from error
