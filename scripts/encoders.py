@@ -24,11 +24,11 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import time
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -242,12 +242,20 @@ def table(results: dict[str, Result]) -> str:
             *(*of_families, ""),
         ]
     rows += [f"{absent} models of timm are not measured yet."] if absent else []
-    reasons = Counter((p, _general(r[p], r["encoder"])) for r in results.values() for p in PROPERTIES if r.get(p))
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for result in results.values():
+        for prop in filter(result.get, PROPERTIES):
+            of_reason = reasons.setdefault(_general(result[prop], result["encoder"]), {})
+            of_reason.setdefault(result["encoder"], []).append(prop)
     if reasons:
         rows += ["", "## Why not", "", "| property | encoders | reason | such as |", "| --- | ---: | --- | --- |"]
-    for (prop, reason), count in sorted(reasons.items(), key=lambda item: (PROPERTIES.index(item[0][0]), -item[1])):
-        names = [r["encoder"] for r in results.values() if r.get(prop) and _general(r[prop], r["encoder"]) == reason]
-        rows.append(f"| {prop} | {count} | {reason.replace('|', ' ')} | {', '.join(names[:EXAMPLES])} |")
+    table_of_reasons = [
+        (", ".join(p for p in PROPERTIES if any(p in of_one for of_one in of_reason.values())), of_reason, reason)
+        for reason, of_reason in reasons.items()
+    ]
+    for properties, of_reason, reason in sorted(table_of_reasons, key=lambda row: (row[0], -len(row[1]))):
+        names = [*of_reason][:EXAMPLES]
+        rows.append(f"| {properties} | {len(of_reason)} | {reason.replace('|', ' ')} | {', '.join(names)} |")
     return HEAD.format(smp=smp.__version__, timm=timm.__version__, torch=torch.__version__) + "\n".join(rows) + "\n"
 
 
@@ -271,8 +279,9 @@ def _not_measured(whose: str, names: list[str]) -> list[str]:
 
 
 def _general(reason: str, name: str) -> str:
-    """Return a reason without the name of the encoder."""
-    return reason.replace(name, "NAME").replace(name.removeprefix(TIMM), "NAME")
+    """Return a reason without the name of the encoder, its own side and the sides as formulas."""
+    reason = reason.replace(name, "NAME").replace(name.removeprefix(TIMM), "NAME")
+    return re.sub(r"match model \(\d+\)", "match model (N)", re.sub(r"[\w.]*\(\(.*|\w*\(Mod\(.*", "...", reason))
 
 
 def main() -> None:
