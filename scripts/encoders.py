@@ -10,7 +10,7 @@ Each encoder has a process of its own, with pictures of 64 px, or of the one siz
   statistics of a batch in training mode, bit for bit;
 - trained: a step moves the weights, and each that isn't frozen has a gradient;
 - routed: the gradient of that step is told by exit, and the shares sum to 1;
-- pt2, onnx: the exported file has the model's probabilities, at several sizes.
+- onnx, pt2: the exported file has the model's probabilities, at several sizes.
 
 The results lie in docs/encoders.jsonl, a line each; a property's text is empty where it holds, and says why where not.
 """
@@ -46,7 +46,7 @@ from unetseg.model.encoders import SIDE, own_side
 from unetseg.names import ENCODERS, TIMM
 
 Result = dict[str, Any]
-PROPERTIES = ("built", "equal", "trained", "routed", "pt2", "onnx")
+PROPERTIES = ("built", "equal", "trained", "routed", "onnx", "pt2")
 """In the order in which they are measured."""
 KEPT = Path(__file__).parents[1] / "docs/encoders.jsonl"
 LONGEST = 200
@@ -152,7 +152,7 @@ def _exports(model: Segmenter, side: int) -> Iterator[Result]:
             program = export.trace(export.PictureModel(model))
             shapes = export.shapes_to_check(program, side)
     except Exception as error:  # each architecture has errors of its own
-        yield dict.fromkeys(("pt2", "onnx"), f"{type(error).__name__}: {first_line(error)}"[:LONGEST])
+        yield dict.fromkeys(("onnx", "pt2"), f"{type(error).__name__}: {first_line(error)}"[:LONGEST])
         return
 
     def check(suffix: str) -> None:
@@ -162,7 +162,7 @@ def _exports(model: Segmenter, side: int) -> Iterator[Result]:
         if not worst <= export.TOLERANCE:
             raise ValueError(f"probabilities differ by {worst:.1e}")
 
-    for name in ("pt2", "onnx"):
+    for name in ("onnx", "pt2"):  # the second one changes the program
         yield {name: _try(lambda suffix=f".{name}": check(suffix))}
 
 
@@ -266,8 +266,8 @@ weights, two pictures of 64 px, or of the one size that an encoder takes).
 
 **built**: `model.encoder=NAME` makes a network. **equal**: with `skip=concat` it is `smp.Unet`: names, first weights,
 outputs, gradients and statistics, bit for bit. **trained**: a step of training moves it, and no weight that is not
-frozen is left without a gradient. **routed**: the gradient is told by exit, and the shares sum to 1. **pt2**,
-**onnx**: the exported file has the probabilities of the model for pictures of any size.
+frozen is left without a gradient. **routed**: the gradient is told by exit, and the shares sum to 1. **onnx**,
+**pt2**: the exported file has the probabilities of the model for pictures of any size.
 
 ## smp's encoders
 

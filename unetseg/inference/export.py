@@ -248,7 +248,6 @@ def trace(model: PictureModel) -> ExportedProgram:
         program.range_constraints[symbol] = ValueRanges(1, int_oo)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # contains the paths of this machine's files
-    round_up_in_integers(program)
     return program
 
 
@@ -309,6 +308,7 @@ def with_metadata(content: bytes, entries: dict[str, str]) -> bytes:
 
 def to_pt2(program: ExportedProgram, entries: dict[str, str]) -> bytes:
     """Return a program as torch.export.save writes it, with the entries as extra files."""
+    round_up_in_integers(program)  # here alone: with such sides the way to ONNX takes far longer
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files=entries)
     return buffer.getvalue()
