@@ -308,7 +308,7 @@ def with_metadata(content: bytes, entries: dict[str, str]) -> bytes:
 
 def to_pt2(program: ExportedProgram, entries: dict[str, str]) -> bytes:
     """Return a program as torch.export.save writes it, with the entries as extra files."""
-    round_up_in_integers(program)  # here alone: with such sides the way to ONNX takes far longer
+    round_up_in_integers(program)  # here alone: the way to ONNX takes twice as long with them
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files=entries)
     return buffer.getvalue()
