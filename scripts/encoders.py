@@ -225,7 +225,8 @@ def table(results: dict[str, Result]) -> str:
         rows.append(
             f"| {' | '.join([result['encoder'], size, ' '.join(map(str, result.get('widths', []))), *cells])} |"
         )
-    rows += ["", *_not_measured("of smp", [name for name in ENCODERS if name not in results])]
+    if unknown := [name for name in ENCODERS if name not in results]:
+        rows += ["", f"Not measured yet of smp: {', '.join(unknown)}."]
     of_families = []
     absent = 0
     for family, names in families().items():
@@ -272,10 +273,6 @@ frozen is left without a gradient. **routed**: the gradient is told by exit, and
 ## smp's encoders
 
 """
-
-
-def _not_measured(whose: str, names: list[str]) -> list[str]:
-    return [f"Not measured yet {whose}: {', '.join(names)}."] if names else []
 
 
 def _general(reason: str, name: str) -> str:

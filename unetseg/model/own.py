@@ -136,7 +136,6 @@ def own_decoder(
 def _check_levels(built: nn.Module, fusions: Sequence[Fusion], encoder_channels: Sequence[int], setting: str) -> None:
     """Raise a UserError where a decoder's fusions are not given their levels, or features enter beside them."""
     features = _features(encoder_channels, PICTURES[1])
-    handles = []
     for level, fusion in enumerate(fusions, start=1):
 
         def without(_: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor], level: int = level) -> Any:
@@ -148,7 +147,7 @@ def _check_levels(built: nn.Module, fusions: Sequence[Fusion], encoder_channels:
                 )
             return (deep, torch.zeros_like(skip)), {}
 
-        handles.append(fusion.register_forward_pre_hook(without, with_kwargs=True))
+        fusion.register_forward_pre_hook(without, with_kwargs=True)  # for good: what is tried is thrown away
 
     def result() -> Tensor:
         torch.default_generator.manual_seed(0)
@@ -164,8 +163,6 @@ def _check_levels(built: nn.Module, fusions: Sequence[Fusion], encoder_channels:
                 "skip_flow, skip_gradient and skip_scale would do nothing to them",
                 accepted=f"features[{level}] as an argument of self.fusions[{level - 1}] alone",
             )
-    for handle in handles:
-        handle.remove()
 
 
 def check_nodes(built: nn.Module, decoder: str, encoder_channels: Sequence[int]) -> None:

@@ -24,6 +24,8 @@ OTHERS = 6
 """Objects that are tried, one by its rules and the others among each other: a few random signs may agree by chance."""
 CALLS = 3
 """Calls in training mode before an object's state is saved."""
+_OF_MODULES = {*vars(nn.Module())}
+"""The attributes by which torch registers parameters, buffers, modules and hooks."""
 
 
 def build_tried(
@@ -274,10 +276,6 @@ def _unsaved(part: nn.Module) -> list[tuple[str, Tensor]]:
             if name not in _OF_MODULES:
                 tensors += _inside(own, f"{place}.{name}".lstrip("."), known)
     return tensors
-
-
-_OF_MODULES = {*vars(nn.Module())}
-"""The attributes by which torch registers parameters, buffers, modules and hooks."""
 
 
 def _inside(value: Any, name: str, known: set[int]) -> Iterator[tuple[str, Tensor]]:
